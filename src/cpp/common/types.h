@@ -1,0 +1,30 @@
+// Small vocabulary shared by every part of the library.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mxfp4moe {
+
+enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
+
+enum class WeightFormat : int32_t { kMxfp4 };
+constexpr int kNumWeightFormats = 1;
+
+enum class ActivationKind : int32_t { kSilu, kSwigluOai, kGelu, kGeluTanh };
+
+// Gate is clamped from above and up on both sides to `limit` (infinity: not at all), then `kind` is applied.
+struct Activation {
+  ActivationKind kind;
+  float alpha;
+  float limit;
+};
+
+// A panel is 16 output rows by all of K; a K-block is 32 consecutive k. See packing/panels.h for the layout.
+constexpr int kPanelRows = 16;
+constexpr int kBlockK = 32;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace mxfp4moe

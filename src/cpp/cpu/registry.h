@@ -1,0 +1,13 @@
+// The kernel tables of this build, and which of them this machine can run.
+#pragma once
+
+#include "kernels/kernel_table.h"
+
+namespace mxfp4moe {
+
+int num_kernel_tables();
+// In the order of CMake's list: a later one that is supported is preferred. 0 <= index < num_kernel_tables().
+const KernelTable& kernel_table(int index);
+bool kernel_table_supported(int index);
+
+}  // namespace mxfp4moe

@@ -1,0 +1,53 @@
+// bfloat16 and float16 as scalars. `static` on purpose: each kernel table keeps a copy compiled with its own
+// flags, so the linker can never pick one table's instructions for another.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace mxfp4moe {
+
+static inline float f32_from_bits(uint32_t u) {
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+
+static inline uint32_t f32_bits(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  return u;
+}
+
+static inline float bf16_to_f32(uint16_t b) { return f32_from_bits(static_cast<uint32_t>(b) << 16); }
+
+// Nearest even. The usual carry trick turns some NaNs into infinity or zero, so NaN is tested for.
+static inline uint16_t f32_to_bf16(float f) {
+  const uint32_t u = f32_bits(f);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
+  return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+static inline float f16_to_f32(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+  const uint32_t magnitude = h & 0x7fffu;
+  if (magnitude >= 0x7c00u) return f32_from_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  // Normal and subnormal alike: place the bits as if the bias were float32's, then scale by 2^112, exact.
+  return f32_from_bits(sign | f32_bits(f32_from_bits(magnitude << 13) * f32_from_bits(0x77800000u)));
+}
+
+// Nearest even; overflow to infinity; NaN stays NaN.
+static inline uint16_t f32_to_f16(float f) {
+  const uint32_t u = f32_bits(f);
+  const uint32_t sign = (u >> 16) & 0x8000u;
+  const uint32_t a = u & 0x7fffffffu;
+  if (a > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((a >> 13) & 0x1ffu));
+  if (a >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or more
+  if (a < 0x38800000u) {                                               // below 2^-14: fixed point of 2^-24
+    const float fixed = f32_from_bits(a) + 0.5f;                       // the last bit of 0.5f is 2^-24
+    return static_cast<uint16_t>(sign | (f32_bits(fixed) - 0x3f000000u));
+  }
+  return static_cast<uint16_t>(sign | ((a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13));
+}
+
+}  // namespace mxfp4moe

@@ -1,0 +1,59 @@
+// Sixteen float32 lanes in one zmm register. See portable/simd.h, which defines each function in plain C++.
+// This header is included inside the namespace of one kernel table; it must not be included anywhere else.
+
+using F32 = __m512;
+using U32 = __m512i;
+
+inline F32 load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a); }
+inline F32 broadcast(float a) { return _mm512_set1_ps(a); }
+inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+inline F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+inline F32 mul_add(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+inline F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+inline F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+inline F32 select_less(F32 a, F32 b, F32 x, F32 y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+inline F32 round_even(F32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+inline U32 bits(F32 a) { return _mm512_castps_si512(a); }
+inline F32 from_bits(U32 a) { return _mm512_castsi512_ps(a); }
+inline U32 broadcast_u32(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
+inline U32 load_u32(const uint32_t* p) { return _mm512_loadu_si512(p); }
+inline void store_u32(uint32_t* p, U32 a) { _mm512_storeu_si512(p, a); }
+inline U32 bit_and(U32 a, U32 b) { return _mm512_and_si512(a, b); }
+inline U32 bit_or(U32 a, U32 b) { return _mm512_or_si512(a, b); }
+inline U32 bit_xor(U32 a, U32 b) { return _mm512_xor_si512(a, b); }
+inline U32 add_u32(U32 a, U32 b) { return _mm512_add_epi32(a, b); }
+inline U32 sub_u32(U32 a, U32 b) { return _mm512_sub_epi32(a, b); }
+inline U32 min_u32(U32 a, U32 b) { return _mm512_min_epu32(a, b); }
+inline U32 max_u32(U32 a, U32 b) { return _mm512_max_epu32(a, b); }
+template <int N>
+inline U32 shift_left(U32 a) { return _mm512_slli_epi32(a, N); }
+template <int N>
+inline U32 shift_right(U32 a) { return _mm512_srli_epi32(a, N); }
+inline U32 to_u32(F32 a) { return _mm512_cvttps_epi32(a); }
+inline uint32_t reduce_max_u32(U32 a) { return _mm512_reduce_max_epu32(a); }
+
+inline F32 load_bf16(const uint16_t* p) {
+  const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+inline __m256i to_bf16(F32 a) {
+  const __m512i u = _mm512_castps_si512(a);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+}
+inline void store_bf16(uint16_t* p, F32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(a)); }
+inline F32 load_f16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_f16(uint16_t* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}

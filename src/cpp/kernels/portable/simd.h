@@ -1,0 +1,81 @@
+// Sixteen float32 lanes in plain C++, in loops that a compiler can vectorize for any target.
+// The same functions stand in avx2/simd.h and avx512/simd.h; generic code is written against them.
+// This header is included inside the namespace of one kernel table; it must not be included anywhere else.
+
+struct F32 {
+  float v[16];
+};
+struct U32 {
+  uint32_t v[16];
+};
+
+#define MXFP4MOE_LANES(expr)      \
+  for (int i = 0; i < 16; ++i) {  \
+    r.v[i] = (expr);              \
+  }                               \
+  return r
+
+inline F32 load(const float* p) { F32 r; std::memcpy(r.v, p, 64); return r; }
+inline void store(float* p, F32 a) { std::memcpy(p, a.v, 64); }
+inline F32 broadcast(float a) { F32 r; MXFP4MOE_LANES(a); }
+inline F32 add(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] + b.v[i]); }
+inline F32 sub(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] - b.v[i]); }
+inline F32 mul(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] * b.v[i]); }
+inline F32 div(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] / b.v[i]); }
+// a * b + c, in one rounding or two: only for approximations, never where the contract counts roundings.
+inline F32 mul_add(F32 a, F32 b, F32 c) { F32 r; MXFP4MOE_LANES(a.v[i] * b.v[i] + c.v[i]); }
+// The second operand is returned when the comparison is unordered: min(limit, x) keeps a NaN in x.
+inline F32 min(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+inline F32 max(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+// a < b ? x : y
+inline F32 select_less(F32 a, F32 b, F32 x, F32 y) { F32 r; MXFP4MOE_LANES(a.v[i] < b.v[i] ? x.v[i] : y.v[i]); }
+// To the nearest integer, ties to even, for |a| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits.
+inline F32 round_even(F32 a) { F32 r; MXFP4MOE_LANES((a.v[i] + 12582912.0f) - 12582912.0f); }
+
+inline U32 bits(F32 a) { U32 r; std::memcpy(r.v, a.v, 64); return r; }
+inline F32 from_bits(U32 a) { F32 r; std::memcpy(r.v, a.v, 64); return r; }
+inline U32 broadcast_u32(uint32_t a) { U32 r; MXFP4MOE_LANES(a); }
+inline U32 load_u32(const uint32_t* p) { U32 r; std::memcpy(r.v, p, 64); return r; }
+inline void store_u32(uint32_t* p, U32 a) { std::memcpy(p, a.v, 64); }
+inline U32 bit_and(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] & b.v[i]); }
+inline U32 bit_or(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] | b.v[i]); }
+inline U32 bit_xor(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] ^ b.v[i]); }
+inline U32 add_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] + b.v[i]); }
+inline U32 sub_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] - b.v[i]); }
+inline U32 min_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+inline U32 max_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+template <int N>
+inline U32 shift_left(U32 a) { U32 r; MXFP4MOE_LANES(a.v[i] << N); }
+template <int N>
+inline U32 shift_right(U32 a) { U32 r; MXFP4MOE_LANES(a.v[i] >> N); }
+// The integer a float holds, for 0 <= a < 2^31.
+inline U32 to_u32(F32 a) { U32 r; MXFP4MOE_LANES(static_cast<uint32_t>(static_cast<int32_t>(a.v[i]))); }
+inline uint32_t reduce_max_u32(U32 a) {
+  uint32_t m = 0;
+  for (int i = 0; i < 16; ++i) m = a.v[i] > m ? a.v[i] : m;
+  return m;
+}
+
+inline F32 load_bf16(const uint16_t* p) {
+  U32 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<uint32_t>(p[i]) << 16;
+  return from_bits(r);
+}
+// Nearest even; a NaN stays a (quiet) NaN.
+inline void store_bf16(uint16_t* p, F32 a) {
+  const U32 u = bits(a);
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t rounded = (u.v[i] + 0x7fffu + ((u.v[i] >> 16) & 1u)) >> 16;
+    const uint32_t quiet = (u.v[i] >> 16) | 0x40u;
+    p[i] = static_cast<uint16_t>((u.v[i] & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+  }
+}
+inline F32 load_f16(const uint16_t* p) {
+  F32 r;
+  MXFP4MOE_LANES(f16_to_f32(p[i]));
+}
+inline void store_f16(uint16_t* p, F32 a) {
+  for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(a.v[i]);
+}
+
+#undef MXFP4MOE_LANES
