@@ -2,10 +2,11 @@
 
 Written to be read, not to be fast. Nothing here calls compiled code of this package.
 
-Numerics. Activations are bfloat16, sums are float32. A sum here is accumulated in float64 and rounded once to
-float32: that is the correctly rounded sum, the same whatever order a BLAS adds in, and where every partial sum is an
-integer below 2**24 it is also what any order of float32 additions gives. For the same reason sigmoid, erf and tanh
-are evaluated in float64 and rounded once. All else is ordinary float32 arithmetic in the order written.
+Numerics. Activations are bfloat16, sums are float32. A sum here is accumulated in float64 and rounded once
+to float32: that is the correctly rounded sum, the same whatever order a BLAS adds in, and where every partial
+sum is an integer below 2**24 it is also what any order of float32 additions gives. For the same reason
+sigmoid, erf and tanh are evaluated in float64 and rounded once. All else is ordinary float32 arithmetic in
+the order written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 
 
-# --- Quantization ---------------------------------------------------------------------------------------------------
+# --- Quantization -------------------------------------------------------------------------------------------
 
 E2M1_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 
@@ -50,7 +51,7 @@ def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray, dtype: Any = np.flo
     return values.reshape(*codes.shape[:-1], -1)
 
 
-# --- Routing --------------------------------------------------------------------------------------------------------
+# --- Routing ------------------------------------------------------------------------------------------------
 
 
 def topk_softmax(
@@ -78,7 +79,7 @@ def topk_softmax(
     return (np.exp(chosen - largest) / total).astype(np.float32), ids.astype(np.int32)
 
 
-# --- Activations ----------------------------------------------------------------------------------------------------
+# --- Activations --------------------------------------------------------------------------------------------
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -131,7 +132,7 @@ def activate(
     return np.asarray(gate * factor.astype(dtype) * up)
 
 
-# --- Mixture of experts ---------------------------------------------------------------------------------------------
+# --- Mixture of experts -------------------------------------------------------------------------------------
 
 
 class ExpertArrays(NamedTuple):
@@ -152,7 +153,8 @@ class ExpertArrays(NamedTuple):
     w2_bias : ndarray or None
         [E, K].
     gate_up_layout : str
-        Rows of `w13`: all of gate, then all of up ("concatenated"), or gate_0, up_0, gate_1, ... ("interleaved").
+        Rows of `w13`: all of gate, then all of up ("concatenated"), or gate_0, up_0, gate_1, ...
+        ("interleaved").
     """
 
     w13: np.ndarray
@@ -196,8 +198,8 @@ def fused_experts(
 ) -> np.ndarray:
     """Sum of each token's chosen experts, with exactly the roundings of the numerics contract.
 
-    Hidden states are rounded once to bfloat16. Each slot of a token then computes, in float32 but for the bfloat16
-    intermediate,
+    Hidden states are rounded once to bfloat16. Each slot of a token then computes, in float32 but for the
+    bfloat16 intermediate,
 
     - gate, up = w13 . hidden + w13_bias (the sums times the router weight first, if it applies to the input),
     - intermediate = bfloat16(activate(gate, up)),

@@ -22,13 +22,13 @@ def topk_softmax(
     Parameters
     ----------
     router_logits : array_like of shape (..., num_experts)
-        float32, bfloat16, float16, or float64 (rounded once to float32). -inf excludes an expert: it is chosen only
-        when nothing else is left, and then has the weight 0.
+        float32, bfloat16, float16, or float64 (rounded once to float32). -inf excludes an expert: it is
+        chosen only when nothing else is left, and then has the weight 0.
     top_k : int
         Experts per token, 1 to `num_experts`.
     renormalize : bool, default True
-        Softmax over the chosen logits (gpt-oss, Mixtral). False: over all of them, so that the weights of a row sum
-        to less than 1 (Qwen3-MoE with ``norm_topk_prob=False``).
+        Softmax over the chosen logits (gpt-oss, Mixtral). False: over all of them, so that the weights of a
+        row sum to less than 1 (Qwen3-MoE with ``norm_topk_prob=False``).
 
     Returns
     -------
@@ -78,8 +78,8 @@ def _row_sum(x: np.ndarray) -> np.ndarray:
 
 def _largest(scores: np.ndarray, k: int) -> np.ndarray:
     """Ids of the k largest float32 scores of each row, in descending order, ties to the lower id."""
-    # One integer key per score: its bits, mapped so that a larger score is a smaller integer, above its id. Keys are
-    # distinct, so partition and sort need not be stable. Adding 0 makes -0 equal to 0.
+    # One integer key per score: its bits, mapped so that a larger score is a smaller integer, above its id.
+    # Keys are distinct, so partition and sort need not be stable. Adding 0 makes -0 equal to 0.
     bits = (scores + np.float32(0)).view(np.int32)
     descending = np.where(bits < 0, bits & 0x7FFFFFFF, ~bits).astype(np.int64)
     keys = descending << 32 | np.arange(scores.shape[-1])
