@@ -1,26 +1,35 @@
 // The only place that knows how threads are made.
 #pragma once
 
-#include <cstdint>
+#include <atomic>
+
+#include "threads/wait_word.h"
 
 namespace mxfp4moe {
 
 // Runs task(context, thread, num_threads) once for each thread in [0, num_threads); the caller is thread 0.
 // Returns when all are done. `num_threads` as passed to the task may be smaller than asked for (the system
-// refused a thread, or other callers hold the workers), never larger. Correct from several threads at once
-// and in a child after fork. `task` must not throw.
+// refused a thread, or several callers share the cores), never larger. Correct from several threads at once
+// and in a child after fork. `task` must not throw; it runs in the default floating-point environment.
 using ThreadTask = void (*)(void* context, int thread, int num_threads);
 void parallel_run(int num_threads, ThreadTask task, void* context);
 
-// Lets the `num_threads` threads of one parallel_run meet; reusable. Lives in the caller's frame.
+// Ends the workers that wait for work and waits until they are gone; a later call makes new ones.
+void release_workers();
+
+// Workers that exist in this process, waiting or running.
+int num_workers();
+
+// Lets the threads of one parallel_run meet; reusable. Lives in the caller's frame.
 class Barrier {
  public:
-  explicit Barrier(int num_threads);
-  void wait();
+  // `num_threads` is the number that the task was given, which may be less than was asked for.
+  void wait(int num_threads);
 
  private:
-  int num_threads_;
-  // (implementation: spin at most ~50 us, then sleep)
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) WaitWord generation_;
+  std::atomic<int> sleepers_{0};
 };
 
 }  // namespace mxfp4moe

@@ -1,0 +1,255 @@
+#include "threads/pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <mutex>
+#include <new>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "threads/cpus.h"
+
+namespace mxfp4moe {
+namespace {
+
+struct Job {
+  ThreadTask task;
+  void* context;
+  int num_threads;
+};
+
+// What a worker's word says. The worker sleeps on kAsleep, the caller that gave it work on kAwaited; the two
+// never sleep at the same time. A worker object outlives every look at its word, unlike the caller's frame.
+enum : uint32_t {
+  kIdle,     // waits for work
+  kAsleep,   // as kIdle, but must be woken
+  kBusy,     // has work
+  kAwaited,  // as kBusy, and the caller must be woken at its end
+  kQuit,     // is to end
+};
+
+struct Worker {
+  WaitWord word;
+  pthread_t handle;
+  Job job;
+  int thread;
+  Worker* next;  // in the list of idle workers or in that of a caller
+};
+
+struct Pool {
+  std::mutex lock;
+  Worker* idle = nullptr;
+  int num_callers = 0;
+  int num_workers = 0;
+};
+
+// Never destroyed: workers and daemon threads may use it until the last moment of the process.
+alignas(Pool) unsigned char g_pool_storage[sizeof(Pool)];
+Pool& pool() { return *std::launder(reinterpret_cast<Pool*>(g_pool_storage)); }
+
+// A child of fork has no workers, and the lock may be held by a thread that the child does not have. So it
+// starts with a new pool; the objects of its parent's workers are left alone.
+void reset_pool() { ::new (g_pool_storage) Pool; }
+[[maybe_unused]] const int g_registered = (reset_pool(), pthread_atfork(nullptr, nullptr, reset_pool));
+
+// The default floating-point environment while it lives, so that no result depends on a caller's rounding mode
+// or flushing of subnormals, and no caller sees the flags of our arithmetic.
+class DefaultFloatEnvironment {
+ public:
+#if defined(__x86_64__)
+  DefaultFloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloatEnvironment() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  DefaultFloatEnvironment() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+  }
+  ~DefaultFloatEnvironment() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#endif
+};
+
+void run(const Job& job, int thread) {
+  const DefaultFloatEnvironment environment;
+  job.task(job.context, thread, job.num_threads);
+}
+
+uint32_t wait_for_work(WaitWord& word) {
+  uint32_t state = word.spin_while(kIdle);
+  if (state == kIdle && word.value.compare_exchange_strong(state, kAsleep, std::memory_order_acquire)) {
+    state = kAsleep;
+  }
+  while (state == kAsleep) {
+    word.sleep_while(kAsleep);
+    state = word.value.load(std::memory_order_acquire);
+  }
+  return state;
+}
+
+void* worker_main(void* argument) {
+  Worker& worker = *static_cast<Worker*>(argument);
+#if defined(__linux__)
+  pthread_setname_np(pthread_self(), "mxfp4moe");
+#endif
+  while (wait_for_work(worker.word) != kQuit) {
+    run(worker.job, worker.thread);
+    if (worker.word.value.exchange(kIdle, std::memory_order_acq_rel) == kAwaited) worker.word.wake_all();
+  }
+  return nullptr;
+}
+
+// Gives a waiting worker something to do.
+void signal(Worker& worker, uint32_t state) {
+  if (worker.word.value.exchange(state, std::memory_order_acq_rel) == kAsleep) worker.word.wake_all();
+}
+
+void wait_until_done(WaitWord& word) {
+  uint32_t state = word.spin_while(kBusy);
+  if (state == kBusy && word.value.compare_exchange_strong(state, kAwaited, std::memory_order_acquire)) {
+    state = kAwaited;
+  }
+  while (state == kAwaited) {
+    word.sleep_while(kAwaited);
+    state = word.value.load(std::memory_order_acquire);
+  }
+}
+
+// Signals are for the threads of the application; but a worker's own fault must reach its handlers.
+sigset_t worker_signal_mask() {
+  sigset_t mask;
+  sigfillset(&mask);
+  for (int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT}) sigdelset(&mask, fault);
+  return mask;
+}
+
+// Null if the system refuses.
+Worker* make_worker() {
+  Worker* worker = new (std::nothrow) Worker{};
+  if (worker == nullptr) return nullptr;
+  const sigset_t mask = worker_signal_mask();
+  sigset_t saved;
+  pthread_sigmask(SIG_SETMASK, &mask, &saved);
+  const int error = pthread_create(&worker->handle, nullptr, worker_main, worker);
+  pthread_sigmask(SIG_SETMASK, &saved, nullptr);
+  if (error == 0) return worker;
+  delete worker;
+  return nullptr;
+}
+
+// The workers of one call, in the order of their thread numbers, which a caller that is alone sees again at
+// its next call.
+struct Team {
+  Worker* first = nullptr;
+  Worker* last = nullptr;
+  int size = 0;
+
+  void add(Worker* worker) {
+    worker->next = nullptr;
+    (last != nullptr ? last->next : first) = worker;
+    last = worker;
+    ++size;
+  }
+};
+
+// At most `num_threads` - 1 workers. Several callers share the cores: more threads than cores would wait for
+// each other at every barrier.
+Team take_team(int num_threads) {
+  Team team;
+  const int cpus = available_cpus();
+  int num_new = 0;
+  {
+    std::lock_guard<std::mutex> hold(pool().lock);
+    const int share = std::max(num_threads, cpus) / ++pool().num_callers;
+    const int wanted = std::min(num_threads, std::max(share, 1)) - 1;
+    while (team.size < wanted && pool().idle != nullptr) {
+      Worker* worker = pool().idle;
+      pool().idle = worker->next;
+      team.add(worker);
+    }
+    num_new = wanted - team.size;
+    pool().num_workers += num_new;
+  }
+  for (; num_new > 0; --num_new) {
+    Worker* worker = make_worker();
+    if (worker == nullptr) break;
+    team.add(worker);
+  }
+  if (num_new > 0) {
+    std::lock_guard<std::mutex> hold(pool().lock);
+    pool().num_workers -= num_new;
+  }
+  return team;
+}
+
+void return_team(const Team& team) {
+  std::lock_guard<std::mutex> hold(pool().lock);
+  --pool().num_callers;
+  if (team.first == nullptr) return;
+  team.last->next = pool().idle;
+  pool().idle = team.first;
+}
+
+}  // namespace
+
+void parallel_run(int num_threads, ThreadTask task, void* context) {
+  if (num_threads <= 1) return run({task, context, 1}, 0);
+  const Team team = take_team(num_threads);
+  const Job job{task, context, team.size + 1};
+  int thread = 0;
+  for (Worker* worker = team.first; worker != nullptr; worker = worker->next) {
+    worker->job = job;
+    worker->thread = ++thread;
+    signal(*worker, kBusy);
+  }
+  run(job, 0);
+  for (Worker* worker = team.first; worker != nullptr; worker = worker->next) wait_until_done(worker->word);
+  return_team(team);
+}
+
+void release_workers() {
+  Worker* worker = nullptr;
+  {
+    std::lock_guard<std::mutex> hold(pool().lock);
+    std::swap(worker, pool().idle);
+    for (Worker* w = worker; w != nullptr; w = w->next) --pool().num_workers;
+  }
+  for (Worker* w = worker; w != nullptr; w = w->next) signal(*w, kQuit);
+  while (worker != nullptr) {
+    Worker* next = worker->next;
+    pthread_join(worker->handle, nullptr);
+    delete worker;
+    worker = next;
+  }
+}
+
+int num_workers() {
+  std::lock_guard<std::mutex> hold(pool().lock);
+  return pool().num_workers;
+}
+
+void Barrier::wait(int num_threads) {
+  if (num_threads <= 1) return;
+  const uint32_t generation = generation_.value.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads) {
+    arrived_.store(0, std::memory_order_relaxed);
+    // Sequentially consistent, as the sleepers' side: of "a new generation" and "somebody sleeps", one is seen.
+    generation_.value.store(generation + 1, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) generation_.wake_all();
+    return;
+  }
+  if (generation_.spin_while(generation) != generation) return;
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  while (generation_.value.load(std::memory_order_seq_cst) == generation) generation_.sleep_while(generation);
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+}  // namespace mxfp4moe

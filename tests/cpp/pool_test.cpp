@@ -1,0 +1,289 @@
+// Stress test of the thread pool; `pool_test measure` prints the idle CPU time and the start latency instead.
+#include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "threads/cpus.h"
+#include "threads/pool.h"
+
+using mxfp4moe::Barrier;
+using mxfp4moe::parallel_run;
+using Clock = std::chrono::steady_clock;
+
+#define CHECK(condition)                                                               \
+  do {                                                                                 \
+    if (!(condition)) {                                                                \
+      std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);     \
+      std::abort();                                                                    \
+    }                                                                                  \
+  } while (0)
+
+namespace {
+
+#if defined(__SANITIZE_THREAD__)
+constexpr int kRounds = 200;
+constexpr bool kThreadSanitizer = true;
+#else
+constexpr int kRounds = 2000;
+constexpr bool kThreadSanitizer = false;
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kAddressSanitizer = true;
+#else
+constexpr bool kAddressSanitizer = false;
+#endif
+constexpr int kMaxThreads = 8;
+
+// One call: each thread of the team counts itself, then all meet at a barrier several times; what one wrote
+// before a barrier, all must read after it.
+struct Call {
+  Barrier barrier;
+  int asked;
+  int given = 0;
+  int runs[kMaxThreads] = {};
+  int values[kMaxThreads] = {};
+};
+
+void count_and_meet(void* context, int thread, int num_threads) {
+  Call& call = *static_cast<Call*>(context);
+  CHECK(num_threads >= 1 && num_threads <= call.asked);
+  CHECK(thread >= 0 && thread < num_threads);
+  ++call.runs[thread];
+  if (thread == 0) call.given = num_threads;
+  for (int round = 1; round <= 4; ++round) {
+    call.values[thread] = round;
+    call.barrier.wait(num_threads);
+    for (int t = 0; t < num_threads; ++t) CHECK(call.values[t] == round);
+    call.barrier.wait(num_threads);
+  }
+}
+
+int run_once(int num_threads) {
+  Call call;
+  call.asked = num_threads;
+  parallel_run(num_threads, count_and_meet, &call);
+  for (int t = 0; t < kMaxThreads; ++t) CHECK(call.runs[t] == (t < call.given ? 1 : 0));
+  return call.given;
+}
+
+void test_lazy_start() {
+  CHECK(mxfp4moe::num_workers() == 0);
+  CHECK(run_once(1) == 1);
+  CHECK(mxfp4moe::num_workers() == 0);
+  CHECK(run_once(3) == 3);
+  CHECK(run_once(2) == 2);
+  CHECK(mxfp4moe::num_workers() == 2);
+}
+
+void test_one_caller() {
+  for (int round = 0; round < kRounds; ++round) {
+    const int num_threads = 1 + round % 4;
+    CHECK(run_once(num_threads) == num_threads);
+    if (round % 100 == 0) usleep(200);  // long enough for the workers to fall asleep
+  }
+}
+
+void test_several_callers() {
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 4; ++c) {
+    callers.emplace_back([c] {
+      for (int round = 0; round < kRounds / 4; ++round) run_once(1 + (round + c) % 4);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+void test_nested() {
+  parallel_run(2, [](void*, int, int) { run_once(2); }, nullptr);
+}
+
+void test_release() {
+  for (int round = 0; round < 20; ++round) {
+    CHECK(run_once(4) == 4);
+    CHECK(mxfp4moe::num_workers() >= 3);
+    mxfp4moe::release_workers();
+    CHECK(mxfp4moe::num_workers() == 0);
+  }
+}
+
+void test_release_while_running() {
+  std::atomic<bool> stop{false};
+  std::thread caller([&] {
+    while (!stop) run_once(2);
+  });
+  for (int round = 0; round < 50; ++round) mxfp4moe::release_workers();
+  stop = true;
+  caller.join();
+}
+
+void test_signals_blocked() {
+  parallel_run(2, [](void*, int thread, int) {
+    sigset_t mask;
+    pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+    CHECK(sigismember(&mask, SIGINT) == (thread == 0 ? 0 : 1));
+    CHECK(sigismember(&mask, SIGSEGV) == 0);
+  }, nullptr);
+}
+
+#if defined(__x86_64__)
+void test_float_environment() {
+  const unsigned flush_and_round_up = 0x1f80u | 0x8040u | 0x4000u;
+  _mm_setcsr(flush_and_round_up);
+  mxfp4moe::release_workers();  // new threads inherit the caller's environment
+  for (int num_threads : {1, 3}) {
+    parallel_run(num_threads, [](void*, int, int) {
+      CHECK(_mm_getcsr() == 0x1f80u);
+      volatile float tiny = 1e-38f;
+      tiny = tiny * 0.5f;  // raises flags, which the caller is not to see
+      CHECK(tiny > 0);
+    }, nullptr);
+    CHECK(_mm_getcsr() == flush_and_round_up);
+  }
+  _mm_setcsr(0x1f80u);
+}
+#endif
+
+// Runs `body` in a child, which must end well within ten seconds.
+template <class Body>
+void in_child(Body body) {
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    alarm(10);
+    body();
+    _exit(0);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+void test_fork() {
+  run_once(2);
+  in_child([] {
+    CHECK(mxfp4moe::num_workers() == 0);
+    for (int round = 0; round < 10; ++round) CHECK(run_once(3) == 3);
+    in_child([] { CHECK(run_once(2) == 2); });
+  });
+  CHECK(run_once(2) == 2);
+}
+
+void test_fork_while_running() {
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 2; ++c) {
+    callers.emplace_back([&] {
+      while (!stop) run_once(2);
+    });
+  }
+  for (int round = 0; round < 50; ++round) in_child([] { CHECK(run_once(2) == 2); });
+  stop = true;
+  for (std::thread& caller : callers) caller.join();
+}
+
+// With no address space left for a stack, the system refuses to make threads. To be called before any thread was
+// made, as the stacks of those that ended are used again.
+void test_thread_refused() {
+  in_child([] {
+    rlimit limit{1, 1};
+    CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+    CHECK(run_once(4) == 1);
+    CHECK(mxfp4moe::num_workers() == 0);
+  });
+}
+
+double cpu_ms() {
+  timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return t.tv_sec * 1e3 + t.tv_nsec * 1e-6;
+}
+
+double us_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
+struct Start {
+  Clock::time_point called;
+  double us;
+};
+
+void note_start(void* context, int thread, int) {
+  Start& start = *static_cast<Start*>(context);
+  if (thread == 1) start.us = us_since(start.called);
+}
+
+void meet_often(void* context, int, int num_threads) {
+  for (int i = 0; i < 10000; ++i) static_cast<Barrier*>(context)->wait(num_threads);
+}
+
+void measure() {
+  constexpr int kCalls = 200;
+  double start_us = 0, call_ms = 0, idle_ms = 0;
+  run_once(2);
+  double before = cpu_ms();
+  for (int call = 0; call < kCalls; ++call) {
+    usleep(20000);
+    const double idle = cpu_ms();
+    Start start{Clock::now(), 0};
+    parallel_run(2, note_start, &start);
+    const double after = cpu_ms();
+    start_us += start.us;
+    idle_ms += idle - before;
+    call_ms += after - idle;
+    before = after;
+  }
+  std::printf("after 20 ms of idleness: start %.1f us, CPU in the call %.3f ms, CPU until the next %.3f ms\n",
+              start_us / kCalls, call_ms / kCalls, idle_ms / kCalls);
+  Clock::time_point start = Clock::now();
+  for (int call = 0; call < 10000; ++call) parallel_run(2, [](void*, int, int) {}, nullptr);
+  std::printf("back to back: %.2f us per call\n", us_since(start) / 10000);
+  Barrier barrier;
+  start = Clock::now();
+  parallel_run(2, meet_often, &barrier);
+  std::printf("barrier: %.2f us\n", us_since(start) / 10000);
+  std::printf("available CPUs: %d\n", mxfp4moe::available_cpus());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "measure") == 0) {
+    measure();
+    return 0;
+  }
+  if (!kThreadSanitizer && !kAddressSanitizer) test_thread_refused();  // they need address space themselves
+  test_lazy_start();
+  test_one_caller();
+  test_several_callers();
+  test_nested();
+  test_release();
+  test_release_while_running();
+  test_signals_blocked();
+#if defined(__x86_64__)
+  test_float_environment();
+#endif
+  // ThreadSanitizer does not follow a child of a process with threads.
+  if (!kThreadSanitizer) {
+    test_fork();
+    test_fork_while_running();
+  }
+  CHECK(mxfp4moe::available_cpus() >= 1);
+  std::puts("ok");
+  return 0;
+}
