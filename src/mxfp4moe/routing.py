@@ -61,14 +61,14 @@ def topk_softmax(
     chosen = np.take_along_axis(logits, topk_ids, axis=-1)
     _check_values(logits, chosen)
     largest = chosen[..., :1]
-    exponentials = _exp(chosen - largest)
-    total = _row_sum(exponentials if renormalize else _exp(logits - largest))
+    exponentials = _exp_difference(chosen, largest)
+    total = _row_sum(exponentials if renormalize else _exp_difference(logits, largest))
     return (exponentials / total).astype(np.float32), topk_ids.astype(np.int32)
 
 
-def _exp(x: np.ndarray) -> np.ndarray:
-    # In float64, as what is rounded to float32 in the end is then the same on every CPU.
-    return np.exp(x.astype(np.float64))
+def _exp_difference(x: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    # In float64: it cannot overflow, and what is rounded to float32 in the end is the same on every CPU.
+    return np.exp(x.astype(np.float64) - largest)
 
 
 def _row_sum(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""Fixtures of the whole suite.
+
+`MXFP4MOE_SEED` changes the random problems. `MXFP4MOE_REQUIRE_ISAS`, a comma-separated list, fails the tests that
+would otherwise be skipped because the machine cannot run one of these instruction sets.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from mxfp4moe import _core, config
+
+SEED = int(os.environ.get("MXFP4MOE_SEED", "0"))
+REQUIRED_ISAS = [name for name in os.environ.get("MXFP4MOE_REQUIRE_ISAS", "").split(",") if name]
+TABLES = _core.kernel_table_names()
+
+# Fixtures hold no state that an example could change; the machine may be busy.
+settings.register_profile(
+    "mxfp4moe",
+    deadline=None,
+    derandomize="MXFP4MOE_SEED" not in os.environ,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("mxfp4moe")
+
+
+def pytest_report_header() -> str:
+    return f"mxfp4moe: MXFP4MOE_SEED={SEED}, kernel tables {', '.join(TABLES)}"
+
+
+@pytest.fixture(params=TABLES)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each kernel table in turn: the name of the one that computes during the test."""
+    name = request.param
+    if not _core.kernel_table_is_supported(name):
+        report = pytest.fail if name in REQUIRED_ISAS else pytest.skip
+        report(f"this machine cannot run the {name} kernels")
+    with config._use_kernels(name):
+        yield name
+
+
+@pytest.fixture
+def native_isa(isa: str) -> str:
+    """`isa` without the scalar models of tile instructions, which are too slow for real sizes."""
+    if "model" in isa:
+        pytest.skip(f"{isa} is a scalar model, too slow for real sizes")
+    return isa
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that depend on the test and MXFP4MOE_SEED alone."""
+    print(f"MXFP4MOE_SEED={SEED}")
+    return np.random.default_rng([SEED, zlib.crc32(request.node.name.encode())])
