@@ -11,6 +11,8 @@ enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
 enum class WeightFormat : int32_t { kMxfp4 };
 constexpr int kNumWeightFormats = 1;
 
+enum class ScaleRule : int32_t { kFloor, kCeil, kRceil, kEven };
+
 enum class ActivationKind : int32_t { kSilu, kSwigluOai, kGelu, kGeluTanh };
 
 // Gate is clamped from above and up on both sides to `limit` (infinity: not at all), then `kind` is applied.

@@ -19,6 +19,18 @@ static inline uint32_t f32_bits(float f) {
   return u;
 }
 
+static inline double f64_from_bits(uint64_t u) {
+  double f;
+  std::memcpy(&f, &u, 8);
+  return f;
+}
+
+static inline uint64_t f64_bits(double f) {
+  uint64_t u;
+  std::memcpy(&u, &f, 8);
+  return u;
+}
+
 static inline float bf16_to_f32(uint16_t b) { return f32_from_bits(static_cast<uint32_t>(b) << 16); }
 
 // Nearest even. The usual carry trick turns some NaNs into infinity or zero, so NaN is tested for.

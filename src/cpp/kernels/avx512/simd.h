@@ -57,3 +57,15 @@ inline F32 load_f16(const uint16_t* p) {
 inline void store_f16(uint16_t* p, F32 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+
+inline U32 load_nibbles(const uint8_t* p) {
+  const __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_and_si512(_mm512_or_si512(bytes, _mm512_slli_epi64(bytes, 28)), _mm512_set1_epi32(15));
+}
+inline void store_nibbles(uint8_t* p, U32 a) {
+  // The odd lane of each 64-bit pair moves down to bits 4..7; the conversion drops all above.
+  const __m512i codes = _mm512_and_si512(a, _mm512_set1_epi32(15));
+  const __m512i pairs = _mm512_or_si512(codes, _mm512_srli_epi64(codes, 28));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm512_cvtepi64_epi8(pairs));
+}
+inline F32 lookup(const float* table, U32 index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); }

@@ -78,4 +78,12 @@ inline void store_f16(uint16_t* p, F32 a) {
   for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(a.v[i]);
 }
 
+// 4-bit codes, two a byte, the even lane in the low nibble. Stores the low nibbles of the lanes, whatever is above.
+inline U32 load_nibbles(const uint8_t* p) { U32 r; MXFP4MOE_LANES((p[i / 2] >> (i % 2 * 4)) & 15u); }
+inline void store_nibbles(uint8_t* p, U32 a) {
+  for (int i = 0; i < 8; ++i) p[i] = static_cast<uint8_t>((a.v[2 * i] & 15u) | a.v[2 * i + 1] << 4);
+}
+// table[index], 0 <= index < 16.
+inline F32 lookup(const float* table, U32 index) { F32 r; MXFP4MOE_LANES(table[index.v[i]]); }
+
 #undef MXFP4MOE_LANES
