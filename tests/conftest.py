@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from mxfp4moe import _core, config
+from mxfp4moe import config
 
 SEED = int(os.environ.get("MXFP4MOE_SEED", "0"))
 REQUIRED_ISAS = [name for name in os.environ.get("MXFP4MOE_REQUIRE_ISAS", "").split(",") if name]
-TABLES = _core.kernel_table_names()
+TABLES = {table.name: table for table in config._TABLES}
 
 # Fixtures hold no state that an example could change; the machine may be busy.
 settings.register_profile(
@@ -39,7 +39,7 @@ def pytest_report_header() -> str:
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each kernel table in turn: the name of the one that computes during the test."""
     name = request.param
-    if not _core.kernel_table_is_supported(name):
+    if not TABLES[name].supported:
         report = pytest.fail if name in REQUIRED_ISAS else pytest.skip
         report(f"this machine cannot run the {name} kernels")
     with config._use_kernels(name):
