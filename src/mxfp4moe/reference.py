@@ -131,6 +131,26 @@ def unpack_e2m1(blocks: np.ndarray) -> np.ndarray:
 # --- Routing ------------------------------------------------------------------------------------------------
 
 
+def router_logits(
+    hidden_states: np.ndarray, router_weight: np.ndarray, router_bias: np.ndarray | None = None
+) -> np.ndarray:
+    """router_weight . hidden + router_bias in float32, on hidden states rounded once to bfloat16.
+
+    Parameters
+    ----------
+    hidden_states : ndarray of shape (..., K)
+        bfloat16, float16 or float32.
+    router_weight : ndarray of shape (E, K)
+    router_bias : ndarray of shape (E,), optional
+
+    Returns
+    -------
+    float32 ndarray of shape (..., E)
+    """
+    logits = _matmul(round_bfloat16(hidden_states), router_weight, _CONTRACT)
+    return logits if router_bias is None else logits + router_bias.astype(np.float32)
+
+
 def topk_softmax(
     router_logits: np.ndarray, top_k: int, *, renormalize: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:

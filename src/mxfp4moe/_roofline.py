@@ -1,0 +1,106 @@
+"""What the machine can do at best, measured beside the calls that are compared with it.
+
+The roofline of a call is the larger of two times: that of reading the weights of the call's distinct experts
+and that of its FLOPs at the peak of the active instruction set. Shared machines change their speed from second
+to second, so that reader, peak loop and calls take turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mxfp4moe import _core, config
+from mxfp4moe.layer import MoELayer
+
+_PEAK_SECONDS = 3e-3  # of one measurement of the peak
+
+
+class Call(NamedTuple):
+    """One timed call: how long it took, the bytes of its experts' weights, its FLOPs."""
+
+    seconds: float
+    nbytes: float
+    flops: float
+
+
+class Roofline:
+    """Measures read bandwidth and peak arithmetic of the active instruction set, sample by sample.
+
+    Parameters
+    ----------
+    nbytes : int
+        How much to read for a sample: as much as the weights that calls draw from, so that caches help both.
+    num_threads : int
+    """
+
+    def __init__(self, nbytes: int, num_threads: int) -> None:
+        self._memory = np.ones(nbytes, np.uint8)  # written to, so that every page is a page of its own
+        self.num_threads = num_threads
+        self._table = config.active_table_index()
+        self._bandwidths: list[float] = []
+        self._peaks: list[float] = []
+        self._iterations = 1000
+        while self._time_peak()[0] < _PEAK_SECONDS:
+            self._iterations *= 2
+
+    def sample(self) -> None:
+        """Measure once."""
+        begin = perf_counter()
+        _core.read_memory(self._memory, self._table, self.num_threads)
+        self._bandwidths.append(self._memory.size / (perf_counter() - begin))
+        seconds, flops = self._time_peak()
+        self._peaks.append(flops / seconds)
+
+    @property
+    def bandwidth(self) -> float:
+        """Median of the samples, bytes per second."""
+        return median(self._bandwidths)
+
+    @property
+    def peak(self) -> float:
+        """Median of the samples, FLOP/s."""
+        return median(self._peaks)
+
+    def share(self, call: Call) -> float:
+        """The roofline of `call` over the time that it took."""
+        return max(call.nbytes / self.bandwidth, call.flops / self.peak) / call.seconds
+
+    def _time_peak(self) -> tuple[float, float]:
+        begin = perf_counter()
+        flops = _core.peak_flops(self._iterations, self._table, self.num_threads)
+        return perf_counter() - begin, flops
+
+
+@dataclass(frozen=True)
+class Run:
+    """Calls of the same number of tokens, with what went in and came out."""
+
+    calls: list[Call]
+    hidden_states: list[np.ndarray[Any, Any]]
+    results: list[np.ndarray[Any, Any]]
+
+    @property
+    def typical(self) -> Call:
+        """The call of median duration (of two, the slower)."""
+        return sorted(self.calls)[len(self.calls) // 2]
+
+
+def measure(layer: MoELayer, roofline: Roofline, batches: list[np.ndarray[Any, Any]]) -> Run:
+    """Call `layer` once for each batch of hidden states, each time after a sample of the roofline."""
+    layer(batches[0], num_threads=roofline.num_threads)  # wakes threads, touches the workspace
+    run = Run([], batches, [])
+    for hidden_states in batches:
+        roofline.sample()
+        begin = perf_counter()
+        run.results.append(layer(hidden_states, num_threads=roofline.num_threads))
+        seconds = perf_counter() - begin
+        num_distinct = np.unique(layer.route(hidden_states)[1]).size
+        nbytes = layer.experts.nbytes * num_distinct / layer.num_experts
+        slots = len(hidden_states) * layer.top_k
+        run.calls.append(Call(seconds, nbytes, 2.0 * slots * 3 * layer.hidden_size * layer.intermediate_size))
+    return run

@@ -1,0 +1,195 @@
+"""``mxfp4moe demo``: from a checkpoint on disk to checked and timed results."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from mxfp4moe.cli._progress import ProgressBar
+from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
+
+if TYPE_CHECKING:
+    from mxfp4moe._roofline import Roofline, Run
+    from mxfp4moe.checkpoint import LayerParts
+
+ERROR_BOUND = 2.6e-3  # of bfloat16 results, relative L2 against float64
+_PREFILLS = 3  # calls; the median is shown
+_SAMPLES = 2  # tokens of the prefill, and of the decode steps, that are checked
+_SHAPE_OPTIONS = ("hidden_size", "intermediate_size", "num_experts", "top_k")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add this subcommand."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="compute, check and time one layer of a gpt-oss checkpoint",
+        description="Writes a one-layer checkpoint shaped like gpt-oss-20b into a temporary folder (or takes "
+        "yours), loads it, runs a prefill and decode steps, checks tokens against the NumPy reference and "
+        "shows how close to the limits of this machine the calls came.",
+    )
+    parser.add_argument("--checkpoint", metavar="PATH", help="a model folder of your own; nothing is written")
+    parser.add_argument("--layer", type=_integer(0), help="which layer of --checkpoint (0)")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoint that is written")
+    default = GptOssShape()
+    for option in _SHAPE_OPTIONS:
+        text = f"of the checkpoint that is written ({getattr(default, option)})"
+        parser.add_argument(_flag(option), type=_integer(1), metavar="N", help=text)
+    parser.add_argument("--tokens", type=_integer(1), default=256, metavar="N", help="of the prefill (256)")
+    parser.add_argument("--steps", type=_integer(1), default=64, metavar="N", help="decode steps (64)")
+    parser.add_argument("--seed", type=_integer(0), default=0, metavar="N", help="of all random numbers (0)")
+    parser.add_argument("--threads", type=_integer(1), metavar="N", help="all cores that are allowed")
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; 1 if the results are wrong."""
+    shape_options = {option: getattr(args, option) for option in _SHAPE_OPTIONS}
+    given = {option: size for option, size in shape_options.items() if size is not None}
+    if args.checkpoint is not None:
+        if given or args.keep:
+            unused = _flag(next(iter(given), "keep"))
+            args.parser.error(f"{unused} applies to the checkpoint that is written, not to --checkpoint")
+        return _run_layer(args, Path(args.checkpoint), args.layer or 0)
+    if args.layer is not None:
+        args.parser.error("--layer needs --checkpoint")
+    checkpoint = SyntheticCheckpoint(GptOssShape(**given), args.seed)
+    with _temporary_folder(checkpoint.nbytes, args.keep) as folder:
+        size = f"{checkpoint.nbytes / 1e6:.1f} MB"
+        print(f"Writing a one-layer gpt-oss checkpoint: {size} in {folder}", flush=True)
+        progress = ProgressBar("writing", checkpoint.nbytes)
+        checkpoint.write(folder, progress.advance)
+        return _run_layer(args, folder, 0)
+
+
+def _run_layer(args: argparse.Namespace, path: Path, number: int) -> int:
+    from mxfp4moe import _roofline, checkpoint, config
+    from mxfp4moe.layer import MoELayer
+
+    begin = perf_counter()
+    layer = MoELayer.from_checkpoint(path, number)
+    print(f"Loaded in {perf_counter() - begin:.2f} s: {layer}", flush=True)
+    num_threads = config.get_num_threads() if args.threads is None else args.threads
+    rng = np.random.default_rng(args.seed + 1)
+
+    def hidden_states(num_tokens: int) -> np.ndarray[Any, Any]:
+        return rng.standard_normal((num_tokens, layer.hidden_size), np.float32).astype(ml_dtypes.bfloat16)
+
+    roofline = _roofline.Roofline(layer.experts.nbytes, num_threads)
+    batches = {
+        "prefill": [hidden_states(args.tokens) for _ in range(_PREFILLS)],
+        "decode": [hidden_states(1) for _ in range(args.steps)],
+    }
+    runs = {name: _roofline.measure(layer, roofline, batch) for name, batch in batches.items()}
+    print(
+        f"Machine: {config.active_isa()}, {num_threads} threads, reads {roofline.bandwidth / 1e9:.1f} GB/s, "
+        f"computes {roofline.peak / 1e12:.2f} TFLOP/s (measured between the calls)\n"
+    )
+    _print_table(runs, roofline)
+    error, num_checked = _relative_error(checkpoint.read_layer(path, number), list(runs.values()))
+    correct = error <= ERROR_BOUND  # False for NaN
+    verdict = "correct" if correct else "WRONG"
+    print(
+        f"\nCheck of {num_checked} tokens against the float64 reference: relative L2 error {error:.2e}, "
+        f"at most {ERROR_BOUND:.1e} allowed: {verdict}"
+    )
+    return 0 if correct else 1
+
+
+def _print_table(runs: dict[str, Run], roofline: Roofline) -> None:
+    print("          tokens  calls        ms  tokens/s    GB/s  TFLOP/s  of roofline  at best")
+    for name, run in runs.items():
+        call, num_tokens = run.typical, len(run.hidden_states[0])
+        shares = sorted(roofline.share(call) for call in run.calls)
+        print(
+            f"{name:8} {num_tokens:7d} {len(run.calls):6d} {1e3 * call.seconds:9.3f} "
+            f"{num_tokens / call.seconds:9.1f} {call.nbytes / call.seconds / 1e9:7.2f} "
+            f"{call.flops / call.seconds / 1e12:8.3f} {100 * shares[len(shares) // 2]:10.0f} % "
+            f"{100 * shares[-1]:6.0f} %"
+        )
+    print("ms is the median call, with its rates; the last columns are the median and the best share.")
+
+
+def _relative_error(parts: LayerParts, runs: list[Run]) -> tuple[float, int]:
+    """Relative L2 error of sampled tokens of each run, and how many: from the checkpoint's own arrays."""
+    from mxfp4moe import reference
+
+    hidden_states, results = [], []
+    for run in runs:
+        rows = np.concatenate(run.hidden_states)
+        chosen = np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows))).astype(int)
+        hidden_states.append(rows[chosen])
+        results.append(np.concatenate(run.results)[chosen])
+    tokens, got = np.concatenate(hidden_states), np.concatenate(results).astype(np.float64)
+    experts = {name: parts.experts[name] for name in reference.ExpertArrays._fields if name in parts.experts}
+    for name in ("w13", "w2"):
+        experts[name] = experts[name].reshape(*experts[name].shape[:2], -1)
+    logits = reference.router_logits(tokens, parts.router_weight, parts.router_bias)
+    expected = reference.fused_experts_float64(
+        tokens,
+        reference.ExpertArrays(**experts),
+        *parts.routing(logits, parts.top_k),
+        activation=parts.activation,
+        alpha=parts.alpha,
+        limit=parts.limit,
+    )
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected)), len(tokens)
+
+
+@contextmanager
+def _temporary_folder(num_bytes: int, keep: bool) -> Iterator[Path]:
+    """Make a folder with room for `num_bytes`; remove it in the end, however that comes, or `keep` it."""
+    parent = tempfile.gettempdir()
+    free = shutil.disk_usage(parent).free
+    if num_bytes + (1 << 20) > free:
+        raise ValueError(
+            f"{parent}: expected {num_bytes / 1e6:.1f} MB of free space, got {free / 1e6:.1f} MB "
+            "(the environment variable TMPDIR names another folder)"
+        )
+    with _termination_as_exit():
+        folder = Path(tempfile.mkdtemp(prefix="mxfp4moe-demo-"))
+        try:
+            yield folder
+        finally:
+            if keep:
+                print(f"Kept {folder}")
+            else:
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _termination_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _integer(minimum: int) -> Any:
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {minimum}, got {value}")
+        return value
+
+    return integer
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
