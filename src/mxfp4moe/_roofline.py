@@ -1,8 +1,8 @@
 """What the machine can do at best, measured beside the calls that are compared with it.
 
 The roofline of a call is the larger of two times: that of reading the weights of the call's distinct experts
-and that of its FLOPs at the peak of the active instruction set. Shared machines change their speed from second
-to second, so that reader, peak loop and calls take turns.
+and that of its FLOPs at the peak of the active instruction set. Shared machines change their speed from one
+second to the next, so that reader, peak loop and calls take turns.
 """
 
 from __future__ import annotations

@@ -182,9 +182,9 @@ class MoELayer:
         for first in range(0, len(tokens), _TOKENS):
             with np.errstate(over="ignore"):
                 rows = _aligned_rows(tokens[first : first + _TOKENS].astype(ml_dtypes.bfloat16))
-            # One dot product for each (token, expert), always of equally long and equally aligned rows: unlike
-            # a matrix product, whose order of summation depends on the number of rows, it gives a token the
-            # same bits in any batch.
+            # One dot product for each (token, expert), always of equally long and equally aligned rows.
+            # A matrix product would change its order of summation with the number of rows; this gives a
+            # token the same bits in any batch.
             for begin in range(0, rows.shape[1], _CHUNK):
                 part = np.s_[:, begin : begin + _CHUNK]
                 with np.errstate(over="ignore", invalid="ignore"):
@@ -242,7 +242,7 @@ class MoELayer:
 
 
 def _aligned_rows(matrix: NDArray[Any]) -> NDArray[np.float32]:
-    """A float32 copy of `matrix` whose rows start at multiples of 64 bytes; short rows are padded with zeros."""
+    """A float32 copy of `matrix`, its rows padded with zeros so that each starts at a multiple of 64 bytes."""
     rows, columns = matrix.shape
     padded = -(-columns // _ALIGNMENT) * _ALIGNMENT
     memory = np.zeros(rows * padded + _ALIGNMENT, np.float32)

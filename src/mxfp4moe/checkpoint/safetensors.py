@@ -56,8 +56,8 @@ class TensorInfo:
 class SafetensorsFile(Mapping[str, "np.ndarray[Any, Any]"]):
     """A safetensors file, memory-mapped: a mapping from tensor names to read-only arrays.
 
-    The whole header is checked here, so that afterwards every tensor is known to lie inside the file. The file
-    must not be truncated while it is in use.
+    The whole header is checked here, so that afterwards every tensor is known to lie inside the file. The
+    file must not be truncated while it is in use.
 
     Parameters
     ----------

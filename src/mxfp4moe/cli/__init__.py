@@ -1,7 +1,7 @@
 """The command ``mxfp4moe``, one file for each subcommand.
 
-To add a subcommand: write a module with ``add_parser(subparsers)``, which sets the default `run` to a function
-from the parsed arguments to the exit status, and name it in `_COMMANDS`.
+To add a subcommand: write a module with ``add_parser(subparsers)``, which sets the default `run` to a
+function from the parsed arguments to the exit status, and name it in `_COMMANDS`.
 """
 
 from __future__ import annotations
