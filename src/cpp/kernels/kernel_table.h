@@ -75,9 +75,9 @@ struct KernelTable {
   const char* isa;            // the public instruction set that it implements
   uint32_t required;          // CpuFeature bits
   bool automatic;             // false: only on request (test models)
-  int64_t max_group_tokens;   // a token group holds at most so many tokens
+  int64_t (*group_tokens)(int64_t max_k);  // a token group holds at most so many tokens
   int64_t (*operand_bytes)(int64_t num_tokens, int64_t k);
-  int64_t (*scratch_bytes)(int64_t max_k);
+  int64_t (*scratch_bytes)(int64_t num_tokens, int64_t k);  // of one thread
   void (*pack_tokens)(const PackTokensArgs&);
   WeightKernels weights[kNumWeightFormats];
   void (*store_output)(const StoreArgs&);

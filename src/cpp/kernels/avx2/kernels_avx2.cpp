@@ -1,0 +1,23 @@
+// The avx2 kernel table: AVX2, FMA and F16C.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/features.h"
+#include "formats/bf16.h"
+#include "formats/mxfp4.h"
+#include "kernels/kernel_table.h"
+#include "packing/panels.h"
+
+namespace mxfp4moe {
+namespace {
+#include "kernels/generic/unroll.h"
+#include "kernels/avx2/simd.h"
+#include "kernels/avx2/dot.h"
+#include "kernels/generic/dot_table.h"
+}  // namespace
+
+extern const KernelTable kKernels_avx2 = make_dot_table("avx2", "avx2", kCpuAvx2);
+
+}  // namespace mxfp4moe

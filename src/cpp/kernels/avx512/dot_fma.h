@@ -1,0 +1,38 @@
+// Dot products with float32 FMAs, for CPUs without a fast vdpbf16ps. A K-block is two zmm: the even k, then the odd
+// k, the order in which a quad's 32-bit lanes hold the codes. Registers: 4 rows x 6 tokens = 24 accumulators.
+// Decoding competes with the FMAs for ports, so from a few tokens on it is done once per panel into a slab in L1.
+
+using Element = float;
+using Vec = __m512;
+using Acc = __m512;
+constexpr int kParts = 2, kVecElements = 16, kLanes = 16;
+
+constexpr bool kPreferDirect = false;
+constexpr int kDirectTokens = 6;
+constexpr int direct_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 8 : 4; }
+constexpr int kSlabRows = 4, kSlabTokens = 6;
+constexpr int64_t kSlabBytes = 24 << 10;
+
+MXFP4MOE_INLINE Vec load_vec(const Element* p) { return _mm512_loadu_ps(p); }
+MXFP4MOE_INLINE void store_vec(Element* p, Vec v) { _mm512_storeu_ps(p, v); }
+MXFP4MOE_INLINE Acc multiply_add(Acc acc, Vec w, Vec x) { return _mm512_fmadd_ps(w, x, acc); }
+
+inline void widen_block(const uint16_t* from, Element* to) {
+  const __m512i words = _mm512_loadu_si512(from);
+  store_vec(to, _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)));
+  store_vec(to + 16, _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))));
+}
+
+constexpr Mxfp4TableF32 kMxfp4F32 = make_mxfp4_table_f32();
+
+// vpermps looks at the four low index bits of each 32-bit lane: nibble i is row i at even k, nibble 4 + i at odd k.
+struct Mxfp4 {
+  using Quad = __m512i;
+  static MXFP4MOE_INLINE Quad load_quad(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  template <int I>
+  static MXFP4MOE_INLINE void decode(Quad q, uint8_t scale, Vec* row) {
+    const __m512 table = _mm512_load_ps(kMxfp4F32.row[scale]);
+    row[0] = _mm512_permutexvar_ps(_mm512_srli_epi32(q, 4 * I), table);
+    row[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(q, 16 + 4 * I), table);
+  }
+};

@@ -1,0 +1,24 @@
+// The avx512 kernel table on float32 FMAs: AVX-512 F, BW, DQ and VL.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/features.h"
+#include "formats/bf16.h"
+#include "formats/mxfp4.h"
+#include "kernels/kernel_table.h"
+#include "packing/panels.h"
+
+namespace mxfp4moe {
+namespace {
+#include "kernels/generic/unroll.h"
+#include "kernels/avx512/simd.h"
+#include "kernels/avx512/dot_fma.h"
+#include "kernels/avx512/lanes.h"
+#include "kernels/generic/dot_table.h"
+}  // namespace
+
+extern const KernelTable kKernels_avx512 = make_dot_table("avx512", "avx512", kCpuAvx2 | kCpuAvx512);
+
+}  // namespace mxfp4moe

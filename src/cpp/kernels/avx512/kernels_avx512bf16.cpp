@@ -1,0 +1,26 @@
+// The avx512 kernel table on vdpbf16ps, for CPUs where it does twice the work of a float32 FMA.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/features.h"
+#include "formats/bf16.h"
+#include "formats/mxfp4.h"
+#include "kernels/kernel_table.h"
+#include "packing/panels.h"
+
+namespace mxfp4moe {
+namespace {
+#include "kernels/generic/unroll.h"
+#include "kernels/avx512/simd.h"
+#include "kernels/avx512/dot_bf16.h"
+#include "kernels/avx512/lanes.h"
+#include "kernels/avx512/mxfp4_bf16.h"
+#include "kernels/generic/dot_table.h"
+}  // namespace
+
+extern const KernelTable kKernels_avx512bf16 =
+    make_dot_table("avx512bf16", "avx512", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Bf16 | kCpuFastBf16Dot);
+
+}  // namespace mxfp4moe

@@ -1,0 +1,198 @@
+// The GEMM of instruction sets with vector registers but no tiles: dot products along k.
+//
+// SHAPES       one panel (16 rows, K) of packed weights by m tokens (rows of Element, K each).
+// DEFINITION   acc[row][token] = lanes over k: for each K-block of 32 in order, acc = dot(acc, w, x); at the end
+//              the lanes of each accumulator are summed in a fixed tree.
+// ORDER        the same for every m and every path below, so a token's result never depends on its batch.
+//
+// direct: weights are decoded in registers and used at once, for few tokens; the panel is walked once for each
+//   group of rows that fits the registers. slab: weights of several K-blocks are decoded into L1 and used for
+//   all tokens; accumulators wait in L2 between slabs.
+//
+// An instruction set supplies (dot.h): Element, Vec (kVecElements of them, kParts to a K-block), Acc of kLanes
+// floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), sum_lanes,
+// and its register budget: kDirectTokens, direct_rows(tokens), kSlabRows, kSlabTokens, kSlabBytes, kPreferDirect.
+// A weight format supplies a decoder: Quad, load_quad(bytes), decode<I>(quad, scale, Vec[kParts]).
+// Included inside a kernel table's own namespace, after dot.h and unroll.h.
+
+constexpr int64_t kPrefetchBytes = 4096;
+
+// The 32 k of one row.
+struct RowK {
+  Vec v[kParts];
+};
+
+MXFP4MOE_INLINE RowK load_row(const Element* p) {
+  RowK row;
+  unroll<kParts>([&](auto i) MXFP4MOE_INLINE_LAMBDA { row.v[i.value] = load_vec(p + i.value * kVecElements); });
+  return row;
+}
+MXFP4MOE_INLINE void store_row(Element* p, const RowK& row) {
+  unroll<kParts>([&](auto i) MXFP4MOE_INLINE_LAMBDA { store_vec(p + i.value * kVecElements, row.v[i.value]); });
+}
+MXFP4MOE_INLINE Acc dot(Acc acc, const RowK& w, const RowK& x) {
+  unroll<kParts>([&](auto i) MXFP4MOE_INLINE_LAMBDA { acc = multiply_add(acc, w.v[i.value], x.v[i.value]); });
+  return acc;
+}
+
+struct PanelView {
+  const uint8_t* weights;
+  const uint8_t* scales;
+  int64_t k_blocks;
+};
+
+inline PanelView panel_of(const MatrixView& m, int64_t panel) {
+  const int64_t blocks = panel * m.k_blocks;
+  return {m.weights + blocks * kMxfp4BlockBytes, m.scales + blocks * kScaleBlockBytes, m.k_blocks};
+}
+
+struct TokenRows {
+  const Element* x;
+  int64_t stride;  // elements
+  int64_t count;
+};
+
+// Lane sums of one panel: [token][16 rows][kLanes] floats.
+inline float* lanes_of(float* lanes, int64_t token, int row) { return lanes + (token * kPanelRows + row) * kLanes; }
+
+template <class Decoder, int kRows, int kTokens>
+MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, const TokenRows& tokens, float* lanes) {
+  static_assert(kRows % 4 == 0, "a quad holds four rows");
+  Acc acc[kRows][kTokens];
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { acc[r.value][t.value] = zero_acc(); });
+  });
+  const uint8_t* w = panel.weights + first_row / 4 * 64;
+  const uint8_t* s = panel.scales + first_row;
+  const Element* x[kTokens];
+  unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
+  // The first walk over a panel brings it in, whole lines of all rows; later ones find it in the cache.
+  const bool prefetch = first_row == 0;
+  for (int64_t kb = 0; kb < panel.k_blocks; ++kb) {
+    if (prefetch) {
+      unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA { __builtin_prefetch(w + kPrefetchBytes + 64 * i.value); });
+      __builtin_prefetch(s + kPrefetchBytes / 16);
+    }
+    unroll<kRows / 4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
+      const typename Decoder::Quad quad = Decoder::load_quad(w + 64 * q.value);
+      unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+        constexpr int r = 4 * q.value + i.value;
+        RowK row;
+        Decoder::template decode<i.value>(quad, s[r], row.v);
+        unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+          acc[r][t.value] = dot(acc[r][t.value], row, load_row(x[t.value] + kb * kBlockK));
+        });
+      });
+    });
+    w += kMxfp4BlockBytes;
+    s += kScaleBlockBytes;
+  }
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+      store_acc(lanes_of(lanes, t.value, first_row + r.value), acc[r.value][t.value]);
+    });
+  });
+}
+
+template <class Decoder, int kTokens>
+inline void direct_tile(const PanelView& panel, const TokenRows& tokens, float* lanes) {
+  constexpr int rows = direct_rows(kTokens);
+  for (int r = 0; r < kPanelRows; r += rows) direct_rows_loop<Decoder, rows, kTokens>(panel, r, tokens, lanes);
+}
+
+// Cuts `count` tokens into tiles of at most kMax, as even as can be, and calls f(Index<size>, first).
+template <int kMax, class F>
+inline void for_token_tiles(int64_t count, F&& f) {
+  int64_t done = 0;
+  for (int64_t left = ceil_div(count, kMax); left > 0; --left) {
+    const int64_t size = ceil_div(count - done, left);
+    unroll<kMax>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+      if (size == i.value + 1) f(Index<i.value + 1>{}, done);
+    });
+    done += size;
+  }
+}
+
+template <class Decoder>
+inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num_blocks, Element* slab) {
+  const uint8_t* w = panel.weights + first_block * kMxfp4BlockBytes;
+  const uint8_t* s = panel.scales + first_block * kScaleBlockBytes;
+  for (int64_t kb = 0; kb < num_blocks; ++kb) {
+    unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
+      const typename Decoder::Quad quad = Decoder::load_quad(w + 64 * q.value);
+      __builtin_prefetch(w + kPrefetchBytes + 64 * q.value);
+      unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+        constexpr int r = 4 * q.value + i.value;
+        RowK row;
+        Decoder::template decode<i.value>(quad, s[r], row.v);
+        store_row(slab + r * kBlockK, row);
+      });
+    });
+    slab += kPanelRows * kBlockK;
+    w += kMxfp4BlockBytes;
+    s += kScaleBlockBytes;
+  }
+}
+
+template <int kTokens>
+inline void slab_rows_loop(const Element* slab, int64_t num_blocks, const TokenRows& tokens, float* lanes, bool first) {
+  Acc acc[kSlabRows][kTokens];
+  unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+      acc[r.value][t.value] = first ? zero_acc() : load_acc(lanes_of(lanes, t.value, r.value));
+    });
+  });
+  const Element* x[kTokens];
+  unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
+  for (int64_t kb = 0; kb < num_blocks; ++kb) {
+    const Element* w = slab + kb * (kPanelRows * kBlockK);
+    unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
+      constexpr int at = part.value * kVecElements;
+      Vec xs[kTokens];
+      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { xs[t.value] = load_vec(x[t.value] + kb * kBlockK + at); });
+      unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+        const Vec row = load_vec(w + r.value * kBlockK + at);
+        unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+          acc[r.value][t.value] = multiply_add(acc[r.value][t.value], row, xs[t.value]);
+        });
+      });
+    });
+  }
+  unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+      store_acc(lanes_of(lanes, t.value, r.value), acc[r.value][t.value]);
+    });
+  });
+}
+
+template <class Decoder>
+inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes) {
+  constexpr int64_t kSlabBlocks = kSlabBytes / (kPanelRows * kBlockK * static_cast<int64_t>(sizeof(Element)));
+  const int64_t num_slabs = ceil_div(panel.k_blocks, kSlabBlocks);
+  int64_t begin = 0;
+  for (int64_t left = num_slabs; left > 0; --left) {
+    const int64_t blocks = ceil_div(panel.k_blocks - begin, left);
+    decode_slab<Decoder>(panel, begin, blocks, slab);
+    for_token_tiles<kSlabTokens>(tokens.count, [&](auto size, int64_t t) {
+      const TokenRows tile{tokens.x + t * tokens.stride + begin * kBlockK, tokens.stride, size.value};
+      for (int r = 0; r < kPanelRows; r += kSlabRows) {
+        slab_rows_loop<size.value>(slab + r * kBlockK, blocks, tile, lanes_of(lanes, t, r), begin == 0);
+      }
+    });
+    begin += blocks;
+  }
+}
+
+// sums[token][16 rows] of one panel.
+template <class Decoder>
+inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
+  if (kPreferDirect || tokens.count <= kDirectTokens) {
+    for_token_tiles<kDirectTokens>(tokens.count, [&](auto size, int64_t t) {
+      direct_tile<Decoder, size.value>(panel, {tokens.x + t * tokens.stride, tokens.stride, size.value}, lanes);
+      for (int i = 0; i < size.value; ++i) store(sums + (t + i) * kPanelRows, sum_lanes(lanes_of(lanes, i, 0)));
+    });
+  } else {
+    slab_panel<Decoder>(panel, tokens, slab, lanes);
+    for (int64_t t = 0; t < tokens.count; ++t) store(sums + t * kPanelRows, sum_lanes(lanes_of(lanes, t, 0)));
+  }
+}

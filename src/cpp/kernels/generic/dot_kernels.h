@@ -1,0 +1,128 @@
+// The kernel table entries built on dot_gemm.h: operands are bfloat16 rows in their natural order.
+// Included inside a kernel table's own namespace, after dot_gemm.h, activation.h and rows.h.
+
+constexpr int64_t kMaxGroupTokens = 128;
+
+inline int64_t padded_k(int64_t k) { return round_up(k, kBlockK); }
+
+inline int64_t operand_bytes(int64_t num_tokens, int64_t k) { return num_tokens * padded_k(k) * 2; }
+
+// As many tokens as keep a group's operand within half an L2 of 1 MiB and its widened copy within the scratch.
+inline int64_t group_tokens(int64_t max_k) {
+  const int64_t fit = (768 << 10) / (padded_k(max_k) * static_cast<int64_t>(sizeof(Element)));
+  return fit < 16 ? 16 : fit > kMaxGroupTokens ? kMaxGroupTokens : fit;
+}
+
+// The parts of a thread's scratch.
+struct Scratch {
+  Element* tokens;
+  Element* slab;
+  float* lanes;
+  float* sums[2];
+};
+
+constexpr bool kWidens = sizeof(Element) != 2;
+
+// Grows with both sizes, so what scratch_bytes() says for the largest group and k holds for every call.
+inline int64_t carve_scratch(uint8_t* base, int64_t num_tokens, int64_t k, Scratch* s) {
+  int64_t at = 0;
+  const auto take = [&](int64_t bytes) {
+    uint8_t* p = base == nullptr ? nullptr : base + at;
+    at += round_up(bytes, 64);
+    return p;
+  };
+  uint8_t* tokens = take(kWidens ? num_tokens * padded_k(k) * static_cast<int64_t>(sizeof(Element)) : 0);
+  uint8_t* slab = take(kPreferDirect ? 0 : kSlabBytes);
+  uint8_t* lanes = take((kPreferDirect || num_tokens < kDirectTokens ? kDirectTokens : num_tokens) * kPanelRows * kLanes * 4);
+  uint8_t* gate = take(num_tokens * kPanelRows * 4);
+  uint8_t* up = take(num_tokens * kPanelRows * 4);
+  if (base != nullptr) {
+    *s = {reinterpret_cast<Element*>(tokens), reinterpret_cast<Element*>(slab), reinterpret_cast<float*>(lanes),
+          {reinterpret_cast<float*>(gate), reinterpret_cast<float*>(up)}};
+  }
+  return at;
+}
+
+inline int64_t scratch_bytes(int64_t num_tokens, int64_t k) { return carve_scratch(nullptr, num_tokens, k, nullptr); }
+
+inline void pack_tokens(const PackTokensArgs& args) {
+  const int64_t row = padded_k(args.hidden_size);
+  uint16_t* out = reinterpret_cast<uint16_t*>(args.operand);
+  for (int64_t t = 0; t < args.num_tokens; ++t) {
+    row_to_bf16(args.hidden_states + args.tokens[t] * args.row_stride, args.dtype, args.hidden_size, row, out + t * row);
+  }
+}
+
+// The operand as the GEMM reads it: itself, or widened once for all panels of the call.
+inline TokenRows widen_operand(const uint8_t* operand, int64_t num_tokens, int64_t k, Element* widened) {
+  const uint16_t* from = reinterpret_cast<const uint16_t*>(operand);
+  if constexpr (kWidens) {
+    for (int64_t i = 0; i < num_tokens * k; i += kBlockK) widen_block(from + i, widened + i);
+    return {widened, k, num_tokens};
+  } else {
+    return {from, k, num_tokens};
+  }
+}
+
+struct GateUpEpilogue {
+  const GateUpArgs& args;
+  int64_t pair;
+  const float* gate_sums;
+  const float* up_sums;
+
+  template <class Functor>
+  void run() const {
+    const ClampLimits limits = clamp_limits(args.activation);
+    const int64_t row = padded_k(args.intermediate_size);
+    uint16_t* out = reinterpret_cast<uint16_t*>(args.intermediate) + pair * kPanelRows;
+    const float* bias = args.bias != nullptr ? args.bias + pair * 2 * kPanelRows : nullptr;
+    for (int64_t t = 0; t < args.num_tokens; ++t) {
+      F32 gate = load(gate_sums + t * kPanelRows);
+      F32 up = load(up_sums + t * kPanelRows);
+      if (args.input_weights != nullptr) {
+        const F32 weight = broadcast(args.input_weights[t]);
+        gate = mul(gate, weight);
+        up = mul(up, weight);
+      }
+      if (bias != nullptr) {
+        gate = add(gate, load(bias));
+        up = add(up, load(bias + kPanelRows));
+      }
+      store_bf16(out + t * row, activate<Functor>(gate, up, limits, args.activation.alpha));
+    }
+  }
+};
+
+template <class Decoder>
+void gate_up(const GateUpArgs& args) {
+  Scratch s;
+  const int64_t k = args.w13.k_blocks * kBlockK;
+  carve_scratch(args.scratch, args.num_tokens, k, &s);
+  const TokenRows tokens = widen_operand(args.operand, args.num_tokens, k, s.tokens);
+  for (int64_t pair = args.pair_begin; pair < args.pair_end; ++pair) {
+    for (int half = 0; half < 2; ++half) {
+      panel_sums<Decoder>(panel_of(args.w13, 2 * pair + half), tokens, s.slab, s.lanes, s.sums[half]);
+    }
+    GateUpEpilogue epilogue{args, pair, s.sums[0], s.sums[1]};
+    with_activation(args.activation.kind, epilogue);
+  }
+}
+
+template <class Decoder>
+void down(const DownArgs& args) {
+  Scratch s;
+  const int64_t k = args.w2.k_blocks * kBlockK;
+  carve_scratch(args.scratch, args.num_tokens, k, &s);
+  const TokenRows tokens = widen_operand(args.intermediate, args.num_tokens, k, s.tokens);
+  for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
+    panel_sums<Decoder>(panel_of(args.w2, panel), tokens, s.slab, s.lanes, s.sums[0]);
+    const F32 bias = args.bias != nullptr ? load(args.bias + panel * kPanelRows) : broadcast(0.0f);
+    for (int64_t t = 0; t < args.num_tokens; ++t) {
+      float* sum = args.accumulators + args.tokens[t] * args.accumulator_stride + panel * kPanelRows;
+      F32 value = load(s.sums[0] + t * kPanelRows);
+      if (args.bias != nullptr) value = add(value, bias);
+      if (args.router_weights != nullptr) value = mul(value, broadcast(args.router_weights[t]));
+      store(sum, add(load(sum), value));
+    }
+  }
+}

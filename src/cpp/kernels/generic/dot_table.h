@@ -1,0 +1,17 @@
+// Everything above one instruction set's simd.h and dot.h, and the table that it makes.
+// Included inside a kernel table's own namespace.
+
+#include "kernels/generic/math.h"
+#include "kernels/generic/activation.h"
+#include "kernels/generic/rows.h"
+#include "kernels/generic/dot_gemm.h"
+#include "kernels/generic/dot_kernels.h"
+#include "kernels/generic/measure.h"
+#include "kernels/generic/quantize.h"
+
+constexpr KernelTable make_dot_table(const char* name, const char* isa, uint32_t required) {
+  return {name,        isa,          required,      true,
+          group_tokens, operand_bytes, scratch_bytes, pack_tokens,
+          {{gate_up<Mxfp4>, down<Mxfp4>}},
+          store_output, {quantize_mxfp4}, read_memory, peak_flops};
+}

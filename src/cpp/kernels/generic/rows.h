@@ -1,0 +1,37 @@
+// Rows of 16-bit and 32-bit floats: conversion on entry to bfloat16, and of the result on exit.
+// Included inside a kernel table's own namespace, after simd.h.
+
+// Rounds `n` values at `p` to bfloat16 at `out`; past `n`, up to `padded`, writes zeros.
+inline void row_to_bf16(const uint8_t* p, DType dtype, int64_t n, int64_t padded, uint16_t* out) {
+  int64_t k = 0;
+  if (dtype == DType::kBFloat16) {
+    std::memcpy(out, p, static_cast<size_t>(n) * 2);
+    k = n;
+  } else if (dtype == DType::kFloat32) {
+    for (; k + 16 <= n; k += 16) store_bf16(out + k, load(reinterpret_cast<const float*>(p) + k));
+    for (; k < n; ++k) out[k] = f32_to_bf16(reinterpret_cast<const float*>(p)[k]);
+  } else {
+    for (; k + 16 <= n; k += 16) store_bf16(out + k, load_f16(reinterpret_cast<const uint16_t*>(p) + k));
+    for (; k < n; ++k) out[k] = f32_to_bf16(f16_to_f32(reinterpret_cast<const uint16_t*>(p)[k]));
+  }
+  for (; k < padded; ++k) out[k] = 0;
+}
+
+inline void store_output(const StoreArgs& args) {
+  for (int64_t t = 0; t < args.num_tokens; ++t) {
+    const float* from = args.accumulators + t * args.accumulator_stride;
+    uint8_t* to = args.out + t * args.out_stride;
+    int64_t n = 0;
+    if (args.dtype == DType::kFloat32) {
+      std::memcpy(to, from, static_cast<size_t>(args.num_columns) * 4);
+    } else if (args.dtype == DType::kBFloat16) {
+      uint16_t* row = reinterpret_cast<uint16_t*>(to);
+      for (; n + 16 <= args.num_columns; n += 16) store_bf16(row + n, load(from + n));
+      for (; n < args.num_columns; ++n) row[n] = f32_to_bf16(from[n]);
+    } else {
+      uint16_t* row = reinterpret_cast<uint16_t*>(to);
+      for (; n + 16 <= args.num_columns; n += 16) store_f16(row + n, load(from + n));
+      for (; n < args.num_columns; ++n) row[n] = f32_to_f16(from[n]);
+    }
+  }
+}

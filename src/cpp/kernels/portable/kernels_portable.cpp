@@ -1,0 +1,21 @@
+// The portable kernel table: plain C++, for any CPU.
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/features.h"
+#include "formats/bf16.h"
+#include "formats/mxfp4.h"
+#include "kernels/kernel_table.h"
+#include "packing/panels.h"
+
+namespace mxfp4moe {
+namespace {
+#include "kernels/generic/unroll.h"
+#include "kernels/portable/simd.h"
+#include "kernels/portable/dot.h"
+#include "kernels/generic/dot_table.h"
+}  // namespace
+
+extern const KernelTable kKernels_portable = make_dot_table("portable", "portable", 0);
+
+}  // namespace mxfp4moe
