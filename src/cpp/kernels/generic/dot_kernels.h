@@ -55,13 +55,10 @@ inline void pack_tokens(const PackTokensArgs& args) {
 
 // The operand as the GEMM reads it: itself, or widened once for all panels of the call.
 inline TokenRows widen_operand(const uint8_t* operand, int64_t num_tokens, int64_t k, Element* widened) {
+  if (!kWidens) return {reinterpret_cast<const Element*>(operand), k, num_tokens};
   const uint16_t* from = reinterpret_cast<const uint16_t*>(operand);
-  if constexpr (kWidens) {
-    for (int64_t i = 0; i < num_tokens * k; i += kBlockK) widen_block(from + i, widened + i);
-    return {widened, k, num_tokens};
-  } else {
-    return {from, k, num_tokens};
-  }
+  for (int64_t i = 0; i < num_tokens * k; i += kBlockK) widen_block(from + i, widened + i);
+  return {widened, k, num_tokens};
 }
 
 struct GateUpEpilogue {

@@ -1,0 +1,58 @@
+#include "moe/group.h"
+
+namespace mxfp4moe {
+
+void take_grouping(Arena* arena, const MoeProblem& problem, int64_t group_tokens, Grouping* grouping) {
+  const int64_t slots = problem.num_tokens * problem.top_k;
+  const int64_t experts = problem.layer.num_experts;
+  grouping->tokens = arena->take<int32_t>(slots);
+  grouping->weights = arena->take<float>(slots);
+  const int64_t used_experts = slots < experts ? slots : experts;
+  grouping->groups = arena->take<TokenGroup>(used_experts + slots / group_tokens);
+  grouping->expert_offsets = arena->take<int64_t>(experts + 1);
+}
+
+void group_slots(const MoeProblem& problem, int64_t group_tokens, Grouping* g) {
+  const int64_t slots = problem.num_tokens * problem.top_k;
+  const int64_t experts = problem.layer.num_experts;
+  int64_t* next = g->expert_offsets;
+  for (int64_t e = 0; e <= experts; ++e) next[e] = 0;
+  for (int64_t s = 0; s < slots; ++s) {
+    if (problem.local_ids[s] >= 0) ++next[problem.local_ids[s]];
+  }
+  // Counts to first positions; the counting sort moves each to the expert's end, which is the next one's start.
+  int64_t total = 0;
+  for (int64_t e = 0; e < experts; ++e) {
+    const int64_t count = next[e];
+    next[e] = total;
+    total += count;
+  }
+  next[experts] = total;
+  for (int64_t s = 0; s < slots; ++s) {
+    const int32_t expert = problem.local_ids[s];
+    if (expert < 0) continue;
+    const int64_t at = next[expert]++;
+    g->tokens[at] = static_cast<int32_t>(s / problem.top_k);
+    g->weights[at] = problem.topk_weights[s];
+  }
+  for (int64_t e = experts; e > 0; --e) g->expert_offsets[e] = g->expert_offsets[e - 1];
+  g->expert_offsets[0] = 0;
+  g->num_slots = total;
+  g->num_groups = 0;
+  for (int64_t e = 0; e < experts; ++e) {
+    const int64_t end = g->expert_offsets[e + 1];
+    // Groups of nearly equal size, so that no expert ends in a tiny one.
+    int64_t left = ceil_div(end - g->expert_offsets[e], group_tokens);
+    for (int64_t first = g->expert_offsets[e]; left > 0; --left) {
+      // Whole sixteens but for the last: the tile kernels work on sixteen tokens.
+      int64_t count = left == 1 ? end - first : round_up(ceil_div(end - first, left), 16);
+      if (count > group_tokens) count = group_tokens;
+      if (count > end - first) count = end - first;
+      if (count == 0) break;
+      g->groups[g->num_groups++] = {static_cast<int32_t>(e), static_cast<int32_t>(count), first};
+      first += count;
+    }
+  }
+}
+
+}  // namespace mxfp4moe

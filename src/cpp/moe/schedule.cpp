@@ -1,0 +1,207 @@
+#include "moe/schedule.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "memory/workspace.h"
+#include "moe/group.h"
+#include "moe/plan.h"
+#include "packing/panels.h"
+#include "threads/pool.h"
+
+namespace mxfp4moe {
+namespace {
+
+// The blocks of a workspace that a chunk of tokens uses.
+struct ChunkMemory {
+  Grouping grouping;
+  int64_t* item_offsets;
+  int32_t* pack_first_item;  // of each group
+  uint8_t* operand;          // of GEMM 1, group after group
+  uint8_t* intermediate;     // of GEMM 2, group after group
+  float* accumulators;       // [tokens][hidden_size rounded up to panels]
+  uint8_t* scratch;          // per thread
+  int64_t scratch_bytes;
+};
+
+int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& chunk, const MoePlan& plan,
+                   int num_threads, ChunkMemory* m) {
+  const PackedLayer& layer = chunk.layer;
+  const int64_t slots = chunk.num_tokens * chunk.top_k;
+  take_grouping(arena, chunk, plan.group_tokens, &m->grouping);
+  m->item_offsets = arena->take<int64_t>(layer.num_experts + 1);
+  m->pack_first_item = arena->take<int32_t>(std::min(slots, layer.num_experts) + slots / plan.group_tokens);
+  m->operand = arena->take<uint8_t>(kernels.operand_bytes(slots, layer.hidden_size));
+  m->intermediate = arena->take<uint8_t>(kernels.operand_bytes(slots, layer.intermediate_size));
+  m->accumulators = arena->take<float>(chunk.num_tokens * round_up(layer.hidden_size, kPanelRows));
+  const int64_t group = std::min(plan.group_tokens, round_up(chunk.num_tokens * chunk.top_k, 16));
+  m->scratch_bytes = round_up(kernels.scratch_bytes(group, plan.max_k), 4096);
+  m->scratch = arena->take<uint8_t>(m->scratch_bytes * num_threads);
+  return arena->used();
+}
+
+MatrixView expert_matrix(const uint8_t* weights, const uint8_t* scales, int64_t expert, int64_t panels, int64_t k) {
+  const int64_t blocks = ceil_div(k, kBlockK);
+  return {weights + expert * panels * blocks * kMxfp4BlockBytes, scales + expert * panels * blocks * kScaleBlockBytes,
+          blocks};
+}
+
+// One chunk of tokens, shared by the threads that compute it.
+class Chunk {
+ public:
+  Chunk(const KernelTable& kernels, const MoeProblem& problem, const ChunkMemory& memory, const ChunkPlan& plan)
+      : kernels_(kernels),
+        weights_(kernels.weights[static_cast<int>(problem.layer.format)]),
+        p_(problem),
+        m_(memory),
+        plan_(plan) {}
+
+  void run() { parallel_run(plan_.num_threads, &Chunk::thread_main, this); }
+
+ private:
+  static void thread_main(void* self, int thread, int num_threads) {
+    static_cast<Chunk*>(self)->run_thread(thread, num_threads);
+  }
+
+  void run_thread(int thread, int num_threads) {
+    uint8_t* scratch = m_.scratch + thread * m_.scratch_bytes;
+    for (int64_t item; (item = next_pack_.fetch_add(1, std::memory_order_relaxed)) < plan_.num_pack_items;) {
+      pack_item(item);
+    }
+    barrier_.wait(num_threads);
+    for (int64_t item; (item = next_gate_up_.fetch_add(1, std::memory_order_relaxed)) < plan_.num_gate_up_items;) {
+      gate_up_item(item, scratch);
+    }
+    barrier_.wait(num_threads);
+    for (int64_t item; (item = next_down_.fetch_add(1, std::memory_order_relaxed)) < plan_.num_down_items;) {
+      down_item(item, scratch);
+    }
+  }
+
+  uint8_t* group_operand(uint8_t* base, const TokenGroup& group, int64_t k) const {
+    return base + kernels_.operand_bytes(group.first, k);
+  }
+
+  // Sixteen tokens of a group into the operand of GEMM 1.
+  void pack_item(int64_t item) const {
+    const Grouping& g = m_.grouping;
+    const int32_t* end = m_.pack_first_item + g.num_groups;
+    const int64_t index = std::upper_bound(m_.pack_first_item, end, static_cast<int32_t>(item)) - m_.pack_first_item - 1;
+    const TokenGroup& group = g.groups[index];
+    const int64_t first = (item - m_.pack_first_item[index]) * 16;
+    const int64_t k = p_.layer.hidden_size;
+    kernels_.pack_tokens({p_.hidden_states.data, p_.hidden_states.stride, p_.hidden_states.dtype,
+                          g.tokens + group.first + first, std::min<int64_t>(16, group.count - first), k,
+                          group_operand(m_.operand, group, k) + kernels_.operand_bytes(first, k)});
+  }
+
+  void gate_up_item(int64_t item, uint8_t* scratch) const {
+    const PackedLayer& layer = p_.layer;
+    const Grouping& g = m_.grouping;
+    const int64_t* offsets = m_.item_offsets;
+    const int64_t expert = std::upper_bound(offsets, offsets + layer.num_experts, item) - offsets - 1;
+    const int64_t pairs = ceil_div(layer.intermediate_size, kPanelRows);
+    const int64_t part = item - offsets[expert], parts = offsets[expert + 1] - offsets[expert];
+    GateUpArgs args;
+    args.w13 = expert_matrix(layer.w13, layer.w13_scales, expert, 2 * pairs, layer.hidden_size);
+    args.bias = layer.w13_bias == nullptr ? nullptr : layer.w13_bias + expert * 2 * pairs * kPanelRows;
+    args.pair_begin = pairs * part / parts;
+    args.pair_end = pairs * (part + 1) / parts;
+    args.activation = p_.activation;
+    args.intermediate_size = layer.intermediate_size;
+    args.scratch = scratch;
+    const TokenGroup* group = std::lower_bound(g.groups, g.groups + g.num_groups, expert,
+                                               [](const TokenGroup& a, int64_t e) { return a.expert < e; });
+    for (; group != g.groups + g.num_groups && group->expert == expert; ++group) {
+      args.operand = group_operand(m_.operand, *group, layer.hidden_size);
+      args.intermediate = group_operand(m_.intermediate, *group, layer.intermediate_size);
+      args.num_tokens = group->count;
+      args.input_weights = p_.apply_router_weight_on_input ? g.weights + group->first : nullptr;
+      weights_.gate_up(args);
+    }
+  }
+
+  // A range of the output's columns, all experts in ascending order: the fixed order of each token's sum.
+  void down_item(int64_t item, uint8_t* scratch) const {
+    const PackedLayer& layer = p_.layer;
+    const Grouping& g = m_.grouping;
+    const int64_t panels = ceil_div(layer.hidden_size, kPanelRows);
+    const int64_t stride = panels * kPanelRows;
+    DownArgs args;
+    args.panel_begin = panels * item / plan_.num_down_items;
+    args.panel_end = panels * (item + 1) / plan_.num_down_items;
+    args.accumulators = m_.accumulators;
+    args.accumulator_stride = stride;
+    args.scratch = scratch;
+    const int64_t first = args.panel_begin * kPanelRows;
+    const int64_t last = std::min(args.panel_end * kPanelRows, layer.hidden_size);
+    for (int64_t t = 0; t < p_.num_tokens; ++t) {
+      std::fill_n(m_.accumulators + t * stride + first, args.panel_end * kPanelRows - first, 0.0f);
+    }
+    for (int64_t i = 0; i < g.num_groups; ++i) {
+      const TokenGroup& group = g.groups[i];
+      args.w2 = expert_matrix(layer.w2, layer.w2_scales, group.expert, panels, layer.intermediate_size);
+      args.bias = layer.w2_bias == nullptr ? nullptr : layer.w2_bias + group.expert * stride;
+      args.intermediate = group_operand(m_.intermediate, group, layer.intermediate_size);
+      args.num_tokens = group.count;
+      args.tokens = g.tokens + group.first;
+      args.router_weights = p_.apply_router_weight_on_input ? nullptr : g.weights + group.first;
+      weights_.down(args);
+    }
+    const int64_t out_bytes = p_.out.dtype == DType::kFloat32 ? 4 : 2;
+    kernels_.store_output({m_.accumulators + first, stride, p_.out.data + first * out_bytes, p_.out.stride, p_.out.dtype,
+                           p_.num_tokens, last - first});
+  }
+
+  const KernelTable& kernels_;
+  const WeightKernels& weights_;
+  const MoeProblem& p_;
+  const ChunkMemory& m_;
+  const ChunkPlan& plan_;
+  Barrier barrier_;
+  std::atomic<int64_t> next_pack_{0}, next_gate_up_{0}, next_down_{0};
+};
+
+// Tokens [first, first + count) of a problem.
+MoeProblem chunk_of(const MoeProblem& problem, int64_t first, int64_t count) {
+  MoeProblem chunk = problem;
+  chunk.hidden_states.data += first * chunk.hidden_states.stride;
+  chunk.out.data += first * chunk.out.stride;
+  chunk.topk_weights += first * chunk.top_k;
+  chunk.local_ids += first * chunk.top_k;
+  chunk.num_tokens = count;
+  return chunk;
+}
+
+}  // namespace
+
+int64_t fused_experts_workspace(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
+  const MoePlan plan = make_plan(kernels, problem.layer, problem.num_tokens, problem.top_k);
+  Arena arena(nullptr);
+  ChunkMemory memory;
+  return take_chunk(&arena, kernels, chunk_of(problem, 0, plan.chunk_tokens), plan, num_threads, &memory);
+}
+
+Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
+  if (problem.num_tokens == 0) return Status::kOk;
+  const MoePlan plan = make_plan(kernels, problem.layer, problem.num_tokens, problem.top_k);
+  Workspace workspace(fused_experts_workspace(kernels, problem, num_threads));
+  if (workspace.data() == nullptr) return Status::kOutOfMemory;
+  for (int64_t first = 0; first < problem.num_tokens; first += plan.chunk_tokens) {
+    const MoeProblem chunk = chunk_of(problem, first, std::min(plan.chunk_tokens, problem.num_tokens - first));
+    Arena arena(workspace.data());
+    ChunkMemory memory;
+    take_chunk(&arena, kernels, chunk, plan, num_threads, &memory);
+    group_slots(chunk, plan.group_tokens, &memory.grouping);
+    const ChunkPlan chunk_plan = plan_chunk(chunk.layer, memory.grouping, num_threads, memory.item_offsets);
+    int32_t pack_items = 0;
+    for (int64_t g = 0; g < memory.grouping.num_groups; ++g) {
+      memory.pack_first_item[g] = pack_items;
+      pack_items += static_cast<int32_t>(ceil_div(memory.grouping.groups[g].count, 16));
+    }
+    Chunk(kernels, chunk, memory, chunk_plan).run();
+  }
+  return Status::kOk;
+}
+
+}  // namespace mxfp4moe

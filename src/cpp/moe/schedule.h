@@ -1,0 +1,17 @@
+// The fused experts: route, GEMM 1 with activation, GEMM 2 with combine. Written once for all kernel tables.
+#pragma once
+
+#include "kernels/kernel_table.h"
+#include "moe/problem.h"
+
+namespace mxfp4moe {
+
+enum class Status { kOk, kOutOfMemory };
+
+// Sizes, ids and overlaps have been checked by the caller. Never throws.
+Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int num_threads);
+
+// The memory that such a call allocates beside its result, in bytes.
+int64_t fused_experts_workspace(const KernelTable& kernels, const MoeProblem& problem, int num_threads);
+
+}  // namespace mxfp4moe
