@@ -92,3 +92,144 @@ def release_workers():
     """End the threads of the pool that wait for work."""
     with nogil:
         cpp_release_workers()
+
+"""The binding to the C++ library: typed memoryviews in, plain numbers out. Private; callers check the arguments."""
+
+from cpython.buffer cimport PyBuffer_FillInfo
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+from mxfp4moe cimport _cpp as cpp
+
+
+# --- packed experts -----------------------------------------------------------------------------------------
+
+
+cdef class ExpertStorage:
+    """The packed bytes of all experts of one layer: one block of memory, exported read-only."""
+
+    cdef cpp.StorageShape shape
+    cdef cpp.StorageLayout layout
+    cdef uint8_t* data
+
+    def __cinit__(self, int64_t num_experts, int64_t hidden_size, int64_t intermediate_size,
+                  bint has_w13_bias, bint has_w2_bias):
+        self.shape = cpp.StorageShape(cpp.WeightFormat.kMxfp4, num_experts, hidden_size, intermediate_size,
+                                      has_w13_bias, has_w2_bias)
+        self.layout = cpp.storage_layout(self.shape)
+        self.data = cpp.map_memory(self.layout.total) if self.layout.total >= 0 else NULL
+        if self.data == NULL:
+            raise MemoryError(f"no memory for {num_experts} packed experts of {intermediate_size} x {hidden_size}")
+
+    def __dealloc__(self):
+        if self.data != NULL:
+            cpp.unmap_memory(self.data, self.layout.total)
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.layout.total, True, flags)
+
+    @property
+    def nbytes(self):
+        return self.layout.total
+
+    cdef cpp.SourceMatrix matrix(self, bint is_w13, int order) noexcept:
+        cdef cpp.SourceMatrix m
+        m.codes = m.scales = m.up_codes = m.up_scales = NULL
+        m.num_rows = 2 * self.shape.intermediate_size if is_w13 else self.shape.hidden_size
+        m.k_blocks = (self.shape.hidden_size if is_w13 else self.shape.intermediate_size) // 32
+        m.order = <cpp.RowOrder>order
+        return m
+
+    cdef (int64_t, int64_t) offsets(self, bint is_w13, int64_t expert, const cpp.SourceMatrix& m) noexcept:
+        cdef int64_t blocks = expert * (m.num_rows // 16) * m.k_blocks
+        if is_w13:
+            return self.layout.w13 + blocks * 256, self.layout.w13_scales + blocks * 16
+        return self.layout.w2 + blocks * 256, self.layout.w2_scales + blocks * 16
+
+    def pack(self, bint is_w13, int64_t expert, int order, const uint8_t[:, ::1] codes, const uint8_t[:, ::1] scales,
+             const uint8_t[:, ::1] up_codes, const uint8_t[:, ::1] up_scales, int num_threads):
+        """Pack one matrix of one expert; the second pair of arrays is None unless gate and up came apart."""
+        cdef cpp.SourceMatrix m = self.matrix(is_w13, order)
+        cdef (int64_t, int64_t) at = self.offsets(is_w13, expert, m)
+        m.codes = &codes[0, 0]
+        m.scales = &scales[0, 0]
+        if up_codes is not None:
+            m.up_codes = &up_codes[0, 0]
+            m.up_scales = &up_scales[0, 0]
+        with nogil:
+            cpp.pack_mxfp4(m, self.data + at[0], self.data + at[1], num_threads)
+
+    def unpack(self, bint is_w13, int64_t expert, int order, uint8_t[:, ::1] codes, uint8_t[:, ::1] scales,
+               int num_threads):
+        """The inverse of `pack`, gate and up in one array."""
+        cdef cpp.SourceMatrix m = self.matrix(is_w13, order)
+        cdef (int64_t, int64_t) at = self.offsets(is_w13, expert, m)
+        with nogil:
+            cpp.unpack_mxfp4(m, self.data + at[0], self.data + at[1], &codes[0, 0], &scales[0, 0], num_threads)
+
+    cdef float* bias_row(self, bint is_w13, int64_t expert, int64_t num_rows) noexcept:
+        return <float*>(self.data + (self.layout.w13_bias if is_w13 else self.layout.w2_bias)) + expert * num_rows
+
+    def pack_bias(self, bint is_w13, int64_t expert, int order, const float[::1] bias):
+        """Store one expert's bias in packed row order."""
+        cdef int64_t rows = bias.shape[0], row
+        cdef float* to = self.bias_row(is_w13, expert, rows)
+        for row in range(rows):
+            to[row] = bias[cpp.source_row(<cpp.RowOrder>order, row, rows)]
+
+    def unpack_bias(self, bint is_w13, int64_t expert, int order, float[::1] bias):
+        """The inverse of `pack_bias`."""
+        cdef int64_t rows = bias.shape[0], row
+        cdef const float* source = self.bias_row(is_w13, expert, rows)
+        for row in range(rows):
+            bias[cpp.source_row(<cpp.RowOrder>order, row, rows)] = source[row]
+
+
+# --- fused experts ------------------------------------------------------------------------------------------
+
+ctypedef fused id_t:
+    int32_t
+    int64_t
+
+
+def local_ids(const id_t[:, :] ids, const int64_t[::1] expert_map, int64_t num_ids, int32_t[:, ::1] result):
+    """Write the local expert id, or -1, of each slot; return the flat position of the first id out of range, or -1."""
+    cdef int64_t t, s, top_k = ids.shape[1]
+    cdef int64_t expert
+    cdef bint mapped = expert_map is not None
+    with nogil:
+        for t in range(ids.shape[0]):
+            for s in range(top_k):
+                expert = ids[t, s]
+                if expert < -1 or expert >= num_ids:
+                    return t * top_k + s
+                if mapped and expert >= 0:
+                    expert = expert_map[expert]
+                result[t, s] = <int32_t>expert
+    return -1
+
+
+def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
+                  const float[:, ::1] topk_weights, const int32_t[:, ::1] ids, tuple activation,
+                  bint weight_on_input, uint8_t[:, :] out, int out_dtype, int num_threads):
+    """Run the kernels of table `kernels`; rows are bytes, `activation` is (kind, alpha, limit)."""
+    cdef cpp.MoeProblem problem
+    cdef cpp.Status status
+    problem.layer = cpp.view_storage(experts.shape, experts.data)
+    problem.hidden_states.data = <uint8_t*>&hidden_states[0, 0]
+    problem.hidden_states.stride = hidden_states.strides[0]
+    problem.hidden_states.dtype = <cpp.DType>hidden_dtype
+    problem.out.data = &out[0, 0]
+    problem.out.stride = out.strides[0]
+    problem.out.dtype = <cpp.DType>out_dtype
+    problem.topk_weights = &topk_weights[0, 0]
+    problem.local_ids = &ids[0, 0]
+    problem.num_tokens = ids.shape[0]
+    problem.top_k = ids.shape[1]
+    problem.activation.kind = <cpp.ActivationKind><int>activation[0]
+    problem.activation.alpha = activation[1]
+    problem.activation.limit = activation[2]
+    problem.apply_router_weight_on_input = weight_on_input
+    with nogil:
+        status = cpp.run_fused_experts(cpp.kernel_table(kernels), problem, num_threads)
+    if status == cpp.Status.kOutOfMemory:
+        raise MemoryError("no memory for the workspace of fused_experts")

@@ -1,0 +1,115 @@
+# The C++ library as the binding sees it.
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libcpp cimport bool as cbool
+
+
+cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
+    cdef enum class DType(int32_t):
+        kFloat32
+        kFloat16
+        kBFloat16
+        kFloat64
+
+    cdef enum class WeightFormat(int32_t):
+        kMxfp4
+
+    cdef enum class ActivationKind(int32_t):
+        kSilu
+        kSwigluOai
+        kGelu
+        kGeluTanh
+
+    cdef struct Activation:
+        ActivationKind kind
+        float alpha
+        float limit
+
+
+cdef extern from "kernels/kernel_table.h" namespace "mxfp4moe" nogil:
+    cdef cppclass KernelTable:
+        const char* name
+        const char* isa
+        cbool automatic
+
+
+cdef extern from "cpu/registry.h" namespace "mxfp4moe" nogil:
+    int num_kernel_tables()
+    const KernelTable& kernel_table(int index)
+    cbool kernel_table_supported(int index)
+
+
+cdef extern from "memory/mapping.h" namespace "mxfp4moe" nogil:
+    uint8_t* map_memory(int64_t nbytes)
+    void unmap_memory(uint8_t* data, int64_t nbytes)
+
+
+cdef extern from "moe/problem.h" namespace "mxfp4moe" nogil:
+    cdef struct PackedLayer:
+        pass
+
+    cdef struct Rows:
+        uint8_t* data
+        int64_t stride
+        DType dtype
+
+    cdef struct MoeProblem:
+        PackedLayer layer
+        Rows hidden_states
+        Rows out
+        const float* topk_weights
+        const int32_t* local_ids
+        int64_t num_tokens
+        int64_t top_k
+        Activation activation
+        cbool apply_router_weight_on_input
+
+
+cdef extern from "moe/schedule.h" namespace "mxfp4moe" nogil:
+    cdef enum class Status:
+        kOk
+        kOutOfMemory
+
+    Status run_fused_experts "mxfp4moe::fused_experts"(const KernelTable& kernels, const MoeProblem& problem, int num_threads)
+
+
+cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
+    cdef enum class RowOrder(int32_t):
+        kPlain
+        kConcatenated
+        kInterleaved
+
+    cdef struct SourceMatrix:
+        const uint8_t* codes
+        const uint8_t* scales
+        const uint8_t* up_codes
+        const uint8_t* up_scales
+        int64_t num_rows
+        int64_t k_blocks
+        RowOrder order
+
+    int64_t source_row(RowOrder order, int64_t row, int64_t num_rows)
+    void pack_mxfp4(const SourceMatrix& source, uint8_t* weights, uint8_t* scales, int num_threads)
+    void unpack_mxfp4(const SourceMatrix& shape, const uint8_t* weights, const uint8_t* scales,
+                      uint8_t* codes, uint8_t* source_scales, int num_threads)
+
+
+cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
+    cdef struct StorageShape:
+        WeightFormat format
+        int64_t num_experts
+        int64_t hidden_size
+        int64_t intermediate_size
+        cbool has_w13_bias
+        cbool has_w2_bias
+
+    cdef struct StorageLayout:
+        int64_t w13
+        int64_t w13_scales
+        int64_t w2
+        int64_t w2_scales
+        int64_t w13_bias
+        int64_t w2_bias
+        int64_t total
+
+    StorageLayout storage_layout(const StorageShape& shape)
+    PackedLayer view_storage(const StorageShape& shape, const uint8_t* data)

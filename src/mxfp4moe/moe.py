@@ -1,0 +1,346 @@
+"""The fused experts: a token's top-k experts computed straight from packed weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, SupportsIndex
+
+import ml_dtypes
+import numpy as np
+
+from . import _core
+from .config import active_kernels, resolve_num_threads
+from .errors import as_array, as_integer_array, check_bool, check_choice, check_real, describe, type_error, value_error
+from .packing import PackedExperts
+from .routing import topk_softmax
+
+__all__ = ["fused_experts", "fused_moe"]
+
+ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh")
+_SWIGLUOAI_ALPHA = 1.702
+_SWIGLUOAI_LIMIT = 7.0
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# As common/types.h numbers them.
+_DTYPE_CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, _BFLOAT16: 2}
+_FLOAT_DTYPES = tuple(_DTYPE_CODES)
+_WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), _BFLOAT16, np.dtype(np.float64))
+_MAX_TOKENS = 2**31 - 1
+
+
+def fused_experts(
+    hidden_states: Any,
+    experts: PackedExperts,
+    topk_weights: Any,
+    topk_ids: Any,
+    *,
+    activation: str = "silu",
+    alpha: float | None = None,
+    limit: float | None = None,
+    apply_router_weight_on_input: bool = False,
+    expert_map: Any = None,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
+) -> np.ndarray:
+    """Weighted sum of each token's chosen experts.
+
+    For each slot of a token with expert e and weight w: ``gate, up = w13[e] @ x + w13_bias[e]``, ``h =
+    activation(gate, up)`` rounded to bfloat16, and ``w * (w2[e] @ h + w2_bias[e])`` is added to the token's
+    result, in ascending expert id, then slot. Weights are used exactly, sums are float32, and the result is
+    rounded once. A token's result does not depend on the other tokens, on its position or on `num_threads`.
+
+    Parameters
+    ----------
+    hidden_states : bfloat16, float16 or float32 array of shape (..., hidden_size)
+        float16 and float32 are rounded once to bfloat16. Copied if the last axis is not contiguous.
+    experts : PackedExperts
+    topk_weights : float32 array of shape (..., top_k)
+        Other float dtypes are rounded to float32. The weight of a dropped slot is not read.
+    topk_ids : integer array of shape (..., top_k)
+        Ids in [0, num_experts), or -1 for a dropped slot. A repeated id counts each time. A token whose
+        slots are all dropped gives zeros.
+    activation : {"silu", "swigluoai", "gelu", "gelu_tanh"}
+        silu(g) * u; g * sigmoid(alpha * g) * (u + 1); gelu(g) * u with erf or tanh.
+    alpha : float, optional
+        Of "swigluoai" only; 1.702 if not given.
+    limit : float, optional
+        Before the activation the gate is clamped to at most `limit`, up to [-limit, limit]. Not given: 7.0 for
+        "swigluoai", no clamp otherwise; ``inf`` switches it off.
+    apply_router_weight_on_input : bool
+        The slot's weight multiplies the float32 sums of gate and up, before the biases, and not the output.
+    expert_map : integer array of shape (num_global_experts,), optional
+        `topk_ids` then index it; it holds local ids, or -1 for experts whose slots are dropped here.
+    out : ndarray of the shape of hidden_states, optional
+        bfloat16, float16 or float32, writeable, last axis contiguous. May be `hidden_states` itself; must not
+        overlap an input otherwise.
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of hidden_states, or `out`
+
+    Raises
+    ------
+    TypeError
+        A wrong kind or dtype of argument.
+    ValueError
+        A wrong shape, an id or number out of range, an overlap.
+
+    Notes
+    -----
+    Activations and their parameters follow gpt-oss ("swigluoai") and DeepSeek-V4 ("silu" with a limit).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> rng = np.random.default_rng(0)
+    >>> w13 = mx.quantize_mxfp4(rng.standard_normal((4, 2 * 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(rng.standard_normal((4, 96, 64), np.float32))
+    >>> experts = mx.pack_experts(*w13, *w2)
+    >>> x = rng.standard_normal((5, 96), np.float32)
+    >>> weights, ids = mx.topk_softmax(rng.standard_normal((5, 4), np.float32), 2)
+    >>> mx.fused_experts(x, experts, weights, ids).shape
+    (5, 96)
+    """
+    if not isinstance(experts, PackedExperts):
+        raise type_error("experts", "PackedExperts", describe(experts))
+    hidden = _check_hidden_states(hidden_states, experts.hidden_size)
+    leading = hidden.shape[:-1]
+    ids = _check_slots("topk_ids", as_integer_array("topk_ids", topk_ids), leading)
+    weights = _check_slots("topk_weights", as_array("topk_weights", topk_weights, _WEIGHT_DTYPES), leading)
+    if weights.shape != ids.shape:
+        raise value_error("topk_weights", f"the shape {ids.shape} of topk_ids", f"shape {weights.shape}")
+    function = _check_activation(activation, alpha, limit)
+    on_input = check_bool("apply_router_weight_on_input", apply_router_weight_on_input)
+    threads = resolve_num_threads(num_threads)
+    local_ids = _local_ids(ids, expert_map, experts.num_experts)
+    if out is not None:
+        inputs = {"topk_weights": topk_weights, "topk_ids": topk_ids, "expert_map": expert_map}
+        _check_out(out, hidden_states, hidden, inputs)
+    result = np.empty(hidden.shape, hidden.dtype) if out is None else out
+    if hidden.size == 0:
+        return result
+    if local_ids.shape[1] == 0:
+        result[...] = 0
+        return result
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    target = _rows_view(result)
+    buffer = np.empty(rows.shape, result.dtype) if target is None else target
+    _core.fused_experts(
+        experts.data,
+        active_kernels(),
+        rows.view(np.uint8),
+        _DTYPE_CODES[rows.dtype],
+        np.ascontiguousarray(weights.reshape(local_ids.shape), dtype=np.float32),
+        local_ids,
+        function,
+        on_input,
+        buffer.view(np.uint8),
+        _DTYPE_CODES[result.dtype],
+        threads,
+    )
+    if target is None:
+        result[...] = buffer.reshape(result.shape)
+    return result
+
+
+def fused_moe(
+    hidden_states: Any,
+    experts: PackedExperts,
+    router_logits: Any,
+    top_k: SupportsIndex,
+    *,
+    renormalize: bool = True,
+    activation: str = "silu",
+    alpha: float | None = None,
+    limit: float | None = None,
+    apply_router_weight_on_input: bool = False,
+    expert_map: Any = None,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
+) -> np.ndarray:
+    """Route by `topk_softmax`, then compute by `fused_experts`.
+
+    Parameters
+    ----------
+    hidden_states : bfloat16, float16 or float32 array of shape (..., hidden_size)
+    experts : PackedExperts
+    router_logits : float array of shape (..., num_experts)
+        One logit per expert; with `expert_map`, per global expert.
+    top_k : int
+    renormalize : bool, default True
+        As in `topk_softmax`.
+    activation, alpha, limit, apply_router_weight_on_input, expert_map, out, num_threads
+        As in `fused_experts`.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of hidden_states, or `out`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_softmax` and `fused_experts` do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> rng = np.random.default_rng(0)
+    >>> w13 = mx.quantize_mxfp4(rng.standard_normal((4, 2 * 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(rng.standard_normal((4, 96, 64), np.float32))
+    >>> experts = mx.pack_experts(*w13, *w2)
+    >>> x = rng.standard_normal((5, 96), np.float32)
+    >>> mx.fused_moe(x, experts, rng.standard_normal((5, 4), np.float32), 2).shape
+    (5, 96)
+    """
+    if not isinstance(experts, PackedExperts):
+        raise type_error("experts", "PackedExperts", describe(experts))
+    hidden = _check_hidden_states(hidden_states, experts.hidden_size)
+    num_logits = experts.num_experts if expert_map is None else np.size(expert_map)
+    logits = as_array("router_logits", router_logits, _WEIGHT_DTYPES)
+    if logits.shape != (*hidden.shape[:-1], num_logits):
+        raise value_error("router_logits", f"shape {(*hidden.shape[:-1], num_logits)}", f"shape {logits.shape}")
+    topk_weights, topk_ids = topk_softmax(logits, top_k, renormalize=renormalize)
+    return fused_experts(
+        hidden_states,
+        experts,
+        topk_weights,
+        topk_ids,
+        activation=activation,
+        alpha=alpha,
+        limit=limit,
+        apply_router_weight_on_input=apply_router_weight_on_input,
+        expert_map=expert_map,
+        out=out,
+        num_threads=num_threads,
+    )
+
+
+def _check_hidden_states(value: Any, hidden_size: int) -> np.ndarray:
+    hidden = as_array("hidden_states", value, _FLOAT_DTYPES)
+    if hidden.ndim == 0 or hidden.shape[-1] != hidden_size:
+        raise value_error("hidden_states", f"shape (..., {hidden_size})", f"shape {hidden.shape}")
+    if hidden.size // hidden_size > _MAX_TOKENS:
+        raise value_error("hidden_states", f"at most {_MAX_TOKENS} tokens", f"shape {hidden.shape}")
+    return hidden if hidden.strides[-1] == hidden.itemsize else np.ascontiguousarray(hidden)
+
+
+def _check_slots(name: str, array: np.ndarray, leading: tuple[int, ...]) -> np.ndarray:
+    if array.ndim == 0 or array.shape[:-1] != leading:
+        expected = ", ".join([*map(str, leading), "top_k"])
+        raise value_error(name, f"shape ({expected})", f"shape {array.shape}")
+    return array
+
+
+class _ActivationArgs(NamedTuple):
+    kind: int
+    alpha: float
+    limit: float
+
+
+# The calls without alpha and limit need no arithmetic: they are on the path of every decode step.
+_DEFAULTS = {
+    name: _ActivationArgs(kind, _SWIGLUOAI_ALPHA, _SWIGLUOAI_LIMIT if name == "swigluoai" else math.inf)
+    for kind, name in enumerate(ACTIVATIONS)
+}
+
+
+def _check_activation(activation: str, alpha: float | None, limit: float | None) -> _ActivationArgs:
+    function = _DEFAULTS[check_choice("activation", activation, ACTIVATIONS)]
+    if alpha is not None:
+        number = check_real("alpha", alpha)
+        if activation != "swigluoai":
+            raise value_error("alpha", f"None with activation {activation!r}", repr(number))
+        if not math.isfinite(number):
+            raise value_error("alpha", "a finite number", repr(number))
+        function = function._replace(alpha=number)
+    if limit is not None:
+        number = check_real("limit", limit)
+        if not number > 0:
+            raise value_error("limit", "a number above 0 (inf: no clamp)", repr(number))
+        function = function._replace(limit=number)
+    return function
+
+
+def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray:
+    """The local id of each slot as int32 of shape (num_tokens, top_k), -1 for dropped ones."""
+    mapping = None
+    num_ids = num_experts
+    if expert_map is not None:
+        original = as_integer_array("expert_map", expert_map)
+        if original.ndim != 1:
+            raise value_error("expert_map", "shape (num_global_experts,)", f"shape {original.shape}")
+        wrong = (original < -1) | (original >= num_experts)
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise value_error("expert_map", f"values in [-1, {num_experts - 1}]", f"{original[at]} at position ({at},)")
+        mapping = np.ascontiguousarray(original, dtype=np.int64)
+        num_ids = len(mapping)
+    if ids.dtype == np.uint64:
+        # Beyond int64 any id is out of range: keep it so.
+        numbers = np.minimum(ids, np.uint64(2**63 - 1)).astype(np.int64)
+    else:
+        numbers = ids if ids.dtype == np.int32 or ids.dtype == np.int64 else ids.astype(np.int64)
+    top_k = ids.shape[-1]
+    flat = numbers.reshape(ids.size // top_k if top_k else 0, top_k)
+    local = np.empty(flat.shape, np.int32)
+    if local.size:
+        bad = _core.local_ids(flat, mapping, num_ids, local)
+        if bad >= 0:
+            position = tuple(map(int, np.unravel_index(bad, ids.shape)))
+            raise value_error("topk_ids", f"values in [-1, {num_ids - 1}]", f"{ids[position]} at position {position}")
+    return local
+
+
+def _check_out(out: Any, hidden_states: Any, hidden: np.ndarray, inputs: dict[str, Any]) -> None:
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise type_error("out", "an ndarray", describe(out))
+    if out.dtype not in _FLOAT_DTYPES or not out.dtype.isnative:
+        raise type_error("out", "an array of float32, float16 or bfloat16", describe(out))
+    if out.shape != hidden.shape:
+        raise value_error("out", f"shape {hidden.shape}", f"shape {out.shape}")
+    if not out.flags.writeable:
+        raise value_error("out", "a writeable array", "a read-only one")
+    if not out.flags.aligned:
+        raise value_error("out", "an aligned array", "an unaligned one")
+    if out.size == 0:
+        return
+    if out.strides[-1] != out.itemsize and out.shape[-1] > 1:
+        raise value_error("out", "a contiguous last axis", f"strides {out.strides}")
+    _check_no_internal_overlap(out)
+    if not _same_array(out, hidden_states):
+        inputs = {"hidden_states": hidden_states, **inputs}
+    for name, array in inputs.items():
+        if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and np.shares_memory(out, array):
+            allowed = " (or hidden_states itself)" if name == "hidden_states" else ""
+            raise value_error("out", f"memory apart from {name}{allowed}", "an overlap")
+
+
+def _same_array(a: np.ndarray, b: Any) -> bool:
+    return a is b or (
+        isinstance(b, np.ndarray)
+        and a.ctypes.data == b.ctypes.data
+        and (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype)
+    )
+
+
+def _check_no_internal_overlap(out: np.ndarray) -> None:
+    extent = out.itemsize
+    axes = sorted((abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1)
+    for stride, size in axes:
+        if stride < extent:
+            raise value_error("out", "elements that do not overlap each other", f"strides {out.strides}")
+        extent += stride * (size - 1)
+
+
+def _rows_view(array: np.ndarray) -> np.ndarray | None:
+    """`array` as (num_tokens, hidden_size) on the same memory, or None if its strides do not allow that."""
+    if array.ndim == 2:
+        return array
+    try:
+        return array.reshape(-1, array.shape[-1], copy=False)
+    except ValueError:
+        return None
