@@ -191,21 +191,26 @@ ctypedef fused id_t:
     int64_t
 
 
+cdef int64_t resolve_ids(const id_t[:, :] ids, const int64_t[::1] expert_map, int64_t num_ids,
+                         int32_t[:, ::1] result) noexcept nogil:
+    cdef int64_t t, s, expert
+    for t in range(ids.shape[0]):
+        for s in range(ids.shape[1]):
+            expert = ids[t, s]
+            if expert < -1 or expert >= num_ids:
+                return t * ids.shape[1] + s
+            if expert_map is not None and expert >= 0:
+                expert = expert_map[expert]
+            result[t, s] = <int32_t>expert
+    return -1
+
+
 def local_ids(const id_t[:, :] ids, const int64_t[::1] expert_map, int64_t num_ids, int32_t[:, ::1] result):
     """Write the local expert id, or -1, of each slot; return the flat position of the first id out of range, or -1."""
-    cdef int64_t t, s, top_k = ids.shape[1]
-    cdef int64_t expert
-    cdef bint mapped = expert_map is not None
+    cdef int64_t bad
     with nogil:
-        for t in range(ids.shape[0]):
-            for s in range(top_k):
-                expert = ids[t, s]
-                if expert < -1 or expert >= num_ids:
-                    return t * top_k + s
-                if mapped and expert >= 0:
-                    expert = expert_map[expert]
-                result[t, s] = <int32_t>expert
-    return -1
+        bad = resolve_ids(ids, expert_map, num_ids, result)
+    return bad
 
 
 def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,

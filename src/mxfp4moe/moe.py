@@ -270,7 +270,8 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
     mapping = None
     num_ids = num_experts
     if expert_map is not None:
-        original = as_integer_array("expert_map", expert_map)
+        # A copy: checked here, used later, whatever other threads do to the array meanwhile.
+        original = as_integer_array("expert_map", expert_map).copy()
         if original.ndim != 1:
             raise value_error("expert_map", "shape (num_global_experts,)", f"shape {original.shape}")
         wrong = (original < -1) | (original >= num_experts)

@@ -16,7 +16,7 @@ namespace {
 struct ChunkMemory {
   Grouping grouping;
   int64_t* item_offsets;
-  int32_t* pack_first_item;  // of each group
+  int32_t* pack_first_item;  // of each group: its first sixteen tokens among those of all groups
   uint8_t* operand;          // of GEMM 1, group after group
   uint8_t* intermediate;     // of GEMM 2, group after group
   float* accumulators;       // [tokens][hidden_size rounded up to panels]
@@ -85,10 +85,11 @@ class Chunk {
   // Sixteen tokens of a group into the operand of GEMM 1.
   void pack_item(int64_t item) const {
     const Grouping& g = m_.grouping;
-    const int32_t* end = m_.pack_first_item + g.num_groups;
-    const int64_t index = std::upper_bound(m_.pack_first_item, end, static_cast<int32_t>(item)) - m_.pack_first_item - 1;
+    const int32_t* first_item = m_.pack_first_item;
+    const int64_t index = std::upper_bound(first_item, first_item + g.num_groups, static_cast<int32_t>(item)) -
+                          first_item - 1;
     const TokenGroup& group = g.groups[index];
-    const int64_t first = (item - m_.pack_first_item[index]) * 16;
+    const int64_t first = (item - first_item[index]) * 16;
     const int64_t k = p_.layer.hidden_size;
     kernels_.pack_tokens({p_.hidden_states.data, p_.hidden_states.stride, p_.hidden_states.dtype,
                           g.tokens + group.first + first, std::min<int64_t>(16, group.count - first), k,

@@ -13,5 +13,5 @@ constexpr KernelTable make_dot_table(const char* name, const char* isa, uint32_t
   return {name,        isa,          required,      true,
           group_tokens, operand_bytes, scratch_bytes, pack_tokens,
           {{gate_up<Mxfp4>, down<Mxfp4>}},
-          store_output, {quantize_mxfp4}, read_memory, peak_flops};
+          store_output, kQuantizeKernels, read_memory, peak_flops};
 }
