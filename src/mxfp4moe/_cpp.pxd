@@ -38,6 +38,25 @@ cdef extern from "cpu/registry.h" namespace "mxfp4moe" nogil:
     cbool kernel_table_supported(int index)
 
 
+cdef extern from "cpu/features.h" namespace "mxfp4moe" nogil:
+    const unsigned int kCpuAvx2
+    const unsigned int kCpuAvx512
+    const unsigned int kCpuAvx512Bf16
+    const unsigned int kCpuAmxBf16
+    const unsigned int kCpuFastBf16Dot
+    unsigned int cpu_features()
+    const char* amx_status()
+
+
+cdef extern from "threads/cpus.h" namespace "mxfp4moe" nogil:
+    int available_cpus()
+
+
+cdef extern from "threads/pool.h" namespace "mxfp4moe" nogil:
+    int num_workers()
+    void release_workers()
+
+
 cdef extern from "memory/mapping.h" namespace "mxfp4moe" nogil:
     uint8_t* map_memory(int64_t nbytes)
     void unmap_memory(uint8_t* data, int64_t nbytes)
