@@ -41,7 +41,7 @@ class Roofline:
     def __init__(self, nbytes: int, num_threads: int) -> None:
         self._memory = np.ones(nbytes, np.uint8)  # written to, so that every page is a page of its own
         self.num_threads = num_threads
-        self._table = config.active_table_index()
+        self._table = config.active_kernels()
         self._bandwidths: list[float] = []
         self._peaks: list[float] = []
         self._iterations = 1000

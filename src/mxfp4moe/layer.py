@@ -242,7 +242,7 @@ class MoELayer:
 
 
 def _aligned_rows(matrix: NDArray[Any]) -> NDArray[np.float32]:
-    """A float32 copy of `matrix`, its rows padded with zeros so that each starts at a multiple of 64 bytes."""
+    """A float32 copy of `matrix`, its rows zero-padded so that each starts at a multiple of 64 bytes."""
     rows, columns = matrix.shape
     padded = -(-columns // _ALIGNMENT) * _ALIGNMENT
     memory = np.zeros(rows * padded + _ALIGNMENT, np.float32)

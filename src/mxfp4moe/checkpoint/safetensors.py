@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,7 +220,7 @@ class SafetensorsWriter:
         self.nbytes = len(self._header) + end
 
     def __enter__(self) -> Self:
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.tmp")
         self._file = self._temporary.open("xb")
         self._file.write(self._header)
         return self
