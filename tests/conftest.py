@@ -1,7 +1,7 @@
 """Fixtures of the whole suite.
 
-`MXFP4MOE_SEED` changes the random problems. `MXFP4MOE_REQUIRE_ISAS`, a comma-separated list, fails the tests that
-would otherwise be skipped because the machine cannot run one of these instruction sets.
+`MXFP4MOE_SEED` changes the random problems. `MXFP4MOE_REQUIRE_ISAS`, a comma-separated list, fails the tests
+that would otherwise be skipped because the machine cannot run one of these instruction sets.
 """
 
 from __future__ import annotations

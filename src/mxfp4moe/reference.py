@@ -272,7 +272,7 @@ class _Precision(NamedTuple):
 
 def round_bfloat16(x: np.ndarray) -> np.ndarray:
     """The nearest bfloat16 values, ties to even, as float32. float64 input rounds twice."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # a signaling NaN is an invalid value
         return x.astype(np.float32).astype(bfloat16).astype(np.float32)
 
 
