@@ -16,6 +16,7 @@ from .errors import IsaError, PackedFormatError
 from .layer import MoELayer
 from .moe import fused_experts, fused_moe
 from .packing import PackedExperts, UnpackedExperts, pack_experts
+from .quantize import dequantize_mxfp4, pack_e2m1, quantize_mxfp4, unpack_e2m1
 from .routing import topk_softmax
 
 __all__ = [
@@ -26,14 +27,18 @@ __all__ = [
     "UnpackedExperts",
     "active_isa",
     "available_isas",
+    "dequantize_mxfp4",
     "fused_experts",
     "fused_moe",
     "get_num_threads",
     "num_threads",
+    "pack_e2m1",
     "pack_experts",
+    "quantize_mxfp4",
     "set_num_threads",
     "show_config",
     "supported_isas",
     "topk_softmax",
+    "unpack_e2m1",
     "use_isa",
 ]

@@ -73,6 +73,48 @@ def release_workers():
         cpp.release_workers()
 
 
+# --- quantize -----------------------------------------------------------------------------------------------
+
+
+def quantize_mxfp4(const uint8_t[::1] values, int dtype, int scale_rule, uint8_t[::1] blocks, uint8_t[::1] scales,
+                   int kernels, int num_threads):
+    """Write the 16 code bytes and the scale byte of each block of 32 values; the number of scales is that of blocks."""
+    cdef cpp.QuantizeArgs args
+    args.values = &values[0]
+    args.dtype = <cpp.DType>dtype
+    args.num_blocks = scales.shape[0]
+    args.scale_rule = <cpp.ScaleRule>scale_rule
+    args.blocks = &blocks[0]
+    args.scales = &scales[0]
+    with nogil:
+        cpp.quantize_mxfp4(cpp.kernel_table(kernels), args, num_threads)
+
+
+def dequantize_mxfp4(const uint8_t[::1] blocks, const uint8_t[::1] scales, int dtype, uint8_t[::1] values,
+                     int kernels, int num_threads):
+    """The inverse of `quantize_mxfp4`."""
+    cdef cpp.DequantizeArgs args
+    args.blocks = &blocks[0]
+    args.scales = &scales[0]
+    args.num_blocks = scales.shape[0]
+    args.dtype = <cpp.DType>dtype
+    args.values = &values[0]
+    with nogil:
+        cpp.dequantize_mxfp4(cpp.kernel_table(kernels), args, num_threads)
+
+
+def pack_e2m1(const uint8_t[::1] codes, uint8_t[::1] blocks, int num_threads):
+    """Two codes of one byte each to one byte of `blocks`."""
+    with nogil:
+        cpp.pack_e2m1(&codes[0], &blocks[0], blocks.shape[0], num_threads)
+
+
+def unpack_e2m1(const uint8_t[::1] blocks, uint8_t[::1] codes, int num_threads):
+    """The inverse of `pack_e2m1`."""
+    with nogil:
+        cpp.unpack_e2m1(&blocks[0], &codes[0], blocks.shape[0], num_threads)
+
+
 # --- packed experts -----------------------------------------------------------------------------------------
 
 

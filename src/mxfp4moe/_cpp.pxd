@@ -13,6 +13,12 @@ cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
     cdef enum class WeightFormat(int32_t):
         kMxfp4
 
+    cdef enum class ScaleRule(int32_t):
+        kFloor
+        kCeil
+        kRceil
+        kEven
+
     cdef enum class ActivationKind(int32_t):
         kSilu
         kSwigluOai
@@ -132,3 +138,25 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
 
     StorageLayout storage_layout(const StorageShape& shape)
     PackedLayer view_storage(const StorageShape& shape, const uint8_t* data)
+
+
+cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
+    cdef struct QuantizeArgs:
+        const uint8_t* values
+        DType dtype
+        int64_t num_blocks
+        ScaleRule scale_rule
+        uint8_t* blocks
+        uint8_t* scales
+
+    cdef struct DequantizeArgs:
+        const uint8_t* blocks
+        const uint8_t* scales
+        int64_t num_blocks
+        DType dtype
+        uint8_t* values
+
+    void quantize_mxfp4(const KernelTable& kernels, const QuantizeArgs& args, int num_threads)
+    void dequantize_mxfp4(const KernelTable& kernels, const DequantizeArgs& args, int num_threads)
+    void pack_e2m1(const uint8_t* codes, uint8_t* blocks, int64_t num_bytes, int num_threads)
+    void unpack_e2m1(const uint8_t* blocks, uint8_t* codes, int64_t num_bytes, int num_threads)
