@@ -16,6 +16,7 @@ import numpy as np
 
 from mxfp4moe import _core, config
 from mxfp4moe.layer import MoELayer
+from mxfp4moe.packing import PackedExperts
 
 _PEAK_SECONDS = 3e-3  # of one measurement of the peak
 
@@ -33,13 +34,13 @@ class Roofline:
 
     Parameters
     ----------
-    nbytes : int
-        How much to read for a sample: as much as the weights that calls draw from, so that caches help both.
+    experts : PackedExperts
+        Read as a whole for each sample: as many bytes as calls draw from, so that caches help both alike.
     num_threads : int
     """
 
-    def __init__(self, nbytes: int, num_threads: int) -> None:
-        self._memory = np.ones(nbytes, np.uint8)  # written to, so that every page is a page of its own
+    def __init__(self, experts: PackedExperts, num_threads: int) -> None:
+        self._memory = np.frombuffer(experts.data, np.uint8)
         self.num_threads = num_threads
         self._table = config.active_kernels()
         self._bandwidths: list[float] = []

@@ -220,7 +220,6 @@ class MoELayer:
         TypeError, ValueError
             As `route` and `fused_experts`.
         """
-        hidden_states = self._check_hidden_states(hidden_states)
         topk_weights, topk_ids = self.route(hidden_states)
         return fused_experts(
             hidden_states,

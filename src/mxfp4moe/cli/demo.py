@@ -86,7 +86,7 @@ def _run_layer(args: argparse.Namespace, path: Path, number: int) -> int:
     def hidden_states(num_tokens: int) -> np.ndarray[Any, Any]:
         return rng.standard_normal((num_tokens, layer.hidden_size), np.float32).astype(ml_dtypes.bfloat16)
 
-    roofline = _roofline.Roofline(layer.experts.nbytes, num_threads)
+    roofline = _roofline.Roofline(layer.experts, num_threads)
     batches = {
         "prefill": [hidden_states(args.tokens) for _ in range(_PREFILLS)],
         "decode": [hidden_states(1) for _ in range(args.steps)],
