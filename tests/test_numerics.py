@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from problems import ACTIVATIONS, LAYOUTS, Problem, Shape, bfloat16, random_problem, rel_l2
+from problems import ACTIVATIONS, LAYOUTS, Problem, Shape, bfloat16, pack_nibbles, random_problem, rel_l2
 
 from mxfp4moe import reference
 
@@ -14,9 +14,9 @@ ACTIVATION_ULPS = 16  # of an approximated sigmoid, erf or tanh
 def elementwise_bound(problem: Problem, activation: str, output_eps: float) -> np.ndarray:
     """Largest error of each output of float32 sums in any order and the roundings of the contract.
 
-    A sum of n products of bfloat16 numbers is off by at most n * EPS32 * (sum of the magnitudes): each product
-    and each partial sum is rounded at most once. The derivative of gate * factor(gate) is below 1.13 for every
-    activation, so the error of a gate enters the intermediate times 1.13 * |up|.
+    A sum of n products of bfloat16 numbers is off by at most n * EPS32 * (sum of the magnitudes): each
+    product and each partial sum is rounded at most once. The derivative of gate * factor(gate) is below 1.13
+    for every activation, so the error of a gate enters the intermediate times 1.13 * |up|.
     """
     hidden, arrays, topk_weights, topk_ids = problem
     hidden = hidden.astype(np.float64)
@@ -61,8 +61,8 @@ def test_every_output_is_within_its_bound(isa, rng, activation, layout, dtype, o
 def test_differs_from_reference_by_rare_rounding_flips(isa, rng, activation, shape):
     # With a float32 output only the order of the sums and the last bits of the activation differ from the
     # reference. They change an intermediate, by a relative 2**-7 at most, when it is as near to a rounding
-    # boundary as they reach. If fewer than one in 100 flips, the relative error is below sqrt(1 / 100) * 2**-7;
-    # an intermediate that is not rounded, or twice, makes more than 1.4e-3.
+    # boundary as they reach. If fewer than one in 100 flips, the relative error is below
+    # sqrt(1 / 100) * 2**-7; an intermediate that is not rounded, or twice, makes more than 1.4e-3.
     problem = random_problem(rng, shape, bias="both")
     out = np.empty(problem.hidden_states.shape, dtype=np.float32)
     problem.run(out=out, activation=activation)
@@ -71,36 +71,30 @@ def test_differs_from_reference_by_rare_rounding_flips(isa, rng, activation, sha
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_accuracy(isa, activation):
-    # I = 32 gates at a time over the whole range; each is read out alone, in float32. Up is 1 (swigluoai: 0,
-    # plus 1). Against float64: the rounding of the intermediate and the approximation.
-    gates = np.concatenate(
-        [np.linspace(-30, 30, 32 * 64), np.linspace(-120, 120, 32 * 8), np.geomspace(1e-30, 1, 64)]
-    )
-    gates = gates.astype(np.float32)
-    identity = np.eye(32, dtype=np.uint8) * 2
+    # 32 gates for each expert, given as biases and read out one by one, in float32; the other factor is 1.
+    ranges = np.linspace(-30, 30, 32 * 64), np.linspace(-120, 120, 32 * 8), np.geomspace(1e-30, 1, 64)
+    gates = np.concatenate(ranges).astype(np.float32).reshape(-1, 32)
+    count = len(gates)
+    ups = np.full(gates.shape, 0 if activation == "swigluoai" else 1, dtype=np.float32)
+    identity = pack_nibbles(np.eye(32, dtype=np.uint8) * 2)  # code 2 is 1.0
     arrays = reference.ExpertArrays(
-        w13=np.zeros((len(gates) // 32, 64, 16), dtype=np.uint8),
-        w13_scales=np.full((len(gates) // 32, 64, 1), 127, dtype=np.uint8),
-        w2=np.broadcast_to(identity[:, 0::2] | identity[:, 1::2] << 4, (len(gates) // 32, 32, 16)),
-        w2_scales=np.full((len(gates) // 32, 32, 1), 127, dtype=np.uint8),
-        w13_bias=np.concatenate(
-            [gates.reshape(-1, 32), np.full((len(gates) // 32, 32), 0 if activation == "swigluoai" else 1)],
-            axis=1,
-        ).astype(np.float32),
+        w13=np.zeros((count, 64, 16), dtype=np.uint8),
+        w13_scales=np.full((count, 64, 1), 127, dtype=np.uint8),
+        w2=np.broadcast_to(identity, (count, 32, 16)),
+        w2_scales=np.full((count, 32, 1), 127, dtype=np.uint8),
+        w13_bias=np.concatenate([gates, ups], axis=1),
     )
-    count = len(gates) // 32
     ids = np.arange(count, dtype=np.int32)[:, None]
     problem = Problem(np.zeros((count, 32), np.float32), arrays, np.ones((count, 1), np.float32), ids)
     options = {"activation": activation, "limit": np.inf}
     expected = problem.float64(**options)
-    error = abs(problem.run(**options) - expected)
-    # Below 2**-126 a value may be zero. Where the factor is tiny its relative error grows with the gate:
-    # exp(-gate) of a gate rounded to float32.
-    relative = EPS16 + ACTIVATION_ULPS * EPS32 * (1 + abs(gates.reshape(-1, 32)) ** 2)
-    absolute = np.where(
-        activation in ("gelu", "gelu_tanh"), ACTIVATION_ULPS * EPS32 * abs(gates.reshape(-1, 32)), 0
-    )
-    assert (error <= relative * abs(expected) + absolute + 2.0**-126).all()
+    # exp(-gate) of a rounded alpha * gate has a relative error that grows with the gate; 1 + erf and 1 + tanh
+    # have an absolute one. The factor, and the result, may be zero below 2**-126.
+    bound = (EPS16 + ACTIVATION_ULPS * EPS32 * (1 + gates**2)) * abs(expected)
+    bound += 2.0**-126 * (1 + abs(gates))
+    if activation in ("gelu", "gelu_tanh"):
+        bound += ACTIVATION_ULPS * EPS32 * abs(gates)
+    assert (abs(problem.run(**options) - expected) <= bound).all()
 
 
 @pytest.fixture(scope="module")
