@@ -14,13 +14,14 @@ struct MatrixView {
   int64_t k_blocks;
 };
 
-// Gathers the hidden states of a token group into the layout that this table's GEMM reads ("operand").
+// Gathers the hidden states of up to sixteen tokens of a group into the layout that this table's GEMM reads ("operand").
 struct PackTokensArgs {
   const uint8_t* hidden_states;
   int64_t row_stride;  // bytes
   DType dtype;
   const int32_t* tokens;  // row of hidden_states of each token of the group
   int64_t num_tokens;
+  int64_t padded_tokens;  // tokens that the operand has room for; the rest is filled with zeros
   int64_t hidden_size;
   uint8_t* operand;
 };
@@ -76,6 +77,7 @@ struct KernelTable {
   uint32_t required;          // CpuFeature bits
   bool automatic;             // false: only on request (test models)
   int64_t (*group_tokens)(int64_t max_k);  // a token group holds at most so many tokens
+  int64_t (*padded_tokens)(int64_t num_tokens);  // of a group, in its operands
   int64_t (*operand_bytes)(int64_t num_tokens, int64_t k);
   int64_t (*scratch_bytes)(int64_t num_tokens, int64_t k);  // of one thread
   void (*pack_tokens)(const PackTokensArgs&);

@@ -1,18 +1,29 @@
 #include "moe/group.h"
 
+#include <algorithm>
+
 namespace mxfp4moe {
 
-void take_grouping(Arena* arena, const MoeProblem& problem, int64_t group_tokens, Grouping* grouping) {
+int64_t max_groups(int64_t num_experts, int64_t num_slots, const GroupRule& rule) {
+  return std::min(num_slots, num_experts) + num_slots / rule.max_tokens;
+}
+
+int64_t max_padded_slots(int64_t num_experts, int64_t num_slots, const GroupRule& rule) {
+  // Padding is less than sixteen tokens a group, and none where a group is not padded.
+  const bool pads = rule.padded_tokens(rule.max_tokens - 1) != rule.max_tokens - 1;
+  return num_slots + (pads ? 16 * max_groups(num_experts, num_slots, rule) : 0);
+}
+
+void take_grouping(Arena* arena, const MoeProblem& problem, const GroupRule& rule, Grouping* grouping) {
   const int64_t slots = problem.num_tokens * problem.top_k;
   const int64_t experts = problem.layer.num_experts;
   grouping->tokens = arena->take<int32_t>(slots);
   grouping->weights = arena->take<float>(slots);
-  const int64_t used_experts = slots < experts ? slots : experts;
-  grouping->groups = arena->take<TokenGroup>(used_experts + slots / group_tokens);
+  grouping->groups = arena->take<TokenGroup>(max_groups(experts, slots, rule));
   grouping->expert_offsets = arena->take<int64_t>(experts + 1);
 }
 
-void group_slots(const MoeProblem& problem, int64_t group_tokens, Grouping* g) {
+void group_slots(const MoeProblem& problem, const GroupRule& rule, Grouping* g) {
   const int64_t slots = problem.num_tokens * problem.top_k;
   const int64_t experts = problem.layer.num_experts;
   int64_t* next = g->expert_offsets;
@@ -39,17 +50,18 @@ void group_slots(const MoeProblem& problem, int64_t group_tokens, Grouping* g) {
   g->expert_offsets[0] = 0;
   g->num_slots = total;
   g->num_groups = 0;
+  int64_t operand_first = 0;
   for (int64_t e = 0; e < experts; ++e) {
     const int64_t end = g->expert_offsets[e + 1];
     // Groups of nearly equal size, so that no expert ends in a tiny one.
-    int64_t left = ceil_div(end - g->expert_offsets[e], group_tokens);
+    int64_t left = ceil_div(end - g->expert_offsets[e], rule.max_tokens);
     for (int64_t first = g->expert_offsets[e]; left > 0; --left) {
       // Whole sixteens but for the last: the tile kernels work on sixteen tokens.
       int64_t count = left == 1 ? end - first : round_up(ceil_div(end - first, left), 16);
-      if (count > group_tokens) count = group_tokens;
-      if (count > end - first) count = end - first;
+      count = std::min({count, rule.max_tokens, end - first});
       if (count == 0) break;
-      g->groups[g->num_groups++] = {static_cast<int32_t>(e), static_cast<int32_t>(count), first};
+      g->groups[g->num_groups++] = {static_cast<int32_t>(e), static_cast<int32_t>(count), first, operand_first};
+      operand_first += rule.padded_tokens(count);
       first += count;
     }
   }

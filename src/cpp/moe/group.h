@@ -11,6 +11,7 @@ struct TokenGroup {
   int32_t expert;
   int32_t count;
   int64_t first;
+  int64_t operand_first;  // of its tokens in the operands, where groups may be padded
 };
 
 // Slots sorted by expert, then token, then position in the token's row; dropped slots are not among them.
@@ -23,7 +24,17 @@ struct Grouping {
   int64_t num_slots;
 };
 
-void take_grouping(Arena* arena, const MoeProblem& problem, int64_t group_tokens, Grouping* grouping);
-void group_slots(const MoeProblem& problem, int64_t group_tokens, Grouping* grouping);
+// How a kernel table wants its groups.
+struct GroupRule {
+  int64_t max_tokens;
+  int64_t (*padded_tokens)(int64_t num_tokens);
+};
+
+// Upper bounds for `num_slots` slots.
+int64_t max_groups(int64_t num_experts, int64_t num_slots, const GroupRule& rule);
+int64_t max_padded_slots(int64_t num_experts, int64_t num_slots, const GroupRule& rule);
+
+void take_grouping(Arena* arena, const MoeProblem& problem, const GroupRule& rule, Grouping* grouping);
+void group_slots(const MoeProblem& problem, const GroupRule& rule, Grouping* grouping);
 
 }  // namespace mxfp4moe

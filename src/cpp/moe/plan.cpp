@@ -36,7 +36,7 @@ MoePlan make_plan(const KernelTable& kernels, const PackedLayer& layer, int64_t 
   const int64_t chunk = std::max<int64_t>(1, std::min(kMaxCallBytes / token_bytes, kMaxChunkTokens));
   // Chunks of equal size, in whole sixteens.
   const int64_t even = round_up(ceil_div(num_tokens, ceil_div(num_tokens, chunk)), 16);
-  return {std::min(num_tokens, std::min(chunk, even)), kernels.group_tokens(max_k), max_k};
+  return {std::min(num_tokens, std::min(chunk, even)), {kernels.group_tokens(max_k), kernels.padded_tokens}, max_k};
 }
 
 ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num_threads, int64_t* item_offsets) {
@@ -72,10 +72,10 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num
   const int64_t operand = grouping.num_slots * round_up(layer.intermediate_size, kBlockK) * 2;
   int64_t down_items = std::min(items, used_experts * w2_bytes / std::max<int64_t>(operand, 1));
   down_items = std::max<int64_t>(down_items / plan.num_threads, 1) * plan.num_threads;
-  plan.num_down_items = std::min(down_items, panels);
+  plan.num_down_items = std::min(down_items, ceil_div(panels, 2));
 
   plan.num_pack_items = 0;
-  for (int64_t g = 0; g < grouping.num_groups; ++g) plan.num_pack_items += ceil_div(grouping.groups[g].count, 16);
+  for (int64_t g = 0; g < grouping.num_groups; ++g) plan.num_pack_items += pack_items(grouping.groups[g]);
   return plan;
 }
 

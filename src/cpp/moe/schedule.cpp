@@ -28,13 +28,14 @@ int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& c
                    int num_threads, ChunkMemory* m) {
   const PackedLayer& layer = chunk.layer;
   const int64_t slots = chunk.num_tokens * chunk.top_k;
-  take_grouping(arena, chunk, plan.group_tokens, &m->grouping);
+  const int64_t padded_slots = max_padded_slots(layer.num_experts, slots, plan.groups);
+  take_grouping(arena, chunk, plan.groups, &m->grouping);
   m->item_offsets = arena->take<int64_t>(layer.num_experts + 1);
-  m->pack_first_item = arena->take<int32_t>(std::min(slots, layer.num_experts) + slots / plan.group_tokens);
-  m->operand = arena->take<uint8_t>(kernels.operand_bytes(slots, layer.hidden_size));
-  m->intermediate = arena->take<uint8_t>(kernels.operand_bytes(slots, layer.intermediate_size));
+  m->pack_first_item = arena->take<int32_t>(max_groups(layer.num_experts, slots, plan.groups));
+  m->operand = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.hidden_size));
+  m->intermediate = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.intermediate_size));
   m->accumulators = arena->take<float>(chunk.num_tokens * round_up(layer.hidden_size, kPanelRows));
-  const int64_t group = std::min(plan.group_tokens, round_up(chunk.num_tokens * chunk.top_k, 16));
+  const int64_t group = std::min(plan.groups.max_tokens, round_up(slots, 16));
   m->scratch_bytes = round_up(kernels.scratch_bytes(group, plan.max_k), 4096);
   m->scratch = arena->take<uint8_t>(m->scratch_bytes * num_threads);
   return arena->used();
@@ -79,7 +80,7 @@ class Chunk {
   }
 
   uint8_t* group_operand(uint8_t* base, const TokenGroup& group, int64_t k) const {
-    return base + kernels_.operand_bytes(group.first, k);
+    return base + kernels_.operand_bytes(group.operand_first, k);
   }
 
   // Sixteen tokens of a group into the operand of GEMM 1.
@@ -92,7 +93,8 @@ class Chunk {
     const int64_t first = (item - first_item[index]) * 16;
     const int64_t k = p_.layer.hidden_size;
     kernels_.pack_tokens({p_.hidden_states.data, p_.hidden_states.stride, p_.hidden_states.dtype,
-                          g.tokens + group.first + first, std::min<int64_t>(16, group.count - first), k,
+                          g.tokens + group.first + first, std::min<int64_t>(16, group.count - first),
+                          std::min<int64_t>(16, kernels_.padded_tokens(group.count) - first), k,
                           group_operand(m_.operand, group, k) + kernels_.operand_bytes(first, k)});
   }
 
@@ -126,11 +128,11 @@ class Chunk {
   void down_item(int64_t item, uint8_t* scratch) const {
     const PackedLayer& layer = p_.layer;
     const Grouping& g = m_.grouping;
-    const int64_t panels = ceil_div(layer.hidden_size, kPanelRows);
+    const int64_t panels = ceil_div(layer.hidden_size, kPanelRows), pairs = ceil_div(panels, 2);
     const int64_t stride = panels * kPanelRows;
     DownArgs args;
-    args.panel_begin = panels * item / plan_.num_down_items;
-    args.panel_end = panels * (item + 1) / plan_.num_down_items;
+    args.panel_begin = 2 * (pairs * item / plan_.num_down_items);
+    args.panel_end = std::min(panels, 2 * (pairs * (item + 1) / plan_.num_down_items));
     args.accumulators = m_.accumulators;
     args.accumulator_stride = stride;
     args.scratch = scratch;
@@ -193,12 +195,12 @@ Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int 
     Arena arena(workspace.data());
     ChunkMemory memory;
     take_chunk(&arena, kernels, chunk, plan, num_threads, &memory);
-    group_slots(chunk, plan.group_tokens, &memory.grouping);
+    group_slots(chunk, plan.groups, &memory.grouping);
     const ChunkPlan chunk_plan = plan_chunk(chunk.layer, memory.grouping, num_threads, memory.item_offsets);
-    int32_t pack_items = 0;
+    int32_t first_item = 0;
     for (int64_t g = 0; g < memory.grouping.num_groups; ++g) {
-      memory.pack_first_item[g] = pack_items;
-      pack_items += static_cast<int32_t>(ceil_div(memory.grouping.groups[g].count, 16));
+      memory.pack_first_item[g] = first_item;
+      first_item += static_cast<int32_t>(pack_items(memory.grouping.groups[g]));
     }
     Chunk(kernels, chunk, memory, chunk_plan).run();
   }

@@ -68,8 +68,7 @@ inline F32 load_bf16(const uint16_t* p) {
   return {widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
-// The bfloat16 of each lane, in the low half of the lane.
-inline __m256i narrow_bf16(__m256 a) {
+inline __m256i round_bf16_half(__m256 a) {
   const __m256i u = _mm256_castps_si256(a);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -78,8 +77,10 @@ inline __m256i narrow_bf16(__m256 a) {
   return _mm256_srli_epi32(
       _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan)), 16);
 }
+inline U32 round_bf16(F32 a) { return {round_bf16_half(a.lo), round_bf16_half(a.hi)}; }
 inline void store_bf16(uint16_t* p, F32 a) {
-  const __m256i packed = _mm256_packus_epi32(narrow_bf16(a.lo), narrow_bf16(a.hi));
+  const U32 rounded = round_bf16(a);
+  const __m256i packed = _mm256_packus_epi32(rounded.lo, rounded.hi);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 inline F32 load_f16(const uint16_t* p) {

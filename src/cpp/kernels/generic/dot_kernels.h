@@ -5,11 +5,14 @@ constexpr int64_t kMaxGroupTokens = 128;
 
 inline int64_t padded_k(int64_t k) { return round_up(k, kBlockK); }
 
+// Rows need no company.
+inline int64_t padded_tokens(int64_t num_tokens) { return num_tokens; }
+
 inline int64_t operand_bytes(int64_t num_tokens, int64_t k) { return num_tokens * padded_k(k) * 2; }
 
 // As many tokens as keep a group's operand within half an L2 of 1 MiB and its widened copy within the scratch.
 inline int64_t group_tokens(int64_t max_k) {
-  const int64_t fit = (768 << 10) / (padded_k(max_k) * static_cast<int64_t>(sizeof(Element)));
+  const int64_t fit = (768 << 10) / (padded_k(max_k) * static_cast<int64_t>(sizeof(Element))) / 16 * 16;
   return fit < 16 ? 16 : fit > kMaxGroupTokens ? kMaxGroupTokens : fit;
 }
 

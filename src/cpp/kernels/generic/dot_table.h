@@ -6,12 +6,13 @@
 #include "kernels/generic/rows.h"
 #include "kernels/generic/dot_gemm.h"
 #include "kernels/generic/dot_kernels.h"
-#include "kernels/generic/measure.h"
+#include "kernels/generic/dot_peak.h"
+#include "kernels/generic/read_memory.h"
 #include "kernels/generic/quantize.h"
 
 constexpr KernelTable make_dot_table(const char* name, const char* isa, uint32_t required) {
   return {name,        isa,          required,      true,
-          group_tokens, operand_bytes, scratch_bytes, pack_tokens,
-          {{gate_up<Mxfp4>, down<Mxfp4>}},
+          group_tokens, padded_tokens, operand_bytes, scratch_bytes,
+          pack_tokens,  {{gate_up<Mxfp4>, down<Mxfp4>}},
           store_output, kQuantizeKernels, read_memory, peak_flops};
 }

@@ -61,14 +61,16 @@ inline F32 load_bf16(const uint16_t* p) {
   for (int i = 0; i < 16; ++i) r.v[i] = static_cast<uint32_t>(p[i]) << 16;
   return from_bits(r);
 }
-// Nearest even; a NaN stays a (quiet) NaN.
-inline void store_bf16(uint16_t* p, F32 a) {
+// The bfloat16 of each lane in its low half: nearest even, a NaN stays a (quiet) NaN.
+inline U32 round_bf16(F32 a) {
   const U32 u = bits(a);
-  for (int i = 0; i < 16; ++i) {
-    const uint32_t rounded = (u.v[i] + 0x7fffu + ((u.v[i] >> 16) & 1u)) >> 16;
-    const uint32_t quiet = (u.v[i] >> 16) | 0x40u;
-    p[i] = static_cast<uint16_t>((u.v[i] & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-  }
+  U32 r;
+  MXFP4MOE_LANES((u.v[i] & 0x7fffffffu) > 0x7f800000u ? (u.v[i] >> 16) | 0x40u
+                                                      : (u.v[i] + 0x7fffu + ((u.v[i] >> 16) & 1u)) >> 16);
+}
+inline void store_bf16(uint16_t* p, F32 a) {
+  const U32 u = round_bf16(a);
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<uint16_t>(u.v[i]);
 }
 inline F32 load_f16(const uint16_t* p) {
   F32 r;

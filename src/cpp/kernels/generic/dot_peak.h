@@ -1,20 +1,5 @@
-// What a roofline is measured with: the fastest read and the fastest arithmetic of this kernel table.
+// The arithmetic's side of the roofline, for kernels of dot products.
 // Included inside a kernel table's own namespace, after dot_gemm.h.
-
-// Reads every byte once; the checksum keeps the loads alive.
-inline uint64_t read_memory(const uint8_t* data, int64_t bytes) {
-  U32 a[4] = {broadcast_u32(0), broadcast_u32(0), broadcast_u32(0), broadcast_u32(0)};
-  int64_t i = 0;
-  for (; i + 256 <= bytes; i += 256) {
-    for (int j = 0; j < 4; ++j) {
-      __builtin_prefetch(data + i + kPrefetchBytes + 64 * j);
-      a[j] = bit_xor(a[j], load_u32(reinterpret_cast<const uint32_t*>(data + i + 64 * j)));
-    }
-  }
-  uint64_t sum = reduce_max_u32(bit_xor(bit_xor(a[0], a[1]), bit_xor(a[2], a[3])));
-  for (; i < bytes; ++i) sum += data[i];
-  return sum;
-}
 
 // Independent multiply-adds on registers, as many as hide the latency. Returns the FLOPs done.
 inline double peak_flops(int64_t iterations) {

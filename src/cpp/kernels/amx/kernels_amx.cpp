@@ -1,0 +1,28 @@
+// The amx kernel table: bf16 tiles, AVX-512 around them.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/features.h"
+#include "formats/bf16.h"
+#include "formats/e2m1.h"
+#include "formats/e8m0.h"
+#include "formats/mxfp4.h"
+#include "kernels/kernel_table.h"
+#include "packing/panels.h"
+
+namespace mxfp4moe {
+namespace {
+#include "kernels/generic/unroll.h"
+#include "kernels/avx512/simd.h"
+#include "kernels/avx512/tile_lanes.h"
+#include "kernels/avx512/mxfp4_bf16.h"
+#include "kernels/amx/tile_config.h"
+#include "kernels/amx/tile.h"
+#include "kernels/amx/tile_table.h"
+}  // namespace
+
+extern const KernelTable kKernels_amx = make_tile_table("amx", kCpuAvx2 | kCpuAvx512 | kCpuAmxBf16, true);
+
+}  // namespace mxfp4moe

@@ -1,0 +1,29 @@
+// The amx kernels on the model of the tile instructions, AVX-512 around them: for tests.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/features.h"
+#include "formats/bf16.h"
+#include "formats/e2m1.h"
+#include "formats/e8m0.h"
+#include "formats/mxfp4.h"
+#include "kernels/kernel_table.h"
+#include "packing/panels.h"
+
+namespace mxfp4moe {
+namespace {
+#include "kernels/generic/unroll.h"
+#include "kernels/avx512/simd.h"
+#include "kernels/avx512/tile_lanes.h"
+#include "kernels/avx512/mxfp4_bf16.h"
+#include "kernels/amx/tile_config.h"
+#include "kernels/amx/tile_model.h"
+#include "kernels/amx/tile_table.h"
+}  // namespace
+
+extern const KernelTable kKernels_amx_model_avx512 =
+    make_tile_table("amx_model_avx512", kCpuAvx2 | kCpuAvx512, false);
+
+}  // namespace mxfp4moe

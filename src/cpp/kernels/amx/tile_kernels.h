@@ -1,0 +1,184 @@
+// The kernel table entries built on tile_gemm.h. An operand is blocks of 16 tokens, [k / 2][token][2] bfloat16:
+// what a B tile loads. A group of more than 32 tokens is padded to whole blocks, so that all its tiles are alike.
+// Included inside a kernel table's own namespace.
+
+constexpr int64_t kMaxGroupTokens = 256;
+
+inline int64_t padded_k(int64_t k) { return round_up(k, kBlockK); }
+
+inline int64_t padded_tokens(int64_t num_tokens) {
+  return num_tokens <= 2 * kTileTokens ? num_tokens : round_up(num_tokens, kTileTokens);
+}
+
+inline int64_t operand_bytes(int64_t num_tokens, int64_t k) { return num_tokens * padded_k(k) * 2; }
+
+// As many tokens as keep a group's operand within three quarters of an L2 of 2 MiB.
+inline int64_t group_tokens(int64_t max_k) {
+  const int64_t fit = (1536 << 10) / (padded_k(max_k) * 2) / kTileTokens * kTileTokens;
+  return fit < 64 ? 64 : fit > kMaxGroupTokens ? kMaxGroupTokens : fit;
+}
+
+struct Scratch {
+  uint16_t* slab;
+  float* sums;
+};
+
+constexpr int64_t kSlabBytes = kSlabBlocks * 2 * kTileElements * 2;
+
+inline Scratch carve_scratch(uint8_t* base) {
+  return {reinterpret_cast<uint16_t*>(base), reinterpret_cast<float*>(base + kSlabBytes)};
+}
+
+inline int64_t scratch_bytes(int64_t num_tokens, int64_t) {
+  return kSlabBytes + ceil_div(num_tokens, kTileTokens) * kSumFloats * 4;
+}
+
+inline TokenBlocks token_blocks(const uint8_t* operand, int64_t num_tokens, int64_t k) {
+  const int64_t padded = padded_tokens(num_tokens);
+  const int64_t count = ceil_div(padded, kTileTokens);
+  return {reinterpret_cast<const uint16_t*>(operand), k, count, padded - (count - 1) * kTileTokens};
+}
+
+// Gathers up to sixteen tokens, some k at a time: rows of (k, k + 1) pairs become columns.
+inline void pack_tokens(const PackTokensArgs& args) {
+  constexpr int64_t kChunk = 512;
+  alignas(64) uint16_t rows[kTileTokens][kChunk];
+  std::memset(rows, 0, sizeof(rows));
+  const int64_t width = args.padded_tokens;
+  const int64_t element = args.dtype == DType::kFloat32 ? 4 : 2;
+  uint32_t* out = reinterpret_cast<uint32_t*>(args.operand);
+  for (int64_t k = 0; k < padded_k(args.hidden_size); k += kChunk) {
+    const int64_t padded = padded_k(args.hidden_size) - k < kChunk ? padded_k(args.hidden_size) - k : kChunk;
+    const int64_t n = args.hidden_size - k < padded ? args.hidden_size - k : padded;
+    for (int64_t t = 0; t < args.num_tokens; ++t) {
+      const uint8_t* from = args.hidden_states + args.tokens[t] * args.row_stride + k * element;
+      row_to_bf16(from, args.dtype, n, padded, rows[t]);
+    }
+    if (width == 1) {
+      std::memcpy(out, rows[0], static_cast<size_t>(padded) * 2);
+      out += padded / 2;
+      continue;
+    }
+    for (int64_t pair = 0; pair < padded / 2; pair += 16) {
+      U32 r[16];
+      for (int t = 0; t < 16; ++t) r[t] = load_u32(reinterpret_cast<const uint32_t*>(rows[t]) + pair);
+      transpose16(r);
+      for (int i = 0; i < 16; ++i, out += width) store_first(out, r[i], width);
+    }
+  }
+}
+
+struct GateUpEpilogue {
+  const GateUpArgs& args;
+  const TokenBlocks& blocks;  // of the GEMM that was done: as many tokens has the intermediate
+  int64_t pair;
+  const float* sums;
+
+  template <class Functor>
+  void run() const {
+    const ClampLimits limits = clamp_limits(args.activation);
+    const float* bias = args.bias != nullptr ? args.bias + pair * 2 * kPanelRows : nullptr;
+    const int64_t row = padded_k(args.intermediate_size);
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      const int64_t width = blocks.tokens(b);
+      const int64_t real = args.num_tokens - b * kTileTokens < width ? args.num_tokens - b * kTileTokens : width;
+      const F32 weights = args.input_weights != nullptr ? load_first(args.input_weights + b * kTileTokens, real)
+                                                        : broadcast(1.0f);
+      const float* c = sums + b * kSumFloats;
+      uint32_t* out = reinterpret_cast<uint32_t*>(args.intermediate) + b * kTileTokens * row / 2 +
+                      pair * kPanelRows / 2 * width;
+      // Two rows, rounded and side by side, are one row of the next GEMM's B tile.
+      for (int r = 0; r < kPanelRows; r += 2, out += width) {
+        U32 rounded[2];
+        for (int i = 0; i < 2; ++i) {
+          F32 gate = load(c + (r + i) * kTileTokens);
+          F32 up = load(c + kSumFloats / 2 + (r + i) * kTileTokens);
+          if (args.input_weights != nullptr) {
+            gate = mul(gate, weights);
+            up = mul(up, weights);
+          }
+          if (bias != nullptr) {
+            gate = add(gate, broadcast(bias[r + i]));
+            up = add(up, broadcast(bias[kPanelRows + r + i]));
+          }
+          rounded[i] = round_bf16(activate<Functor>(gate, up, limits, args.activation.alpha));
+        }
+        store_first(out, bit_or(rounded[0], shift_left<16>(rounded[1])), width);
+      }
+    }
+  }
+};
+
+template <class Decoder>
+void gate_up(const GateUpArgs& args) {
+  const Scratch s = carve_scratch(args.scratch);
+  const TokenBlocks blocks = token_blocks(args.operand, args.num_tokens, args.w13.k_blocks * kBlockK);
+  configure_for(blocks);
+  for (int64_t pair = args.pair_begin; pair < args.pair_end; ++pair) {
+    pair_sums<Decoder>(panel_pair(args.w13, 2 * pair, 2 * pair + 1), blocks, s.slab, s.sums);
+    GateUpEpilogue epilogue{args, blocks, pair, s.sums};
+    with_activation(args.activation.kind, epilogue);
+  }
+  tile_release();
+}
+
+// Adds one panel's sums of one token block to the accumulators: the transpose gives each token its 16 rows.
+inline void combine(const DownArgs& args, int64_t panel, int64_t block, const float* sums) {
+  const int64_t first = block * kTileTokens;
+  const int64_t count = args.num_tokens - first < kTileTokens ? args.num_tokens - first : kTileTokens;
+  U32 r[16];
+  for (int i = 0; i < 16; ++i) r[i] = bits(load(sums + i * kTileTokens));
+  transpose16(r);
+  const F32 bias = args.bias != nullptr ? load(args.bias + panel * kPanelRows) : broadcast(0.0f);
+  for (int64_t t = 0; t < count; ++t) {
+    float* sum = args.accumulators + args.tokens[first + t] * args.accumulator_stride + panel * kPanelRows;
+    F32 value = from_bits(r[t]);
+    if (args.bias != nullptr) value = add(value, bias);
+    if (args.router_weights != nullptr) value = mul(value, broadcast(args.router_weights[first + t]));
+    store(sum, add(load(sum), value));
+  }
+}
+
+template <class Decoder>
+void down(const DownArgs& args) {
+  const Scratch s = carve_scratch(args.scratch);
+  const TokenBlocks blocks = token_blocks(args.intermediate, args.num_tokens, args.w2.k_blocks * kBlockK);
+  configure_for(blocks);
+  for (int64_t panel = args.panel_begin; panel < args.panel_end; panel += 2) {
+    // A last panel without a partner is computed twice and added once.
+    const int64_t second = panel + 1 < args.panel_end ? panel + 1 : panel;
+    pair_sums<Decoder>(panel_pair(args.w2, panel, second), blocks, s.slab, s.sums);
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      combine(args, panel, b, s.sums + b * kSumFloats);
+      if (second != panel) combine(args, second, b, s.sums + b * kSumFloats + kSumFloats / 2);
+    }
+  }
+  tile_release();
+}
+
+// Tile products with operands at rest, four accumulators: the unit's peak. Returns the FLOPs done.
+inline double peak_flops(int64_t iterations) {
+  TileConfig config = {};
+  config.palette = 1;
+  for (int t = 0; t < 8; ++t) {
+    config.rows[t] = 16;
+    config.row_bytes[t] = 64;
+  }
+  tile_configure(config);
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  tile_zero<4>();
+  tile_zero<5>();
+  tile_zero<6>();
+  tile_zero<7>();
+  for (int64_t n = 0; n < iterations; ++n) {
+    tile_dot<0, 4, 6>();
+    tile_dot<1, 5, 6>();
+    tile_dot<2, 4, 7>();
+    tile_dot<3, 5, 7>();
+  }
+  tile_release();
+  return 4.0 * 2 * 16 * 16 * 32 * static_cast<double>(iterations);
+}

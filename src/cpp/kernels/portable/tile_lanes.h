@@ -1,0 +1,37 @@
+// What the tile kernels need beside simd.h, in plain C++. See avx512/tile_lanes.h.
+// Included inside a kernel table's own namespace, after portable/simd.h.
+
+inline void store_first(uint32_t* p, U32 a, int64_t n) { std::memcpy(p, a.v, static_cast<size_t>(n) * 4); }
+inline F32 load_first(const float* p, int64_t n) {
+  F32 r = broadcast(0.0f);
+  std::memcpy(r.v, p, static_cast<size_t>(n) * 4);
+  return r;
+}
+
+inline void transpose16(U32 r[16]) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const uint32_t t = r[i].v[j];
+      r[i].v[j] = r[j].v[i];
+      r[j].v[i] = t;
+    }
+  }
+}
+
+// A row's 32 k as bfloat16.
+struct Vec {
+  uint16_t v[32];
+};
+inline void store_vec(uint16_t* p, const Vec& a) { std::memcpy(p, a.v, 64); }
+
+constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
+
+struct Mxfp4 {
+  using Quad = const uint8_t*;
+  static Quad load_quad(const uint8_t* p) { return p; }
+  template <int I>
+  static void decode(Quad q, uint8_t scale, Vec* row) {
+    const uint16_t* table = kMxfp4Bf16.row[scale];
+    for (int k = 0; k < kBlockK; ++k) row->v[k] = table[(q[2 * k + I / 2] >> (4 * (I & 1))) & 15];
+  }
+};
