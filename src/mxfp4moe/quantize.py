@@ -31,11 +31,11 @@ def quantize_mxfp4(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Quantize to MXFP4 along the last axis.
 
-    The scale exponent e of a block of 32 follows from its largest magnitude ``amax = m * 2**E``, 1 <= m < 2: it is
-    E - 2 or one more, clamped to [-127, 127]. Each value divided by 2**e is rounded to the nearest of
+    The scale exponent e of a block of 32 follows from its largest magnitude ``amax = m * 2**E``, 1 <= m < 2:
+    it is E - 2 or one more, clamped to [-127, 127]. Each value divided by 2**e is rounded to the nearest of
     +-{0, 0.5, 1, 1.5, 2, 3, 4, 6}, ties to the even code, and saturates at +-6. That is the only rounding for
-    every input dtype. The sign is kept, also of what rounds to zero, except that a block of zeros of either sign
-    has scale byte 0 and codes 0.
+    every input dtype. The sign is kept, also of what rounds to zero, except that a block of zeros of either
+    sign has scale byte 0 and codes 0.
 
     Parameters
     ----------
@@ -253,13 +253,14 @@ def _check_finite(shape: tuple[int, ...], flat: np.ndarray, scales: np.ndarray) 
         raise value_error("w", "finite values", _at_position(flat.reshape(shape), index))
 
 
-def _check_float_dtype(name: str, value: Any) -> np.dtype:
+def _check_float_dtype(name: str, value: Any) -> np.dtype[Any]:
     expected = join_choices(dtype.name for dtype in _FLOAT_DTYPES)
+    if value is None:  # which would mean float64 to NumPy
+        raise type_error(name, expected, "None")
     try:
-        # None would mean float64 to NumPy.
-        dtype = None if value is None else np.dtype(value)
+        dtype: np.dtype[Any] = np.dtype(value)
     except TypeError:
-        dtype = None
+        raise type_error(name, expected, describe(value)) from None
     if dtype not in _FLOAT_DTYPES:
-        raise type_error(name, expected, describe(value) if dtype is None else str(dtype))
+        raise type_error(name, expected, str(dtype))
     return dtype

@@ -41,8 +41,8 @@ def quantize_mxfp4(
 
     Each value divided by 2**e is rounded to the nearest E2M1 value, ties to the even code, and saturates at
     +-6. The sign bit is kept, also where the magnitude rounds to zero (code 8 is -0). The exceptions: a block
-    of zeros of either sign has scale byte 0 and codes 0; with ``nonfinite="nan"`` a block with an infinity or a
-    NaN has scale byte 255 (NaN) and codes 0.
+    of zeros of either sign has scale byte 0 and codes 0; with ``nonfinite="nan"`` a block with an infinity or
+    a NaN has scale byte 255 (NaN) and codes 0.
 
     Parameters
     ----------
@@ -62,7 +62,8 @@ def quantize_mxfp4(
     ValueError
         A value is not finite and `nonfinite` is "raise".
     """
-    values = w.astype(np.float64).reshape(*w.shape[:-1], w.shape[-1] // 32, 32)
+    with np.errstate(invalid="ignore"):  # raised by a signaling NaN
+        values = w.astype(np.float64).reshape(*w.shape[:-1], w.shape[-1] // 32, 32)
     finite = np.isfinite(values)
     if nonfinite == "raise" and not finite.all():
         raise ValueError(f"w: not finite at position {np.argwhere(~finite.reshape(w.shape))[0].tolist()}")
