@@ -2,7 +2,7 @@
 """The binding to the C++ library: typed memoryviews in, plain numbers out. Private; callers check the arguments."""
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from mxfp4moe cimport _cpp as cpp
 
@@ -252,3 +252,23 @@ def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden
         status = cpp.run_fused_experts(cpp.kernel_table(kernels), problem, num_threads)
     if status == cpp.Status.kOutOfMemory:
         raise MemoryError("no memory for the workspace of fused_experts")
+
+
+# --- roofline -----------------------------------------------------------------------------------------------
+
+
+def read_memory(const uint8_t[::1] memory, int kernels, int num_threads):
+    """Read every byte of `memory` once, as fast as the kernels of table `kernels` can; return a checksum."""
+    cdef uint64_t checksum = 0
+    if memory.shape[0] > 0:
+        with nogil:
+            checksum = cpp.read_memory(cpp.kernel_table(kernels), &memory[0], memory.shape[0], num_threads)
+    return checksum
+
+
+def peak_flops(int64_t iterations, int kernels, int num_threads):
+    """Run the peak arithmetic loop of table `kernels` on every thread; return the FLOPs that all did."""
+    cdef double flops
+    with nogil:
+        flops = cpp.peak_flops(cpp.kernel_table(kernels), iterations, num_threads)
+    return flops

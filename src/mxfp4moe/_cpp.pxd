@@ -1,5 +1,5 @@
 # The C++ library as the binding sees it.
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp cimport bool as cbool
 
 
@@ -66,6 +66,11 @@ cdef extern from "threads/pool.h" namespace "mxfp4moe" nogil:
 cdef extern from "memory/mapping.h" namespace "mxfp4moe" nogil:
     uint8_t* map_memory(int64_t nbytes)
     void unmap_memory(uint8_t* data, int64_t nbytes)
+
+
+cdef extern from "measure/roofline.h" namespace "mxfp4moe" nogil:
+    uint64_t read_memory(const KernelTable& kernels, const uint8_t* data, int64_t nbytes, int num_threads)
+    double peak_flops(const KernelTable& kernels, int64_t iterations, int num_threads)
 
 
 cdef extern from "moe/problem.h" namespace "mxfp4moe" nogil:

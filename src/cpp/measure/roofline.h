@@ -1,0 +1,14 @@
+// What a roofline is measured with: reader and peak arithmetic of a kernel table on several threads.
+#pragma once
+
+#include "kernels/kernel_table.h"
+
+namespace mxfp4moe {
+
+// Reads every byte once, in pieces of the size of the schedule's items; returns a checksum.
+uint64_t read_memory(const KernelTable& kernels, const uint8_t* data, int64_t bytes, int num_threads);
+
+// Runs the peak loop on every thread; returns the FLOPs done by all.
+double peak_flops(const KernelTable& kernels, int64_t iterations, int num_threads);
+
+}  // namespace mxfp4moe
