@@ -190,6 +190,16 @@ def pack_nibbles(codes: np.ndarray) -> np.ndarray:
     return codes[..., 0::2] | codes[..., 1::2] << 4
 
 
+def objects(array: np.ndarray) -> np.ndarray:
+    """`array` with Python objects for elements."""
+    return array.astype(object)
+
+
+def masked(array: np.ndarray) -> np.ma.MaskedArray:
+    """`array` with a mask that hides nothing."""
+    return np.ma.masked_array(array, mask=np.zeros(array.shape, dtype=bool))
+
+
 def rel_l2(got: np.ndarray, expected: np.ndarray) -> float:
     """Relative L2 error, in float64."""
     got, expected = got.astype(np.float64), expected.astype(np.float64)

@@ -1,6 +1,8 @@
 """pack_experts: every form of input, unpack() byte for byte, and the packed object."""
 
 import copy
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -251,3 +253,40 @@ def test_float4_dtype_is_refused_by_name(rng):
     codes = arrays.w13.astype(np.float32).astype(ml_dtypes.float4_e2m1fn)
     with pytest.raises(TypeError, match=r"w13: expected .*uint8.*, got .*float4_e2m1fn"):
         pack(arrays._replace(w13=codes))
+
+
+PEAK_SCRIPT = """
+import numpy as np
+import mxfp4moe as mx
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+experts, hidden, intermediate = 24, 1024, 2048
+make = {make}
+arguments = [
+    make((2 * intermediate, hidden // 2)),
+    make((2 * intermediate, hidden // 32)),
+    make((hidden, intermediate // 2)),
+    make((hidden, intermediate // 32)),
+]
+before = status("VmRSS")
+packed = mx.pack_experts(*arguments, format="mxfp4")
+print(status("VmHWM") - before - packed.nbytes)
+"""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "lambda shape: np.ones((experts, *shape), dtype=np.uint8)",
+        "lambda shape: [np.ones(shape, dtype=np.uint8) for _ in range(experts)]",
+        "lambda shape: np.ones((experts, shape[0], 2 * shape[1]), dtype=np.int8)[..., ::2].view(np.uint8)",
+    ],
+    ids=["array", "sequence", "strided"],
+)
+def test_packing_needs_32_mib_beside_inputs_and_result(make):
+    command = [sys.executable, "-c", PEAK_SCRIPT.format(make=make)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert int(result.stdout) <= 32 << 20
