@@ -2,6 +2,9 @@
 
 #include <pthread.h>
 #include <signal.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <mutex>
@@ -37,6 +40,7 @@ struct Worker {
   pthread_t handle;
   Job job;
   int thread;
+  int cpu;       // where it fell asleep, or -1
   Worker* next;  // in the list of idle workers or in that of a caller
 };
 
@@ -83,9 +87,34 @@ void run(const Job& job, int thread) {
   job.task(job.context, thread, job.num_threads);
 }
 
-uint32_t wait_for_work(WaitWord& word) {
+#if defined(__linux__)
+int current_cpu() { return sched_getcpu(); }
+
+// A scheduler may wake a worker on the processor that its caller keeps busy and run one after the other, at this
+// call and at the next ones. So a worker that fell asleep there is woken with that processor barred.
+void wake_elsewhere(Worker& worker, int busy_cpu) {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
+    cpu_set_t others = allowed;
+    CPU_CLR(busy_cpu, &others);
+    if (CPU_COUNT(&others) > 0 && pthread_setaffinity_np(worker.handle, sizeof(others), &others) == 0) {
+      worker.word.wake_all();
+      pthread_setaffinity_np(worker.handle, sizeof(allowed), &allowed);
+      return;
+    }
+  }
+  worker.word.wake_all();
+}
+#else
+int current_cpu() { return -1; }
+void wake_elsewhere(Worker& worker, int) { worker.word.wake_all(); }
+#endif
+
+uint32_t wait_for_work(Worker& worker) {
+  WaitWord& word = worker.word;
   uint32_t state = word.spin_while(kIdle);
-  if (state == kIdle && word.value.compare_exchange_strong(state, kAsleep, std::memory_order_acquire)) {
+  worker.cpu = current_cpu();
+  if (state == kIdle && word.value.compare_exchange_strong(state, kAsleep, std::memory_order_acq_rel)) {
     state = kAsleep;
   }
   while (state == kAsleep) {
@@ -100,7 +129,7 @@ void* worker_main(void* argument) {
 #if defined(__linux__)
   pthread_setname_np(pthread_self(), "mxfp4moe");
 #endif
-  while (wait_for_work(worker.word) != kQuit) {
+  while (wait_for_work(worker) != kQuit) {
     run(worker.job, worker.thread);
     if (worker.word.value.exchange(kIdle, std::memory_order_acq_rel) == kAwaited) worker.word.wake_all();
   }
@@ -109,7 +138,13 @@ void* worker_main(void* argument) {
 
 // Gives a waiting worker something to do.
 void signal(Worker& worker, uint32_t state) {
-  if (worker.word.value.exchange(state, std::memory_order_acq_rel) == kAsleep) worker.word.wake_all();
+  if (worker.word.value.exchange(state, std::memory_order_acq_rel) != kAsleep) return;
+  const int cpu = current_cpu();
+  if (cpu >= 0 && cpu == worker.cpu) {
+    wake_elsewhere(worker, cpu);
+  } else {
+    worker.word.wake_all();
+  }
 }
 
 void wait_until_done(WaitWord& word) {
