@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import mxfp4moe as mx
-from mxfp4moe import config
+from mxfp4moe import _core, config
 
 VARIABLES = ("MXFP4MOE_ISA", "MXFP4MOE_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -128,6 +130,27 @@ def test_empty_variables_count_as_unset() -> None:
     empty = {name: "" for name in VARIABLES}
     expression = "mx.active_isa(), mx.get_num_threads()"
     assert evaluate(expression, **empty) == evaluate(expression)
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not CPUINFO.exists(), reason="compares with Linux's own list"
+)
+def test_cpu_features_are_those_that_linux_lists() -> None:
+    line = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text(), re.MULTILINE)
+    assert line is not None
+    flags = set(line[1].split())
+    features = _core.cpu_features()
+    assert features["avx2"] == (flags >= {"avx2", "fma", "f16c"})
+    avx512 = flags >= {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    assert features["avx512"] == avx512
+    assert features["avx512_bf16"] == (avx512 and "avx512_bf16" in flags)
+    # Linux may refuse the permission to use what it lists.
+    has_tiles = flags >= {"amx_tile", "amx_bf16"}
+    assert features["amx_bf16"] == (has_tiles and _core.amx_status() == "")
+    assert has_tiles or _core.amx_status() != ""
 
 
 # ---- threads ----
