@@ -21,12 +21,23 @@ from mxfp4moe.packing import PackedExperts
 _PEAK_SECONDS = 3e-3  # of one measurement of the peak
 
 
+class Speed(NamedTuple):
+    """What the machine did at one time: bytes read per second, FLOP/s."""
+
+    bandwidth: float
+    peak: float
+
+
 class Call(NamedTuple):
     """One timed call: how long it took, the bytes of its experts' weights, its FLOPs."""
 
     seconds: float
     nbytes: float
     flops: float
+
+    def share(self, speed: Speed) -> float:
+        """The roofline of this call on a machine of that speed over the time that the call took."""
+        return max(self.nbytes / speed.bandwidth, self.flops / speed.peak) / self.seconds
 
 
 class Roofline:
@@ -43,33 +54,17 @@ class Roofline:
         self._memory = np.frombuffer(experts.data, np.uint8)
         self.num_threads = num_threads
         self._table = config.active_kernels()
-        self._bandwidths: list[float] = []
-        self._peaks: list[float] = []
         self._iterations = 1000
         while self._time_peak()[0] < _PEAK_SECONDS:
             self._iterations *= 2
 
-    def sample(self) -> None:
+    def sample(self) -> Speed:
         """Measure once."""
         begin = perf_counter()
         _core.read_memory(self._memory, self._table, self.num_threads)
-        self._bandwidths.append(self._memory.size / (perf_counter() - begin))
+        bandwidth = self._memory.size / (perf_counter() - begin)
         seconds, flops = self._time_peak()
-        self._peaks.append(flops / seconds)
-
-    @property
-    def bandwidth(self) -> float:
-        """Median of the samples, bytes per second."""
-        return median(self._bandwidths)
-
-    @property
-    def peak(self) -> float:
-        """Median of the samples, FLOP/s."""
-        return median(self._peaks)
-
-    def share(self, call: Call) -> float:
-        """The roofline of `call` over the time that it took."""
-        return max(call.nbytes / self.bandwidth, call.flops / self.peak) / call.seconds
+        return Speed(bandwidth, flops / seconds)
 
     def _time_peak(self) -> tuple[float, float]:
         begin = perf_counter()
@@ -79,24 +74,39 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Run:
-    """Calls of the same number of tokens, with what went in and came out."""
+    """Calls of the same number of tokens, what went in and came out, and the speed just before each call."""
 
-    calls: list[Call]
     hidden_states: list[np.ndarray[Any, Any]]
     results: list[np.ndarray[Any, Any]]
+    calls: list[Call]
+    speeds: list[Speed]
 
     @property
     def typical(self) -> Call:
         """The call of median duration (of two, the slower)."""
         return sorted(self.calls)[len(self.calls) // 2]
 
+    @property
+    def typical_share(self) -> float:
+        """Median of the calls' shares, each with the speed just before it."""
+        return median(call.share(speed) for call, speed in zip(self.calls, self.speeds, strict=True))
+
+    def best_share(self, best: Speed) -> float:
+        """The best call's share with the `best` speed: what noise cannot flatter."""
+        return max(call.share(best) for call in self.calls)
+
+
+def best_speed(speeds: list[Speed]) -> Speed:
+    """The highest bandwidth and the highest peak of `speeds`."""
+    return Speed(max(s.bandwidth for s in speeds), max(s.peak for s in speeds))
+
 
 def measure(layer: MoELayer, roofline: Roofline, batches: list[np.ndarray[Any, Any]]) -> Run:
     """Call `layer` once for each batch of hidden states, each time after a sample of the roofline."""
     layer(batches[0], num_threads=roofline.num_threads)  # wakes threads, touches the workspace
-    run = Run([], batches, [])
+    run = Run(batches, [], [], [])
     for hidden_states in batches:
-        roofline.sample()
+        run.speeds.append(roofline.sample())
         begin = perf_counter()
         run.results.append(layer(hidden_states, num_threads=roofline.num_threads))
         seconds = perf_counter() - begin

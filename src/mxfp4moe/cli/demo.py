@@ -21,7 +21,7 @@ from mxfp4moe.cli._progress import ProgressBar
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 
 if TYPE_CHECKING:
-    from mxfp4moe._roofline import Roofline, Run
+    from mxfp4moe._roofline import Run, Speed
     from mxfp4moe.checkpoint import LayerParts
 
 ERROR_BOUND = 2.6e-3  # of bfloat16 results, relative L2 against float64
@@ -92,11 +92,13 @@ def _run_layer(args: argparse.Namespace, path: Path, number: int) -> int:
         "decode": [hidden_states(1) for _ in range(args.steps)],
     }
     runs = {name: _roofline.measure(layer, roofline, batch) for name, batch in batches.items()}
+    best = _roofline.best_speed([speed for run in runs.values() for speed in run.speeds])
     print(
-        f"Machine: {config.active_isa()}, {num_threads} threads, reads {roofline.bandwidth / 1e9:.1f} GB/s, "
-        f"computes {roofline.peak / 1e12:.2f} TFLOP/s (measured between the calls)\n"
+        f"Machine: {config.active_isa()}, {num_threads} threads, "
+        f"reads up to {best.bandwidth / 1e9:.1f} GB/s, computes up to {best.peak / 1e12:.2f} TFLOP/s "
+        "(measured between the calls)\n"
     )
-    _print_table(runs, roofline)
+    _print_table(runs, best)
     error, num_checked = _relative_error(checkpoint.read_layer(path, number), list(runs.values()))
     correct = error <= ERROR_BOUND  # False for NaN
     verdict = "correct" if correct else "WRONG"
@@ -107,18 +109,20 @@ def _run_layer(args: argparse.Namespace, path: Path, number: int) -> int:
     return 0 if correct else 1
 
 
-def _print_table(runs: dict[str, Run], roofline: Roofline) -> None:
+def _print_table(runs: dict[str, Run], best: Speed) -> None:
     print("          tokens  calls        ms  tokens/s    GB/s  TFLOP/s  of roofline  at best")
     for name, run in runs.items():
         call, num_tokens = run.typical, len(run.hidden_states[0])
-        shares = sorted(roofline.share(call) for call in run.calls)
         print(
             f"{name:8} {num_tokens:7d} {len(run.calls):6d} {1e3 * call.seconds:9.3f} "
             f"{num_tokens / call.seconds:9.1f} {call.nbytes / call.seconds / 1e9:7.2f} "
-            f"{call.flops / call.seconds / 1e12:8.3f} {100 * shares[len(shares) // 2]:10.0f} % "
-            f"{100 * shares[-1]:6.0f} %"
+            f"{call.flops / call.seconds / 1e12:8.3f} {100 * run.typical_share:10.0f} % "
+            f"{100 * run.best_share(best):6.0f} %"
         )
-    print("ms is the median call, with its rates; the last columns are the median and the best share.")
+    print(
+        "ms and rates: the median call. of roofline: the median share, each call against the machine's speed\n"
+        "just before it. at best: the best call against the machine's best speed."
+    )
 
 
 def _relative_error(parts: LayerParts, runs: list[Run]) -> tuple[float, int]:
