@@ -281,5 +281,5 @@ def test_share_is_of_the_tighter_limit() -> None:
     assert _roofline.best_speed([slow, fast]) == (2.0, 10.0)
     run = _roofline.Run([], [], [memory_bound, compute_bound, memory_bound], [slow, slow, fast])
     assert run.typical == memory_bound
-    assert run.typical_share == 0.5
-    assert run.best_share(_roofline.Speed(2.0, 10.0)) == 0.75
+    assert run.shares(slow) == (0.5, 0.75)
+    assert run.shares(fast) == (0.25, 1.5)

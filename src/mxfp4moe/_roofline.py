@@ -74,7 +74,7 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Run:
-    """Calls of the same number of tokens, what went in and came out, and the speed just before each call."""
+    """Calls of the same number of tokens, what went in and came out, and the speed before each call."""
 
     hidden_states: list[np.ndarray[Any, Any]]
     results: list[np.ndarray[Any, Any]]
@@ -86,18 +86,14 @@ class Run:
         """The call of median duration (of two, the slower)."""
         return sorted(self.calls)[len(self.calls) // 2]
 
-    @property
-    def typical_share(self) -> float:
-        """Median of the calls' shares, each with the speed just before it."""
-        return median(call.share(speed) for call, speed in zip(self.calls, self.speeds, strict=True))
-
-    def best_share(self, best: Speed) -> float:
-        """The best call's share with the `best` speed: what noise cannot flatter."""
-        return max(call.share(best) for call in self.calls)
+    def shares(self, speed: Speed) -> tuple[float, float]:
+        """Median and best share of the calls."""
+        shares = [call.share(speed) for call in self.calls]
+        return median(shares), max(shares)
 
 
 def best_speed(speeds: list[Speed]) -> Speed:
-    """The highest bandwidth and the highest peak of `speeds`."""
+    """The highest bandwidth and the highest peak of `speeds`: a roofline that disturbances cannot lower."""
     return Speed(max(s.bandwidth for s in speeds), max(s.peak for s in speeds))
 
 

@@ -113,15 +113,16 @@ def _print_table(runs: dict[str, Run], best: Speed) -> None:
     print("          tokens  calls        ms  tokens/s    GB/s  TFLOP/s  of roofline  at best")
     for name, run in runs.items():
         call, num_tokens = run.typical, len(run.hidden_states[0])
+        median_share, best_share = run.shares(best)
         print(
             f"{name:8} {num_tokens:7d} {len(run.calls):6d} {1e3 * call.seconds:9.3f} "
             f"{num_tokens / call.seconds:9.1f} {call.nbytes / call.seconds / 1e9:7.2f} "
-            f"{call.flops / call.seconds / 1e12:8.3f} {100 * run.typical_share:10.0f} % "
-            f"{100 * run.best_share(best):6.0f} %"
+            f"{call.flops / call.seconds / 1e12:8.3f} {100 * median_share:10.0f} % "
+            f"{100 * best_share:6.0f} %"
         )
     print(
-        "ms and rates: the median call. of roofline: the median share, each call against the machine's speed\n"
-        "just before it. at best: the best call against the machine's best speed."
+        "ms and rates are of the median call; shares of the roofline, of the median and of the best call,\n"
+        "with the best speed that the machine showed in between."
     )
 
 
