@@ -1,20 +1,32 @@
 // The arithmetic's side of the roofline, for kernels of dot products.
 // Included inside a kernel table's own namespace, after dot_gemm.h.
 
-// Independent multiply-adds on registers, as many as hide the latency. Returns the FLOPs done.
+// A microkernel with its operands at rest: as many independent accumulators as hide the latency, each a product of
+// its own, so that none can be computed once for several. Returns the FLOPs done.
 inline double peak_flops(int64_t iterations) {
-  constexpr int kChains = kLanes == 16 ? 24 : 12;
-  Acc acc[kChains];
-  Element one[kVecElements];
-  for (auto& e : one) e = 0;
-  Vec w = load_vec(one), x = load_vec(one);
-  unroll<kChains>([&](auto i) MXFP4MOE_INLINE_LAMBDA { acc[i.value] = zero_acc(); });
+  constexpr int kRows = kLanes == 16 ? 4 : 3, kTokens = kLanes == 16 ? 6 : 4;
+  Acc acc[kRows][kTokens];
+  Element zeros[kVecElements] = {};
+  Vec w[kRows], x[kTokens];
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA { w[r.value] = load_vec(zeros); });
+  unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = load_vec(zeros); });
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { acc[r.value][t.value] = zero_acc(); });
+  });
   for (int64_t n = 0; n < iterations; ++n) {
-    unroll<kChains>([&](auto i) MXFP4MOE_INLINE_LAMBDA { acc[i.value] = multiply_add(acc[i.value], w, x); });
-    asm volatile("" : "+m"(w), "+m"(x));  // the operands may have changed: nothing can be hoisted or merged
+    asm volatile("" : "+m"(w), "+m"(x));  // may have changed: no product can be kept from the last round
+    unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+        acc[r.value][t.value] = multiply_add(acc[r.value][t.value], w[r.value], x[t.value]);
+      });
+    });
   }
-  float lanes[kChains * kLanes];
-  unroll<kChains>([&](auto i) MXFP4MOE_INLINE_LAMBDA { store_acc(lanes + i.value * kLanes, acc[i.value]); });
+  float lanes[kRows * kTokens * kLanes];
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+      store_acc(lanes + (r.value * kTokens + t.value) * kLanes, acc[r.value][t.value]);
+    });
+  });
   asm volatile("" : : "r"(lanes) : "memory");
-  return 2.0 * kVecElements * kChains * static_cast<double>(iterations);
+  return 2.0 * kVecElements * kRows * kTokens * static_cast<double>(iterations);
 }
