@@ -6,8 +6,8 @@ using Vec = __m256;
 using Acc = __m256;
 constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 
-constexpr bool kPreferDirect = false;
 constexpr int kDirectTokens = 3;
+constexpr int64_t kDirectLimit = 6;
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 8 : 4; }
 constexpr int kSlabRows = 4, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 24 << 10;

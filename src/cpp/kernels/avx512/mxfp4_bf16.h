@@ -1,6 +1,6 @@
 // Decodes MXFP4 to bfloat16 rows: a quad's 32 words hold one code of each of four rows. vpermw looks at five index
 // bits, so a shift brings the next row's code down and the bits above it do no harm: the table holds the codes
-// twice. The shift is a multiply's high half: vpmulhuw has more ports than vpsrlw.
+// twice. Which instruction shifts is the kernels' choice: shift_words<N>(words).
 // Included inside a kernel table's own namespace; Vec is a zmm register of 32 bfloat16.
 
 constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
@@ -10,7 +10,6 @@ struct Mxfp4 {
   static MXFP4MOE_INLINE Quad load_quad(const uint8_t* p) { return _mm512_loadu_si512(p); }
   template <int I>
   static MXFP4MOE_INLINE void decode(Quad q, uint8_t scale, Vec* row) {
-    const __m512i index = I == 0 ? q : _mm512_mulhi_epu16(q, _mm512_set1_epi16(static_cast<short>(1 << ((16 - 4 * I) & 15))));
-    *row = _mm512_permutexvar_epi16(index, _mm512_load_si512(kMxfp4Bf16.row[scale]));
+    *row = _mm512_permutexvar_epi16(shift_words<4 * I>(q), _mm512_load_si512(kMxfp4Bf16.row[scale]));
   }
 };

@@ -39,3 +39,9 @@ inline void transpose16(U32 r[16]) {
 // A row's 32 k as bfloat16.
 using Vec = __m512i;
 inline void store_vec(uint16_t* p, Vec a) { _mm512_storeu_si512(p, a); }
+
+// As the high half of a product: beside tile operations vpmulhuw has more free ports than vpsrlw.
+template <int N>
+MXFP4MOE_INLINE __m512i shift_words(__m512i v) {
+  return N == 0 ? v : _mm512_mulhi_epu16(v, _mm512_set1_epi16(static_cast<short>(1 << ((16 - N) & 15))));
+}

@@ -10,8 +10,9 @@
 //   all tokens; accumulators wait in L2 between slabs.
 //
 // An instruction set supplies (dot.h): Element, Vec (kVecElements of them, kParts to a K-block), Acc of kLanes
-// floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), sum_lanes,
-// and its register budget: kDirectTokens, direct_rows(tokens), kSlabRows, kSlabTokens, kSlabBytes, kPreferDirect.
+// floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), sum_lanes;
+// its register budget: kDirectTokens, direct_rows(tokens), kSlabRows, kSlabTokens, kSlabBytes; and kDirectLimit,
+// the most tokens for which decoding the panel anew for each kDirectTokens is faster than a slab.
 // A weight format supplies a decoder: Quad, load_quad(bytes), decode<I>(quad, scale, Vec[kParts]).
 // Included inside a kernel table's own namespace, after dot.h and unroll.h.
 
@@ -186,7 +187,7 @@ inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element*
 // sums[token][16 rows] of one panel.
 template <class Decoder>
 inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
-  if (kPreferDirect || tokens.count <= kDirectTokens) {
+  if (tokens.count <= kDirectLimit) {
     for_token_tiles<kDirectTokens>(tokens.count, [&](auto size, int64_t t) {
       direct_tile<Decoder, size.value>(panel, {tokens.x + t * tokens.stride, tokens.stride, size.value}, lanes);
       for (int i = 0; i < size.value; ++i) store(sums + (t + i) * kPanelRows, sum_lanes(lanes_of(lanes, i, 0)));

@@ -9,8 +9,8 @@ struct Vec {
 using Acc = Vec;
 constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 
-constexpr bool kPreferDirect = false;
 constexpr int kDirectTokens = 1;
+constexpr int64_t kDirectLimit = 1;
 constexpr int direct_rows(int) { return 4; }
 constexpr int kSlabRows = 2, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 16 << 10;
