@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 
 # runtime: instruction sets and threads
@@ -28,3 +30,43 @@ def unpack_e2m1(blocks: np.ndarray, codes: np.ndarray, num_threads: int) -> None
 # roofline
 def read_memory(memory: np.ndarray, kernels: int, num_threads: int) -> int: ...
 def peak_flops(iterations: int, kernels: int, num_threads: int) -> float: ...
+
+# packed experts
+class ExpertStorage:
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        has_w13_bias: bool,
+        has_w2_bias: bool,
+    ) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def nbytes(self) -> int: ...
+    def pack(
+        self, is_w13: bool, expert: int, order: int, arrays: Sequence[np.ndarray], num_threads: int
+    ) -> None: ...
+    def unpack(
+        self, is_w13: bool, expert: int, order: int, codes: np.ndarray, scales: np.ndarray, num_threads: int
+    ) -> None: ...
+    def pack_bias(self, is_w13: bool, expert: int, order: int, bias: np.ndarray) -> None: ...
+    def unpack_bias(self, is_w13: bool, expert: int, order: int, bias: np.ndarray) -> None: ...
+
+# fused experts
+def local_ids(
+    ids: np.ndarray, expert_map: np.ndarray | None, num_ids: int, result: np.ndarray
+) -> int: ...
+def fused_experts(
+    experts: ExpertStorage,
+    kernels: int,
+    hidden_states: np.ndarray,
+    hidden_dtype: int,
+    topk_weights: np.ndarray,
+    ids: np.ndarray,
+    activation: tuple[int, float, float],
+    weight_on_input: bool,
+    out: np.ndarray,
+    out_dtype: int,
+    num_threads: int,
+) -> None: ...

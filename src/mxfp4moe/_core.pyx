@@ -159,14 +159,15 @@ cdef class ExpertStorage:
             return self.layout.w13 + blocks * 256, self.layout.w13_scales + blocks * 16
         return self.layout.w2 + blocks * 256, self.layout.w2_scales + blocks * 16
 
-    def pack(self, bint is_w13, int64_t expert, int order, const uint8_t[:, ::1] codes, const uint8_t[:, ::1] scales,
-             const uint8_t[:, ::1] up_codes, const uint8_t[:, ::1] up_scales, int num_threads):
-        """Pack one matrix of one expert; the second pair of arrays is None unless gate and up came apart."""
+    def pack(self, bint is_w13, int64_t expert, int order, arrays, int num_threads):
+        """Pack one matrix of one expert: (codes, scales), or those of gate and then of up if they came apart."""
         cdef cpp.SourceMatrix m = self.matrix(is_w13, order)
         cdef (int64_t, int64_t) at = self.offsets(is_w13, expert, m)
+        cdef const uint8_t[:, ::1] codes = arrays[0], scales = arrays[1], up_codes, up_scales
         m.codes = &codes[0, 0]
         m.scales = &scales[0, 0]
-        if up_codes is not None:
+        if len(arrays) == 4:
+            up_codes, up_scales = arrays[2], arrays[3]
             m.up_codes = &up_codes[0, 0]
             m.up_scales = &up_scales[0, 0]
         with nogil:

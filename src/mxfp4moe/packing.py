@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import ml_dtypes
@@ -282,8 +282,8 @@ def pack_experts(
     threads = resolve_num_threads(None)
     for expert in range(num_experts):
         halves = [array for matrix in gate_up for array in matrix.expert(expert)]
-        storage.pack(True, expert, order, *halves, *[None] * (4 - len(halves)), threads)
-        storage.pack(False, expert, _PLAIN, *down.expert(expert), None, None, threads)
+        storage.pack(True, expert, order, halves, threads)
+        storage.pack(False, expert, _PLAIN, down.expert(expert), threads)
         for is_w13, bias in zip((True, False), biases, strict=True):
             if bias.dtype is not None:
                 storage.pack_bias(is_w13, expert, order if is_w13 else _PLAIN, bias.expert(expert))
@@ -362,11 +362,10 @@ class _Matrix:
             if scales.dtype != self.scale_dtype:
                 raise type_error(self.scales_name, f"{self.scale_dtype} as for expert 0", f"{scales.dtype}")
 
-    def expert(self, index: int) -> Iterator[np.ndarray]:
+    def expert(self, index: int) -> list[np.ndarray]:
         """Blocks and scales of one expert as C-contiguous bytes, [rows, k / 2] and [rows, k / 32]."""
-        for array in (self._blocks[index], self._scales[index]):
-            contiguous = np.ascontiguousarray(array)
-            yield contiguous.reshape(len(contiguous), -1).view(np.uint8)
+        arrays = (self._blocks[index], self._scales[index])
+        return [np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8) for array in arrays]
 
 
 class _Bias:
