@@ -129,7 +129,7 @@ def fused_experts(
     target = _rows_view(result)
     buffer = np.empty(rows.shape, result.dtype) if target is None else target
     _core.fused_experts(
-        experts.data,
+        experts._storage,
         active_kernels(),
         rows.view(np.uint8),
         _DTYPE_CODES[rows.dtype],

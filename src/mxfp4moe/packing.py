@@ -61,7 +61,7 @@ class PackedExperts:
     """The weights of one layer's experts, packed for the kernels; made by `pack_experts`.
 
     Immutable: safe to use from several threads at once. The packed layout is the same for every
-    instruction set. ``memoryview(experts.data)`` gives the packed bytes, read-only.
+    instruction set.
 
     Attributes
     ----------
@@ -72,12 +72,14 @@ class PackedExperts:
         Row order of the `w13` that was packed.
     nbytes : int
         Size of the packed weights, scales and biases in memory.
+    data : memoryview
+        The packed bytes, read-only.
     """
 
     __slots__ = (
         "_bias_dtypes",
         "_scale_dtypes",
-        "data",
+        "_storage",
         "format",
         "gate_up_layout",
         "hidden_size",
@@ -85,12 +87,14 @@ class PackedExperts:
         "num_experts",
     )
 
-    data: _core.ExpertStorage
     format: str
     num_experts: int
     hidden_size: int
     intermediate_size: int
     gate_up_layout: str
+    _storage: _core.ExpertStorage
+    _bias_dtypes: tuple[np.dtype | None, np.dtype | None]
+    _scale_dtypes: tuple[np.dtype, np.dtype]
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         raise TypeError("PackedExperts: expected to be made by pack_experts(), got a direct call")
@@ -116,7 +120,11 @@ class PackedExperts:
 
     @property
     def nbytes(self) -> int:
-        return self.data.nbytes
+        return self._storage.nbytes
+
+    @property
+    def data(self) -> memoryview:
+        return memoryview(self._storage)
 
     @property
     def has_w13_bias(self) -> bool:
@@ -176,9 +184,9 @@ class PackedExperts:
         bias = None if bias_dtype is None else np.empty((self.num_experts, rows), np.float32)
         threads = resolve_num_threads(None)
         for expert in range(self.num_experts):
-            self.data.unpack(is_w13, expert, order, blocks[expert], scales[expert], threads)
+            self._storage.unpack(is_w13, expert, order, blocks[expert], scales[expert], threads)
             if bias is not None:
-                self.data.unpack_bias(is_w13, expert, order, bias[expert])
+                self._storage.unpack_bias(is_w13, expert, order, bias[expert])
         scales = scales.view(self._scale_dtypes[0 if is_w13 else 1])
         return blocks, scales, bias if bias is None else bias.astype(bias_dtype, copy=False)
 
@@ -288,7 +296,7 @@ def pack_experts(
             if bias.dtype is not None:
                 storage.pack_bias(is_w13, expert, order if is_w13 else _PLAIN, bias.expert(expert))
     return PackedExperts._make(
-        data=storage,
+        _storage=storage,
         format=format,
         num_experts=num_experts,
         hidden_size=hidden,
