@@ -127,7 +127,7 @@ def test_bad_isa_in_the_environment_is_an_import_error(isa: str) -> None:
 
 
 def test_empty_variables_count_as_unset() -> None:
-    empty = {name: "" for name in VARIABLES}
+    empty = dict.fromkeys(VARIABLES, "")
     expression = "mx.active_isa(), mx.get_num_threads()"
     assert evaluate(expression, **empty) == evaluate(expression)
 

@@ -54,9 +54,7 @@ class ExpertStorage:
     def unpack_bias(self, is_w13: bool, expert: int, order: int, bias: np.ndarray) -> None: ...
 
 # fused experts
-def local_ids(
-    ids: np.ndarray, expert_map: np.ndarray | None, num_ids: int, result: np.ndarray
-) -> int: ...
+def local_ids(ids: np.ndarray, expert_map: np.ndarray | None, num_ids: int, result: np.ndarray) -> int: ...
 def fused_experts(
     experts: ExpertStorage,
     kernels: int,

@@ -99,7 +99,8 @@ cdef extern from "moe/schedule.h" namespace "mxfp4moe" nogil:
         kOk
         kOutOfMemory
 
-    Status run_fused_experts "mxfp4moe::fused_experts"(const KernelTable& kernels, const MoeProblem& problem, int num_threads)
+    Status run_fused_experts "mxfp4moe::fused_experts"(
+        const KernelTable& kernels, const MoeProblem& problem, int num_threads)
 
 
 cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:

@@ -10,7 +10,16 @@ import numpy as np
 
 from . import _core
 from .config import active_kernels, resolve_num_threads
-from .errors import as_array, as_integer_array, check_bool, check_choice, check_real, describe, type_error, value_error
+from .errors import (
+    as_array,
+    as_integer_array,
+    check_bool,
+    check_choice,
+    check_real,
+    describe,
+    type_error,
+    value_error,
+)
 from .packing import PackedExperts
 from .routing import topk_softmax
 
@@ -64,8 +73,8 @@ def fused_experts(
     alpha : float, optional
         Of "swigluoai" only; 1.702 if not given.
     limit : float, optional
-        Before the activation the gate is clamped to at most `limit`, up to [-limit, limit]. Not given: 7.0 for
-        "swigluoai", no clamp otherwise; ``inf`` switches it off.
+        Before the activation the gate is clamped to at most `limit`, up to [-limit, limit]. Not given: 7.0
+        for "swigluoai", no clamp otherwise; ``inf`` switches it off.
     apply_router_weight_on_input : bool
         The slot's weight multiplies the float32 sums of gate and up, before the biases, and not the output.
     expert_map : integer array of shape (num_global_experts,), optional
@@ -202,7 +211,9 @@ def fused_moe(
     num_logits = experts.num_experts if expert_map is None else np.size(expert_map)
     logits = as_array("router_logits", router_logits, _WEIGHT_DTYPES)
     if logits.shape != (*hidden.shape[:-1], num_logits):
-        raise value_error("router_logits", f"shape {(*hidden.shape[:-1], num_logits)}", f"shape {logits.shape}")
+        raise value_error(
+            "router_logits", f"shape {(*hidden.shape[:-1], num_logits)}", f"shape {logits.shape}"
+        )
     topk_weights, topk_ids = topk_softmax(logits, top_k, renormalize=renormalize)
     return fused_experts(
         hidden_states,
@@ -277,7 +288,9 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
         wrong = (original < -1) | (original >= num_experts)
         if wrong.any():
             at = int(wrong.argmax())
-            raise value_error("expert_map", f"values in [-1, {num_experts - 1}]", f"{original[at]} at position ({at},)")
+            raise value_error(
+                "expert_map", f"values in [-1, {num_experts - 1}]", f"{original[at]} at position ({at},)"
+            )
         mapping = np.ascontiguousarray(original, dtype=np.int64)
         num_ids = len(mapping)
     if ids.dtype == np.uint64:
@@ -292,7 +305,9 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
         bad = _core.local_ids(flat, mapping, num_ids, local)
         if bad >= 0:
             position = tuple(map(int, np.unravel_index(bad, ids.shape)))
-            raise value_error("topk_ids", f"values in [-1, {num_ids - 1}]", f"{ids[position]} at position {position}")
+            raise value_error(
+                "topk_ids", f"values in [-1, {num_ids - 1}]", f"{ids[position]} at position {position}"
+            )
     return local
 
 
@@ -330,7 +345,9 @@ def _same_array(a: np.ndarray, b: Any) -> bool:
 
 def _check_no_internal_overlap(out: np.ndarray) -> None:
     extent = out.itemsize
-    axes = sorted((abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1)
+    axes = sorted(
+        (abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1
+    )
     for stride, size in axes:
         if stride < extent:
             raise value_error("out", "elements that do not overlap each other", f"strides {out.strides}")

@@ -172,9 +172,7 @@ class PackedExperts:
         w2, w2_scales, w2_bias = self._unpack_matrix(False, _PLAIN)
         return UnpackedExperts(w13, w13_scales, w2, w2_scales, w13_bias, w2_bias)
 
-    def _unpack_matrix(
-        self, is_w13: bool, order: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _unpack_matrix(self, is_w13: bool, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         rows, k = self.hidden_size, self.intermediate_size
         if is_w13:
             rows, k = 2 * self.intermediate_size, self.hidden_size
@@ -265,10 +263,10 @@ def pack_experts(
         if not isinstance(w13, (list, tuple)) or len(w13) != 2:
             raise value_error("w13", "a (gate, up) pair like w13_scales", _describe_experts(w13))
         if gate_up_layout != "concatenated":
-            raise value_error("gate_up_layout", "'concatenated' with a (gate, up) pair", describe(gate_up_layout))
-        gate_up = tuple(
-            _Matrix(f"w13[{i}]", w13[i], f"w13_scales[{i}]", w13_scales[i]) for i in range(2)
-        )
+            raise value_error(
+                "gate_up_layout", "'concatenated' with a (gate, up) pair", describe(gate_up_layout)
+            )
+        gate_up = tuple(_Matrix(f"w13[{i}]", w13[i], f"w13_scales[{i}]", w13_scales[i]) for i in range(2))
     else:
         gate_up = (_Matrix("w13", w13, "w13_scales", w13_scales),)
     down = _Matrix("w2", w2, "w2_scales", w2_scales)
@@ -318,7 +316,9 @@ def _describe_experts(value: Any) -> str:
     return f"a sequence of {len(value)}" if isinstance(value, (list, tuple)) else describe(value)
 
 
-def _per_expert(name: str, value: Any, dtypes: Sequence[np.dtype], ndims: tuple[int, ...]) -> list[np.ndarray]:
+def _per_expert(
+    name: str, value: Any, dtypes: Sequence[np.dtype], ndims: tuple[int, ...]
+) -> list[np.ndarray]:
     """One array per expert, each with one of the numbers of axes in `ndims`; nothing is copied that fits."""
     if isinstance(value, (list, tuple)):
         arrays = [as_array(f"{name}[{i}]", item, dtypes) for i, item in enumerate(value)]
@@ -330,7 +330,9 @@ def _per_expert(name: str, value: Any, dtypes: Sequence[np.dtype], ndims: tuple[
         stacked = as_array(name, value, dtypes)
         if stacked.ndim - 1 not in ndims:
             expected = " or ".join(str(n + 1) for n in ndims)
-            raise value_error(name, f"an array with {expected} axes, or a sequence of arrays", describe(stacked))
+            raise value_error(
+                name, f"an array with {expected} axes, or a sequence of arrays", describe(stacked)
+            )
         arrays = list(stacked)
     if not arrays:
         raise value_error(name, "at least 1 expert", "0")
@@ -358,7 +360,9 @@ class _Matrix:
             if len(arrays) != num_experts:
                 raise value_error(name, f"{num_experts} experts, as in w2", str(len(arrays)))
         if min(rows, k) < 1 or k % _BLOCK:
-            raise value_error(self.name, f"K a positive multiple of {_BLOCK} and at least 1 row", f"{rows} x {k}")
+            raise value_error(
+                self.name, f"K a positive multiple of {_BLOCK} and at least 1 row", f"{rows} x {k}"
+            )
         shapes = {2: (rows, k // 2), 3: (rows, k // _BLOCK, _BLOCK // 2)}
         for expert, (blocks, scales) in enumerate(zip(self._blocks, self._scales, strict=True)):
             for name, array, expected in (
@@ -366,7 +370,9 @@ class _Matrix:
                 (self.scales_name, scales, (rows, k // _BLOCK)),
             ):
                 if array.shape != expected:
-                    raise value_error(name, f"shape {expected} for each expert", f"{array.shape} for expert {expert}")
+                    raise value_error(
+                        name, f"shape {expected} for each expert", f"{array.shape} for expert {expert}"
+                    )
             if scales.dtype != self.scale_dtype:
                 raise type_error(self.scales_name, f"{self.scale_dtype} as for expert 0", f"{scales.dtype}")
 
@@ -388,7 +394,9 @@ class _Bias:
             raise value_error(name, f"{num_experts} experts, as in w2", str(len(self._arrays)))
         for expert, array in enumerate(self._arrays):
             if array.shape != (rows,):
-                raise value_error(name, f"shape ({rows},) for each expert", f"{array.shape} for expert {expert}")
+                raise value_error(
+                    name, f"shape ({rows},) for each expert", f"{array.shape} for expert {expert}"
+                )
         self.dtype = self._arrays[0].dtype
         mixed = next((a.dtype for a in self._arrays if a.dtype != self.dtype), None)
         if mixed is not None:

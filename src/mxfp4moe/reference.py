@@ -67,7 +67,7 @@ def quantize_mxfp4(
     finite = np.isfinite(values)
     if nonfinite == "raise" and not finite.all():
         raise ValueError(f"w: not finite at position {np.argwhere(~finite.reshape(w.shape))[0].tolist()}")
-    valid = finite.all(axis=-1)
+    valid = np.asarray(finite.all(axis=-1))
     values = np.where(valid[..., None], values, 0)
     amax = np.abs(values).max(axis=-1)
 

@@ -68,7 +68,7 @@ def topk_softmax(
 
 def _exp_difference(x: np.ndarray, largest: np.ndarray) -> np.ndarray:
     # In float64: it cannot overflow, and what is rounded to float32 in the end is the same on every CPU.
-    return np.exp(x.astype(np.float64) - largest)
+    return np.asarray(np.exp(x.astype(np.float64) - largest))
 
 
 def _row_sum(x: np.ndarray) -> np.ndarray:
