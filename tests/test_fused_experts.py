@@ -1,5 +1,6 @@
 """Exact cases of fused_experts, bit for bit against the reference on every kernel table."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,15 +9,18 @@ from problems import (
     ACTIVATIONS,
     BIASES,
     LAYOUTS,
+    Problem,
     Shape,
     assert_same_bits,
     bfloat16,
     check_exact,
     exact_problem,
+    pack_nibbles,
     random_problem,
 )
 
 import mxfp4moe as mx
+from mxfp4moe.reference import ExpertArrays
 
 DTYPES = (bfloat16, np.float16, np.float32)
 
@@ -195,6 +199,43 @@ def test_exact_more_slots_than_experts(isa, rng):
     ids = rng.integers(0, 2, (4, 5)).astype(np.int32)
     wide = problem._replace(topk_ids=ids, topk_weights=np.ones((4, 5), dtype=np.float32))
     assert_same_bits(wide.run(), wide.expected())
+
+
+def constant_experts(outputs: list[float]) -> Problem:
+    """Experts without inputs, each of which adds a power of two, with its sign, to column 0."""
+    count = len(outputs)
+    w2 = np.zeros((count, 32, 32), dtype=np.uint8)
+    w2[:, 0, 0] = np.where(np.array(outputs) < 0, 10, 2)  # -1.0, 1.0
+    w2_scales = np.full((count, 32, 1), 127, dtype=np.uint8)
+    w2_scales[:, 0, 0] += np.log2(np.abs(outputs)).astype(np.uint8)
+    w13_bias = np.zeros((count, 64), dtype=np.float32)
+    w13_bias[:, [0, 32]] = 32, 1 / 32  # an intermediate of 1
+    w13, w13_scales = np.zeros((count, 64, 16), dtype=np.uint8), np.full((count, 64, 1), 127, dtype=np.uint8)
+    arrays = ExpertArrays(w13, w13_scales, pack_nibbles(w2), w2_scales, w13_bias)
+    ids = np.arange(count, dtype=np.int32)[None]
+    return Problem(np.zeros((1, 32), dtype=np.float32), arrays, np.ones(ids.shape, dtype=np.float32), ids)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "total"), [([2.0**30, -(2.0**30), 1.0], 1.0), ([2.0**30, 1.0, -(2.0**30)], 0.0)]
+)
+def test_sum_runs_in_ascending_expert_id(isa, outputs, total):
+    # float32 rounds 2**30 + 1 to 2**30.
+    problem = constant_experts(outputs)
+    orders = np.array(list(itertools.permutations(range(3))), dtype=np.int32)
+    every = problem._replace(
+        hidden_states=np.zeros((6, 32), np.float32), topk_weights=np.ones((6, 3), np.float32), topk_ids=orders
+    )
+    assert every.run()[:, 0].tolist() == [total] * 6
+    for token in range(6):
+        assert every.tokens(slice(token, token + 1)).run()[0, 0] == total
+
+
+def test_sum_of_a_repeated_expert_runs_by_slot(isa):
+    problem = constant_experts([1.0])._replace(topk_ids=np.zeros((1, 3), dtype=np.int32))
+    for weights, total in (((2.0**30, -(2.0**30), 1), 1.0), ((2.0**30, 1, -(2.0**30)), 0.0)):
+        slots = problem._replace(topk_weights=np.array([weights], dtype=np.float32))
+        assert slots.run()[0, 0] == total
 
 
 @pytest.mark.parametrize("map_dtype", [np.int8, np.int32, np.int64])
