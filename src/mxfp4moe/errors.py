@@ -54,12 +54,10 @@ def describe(value: object) -> str:
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     """`value`, which must be one of the strings in `choices`."""
-    expected = join_choices(map(repr, choices))
-    if not isinstance(value, str):
-        raise type_error(name, expected, describe(value))
-    if value not in choices:
-        raise value_error(name, expected, describe(value))
-    return value
+    if isinstance(value, str) and value in choices:
+        return value
+    error = value_error if isinstance(value, str) else type_error
+    raise error(name, join_choices(map(repr, choices)), describe(value))
 
 
 def check_bool(name: str, value: object) -> bool:
