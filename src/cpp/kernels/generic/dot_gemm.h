@@ -67,14 +67,12 @@ MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, con
   const uint8_t* s = panel.scales + first_row;
   const Element* x[kTokens];
   unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
-  // The first walk over a panel brings it in, whole lines of all rows; later ones find it in the cache.
-  const bool prefetch = first_row == 0;
+  // Each walk brings its own lines of the next panel into L2, so that memory is busy during all of them.
+  const int64_t next = panel.k_blocks * kMxfp4BlockBytes;
   for (int64_t kb = 0; kb < panel.k_blocks; ++kb) {
-    if (prefetch) {
-      unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA { __builtin_prefetch(w + kPrefetchBytes + 64 * i.value); });
-      __builtin_prefetch(s + kPrefetchBytes / 16);
-    }
+    __builtin_prefetch(s + next / 16, 0, 2);
     unroll<kRows / 4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
+      __builtin_prefetch(w + next + 64 * q.value, 0, 2);
       const typename Decoder::Quad quad = Decoder::load_quad(w + 64 * q.value);
       unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
         constexpr int r = 4 * q.value + i.value;
