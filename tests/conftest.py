@@ -1,7 +1,8 @@
 """Fixtures of the whole suite.
 
 `MXFP4MOE_SEED` changes the random problems. `MXFP4MOE_REQUIRE_ISAS`, a comma-separated list, fails the tests
-that would otherwise be skipped because the machine cannot run one of these instruction sets.
+that would otherwise be skipped because the machine cannot run one of these instruction sets. With
+`MXFP4MOE_ISA` the tests run on the kernel tables of that instruction set alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from mxfp4moe import config
 
 SEED = int(os.environ.get("MXFP4MOE_SEED", "0"))
 REQUIRED_ISAS = [name for name in os.environ.get("MXFP4MOE_REQUIRE_ISAS", "").split(",") if name]
-TABLES = {table.name: table for table in config._TABLES}
+FORCED_ISA = os.environ.get("MXFP4MOE_ISA", "")
+TABLES = {table.name: table for table in config._TABLES if FORCED_ISA in ("", table.isa)}
 
 # Fixtures hold no state that an example could change; the machine may be busy.
 settings.register_profile(
@@ -39,6 +41,7 @@ def pytest_report_header() -> str:
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each kernel table in turn: the name of the one that computes during the test."""
     name = request.param
+    request.node.user_properties.append(("kernels", name))  # counted by .ci/isa.sh
     if not TABLES[name].supported:
         report = pytest.fail if name in REQUIRED_ISAS else pytest.skip
         report(f"this machine cannot run the {name} kernels")

@@ -46,6 +46,7 @@ def test_long_sums_of_large_groups(native_isa, rng, shape):
         assert_same_bits(problem.tokens(tokens).run(experts, num_threads=1), whole[tokens])
 
 
+@pytest.mark.emulation
 def test_large_groups_on_every_table(isa, rng):
     problem = random_problem(rng, Shape(600, 64, 32, 2, 1), dtype=np.float32, bias="both")
     problem.topk_ids[:580] = 0
@@ -55,6 +56,7 @@ def test_large_groups_on_every_table(isa, rng):
         assert_same_bits(problem.tokens(tokens).run(experts), whole[tokens])
 
 
+@pytest.mark.emulation
 def test_slots_may_come_in_any_order(isa, rng):
     # The sum runs by expert, so distinct experts may stand in any slot.
     problem = random_problem(rng, Shape(20, 64, 32, 6, 4), dtype=np.float32, bias="both")

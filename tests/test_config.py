@@ -41,6 +41,7 @@ def evaluate(expression: str, **variables: str) -> str:
 # ---- instruction sets ----
 
 
+@pytest.mark.emulation
 def test_isas_are_listed_in_order() -> None:
     available, supported = mx.available_isas(), mx.supported_isas()
     assert available[0] == supported[0] == "portable"
@@ -48,10 +49,12 @@ def test_isas_are_listed_in_order() -> None:
     assert [isa for isa in available if isa in supported] == list(supported)
 
 
+@pytest.mark.emulation
 def test_default_isa_is_the_last_supported() -> None:
     assert evaluate("mx.active_isa() == mx.supported_isas()[-1]") == "True"
 
 
+@pytest.mark.emulation
 def test_use_isa_nests_and_restores() -> None:
     before = mx.active_isa()
     for outer in mx.supported_isas():
@@ -79,6 +82,7 @@ def test_use_isa_refuses_unknown_names(name: str) -> None:
         mx.use_isa(name)
 
 
+@pytest.mark.emulation
 def test_use_isa_refuses_what_the_machine_lacks() -> None:
     lacking = [isa for isa in config.ISAS if isa not in mx.supported_isas()]
     if not lacking:
@@ -98,6 +102,7 @@ def test_isa_error_is_a_value_error() -> None:
     assert issubclass(mx.IsaError, ValueError)
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("table", [table.name for table in config._TABLES])
 def test_use_kernels_by_table_name(table: str) -> None:
     entry = next(entry for entry in config._TABLES if entry.name == table)
@@ -190,6 +195,7 @@ def test_default_follows_the_affinity_mask() -> None:
     assert evaluate(expression + "mx.get_num_threads()") == "None 1"
 
 
+@pytest.mark.emulation
 def test_precedence_of_numbers_of_threads() -> None:
     mx.set_num_threads(5)
     assert mx.get_num_threads() == 5
@@ -256,6 +262,7 @@ def test_choices_hold_for_one_asyncio_task() -> None:
 # ---- show_config ----
 
 
+@pytest.mark.emulation
 def test_show_config_dicts() -> None:
     with mx.use_isa("portable"), mx.num_threads(3):
         shown = mx.show_config(mode="dicts")

@@ -30,6 +30,7 @@ def exact_options(activation: str) -> dict:
     return {"activation": activation, "limit": math.inf if activation == "swigluoai" else None}
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize(
     "shape",
     [
@@ -48,6 +49,7 @@ def test_exact_shapes(isa, rng, shape, layout):
     assert_same_bits(problem.run(), problem.expected())
 
 
+@pytest.mark.emulation
 def test_exact_every_group_size(isa, rng):
     problem = exact_problem(rng, Shape(40, 96, 64, 2, 2), bias="both")
     experts, expected = problem.pack(), problem.expected(out_dtype=np.float32)
@@ -71,6 +73,7 @@ def test_exact_long_sums(isa, rng, shape):
     assert_same_bits(problem.run(), problem.expected())
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -80,6 +83,7 @@ def test_exact_activation_bias_layout(isa, rng, activation, bias, layout):
     assert_same_bits(problem.run(**options), problem.expected(**options))
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("limit", [18.0, 48.0, 100.0])
 def test_exact_limit(isa, rng, activation, limit):
@@ -178,6 +182,7 @@ def test_exact_dropped_slots(isa, rng):
     assert_same_bits(result[3], np.zeros(64, dtype=np.float32))
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("on_input", [False, True])
 def test_all_slots_dropped_gives_zeros_without_bias(isa, rng, on_input):
     problem = exact_problem(rng, Shape(5, 64, 32, 4, 3), bias="both", dtype=np.float32)
@@ -238,6 +243,7 @@ def test_sum_of_a_repeated_expert_runs_by_slot(isa):
         assert slots.run()[0, 0] == total
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("map_dtype", [np.int8, np.int32, np.int64])
 def test_exact_expert_map(isa, rng, map_dtype):
     problem = exact_problem(rng, Shape(30, 64, 32, 4, 3), bias="both", dtype=np.float32)
@@ -260,12 +266,14 @@ def test_expert_map_parts_sum_to_the_whole(isa, rng):
     assert_same_bits(total, problem.run())
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
 def test_exact_threads(isa, rng, num_threads):
     problem = exact_problem(rng, Shape(21, 96, 160, 5, 3), bias="both", dtype=np.float32)
     assert_same_bits(problem.run(num_threads=num_threads), problem.expected())
 
 
+@pytest.mark.emulation
 def test_fused_moe_is_topk_softmax_and_fused_experts(isa, rng):
     problem = random_problem(rng, Shape(9, 64, 32, 6, 3), bias="both")
     logits = rng.normal(size=(9, 6)).astype(np.float32)

@@ -7,6 +7,8 @@ from problems import bfloat16, rel_l2
 
 import mxfp4moe as mx
 
+pytestmark = pytest.mark.emulation
+
 # Of the contract's own roundings, and a margin: a bfloat16 output adds its rounding.
 BOUNDS = [(bfloat16, 2.8e-3), (np.float32, 2.2e-3)]
 

@@ -41,6 +41,7 @@ def assert_unpacks_to(experts: mx.PackedExperts, arrays: ExpertArrays) -> None:
             assert got.tobytes() == expected.tobytes(), name
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias", BIASES)
 def test_unpack_gives_the_bytes_that_came(rng, layout, bias):
@@ -176,6 +177,7 @@ def test_unpacked_arrays_are_new(rng):
     assert_unpacks_to(experts, arrays)
 
 
+@pytest.mark.emulation
 def test_packed_weights_compute_the_same(isa, rng):
     problem = random_problem(rng, SHAPE, layout="interleaved", bias="both")
     experts = problem.pack()
@@ -214,6 +216,7 @@ def test_nbytes_is_4_25_bits_a_weight_and_the_biases(rng):
     assert both - plain >= 4 * 4 * (2 * 256 + 128)
 
 
+@pytest.mark.emulation
 def test_equality_is_by_bytes(rng):
     arrays = random_arrays(rng)
     experts = pack(arrays)

@@ -139,6 +139,7 @@ EXPONENTS = {
 }
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize(("dtype", "exponent"), [(d, e) for d in DTYPES for e in EXPONENTS[d.name]], ids=str)
 def test_midpoints_and_their_neighbours(isa: str, dtype: np.dtype[Any], exponent: int) -> None:
     w = np.zeros((7, 2, 32), dtype)
@@ -204,6 +205,7 @@ def test_float64_beyond_float32(isa: str, value: float, code: int, scale: int) -
     assert_quantizes_to(w, "floor", codes, [[scale], [scale]])
 
 
+@pytest.mark.emulation
 @RULE
 def test_codes_as_ml_dtypes_rounds_them(isa: str, rng: np.random.Generator, rule: str) -> None:
     w = rng.standard_normal((64, 96), np.float32)
@@ -213,6 +215,7 @@ def test_codes_as_ml_dtypes_rounds_them(isa: str, rng: np.random.Generator, rule
     np.testing.assert_array_equal(codes_of(blocks).reshape(64, 3, 32), codes)
 
 
+@pytest.mark.emulation
 @DTYPE
 @RULE
 def test_zero_blocks(isa: str, dtype: np.dtype[Any], rule: str) -> None:
@@ -228,6 +231,7 @@ def test_zero_blocks(isa: str, dtype: np.dtype[Any], rule: str) -> None:
 # --- values that are not finite -----------------------------------------------------------------------------
 
 
+@pytest.mark.emulation
 @DTYPE
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -np.nan])
 def test_nonfinite(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], value: float) -> None:
@@ -251,6 +255,7 @@ def test_nonfinite(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], val
 # --- dequantization -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.emulation
 @DTYPE
 def test_dequantize_every_code_and_scale(isa: str, dtype: np.dtype[Any]) -> None:
     codes = np.tile(np.arange(16, dtype=np.uint8), 2)
@@ -330,6 +335,7 @@ def test_rceil_never_saturates(isa: str, w: np.ndarray) -> None:
 # --- threads -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("num_blocks", [1, 511, 1024, 1537, 4099])
 def test_threads_give_the_same_bytes(isa: str, rng: np.random.Generator, num_blocks: int) -> None:
     w = rng.standard_normal(num_blocks * 32, np.float32)
@@ -349,6 +355,7 @@ def test_threads_give_the_same_bytes(isa: str, rng: np.random.Generator, num_blo
 # --- two codes a byte ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.emulation
 def test_pack_every_pair() -> None:
     low, high = np.meshgrid(np.arange(16, dtype=np.uint8), np.arange(16, dtype=np.uint8))
     codes = np.stack([low, high], axis=-1)

@@ -9,6 +9,8 @@ from problems import bfloat16
 import mxfp4moe as mx
 from mxfp4moe import reference
 
+pytestmark = pytest.mark.emulation
+
 # Weights are float64 softmax values rounded once; the reference adds in another order: one ulp of float32.
 ULP = 2.0**-23
 

@@ -42,6 +42,7 @@ def one_weight_problem(matrix: str, code: int, scale: int, exponent: int) -> Pro
     return Problem(hidden, arrays, np.ones((1, 1), dtype=np.float32), np.zeros((1, 1), dtype=np.int32))
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("matrix", ["w13", "w2"])
 @pytest.mark.parametrize("scale", SCALES)
 def test_scale_bytes_give_the_float32_weight(isa, matrix, scale):
@@ -55,6 +56,7 @@ def test_scale_bytes_give_the_float32_weight(isa, matrix, scale):
         assert_same_bits(result, expected)
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("matrix", ["w13", "w2"])
 @pytest.mark.parametrize("code", [0, 1, 8, 15])
 def test_scale_byte_255_is_nan(isa, matrix, code):
@@ -113,6 +115,7 @@ def test_every_nan_survives_the_rounding_of_hidden_states(isa, rng, bits):
     assert np.isnan(result[1]).all()
 
 
+@pytest.mark.emulation
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("limit", [None, 1.0])
 def test_limit_keeps_nan_and_clamps_infinity(isa, activation, limit):

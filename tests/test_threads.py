@@ -88,6 +88,7 @@ def test_threads_are_made_when_needed() -> None:
     assert output == "done\n"
 
 
+@pytest.mark.emulation
 def test_several_python_threads_at_once() -> None:
     def quantize(index: int) -> bytes:
         with mx.num_threads(1 + index % 4):
