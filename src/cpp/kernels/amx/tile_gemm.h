@@ -59,12 +59,8 @@ inline void configure_for(const TokenBlocks& blocks) {
 template <class Decoder>
 MXFP4MOE_INLINE void decode_tile(const uint8_t* weights, const uint8_t* scales, uint16_t* tile) {
   unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
-    const typename Decoder::Quad quad = Decoder::load_quad(weights + 64 * q.value);
-    unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
-      constexpr int r = 4 * q.value + i.value;
-      Vec row;
-      Decoder::template decode<i.value>(quad, scales[r], &row);
-      store_vec(tile + r * kBlockK, row);
+    Decoder::each_row(weights + 64 * q.value, scales + 4 * q.value, [&](auto i, const Vec (&row)[1]) MXFP4MOE_INLINE_LAMBDA {
+      store_vec(tile + (4 * q.value + i.value) * kBlockK, row[0]);
     });
   });
 }

@@ -13,26 +13,16 @@
 // floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), sum_lanes;
 // its register budget: kDirectTokens, direct_rows(tokens), kSlabRows, kSlabTokens, kSlabBytes; and kDirectLimit,
 // the most tokens for which decoding the panel anew for each kDirectTokens is faster than a slab.
-// A weight format supplies a decoder: Quad, load_quad(bytes), decode<I>(quad, scale, Vec[kParts]).
+// A weight format supplies a decoder: each_row(quad, scales, f) calls f(Index<row>, Vec[kParts]) for four rows.
 // Included inside a kernel table's own namespace, after dot.h and unroll.h.
 
 constexpr int64_t kPrefetchBytes = 4096;
 
-// The 32 k of one row.
-struct RowK {
-  Vec v[kParts];
-};
-
-MXFP4MOE_INLINE RowK load_row(const Element* p) {
-  RowK row;
-  unroll<kParts>([&](auto i) MXFP4MOE_INLINE_LAMBDA { row.v[i.value] = load_vec(p + i.value * kVecElements); });
-  return row;
-}
-MXFP4MOE_INLINE void store_row(Element* p, const RowK& row) {
-  unroll<kParts>([&](auto i) MXFP4MOE_INLINE_LAMBDA { store_vec(p + i.value * kVecElements, row.v[i.value]); });
-}
-MXFP4MOE_INLINE Acc dot(Acc acc, const RowK& w, const RowK& x) {
-  unroll<kParts>([&](auto i) MXFP4MOE_INLINE_LAMBDA { acc = multiply_add(acc, w.v[i.value], x.v[i.value]); });
+// One row's 32 k times one token's.
+MXFP4MOE_INLINE Acc dot(Acc acc, const Vec (&w)[kParts], const Element* x) {
+  unroll<kParts>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    acc = multiply_add(acc, w[i.value], load_vec(x + i.value * kVecElements));
+  });
   return acc;
 }
 
@@ -73,13 +63,10 @@ MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, con
     __builtin_prefetch(s + next / 16, 0, 2);
     unroll<kRows / 4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
       __builtin_prefetch(w + next + 64 * q.value, 0, 2);
-      const typename Decoder::Quad quad = Decoder::load_quad(w + 64 * q.value);
-      unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+      Decoder::each_row(w + 64 * q.value, s + 4 * q.value, [&](auto i, const Vec (&row)[kParts]) MXFP4MOE_INLINE_LAMBDA {
         constexpr int r = 4 * q.value + i.value;
-        RowK row;
-        Decoder::template decode<i.value>(quad, s[r], row.v);
         unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-          acc[r][t.value] = dot(acc[r][t.value], row, load_row(x[t.value] + kb * kBlockK));
+          acc[r][t.value] = dot(acc[r][t.value], row, x[t.value] + kb * kBlockK);
         });
       });
     });
@@ -118,13 +105,10 @@ inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num
   const uint8_t* s = panel.scales + first_block * kScaleBlockBytes;
   for (int64_t kb = 0; kb < num_blocks; ++kb) {
     unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
-      const typename Decoder::Quad quad = Decoder::load_quad(w + 64 * q.value);
       __builtin_prefetch(w + kPrefetchBytes + 64 * q.value);
-      unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
-        constexpr int r = 4 * q.value + i.value;
-        RowK row;
-        Decoder::template decode<i.value>(quad, s[r], row.v);
-        store_row(slab + r * kBlockK, row);
+      Decoder::each_row(w + 64 * q.value, s + 4 * q.value, [&](auto i, const Vec (&row)[kParts]) MXFP4MOE_INLINE_LAMBDA {
+        Element* to = slab + (4 * q.value + i.value) * kBlockK;
+        unroll<kParts>([&](auto v) MXFP4MOE_INLINE_LAMBDA { store_vec(to + v.value * kVecElements, row[v.value]); });
       });
     });
     slab += kPanelRows * kBlockK;

@@ -1,8 +1,10 @@
-// Dot products in plain C++: eight lanes in two four-float vectors (a GCC and Clang extension that every target
-// has), natural order of k.
+// Dot products in four-lane vectors, a GCC and Clang extension that every target has. Eight k are two vectors, the
+// even ones and the odd ones, as the halves of 32-bit lanes of words hold them.
 
 using Element = float;
 typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef int16_t Short8 __attribute__((vector_size(16)));
 struct Vec {
   Float4 v[2];
 };
@@ -37,19 +39,37 @@ inline F32 sum_lanes(const float* p) {
 }
 
 inline void widen_block(const uint16_t* from, Element* to) {
-  for (int i = 0; i < kBlockK; ++i) to[i] = bf16_to_f32(from[i]);
+  for (int i = 0; i < kBlockK; i += 8) {
+    for (int j = 0; j < 4; ++j) {
+      to[i + j] = bf16_to_f32(from[i + 2 * j]);
+      to[i + 4 + j] = bf16_to_f32(from[i + 2 * j + 1]);
+    }
+  }
 }
 
-constexpr Mxfp4TableF32 kMxfp4F32 = make_mxfp4_table_f32();
+constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
 
+// Arithmetic instead of table look-ups, which no baseline can do for several lanes: the magnitudes 0..7 are the
+// values 0, 1, 2, 3, 4, 6, 8, 12 in halves, and comparisons give -1 where true.
 struct Mxfp4 {
-  using Quad = const uint8_t*;
-  static MXFP4MOE_INLINE Quad load_quad(const uint8_t* p) { return p; }
-  template <int I>
-  static MXFP4MOE_INLINE void decode(Quad q, uint8_t scale, Vec* row) {
-    const uint32_t* table = kMxfp4F32.row[scale];
-    uint32_t values[kBlockK];
-    for (int k = 0; k < kBlockK; ++k) values[k] = table[(q[2 * k + I / 2] >> (4 * (I & 1))) & 15];
-    std::memcpy(row, values, sizeof(values));
+  template <class F>
+  static MXFP4MOE_INLINE void each_row(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+      const float half_scale = 0.5f * kE8m0F32.values[scales[i.value]];
+      Vec row[kParts];
+      unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
+        Short8 words;
+        std::memcpy(&words, quad + 16 * part.value, sizeof(words));
+        const Short8 m = (words >> (4 * i.value)) & 7;
+        const Short8 halves = m - (m > 4) - (m > 5) - (m > 6) * 3;
+        const Short8 sign = (words << (12 - 4 * i.value)) >> 15;
+        const Short8 value = (halves ^ sign) - sign;
+        Int4 lanes;
+        std::memcpy(&lanes, &value, sizeof(lanes));
+        row[part.value].v[0] = __builtin_convertvector((lanes << 16) >> 16, Float4) * half_scale;
+        row[part.value].v[1] = __builtin_convertvector(lanes >> 16, Float4) * half_scale;
+      });
+      f(i, row);
+    });
   }
 };
