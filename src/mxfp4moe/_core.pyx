@@ -118,6 +118,11 @@ def unpack_e2m1(const uint8_t[::1] blocks, uint8_t[::1] codes, int num_threads):
 # --- packed experts -----------------------------------------------------------------------------------------
 
 
+def layout_version():
+    """The number of the packed layout."""
+    return cpp.kLayoutVersion
+
+
 cdef class ExpertStorage:
     """The packed bytes of all experts of one layer: one block of memory, exported read-only."""
 

@@ -104,6 +104,7 @@ cdef extern from "moe/schedule.h" namespace "mxfp4moe" nogil:
 
 
 cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
+    const int kLayoutVersion
     cdef enum class RowOrder(int32_t):
         kPlain
         kConcatenated

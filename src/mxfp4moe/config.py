@@ -354,11 +354,10 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
 
 
 def _describe_config() -> dict[str, Any]:
-    # Here, not at the top: neither may slow down the import of the package, which imports this module.
+    # Here, not at the top: it may not slow down the import of the package, which imports this module.
     import ml_dtypes
 
     from . import __version__
-    from .packing import LAYOUT_VERSION
 
     table = _TABLES[active_kernels()]
     compiled = available_isas()
@@ -367,7 +366,7 @@ def _describe_config() -> dict[str, Any]:
     return {
         "build": {
             "mxfp4moe": __version__,
-            "packed_layout_version": LAYOUT_VERSION,
+            "packed_layout_version": _core.layout_version(),
             "compiler": _core.compiler(),
         },
         "isas": {

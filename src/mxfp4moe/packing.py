@@ -14,9 +14,6 @@ from .errors import as_array, check_choice, describe, type_error, value_error
 
 __all__ = ["PackedExperts", "UnpackedExperts", "pack_experts"]
 
-# Of packed bytes: another number means another layout (src/cpp/packing/panels.h).
-LAYOUT_VERSION = 1
-
 FORMATS = ("mxfp4",)
 GATE_UP_LAYOUTS = ("concatenated", "interleaved")
 

@@ -13,6 +13,9 @@
 
 namespace mxfp4moe {
 
+// Changes with the layout; packed files carry it.
+constexpr int kLayoutVersion = 1;
+
 constexpr int64_t kMxfp4BlockBytes = 256;
 constexpr int64_t kScaleBlockBytes = 16;
 

@@ -15,6 +15,7 @@ namespace {
 #include "kernels/generic/unroll.h"
 #include "kernels/portable/simd.h"
 #include "kernels/portable/tile_lanes.h"
+#include "kernels/portable/mxfp4_bf16.h"
 #include "kernels/amx/tile_config.h"
 #include "kernels/amx/tile_model.h"
 #include "kernels/amx/tile_table.h"

@@ -17,6 +17,7 @@ namespace {
 #include "kernels/generic/unroll.h"
 #include "kernels/avx2/simd.h"
 #include "kernels/avx2/dot.h"
+#include "kernels/avx2/mxfp4.h"
 #include "kernels/generic/dot_table.h"
 }  // namespace
 

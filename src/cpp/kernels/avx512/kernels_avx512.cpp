@@ -18,6 +18,7 @@ namespace {
 #include "kernels/avx512/simd.h"
 #include "kernels/avx512/dot_fma.h"
 #include "kernels/avx512/lanes.h"
+#include "kernels/avx512/mxfp4_f32.h"
 #include "kernels/generic/dot_table.h"
 }  // namespace
 

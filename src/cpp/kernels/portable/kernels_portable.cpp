@@ -15,6 +15,7 @@ namespace {
 #include "kernels/generic/unroll.h"
 #include "kernels/portable/simd.h"
 #include "kernels/portable/dot.h"
+#include "kernels/portable/mxfp4.h"
 #include "kernels/generic/dot_table.h"
 }  // namespace
 
