@@ -1,0 +1,76 @@
+"""Check the objects of a build tree: no instruction set may reach code that runs on CPUs without it.
+
+A kernel object exports its table and nothing else, so that the linker can share none of its functions, and
+has no initializers, which would run when the library is loaded, on any CPU. Objects hold only the registers
+and instructions of their own instruction set.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+VECTOR = r"%[yz]mm\d|\sv[a-z0-9]+\s.*%xmm"  # anything beyond SSE
+AVX512 = r"%zmm\d|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b"
+BF16 = r"\s(?:vdpbf16ps|vcvtne2?ps2?bf16)"
+TILES = r"\s(?:tile|ldtilecfg|sttilecfg|tdp)|%tmm"
+
+# By kernel table: what its object must not hold.
+FORBIDDEN = {
+    "portable": [VECTOR, TILES],
+    "amx_model": [VECTOR, TILES],
+    "avx2": [AVX512, TILES],
+    "avx512": [BF16, TILES],
+    "avx512bf16": [TILES],
+    "amx": [BF16],
+    "amx_model_avx512": [BF16, TILES],
+}
+
+
+def output_of(*command: str | Path) -> str:
+    """What `command` prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def problems_of(path: Path, table: str | None) -> list[str]:
+    """What is wrong with one object; `table` is None for all that runs on any CPU."""
+    problems = []
+    if table is not None:
+        symbols = [
+            line.split()[-1] for line in output_of("nm", "-g", "-C", "--defined-only", path).splitlines()
+        ]
+        if symbols != [f"mxfp4moe::kKernels_{table}"]:
+            problems.append(f"exports {symbols}")
+        if re.search(r"\.(?:init_array|ctors)", output_of("objdump", "-h", path)):
+            problems.append("has initializers")
+    if platform.machine() in ("x86_64", "AMD64"):
+        code = output_of("objdump", "-d", "--no-show-raw-insn", path)
+        for pattern in [VECTOR, TILES] if table is None else FORBIDDEN[table]:
+            lines = [line for line in code.splitlines() if re.search(pattern, line)]
+            if lines:
+                problems.append(f"{len(lines)} instructions like: {' '.join(lines[0].split())}")
+    return problems
+
+
+def main() -> int:
+    """Check every object under the folder that is given."""
+    objects = sorted(Path(sys.argv[1]).rglob("*.o"))
+    tables = 0
+    failed = False
+    for path in objects:
+        match = re.search(r"/kernels_(\w+)\.dir/", str(path))
+        tables += match is not None
+        problems = problems_of(path, match and match[1])
+        failed |= bool(problems)
+        print(f"{match[1] if match else path.stem:24} {'; '.join(problems) or 'ok'}")
+    if tables < 2 or tables == len(objects):
+        print(f"expected kernel tables and other objects in {sys.argv[1]}, got {tables} of {len(objects)}")
+        failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

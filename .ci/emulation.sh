@@ -1,0 +1,27 @@
+# The marked tests on emulated older CPUs: an instruction that such a CPU lacks ends them.
+set -euo pipefail
+if [ "$(uname -m)" != x86_64 ]; then
+  echo "skipped: not an x86-64"
+  exit 0
+fi
+mkdir -p build/ci
+
+emulate() { # CPU and the instruction set that is the best it has
+  local run=(qemu-x86_64 -cpu "$1" .venv/bin/python)
+  "${run[@]}" -c "import mxfp4moe as mx; mx.show_config(); assert mx.active_isa() == '$2', mx.active_isa()"
+  "${run[@]}" -m pytest -q -r fE -m emulation -p no:cacheprovider
+}
+
+# Both at once, each into a file, so that their lines do not mix.
+emulate Nehalem portable >build/ci/Nehalem.txt 2>&1 &
+nehalem=$!
+emulate Haswell avx2 >build/ci/Haswell.txt 2>&1 &
+haswell=$!
+status=0
+wait "$nehalem" || status=1
+wait "$haswell" || status=1
+for cpu in Nehalem Haswell; do
+  printf -- '--- %s ---\n' "$cpu"
+  if [ "$status" = 0 ]; then tail -n 2 "build/ci/$cpu.txt"; else cat "build/ci/$cpu.txt"; fi
+done
+exit "$status"

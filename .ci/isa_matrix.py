@@ -1,0 +1,56 @@
+"""Print how many tests ran on each kernel table, from the JUnit reports of several runs.
+
+The `isa` fixture of the tests notes the kernel table of each test as a property.
+"""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from mxfp4moe import config
+
+
+def outcome(case: ET.Element) -> str:
+    """What became of one test."""
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "failed"
+    return "passed" if case.find("skipped") is None else "skipped"
+
+
+def count(path: Path) -> dict[str, Counter[str]]:
+    """Outcomes by kernel table in one report."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for case in ET.parse(path).iter("testcase"):
+        for item in case.iter("property"):
+            if item.get("name") == "kernels":
+                counts[item.get("value", "")][outcome(case)] += 1
+    return counts
+
+
+def main() -> int:
+    """One line for each kernel table of this build, one column for each report."""
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    counts = [count(path) for path in paths]
+    missing = False
+    print(f"\n{'kernels':18}{'isa':10}" + "".join(f"{path.stem:>14}" for path in paths))
+    for table in config._TABLES:
+        outcomes = [report[table.name] for report in counts]
+        cells = [f"{o['passed']} ok" + (f", {o['failed']} bad" if o["failed"] else "") for o in outcomes]
+        ran = sum(o["passed"] + o["failed"] for o in outcomes)
+        missing |= table.supported and not ran
+        reason = "" if table.supported else f"   skipped: {config._why_unsupported(table.isa)}"
+        cells = [cell if o.total() else "-" for cell, o in zip(cells, outcomes, strict=True)]
+        print(f"{table.name:18}{table.isa:10}" + "".join(f"{cell:>14}" for cell in cells) + reason)
+    for isa in config.ISAS:
+        if isa not in {table.isa for table in config._TABLES}:
+            print(f"{'':18}{isa:10}   skipped: the compiler cannot build it")
+    if missing:
+        print("a kernel table that this machine supports did not run", file=sys.stderr)
+    return int(missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

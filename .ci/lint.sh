@@ -1,0 +1,18 @@
+# Style, formatting and types.
+set -euo pipefail
+export PATH="$PWD/.venv-ci/bin:$PATH" # cython-lint looks for its helper there
+
+status=0
+check() {
+  echo "+ $*" | cut -c 1-100
+  "$@" || status=1
+}
+
+mapfile -t cpp < <(git ls-files 'src/cpp/*.h' 'src/cpp/*.cpp' 'tests/cpp/*.cpp')
+check ruff check .
+check ruff format --check .
+check mypy
+check cython-lint src/mxfp4moe
+check clang-format --dry-run -Werror "${cpp[@]}"
+check bash -n .ci/run .ci/*.sh
+exit "$status"

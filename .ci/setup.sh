@@ -1,0 +1,27 @@
+# The tools of the other stages: Debian packages, and a virtual environment with what requirements.txt pins.
+set -euo pipefail
+
+missing=()
+command -v qemu-x86_64 >/dev/null || missing+=(qemu-user)
+command -v aarch64-linux-gnu-g++ >/dev/null || missing+=(g++-aarch64-linux-gnu)
+command -v objdump >/dev/null || missing+=(binutils)
+
+retry() {
+  local attempt
+  for attempt in 1 2 3; do
+    if "$@"; then return; fi
+    echo "attempt $attempt of: $*: failed" >&2
+    sleep "$((5 * attempt))"
+  done
+  return 1
+}
+
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "installing ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  retry apt-get -qq -o Acquire::Retries=3 update
+  retry apt-get -qq -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 install -y --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+python3 -m venv .venv-ci
+retry .venv-ci/bin/pip install -r .ci/requirements.txt

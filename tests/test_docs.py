@@ -1,0 +1,77 @@
+"""What the documentation shows runs: docstrings, the README, the examples; and its links lead somewhere."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mxfp4moe as mx
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "fused_experts.py"
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+]
+MODULES = [
+    module.name for module in pkgutil.walk_packages(mx.__path__, "mxfp4moe.") if "__main__" not in module.name
+]
+FUNCTIONS = [name for name in mx.__all__ if inspect.isfunction(getattr(mx, name))]
+
+
+@pytest.fixture(autouse=True)
+def keep_process_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mxfp4moe.config._process_threads", None)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_of_a_module(name: str) -> None:
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, extraglobs={"mx": mx})
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_public_functions_have_a_runnable_example(name: str) -> None:
+    examples = doctest.DocTestParser().get_examples(getattr(mx, name).__doc__)
+    assert any(not example.options.get(doctest.SKIP) for example in examples)
+
+
+def test_readme_shows_the_example() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert EXAMPLE.read_text().rstrip() in re.findall(r"```python\n(.*?)\n```", readme, flags=re.DOTALL)
+
+
+def test_example_prints_what_it_says() -> None:
+    result = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "(8, 512) bfloat16\n", "")
+    assert f"# {result.stdout}" in EXAMPLE.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_within_the_repository(page: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text())
+    missing = [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_pages_name_exist(page: str) -> None:
+    names = re.findall(r"`((?:src|tests|docs|examples|\.ci)/[\w./]+)`", (ROOT / page).read_text())
+    assert not [name for name in names if not (ROOT / name).exists()]
+
+
+def test_version_is_that_of_the_changelog_and_the_build() -> None:
+    versions = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert versions[0] == mx.__version__
+    assert f'\nversion = "{mx.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
