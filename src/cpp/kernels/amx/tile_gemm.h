@@ -59,8 +59,8 @@ inline void configure_for(const TokenBlocks& blocks) {
 template <class Decoder>
 MXFP4MOE_INLINE void decode_tile(const uint8_t* weights, const uint8_t* scales, uint16_t* tile) {
   unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
-    Decoder::each_row(weights + 64 * q.value, scales + 4 * q.value, [&](auto i, const Vec (&row)[1]) MXFP4MOE_INLINE_LAMBDA {
-      store_vec(tile + (4 * q.value + i.value) * kBlockK, row[0]);
+    Decoder::each_vec(weights + 64 * q.value, scales + 4 * q.value, [&](auto i, auto, Vec row) MXFP4MOE_INLINE_LAMBDA {
+      store_vec(tile + (4 * q.value + i.value) * kBlockK, row);
     });
   });
 }

@@ -34,6 +34,12 @@ inline __m256 sum_lanes8(const float* p) {
 }
 inline F32 sum_lanes(const float* p) { return {sum_lanes8(p), sum_lanes8(p + 64)}; }
 
+// The bfloat16 in the low and in the high halves of the lanes, as float32.
+MXFP4MOE_INLINE Vec low_halves(__m256i words) { return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16)); }
+MXFP4MOE_INLINE Vec high_halves(__m256i words) {
+  return _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
 inline void widen_block(const uint16_t* from, Element* to) {
   for (int half = 0; half < 2; ++half) {
     const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 16 * half));

@@ -7,12 +7,11 @@ constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
 
 struct Mxfp4 {
   template <class F>
-  static MXFP4MOE_INLINE void each_row(const uint8_t* quad, const uint8_t* scales, F&& f) {
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
     const __m512i words = _mm512_loadu_si512(quad);
     unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
       const __m512i table = _mm512_load_si512(kMxfp4Bf16.row[scales[i.value]]);
-      const Vec row[1] = {_mm512_permutexvar_epi16(shift_words<4 * i.value>(words), table)};
-      f(i, row);
+      f(i, Index<0>{}, _mm512_permutexvar_epi16(shift_words<4 * i.value>(words), table));
     });
   }
 };

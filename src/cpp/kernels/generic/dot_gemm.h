@@ -13,18 +13,11 @@
 // floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), sum_lanes;
 // its register budget: kDirectTokens, direct_rows(tokens), kSlabRows, kSlabTokens, kSlabBytes; and kDirectLimit,
 // the most tokens for which decoding the panel anew for each kDirectTokens is faster than a slab.
-// A weight format supplies a decoder: each_row(quad, scales, f) calls f(Index<row>, Vec[kParts]) for four rows.
+// A weight format supplies a decoder: each_vec(quad, scales, f) calls f(Index<row>, Index<part>, Vec) for the vectors
+// of four rows, those of a row in ascending order of their parts.
 // Included inside a kernel table's own namespace, after dot.h and unroll.h.
 
 constexpr int64_t kPrefetchBytes = 4096;
-
-// One row's 32 k times one token's.
-MXFP4MOE_INLINE Acc dot(Acc acc, const Vec (&w)[kParts], const Element* x) {
-  unroll<kParts>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
-    acc = multiply_add(acc, w[i.value], load_vec(x + i.value * kVecElements));
-  });
-  return acc;
-}
 
 struct PanelView {
   const uint8_t* weights;
@@ -63,10 +56,11 @@ MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, con
     __builtin_prefetch(s + next / 16, 0, 2);
     unroll<kRows / 4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
       __builtin_prefetch(w + next + 64 * q.value, 0, 2);
-      Decoder::each_row(w + 64 * q.value, s + 4 * q.value, [&](auto i, const Vec (&row)[kParts]) MXFP4MOE_INLINE_LAMBDA {
+      Decoder::each_vec(w + 64 * q.value, s + 4 * q.value, [&](auto i, auto part, Vec row) MXFP4MOE_INLINE_LAMBDA {
         constexpr int r = 4 * q.value + i.value;
         unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-          acc[r][t.value] = dot(acc[r][t.value], row, x[t.value] + kb * kBlockK);
+          const Vec xs = load_vec(x[t.value] + kb * kBlockK + part.value * kVecElements);
+          acc[r][t.value] = multiply_add(acc[r][t.value], row, xs);
         });
       });
     });
@@ -106,9 +100,8 @@ inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num
   for (int64_t kb = 0; kb < num_blocks; ++kb) {
     unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
       __builtin_prefetch(w + kPrefetchBytes + 64 * q.value);
-      Decoder::each_row(w + 64 * q.value, s + 4 * q.value, [&](auto i, const Vec (&row)[kParts]) MXFP4MOE_INLINE_LAMBDA {
-        Element* to = slab + (4 * q.value + i.value) * kBlockK;
-        unroll<kParts>([&](auto v) MXFP4MOE_INLINE_LAMBDA { store_vec(to + v.value * kVecElements, row[v.value]); });
+      Decoder::each_vec(w + 64 * q.value, s + 4 * q.value, [&](auto i, auto part, Vec row) MXFP4MOE_INLINE_LAMBDA {
+        store_vec(slab + (4 * q.value + i.value) * kBlockK + part.value * kVecElements, row);
       });
     });
     slab += kPanelRows * kBlockK;

@@ -7,10 +7,9 @@ constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
 // values 0, 1, 2, 3, 4, 6, 8, 12 in halves, and comparisons give -1 where true.
 struct Mxfp4 {
   template <class F>
-  static MXFP4MOE_INLINE void each_row(const uint8_t* quad, const uint8_t* scales, F&& f) {
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
     unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
       const float half_scale = 0.5f * kE8m0F32.values[scales[i.value]];
-      Vec row[kParts];
       unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
         Short8 words;
         std::memcpy(&words, quad + 16 * part.value, sizeof(words));
@@ -20,10 +19,11 @@ struct Mxfp4 {
         const Short8 value = (halves ^ sign) - sign;
         Int4 lanes;
         std::memcpy(&lanes, &value, sizeof(lanes));
-        row[part.value].v[0] = __builtin_convertvector((lanes << 16) >> 16, Float4) * half_scale;
-        row[part.value].v[1] = __builtin_convertvector(lanes >> 16, Float4) * half_scale;
+        Vec row;
+        row.v[0] = __builtin_convertvector((lanes << 16) >> 16, Float4) * half_scale;
+        row.v[1] = __builtin_convertvector(lanes >> 16, Float4) * half_scale;
+        f(i, part, row);
       });
-      f(i, row);
     });
   }
 };

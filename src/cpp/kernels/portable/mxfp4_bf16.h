@@ -5,12 +5,12 @@ constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
 
 struct Mxfp4 {
   template <class F>
-  static MXFP4MOE_INLINE void each_row(const uint8_t* quad, const uint8_t* scales, F&& f) {
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
     unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
       const uint16_t* table = kMxfp4Bf16.row[scales[i.value]];
-      Vec row[1];
-      for (int k = 0; k < kBlockK; ++k) row[0].v[k] = table[(quad[2 * k + i.value / 2] >> (4 * (i.value & 1))) & 15];
-      f(i, row);
+      Vec row;
+      for (int k = 0; k < kBlockK; ++k) row.v[k] = table[(quad[2 * k + i.value / 2] >> (4 * (i.value & 1))) & 15];
+      f(i, Index<0>{}, row);
     });
   }
 };
