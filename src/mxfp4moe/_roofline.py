@@ -41,6 +41,26 @@ class Call(NamedTuple):
         return max(self.nbytes / speed.bandwidth, self.flops / speed.peak) / self.seconds
 
 
+class PeakLoop:
+    """Measures the peak arithmetic of the kernel table `kernels` on `num_threads` threads."""
+
+    def __init__(self, kernels: int, num_threads: int) -> None:
+        self._kernels, self._num_threads = kernels, num_threads
+        self._iterations = 1000
+        while self._run()[0] < _PEAK_SECONDS:
+            self._iterations *= 2
+
+    def sample(self) -> float:
+        """Measure once: FLOP/s."""
+        seconds, flops = self._run()
+        return flops / seconds
+
+    def _run(self) -> tuple[float, float]:
+        begin = perf_counter()
+        flops = _core.peak_flops(self._iterations, self._kernels, self._num_threads)
+        return perf_counter() - begin, flops
+
+
 class Roofline:
     """Measures read bandwidth and peak arithmetic of the active instruction set, sample by sample.
 
@@ -57,25 +77,16 @@ class Roofline:
         self._pieces = np.array_split(memory, max(1, memory.size // _PIECE_BYTES))
         self.num_threads = num_threads
         self._table = config.active_kernels()
-        self._iterations = 1000
-        while self._time_peak()[0] < _PEAK_SECONDS:
-            self._iterations *= 2
+        self._peak_loop = PeakLoop(self._table, num_threads)
 
     def sample(self) -> Speed:
         """Measure once: the best of the pieces, which together are all of the weights."""
-        bandwidth = max(self._read(piece) for piece in self._pieces)
-        seconds, flops = self._time_peak()
-        return Speed(bandwidth, flops / seconds)
+        return Speed(max(self._read(piece) for piece in self._pieces), self._peak_loop.sample())
 
     def _read(self, piece: np.ndarray[Any, Any]) -> float:
         begin = perf_counter()
         _core.read_memory(piece, self._table, self.num_threads)
         return piece.size / (perf_counter() - begin)
-
-    def _time_peak(self) -> tuple[float, float]:
-        begin = perf_counter()
-        flops = _core.peak_flops(self._iterations, self._table, self.num_threads)
-        return perf_counter() - begin, flops
 
 
 @dataclass(frozen=True)

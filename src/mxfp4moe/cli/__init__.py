@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from mxfp4moe import __version__
-from mxfp4moe.cli import demo, info
+from mxfp4moe.cli import bench, demo, info
 
-_COMMANDS = (info, demo)
+_COMMANDS = (info, demo, bench)
 
 _EPILOG = """\
 exit status: 0 all is well; 1 an error, or a check that failed; 2 wrong arguments; 130 interrupted

@@ -6,24 +6,28 @@ import sys
 
 
 class ProgressBar:
-    """Shows how many of `total` bytes are done: a bar on a terminal, a line each quarter elsewhere."""
+    """Shows how much of `total` is done: a bar on a terminal, a line each quarter elsewhere.
+
+    The total is a number of bytes, unless `whole` says what the whole is.
+    """
 
     _WIDTH = 40
 
-    def __init__(self, label: str, total: int) -> None:
+    def __init__(self, label: str, total: int, whole: str | None = None) -> None:
         self._label, self._total = label, max(total, 1)
-        self._done, self._shown = 0, 0
+        self._whole = f"{total / 1e6:.1f} MB" if whole is None else whole
+        self._done, self._shown = 0.0, 0
         self._terminal = sys.stderr.isatty()
 
-    def advance(self, num_bytes: int) -> None:
-        """Count `num_bytes` more as done."""
-        self._done += num_bytes
-        percent = 100 * self._done // self._total
+    def advance(self, amount: float) -> None:
+        """Count `amount` more as done."""
+        self._done += amount
+        percent = int(100 * self._done / self._total + 1e-6)  # sums of fractions may be a little short
         step = 1 if self._terminal else 25
         if percent // step == self._shown // step:
             return
         self._shown = percent
-        text = f"{self._label} {percent:3d} % of {self._total / 1e6:.1f} MB"
+        text = f"{self._label} {percent:3d} % of {self._whole}"
         if self._terminal:
             bar = "#" * (self._WIDTH * percent // 100)
             text = f"\r{text} [{bar:{self._WIDTH}}]"

@@ -73,7 +73,7 @@ class SyntheticCheckpoint:
             deviation = shape.hidden_size**-0.5 if name.endswith("router.weight") else 0.1
             yield (deviation * self._rng.standard_normal(total, dtype=np.float32)).astype(_BF16)
             return
-        middle = _middle_scale(shape.hidden_size if "gate_up" in name else shape.intermediate_size)
+        middle = middle_scale(shape.hidden_size if "gate_up" in name else shape.intermediate_size)
         for begin in range(0, total, _PIECE):
             count = min(_PIECE, total - begin)
             if name.endswith("_scales"):
@@ -105,7 +105,7 @@ def _shards(shape: GptOssShape) -> list[dict[str, Spec]]:
     ]
 
 
-def _middle_scale(num_columns: int) -> int:
+def middle_scale(num_columns: int) -> int:
     """The scale byte around which random codes give sums of order 1.
 
     The root mean square of a random code is 2.93, that of scales of one power of two less, none and one more

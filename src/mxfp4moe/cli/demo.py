@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from mxfp4moe.cli._arguments import flag, integer
 from mxfp4moe.cli._progress import ProgressBar
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 
@@ -40,16 +41,16 @@ def add_parser(subparsers: Any) -> None:
         "shows how close to the limits of this machine the calls came.",
     )
     parser.add_argument("--checkpoint", metavar="PATH", help="a model folder of your own; nothing is written")
-    parser.add_argument("--layer", type=_integer(0), help="which layer of --checkpoint (0)")
+    parser.add_argument("--layer", type=integer(0), help="which layer of --checkpoint (0)")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint that is written")
     default = GptOssShape()
     for option in _SHAPE_OPTIONS:
         text = f"of the checkpoint that is written ({getattr(default, option)})"
-        parser.add_argument(_flag(option), type=_integer(1), metavar="N", help=text)
-    parser.add_argument("--tokens", type=_integer(1), default=256, metavar="N", help="of the prefill (256)")
-    parser.add_argument("--steps", type=_integer(1), default=64, metavar="N", help="decode steps (64)")
-    parser.add_argument("--seed", type=_integer(0), default=0, metavar="N", help="of all random numbers (0)")
-    parser.add_argument("--threads", type=_integer(1), metavar="N", help="all cores that are allowed")
+        parser.add_argument(flag(option), type=integer(1), metavar="N", help=text)
+    parser.add_argument("--tokens", type=integer(1), default=256, metavar="N", help="of the prefill (256)")
+    parser.add_argument("--steps", type=integer(1), default=64, metavar="N", help="decode steps (64)")
+    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of all random numbers (0)")
+    parser.add_argument("--threads", type=integer(1), metavar="N", help="all cores that are allowed")
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     given = {option: size for option, size in shape_options.items() if size is not None}
     if args.checkpoint is not None:
         if given or args.keep:
-            unused = _flag(next(iter(given), "keep"))
+            unused = flag(next(iter(given), "keep"))
             args.parser.error(f"{unused} applies to the checkpoint that is written, not to --checkpoint")
         return _run_layer(args, Path(args.checkpoint), args.layer or 0)
     if args.layer is not None:
@@ -184,17 +185,3 @@ def _termination_as_exit() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _integer(minimum: int) -> Any:
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least {minimum}, got {value}")
-        return value
-
-    return integer
-
-
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")

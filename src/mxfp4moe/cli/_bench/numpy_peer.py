@@ -1,0 +1,86 @@
+"""The peer that everybody has: NumPy, expert by expert, dequantize and multiply."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from mxfp4moe.cli._bench.problem import Batch, Shape
+from mxfp4moe.reference import E2M1_VALUES, ExpertArrays
+
+# Both values of each byte.
+_PAIRS = np.stack([E2M1_VALUES[np.arange(256) & 15], E2M1_VALUES[np.arange(256) >> 4]], axis=-1)
+
+
+class NumpyPeer:
+    """A loop over the experts that were chosen: weights to float32, two matrix products."""
+
+    name = "numpy"
+    isa: str | None = None
+    copies = 0.0
+
+    def __init__(self, shape: Shape, arrays: ExpertArrays, num_threads: int) -> None:
+        self._shape, self._arrays, self._num_threads = shape, arrays, num_threads
+        if shape.activation not in ("silu", "swigluoai"):
+            raise ValueError(f"numpy: expected the activation silu or swigluoai, got {shape.activation}")
+
+    @staticmethod
+    def missing() -> str:
+        """NumPy is always there."""
+        return ""
+
+    def prepare(self, batch: Batch) -> Callable[[], np.ndarray]:
+        """Hidden states as float32, which NumPy's matrix product needs to be fast."""
+        hidden = batch.hidden_states.astype(np.float32)
+
+        def call() -> np.ndarray:
+            with self._blas_threads():
+                return self._compute(hidden, batch.topk_weights, batch.topk_ids)
+
+        return call
+
+    def _compute(self, hidden: np.ndarray, weights: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        arrays = self._arrays
+        result = np.zeros_like(hidden)
+        for expert in np.unique(ids):
+            tokens, slots = np.nonzero(ids == expert)
+            gate_up = hidden[tokens] @ _dequantize(arrays.w13, arrays.w13_scales, expert).T
+            if arrays.w13_bias is not None:
+                gate_up += arrays.w13_bias[expert]
+            inner = self._activate(gate_up[:, 0::2], gate_up[:, 1::2])
+            down = inner @ _dequantize(arrays.w2, arrays.w2_scales, expert).T
+            if arrays.w2_bias is not None:
+                down += arrays.w2_bias[expert]
+            result[tokens] += weights[tokens, slots, None] * down
+        return result
+
+    def _activate(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        limit = self._shape.limit
+        if limit is not None:
+            gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        alpha, beta = (1.702, 1) if self._shape.activation == "swigluoai" else (1, 0)
+        with np.errstate(over="ignore"):
+            activated: np.ndarray = gate / (1 + np.exp(-alpha * gate)) * (up + beta)
+        return activated
+
+    def _blas_threads(self) -> AbstractContextManager[Any]:
+        # Without threadpoolctl the BLAS uses as many threads as it likes.
+        if importlib.util.find_spec("threadpoolctl") is None:
+            return nullcontext()
+        limits: AbstractContextManager[Any] = importlib.import_module("threadpoolctl").threadpool_limits(
+            self._num_threads
+        )
+        return limits
+
+
+def _dequantize(blocks: np.ndarray, scales: Any, expert: int) -> np.ndarray:
+    rows, num_blocks = scales[expert].shape
+    values = _PAIRS[blocks[expert]].reshape(rows, num_blocks, 32)
+    values *= np.ldexp(np.float32(1), scales[expert].astype(np.int32) - 127)[..., None]
+    weights: np.ndarray = values.reshape(rows, num_blocks * 32)
+    return weights

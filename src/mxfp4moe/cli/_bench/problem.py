@@ -1,0 +1,146 @@
+"""Layer shapes, random weights and random routing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from mxfp4moe.cli._synthetic import middle_scale
+from mxfp4moe.packing import PackedExperts, pack_experts
+from mxfp4moe.reference import ExpertArrays
+from mxfp4moe.routing import topk_softmax
+
+ROUTINGS = ("uniform", "zipf", "hot")
+_HOT_LEAD = 1e3  # of the hot expert's score: no noise reaches it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One mixture-of-experts layer."""
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int
+    top_k: int
+    activation: str = "silu"
+    limit: float | None = None
+    has_bias: bool = False
+    format: str = "mxfp4"
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "intermediate_size"):
+            size = getattr(self, name)
+            if size % 32:
+                raise ValueError(f"{name}: expected a multiple of 32, got {size}")
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k: expected at most num_experts = {self.num_experts}, got {self.top_k}")
+
+    @property
+    def expert_weights(self) -> int:
+        """Number of weights of one expert."""
+        return 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of the weights and scales of one expert."""
+        return self.expert_weights * 17 // 32
+
+    def flops(self, num_tokens: int) -> float:
+        """Operations of a call."""
+        return 2.0 * num_tokens * self.top_k * self.expert_weights
+
+
+_GPT_OSS = Shape("gpt-oss-20b", 2880, 2880, 32, 4, "swigluoai", limit=7.0, has_bias=True)
+SHAPES = {
+    "gpt-oss-20b": _GPT_OSS,
+    "gpt-oss-120b": replace(_GPT_OSS, name="gpt-oss-120b", num_experts=128),
+    "qwen3-30b": Shape("qwen3-30b", 2048, 768, 128, 8),
+    "deepseek-v4-flash": Shape("deepseek-v4-flash", 4096, 2048, 256, 6, limit=10.0),
+    "mixtral": Shape("mixtral", 4096, 14336, 8, 2),
+}
+SHAPES |= {"G": SHAPES["gpt-oss-20b"], "Q": SHAPES["qwen3-30b"]}
+
+
+def random_arrays(shape: Shape, rng: np.random.Generator) -> ExpertArrays:
+    """Random weights in their checkpoint layout, gate and up rows interleaved; results are of order 1."""
+    hidden, intermediate = shape.hidden_size, shape.intermediate_size
+    matrix = _MATRICES[shape.format]
+    w13 = matrix((shape.num_experts, 2 * intermediate, hidden), rng)
+    w2 = matrix((shape.num_experts, hidden, intermediate), rng)
+
+    def bias(rows: int) -> np.ndarray | None:
+        return 0.1 * rng.standard_normal((shape.num_experts, rows), np.float32) if shape.has_bias else None
+
+    return ExpertArrays(*w13, *w2, bias(2 * intermediate), bias(hidden), "interleaved")
+
+
+def _random_mxfp4(sizes: tuple[int, int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks and scales."""
+    experts, rows, columns = sizes
+    words = rng.integers(0, 2**64, size=(experts, rows, columns // 16), dtype=np.uint64)
+    middle = middle_scale(columns)
+    scales = rng.integers(middle - 1, middle + 2, size=(experts, rows, columns // 32), dtype=np.uint8)
+    return words.view(np.uint8), scales
+
+
+_Matrix = Callable[[tuple[int, int, int], np.random.Generator], tuple[np.ndarray, np.ndarray]]
+_MATRICES: dict[str, _Matrix] = {"mxfp4": _random_mxfp4}
+
+
+def pack(shape: Shape, arrays: ExpertArrays) -> PackedExperts:
+    """The packed form of `arrays`."""
+    return pack_experts(
+        arrays.w13,
+        arrays.w13_scales,
+        arrays.w2,
+        arrays.w2_scales,
+        format=shape.format,
+        w13_bias=arrays.w13_bias,
+        w2_bias=arrays.w2_bias,
+        gate_up_layout=arrays.gate_up_layout,
+    )
+
+
+class Batch(NamedTuple):
+    """What a call computes."""
+
+    hidden_states: np.ndarray
+    topk_weights: np.ndarray
+    topk_ids: np.ndarray
+
+
+class Router:
+    """Draws which experts the tokens choose.
+
+    uniform: all alike. zipf: the chance of the r-th most popular expert is proportional to 1 / r. hot: every
+    token chooses one and the same expert, the other slots are uniform. A token's experts are distinct.
+    """
+
+    def __init__(self, shape: Shape, routing: str, rng: np.random.Generator) -> None:
+        self._shape, self._rng = shape, rng
+        rank = 1 + rng.permutation(shape.num_experts)
+        self._scores = {
+            "uniform": np.zeros(shape.num_experts),
+            "zipf": -np.log(rank),
+            "hot": np.where(rank == 1, _HOT_LEAD, 0.0),
+        }[routing]
+
+    def hidden_states(self, num_tokens: int) -> np.ndarray:
+        """bfloat16 of order 1."""
+        values = self._rng.standard_normal((num_tokens, self._shape.hidden_size), np.float32)
+        return values.astype(ml_dtypes.bfloat16)
+
+    def draw(self, hidden_states: np.ndarray) -> Batch:
+        """Route the tokens anew."""
+        sizes = len(hidden_states), self._shape.num_experts
+        # The largest of log p + Gumbel noise are a draw without replacement with chances p.
+        scores = (self._scores + self._rng.gumbel(size=sizes)).astype(np.float32)
+        _, ids = topk_softmax(scores, self._shape.top_k)
+        logits = self._rng.standard_normal((len(hidden_states), self._shape.top_k), np.float32)
+        weights, _ = topk_softmax(logits, self._shape.top_k)
+        return Batch(hidden_states, weights, ids)

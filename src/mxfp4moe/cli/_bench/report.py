@@ -1,0 +1,139 @@
+"""From measured calls to the figures that are shown and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from mxfp4moe._roofline import Call, Speed
+from mxfp4moe.cli._bench.contenders import Ours
+from mxfp4moe.cli._bench.measure import Machine, Series
+from mxfp4moe.cli._bench.problem import Shape
+
+# bfloat16 results of the same computation differ by 2 * 2.6e-3 at most, 8-bit activations by a few percent.
+DIFFERENT = 0.05
+
+Result = dict[str, Any]
+
+
+def summarize(shape: Shape, machine: Machine, series: Sequence[Series]) -> Result:
+    """All figures of one shape, ready for JSON."""
+    bandwidth = max(machine.bandwidths)
+    peaks = {isa: max(samples) for isa, samples in machine.peaks.items()}
+    fma_peaks = {isa: max(samples) for isa, samples in machine.fma_peaks.items()}
+    first_isa = next(iter(peaks))
+    rows = []
+    for one in series:
+        first = next(other for other in series if other.num_tokens == one.num_tokens)
+        isa = one.contender.isa or first_isa
+        row = _row(one, first, Speed(bandwidth, peaks[isa]))
+        fma_peak = fma_peaks.get(isa)
+        if one.contender.isa is not None and fma_peak is not None:
+            fma = Speed(bandwidth, fma_peak)
+            row["share_of_fma_roofline"] = max(call.share(fma) for call in one.calls)
+        rows.append(row)
+    return {
+        "shape": asdict(shape),
+        "read_bytes_per_s": bandwidth,
+        "median_read_bytes_per_s": median(machine.bandwidths),
+        "peak_flop_per_s": peaks,
+        "median_peak_flop_per_s": {isa: median(samples) for isa, samples in machine.peaks.items()},
+        "fma_peak_flop_per_s": fma_peaks,
+        "cells": rows,
+    }
+
+
+def _row(one: Series, first: Series, speed: Speed) -> Result:
+    shares = [call.share(speed) for call in one.calls]
+    best = one.calls[shares.index(max(shares))]
+    common = min(len(one.calls), len(first.calls))  # both began with the same routing
+    return {
+        "tokens": one.num_tokens,
+        "contender": one.contender.name,
+        "isa": one.contender.isa,
+        "calls": len(one.calls),
+        "best_ms": 1e3 * min(call.seconds for call in one.calls),
+        "median_ms": 1e3 * median(call.seconds for call in one.calls),
+        "gb_per_s": best.nbytes / best.seconds / 1e9,
+        "tflop_per_s": best.flops / best.seconds / 1e12,
+        "bound": "memory" if best.nbytes / speed.bandwidth > best.flops / speed.peak else "arithmetic",
+        "share_of_roofline": max(shares),
+        "median_share_of_roofline": median(shares),
+        "share_of_fma_roofline": None,
+        "time_ratio": _best_seconds(one.calls[:common]) / _best_seconds(first.calls[:common]),
+        "time_ratio_calls": common,
+        "difference": one.difference,
+        "flops": best.flops,
+        "call_seconds": [call.seconds for call in one.calls],
+        "call_bytes": [call.nbytes for call in one.calls],
+    }
+
+
+def _best_seconds(calls: Sequence[Call]) -> float:
+    return min(call.seconds for call in calls)
+
+
+def describe_contender(contender: Any) -> Result:
+    """Name and instruction set; of this package, the kernel table too."""
+    from mxfp4moe import config
+
+    kernels = config._TABLES[contender.kernels].name if isinstance(contender, Ours) else None
+    return {"name": contender.name, "isa": contender.isa, "kernels": kernels}
+
+
+# ---- the table ----
+
+_Format = Callable[[Any], str]
+_COLUMNS: list[tuple[str, str, int, _Format]] = [
+    ("tokens", "tokens", 6, str),
+    ("contender", "contender", 11, str),
+    ("calls", "calls", 5, str),
+    ("best ms", "best_ms", 9, lambda x: f"{x:.3f}"),
+    ("median ms", "median_ms", 9, lambda x: f"{x:.3f}"),
+    ("GB/s", "gb_per_s", 6, lambda x: f"{x:.2f}"),
+    ("TFLOP/s", "tflop_per_s", 7, lambda x: f"{x:.3f}"),
+    ("roofline", "share_of_roofline", 8, lambda x: f"{100 * x:.0f} %"),
+    ("median", "median_share_of_roofline", 6, lambda x: f"{100 * x:.0f} %"),
+    ("of FMA", "share_of_fma_roofline", 6, lambda x: "" if x is None else f"{100 * x:.0f} %"),
+    ("x first", "time_ratio", 7, lambda x: f"{x:.2f}"),
+    ("rel. L2", "difference", 8, lambda x: "" if x == 0 else f"{x:.1e}"),
+]
+
+LEGEND = """\
+GB/s and TFLOP/s are of the call that came closest to its own roofline; its share is in the next column, then
+the median share of all calls. of FMA: the best share if the peak were that of float32 FMAs. x first: best
+time over the best time of the first contender, on the same routing. rel. L2: difference of the results from
+those of the first contender. Bandwidth and peaks are the best that were measured between the calls."""
+
+
+def format_table(result: Result) -> str:
+    """The figures of one shape as text."""
+    shape = result["shape"]
+    peaks = [f"{peak / 1e12:.3f} TFLOP/s ({isa})" for isa, peak in result["peak_flop_per_s"].items()]
+    peaks += [
+        f"{peak / 1e12:.3f} TFLOP/s ({isa}, float32 FMA)"
+        for isa, peak in result["fma_peak_flop_per_s"].items()
+        if peak != result["peak_flop_per_s"][isa]
+    ]
+    lines = [
+        f"{shape['name']}: hidden_size={shape['hidden_size']}, "
+        f"intermediate_size={shape['intermediate_size']}, num_experts={shape['num_experts']}, "
+        f"top_k={shape['top_k']}, {shape['activation']}, {shape['format']}",
+        f"reads up to {result['read_bytes_per_s'] / 1e9:.1f} GB/s, computes up to {', '.join(peaks)}",
+        " ".join(f"{title:>{width}}" for title, _, width, _ in _COLUMNS),
+    ]
+    for row in result["cells"]:
+        lines.append(" ".join(f"{show(row[key]):>{width}}" for _, key, width, show in _COLUMNS))
+    return "\n".join(lines)
+
+
+def different(result: Result) -> list[str]:
+    """Contenders whose results are not those of the first: one line each."""
+    return [
+        f"{row['contender']}, {row['tokens']} tokens: relative L2 difference {row['difference']:.1e} "
+        f"from {result['cells'][0]['contender']}, expected at most {DIFFERENT}"
+        for row in result["cells"]
+        if not row["difference"] <= DIFFERENT  # also NaN
+    ]

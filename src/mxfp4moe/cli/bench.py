@@ -1,0 +1,226 @@
+"""``mxfp4moe bench``: how close calls come to what the machine can do, and how others compare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mxfp4moe.cli._arguments import flag, integer
+from mxfp4moe.cli._progress import ProgressBar
+
+if TYPE_CHECKING:
+    from mxfp4moe.cli._bench.contenders import Peer
+    from mxfp4moe.cli._bench.problem import Shape
+    from mxfp4moe.cli._bench.report import Result
+
+_SIZES = ("hidden_size", "intermediate_size", "num_experts", "top_k")
+_TOKENS = [1, 4, 16, 64, 256, 1024]
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add this subcommand."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="time calls against the limits of this machine and against other implementations",
+        description="Times fused_experts on random weights, with fresh random routing for each call. Readers "
+        "and peak arithmetic run between the calls: they give the roofline of each call, and the best share "
+        "of it is shown. Instruction sets and peers take turns on the same routing.",
+    )
+    parser.add_argument(
+        "--shape",
+        type=_names,
+        default=["G"],
+        metavar="NAME,...",
+        help="of the layer: G (gpt-oss-20b), Q (qwen3-30b), gpt-oss-120b, deepseek-v4-flash, mixtral (G)",
+    )
+    for size in _SIZES:
+        parser.add_argument(flag(size), type=integer(1), metavar="N", help="instead of the shape's")
+    parser.add_argument(
+        "--tokens", type=_numbers, default=_TOKENS, metavar="N,...", help="of a call (1,4,16,64,256,1024)"
+    )
+    parser.add_argument("--threads", type=integer(1), metavar="N", help="all cores that are allowed")
+    parser.add_argument(
+        "--isa", type=_names, metavar="NAME,...", help="instruction sets, or all (the active one)"
+    )
+    parser.add_argument(
+        "--routing",
+        choices=("uniform", "zipf", "hot"),
+        default="uniform",
+        help="of tokens to experts (uniform)",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=2.0, metavar="S", help="for each number of tokens (2)"
+    )
+    parser.add_argument(
+        "--peers", type=_names, default=[], metavar="NAME,...", help="numpy, onnxruntime, or all (none)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures; - is the standard output")
+    parser.add_argument("--plot", metavar="FILE", help="write a roofline plot of every call")
+    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of all random numbers (0)")
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark; 1 if contenders disagree."""
+    from mxfp4moe import __version__, config
+    from mxfp4moe.cli._bench import plot, report
+
+    shapes, isas, peers = _shapes(args), _isas(args), _peers(args)
+    num_threads = config.resolve_num_threads(args.threads)
+    for path in (args.json, args.plot):
+        if path not in (None, "-") and not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"{path}: expected a file in a folder that exists")
+    if args.plot is not None and plot.missing():
+        raise ValueError(f"--plot: {plot.missing()}")
+    # The figures alone go where JSON goes.
+    text = sys.stderr if args.json == "-" else sys.stdout
+    print(f"mxfp4moe {__version__}, {num_threads} threads, {args.routing} routing", file=text, flush=True)
+    results = []
+    for shape in shapes:
+        result = _measure(args, shape, isas, peers, num_threads)
+        print(f"\n{report.format_table(result)}", file=text, flush=True)
+        results.append(result)
+    print(f"\n{report.LEGEND}", file=text)
+    if args.json is not None:
+        figures = {
+            "mxfp4moe": __version__,
+            "config": config.show_config("dicts"),
+            "threads": num_threads,
+            "routing": args.routing,
+            "seconds": args.seconds,
+            "seed": args.seed,
+            "results": results,
+        }
+        _write_json(args.json, figures)
+    if args.plot is not None:
+        plot.save(results, args.plot)
+    problems = [line for result in results for line in report.different(result)]
+    for line in problems:
+        print(f"mxfp4moe: error: {line}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _measure(
+    args: argparse.Namespace, shape: Shape, isas: list[str], peers: list[type[Peer]], num_threads: int
+) -> Result:
+    """Build the layer of one shape, time all numbers of tokens, and drop it again."""
+    import numpy as np
+
+    from mxfp4moe.cli._bench import memory, problem, report
+    from mxfp4moe.cli._bench.contenders import Contender, Ours
+    from mxfp4moe.cli._bench.measure import Cell, Machine, Stopwatch
+
+    wanted = shape.num_experts
+    copies = 2 + sum(peer.copies for peer in peers)  # the checkpoint's arrays and the packed ones
+    available = memory.available_memory()
+    shape = memory.fit(shape, copies, available)
+    if shape.num_experts < wanted:
+        print(
+            f"{shape.name}: {shape.num_experts} experts instead of {wanted}, "
+            f"for {available / 1e9:.1f} GB of memory are available",
+            file=sys.stderr,
+        )
+    arrays = problem.random_arrays(shape, np.random.default_rng(args.seed))
+    experts = problem.pack(shape, arrays)
+    ours = [Ours(isa, shape, experts, num_threads) for isa in isas]
+    others = [peer(shape, arrays, num_threads) for peer in peers]
+    del arrays  # the peers keep them, if there are any
+    contenders: list[Contender] = [*ours, *others]
+    machine = Machine(ours, experts, num_threads)
+    stopwatch = Stopwatch(shape, experts, machine)
+    progress = ProgressBar(
+        f"measuring {shape.name}", len(args.tokens), f"{len(args.tokens)} numbers of tokens"
+    )
+    series = []
+    for num_tokens in args.tokens:
+        # The routing of a cell does not depend on what else is measured.
+        router = problem.Router(shape, args.routing, np.random.default_rng([args.seed, num_tokens]))
+        cell = Cell(num_tokens, contenders, args.seconds)
+        series += stopwatch.measure(cell, router, progress.advance)
+    result = report.summarize(shape, machine, series)
+    result["contenders"] = [report.describe_contender(contender) for contender in contenders]
+    result["wanted_experts"] = wanted
+    return result
+
+
+# ---- arguments ----
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
+    return list(dict.fromkeys(names))
+
+
+def _numbers(text: str) -> list[int]:
+    return list(dict.fromkeys(integer(1)(number) for number in text.split(",")))
+
+
+_numbers.__name__ = "integer"  # in argparse's message about text that is none
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return seconds
+
+
+_seconds.__name__ = "number"
+
+
+def _shapes(args: argparse.Namespace) -> list[Shape]:
+    from mxfp4moe.cli._bench.problem import SHAPES
+
+    _check_names(args, "shape", args.shape, SHAPES)
+    sizes = {size: getattr(args, size) for size in _SIZES if getattr(args, size) is not None}
+    shapes = [SHAPES[name] for name in args.shape]
+    return [replace(shape, name="custom" if sizes else shape.name, **sizes) for shape in shapes]
+
+
+def _isas(args: argparse.Namespace) -> list[str]:
+    from mxfp4moe import config
+
+    if args.isa is None:
+        return [config.active_isa()]
+    supported = config.supported_isas()
+    if args.isa == ["all"]:
+        return list(reversed(supported))
+    _check_names(args, "isa", args.isa, supported)
+    return list(args.isa)
+
+
+def _peers(args: argparse.Namespace) -> list[type[Peer]]:
+    from mxfp4moe.cli._bench.contenders import PEERS
+
+    if args.peers == ["all"]:
+        missing = {name: peer.missing() for name, peer in PEERS.items() if peer.missing()}
+        for name, reason in missing.items():
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+        return [peer for name, peer in PEERS.items() if name not in missing]
+    _check_names(args, "peers", args.peers, PEERS)
+    for name in args.peers:
+        if PEERS[name].missing():
+            raise ValueError(f"--peers {name}: {PEERS[name].missing()}")
+    return [PEERS[name] for name in args.peers]
+
+
+def _check_names(args: argparse.Namespace, option: str, names: Sequence[str], known: Any) -> None:
+    from mxfp4moe.errors import join_choices
+
+    for name in names:
+        if name not in known:
+            args.parser.error(f"argument {flag(option)}: expected {join_choices(known)}, got {name!r}")
+
+
+def _write_json(path: str, figures: dict[str, Any]) -> None:
+    with nullcontext(sys.stdout) if path == "-" else open(path, "w") as file:
+        json.dump(figures, file, indent=1)
+        print(file=file)
