@@ -13,6 +13,6 @@ check ruff check .
 check ruff format --check .
 check mypy
 check cython-lint src/mxfp4moe
-check clang-format --dry-run -Werror "${cpp[@]}"
+check clang-format --dry-run -Werror --ferror-limit=5 "${cpp[@]}"
 check bash -n .ci/run .ci/*.sh
 exit "$status"
