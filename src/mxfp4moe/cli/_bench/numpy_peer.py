@@ -13,8 +13,9 @@ import numpy as np
 from mxfp4moe.cli._bench.problem import Batch, Shape
 from mxfp4moe.reference import E2M1_VALUES, ExpertArrays
 
-# Both values of each byte.
-_PAIRS = np.stack([E2M1_VALUES[np.arange(256) & 15], E2M1_VALUES[np.arange(256) >> 4]], axis=-1)
+# Both values of each byte, taken together: NumPy gathers single words fastest.
+_CODES = np.arange(256)
+_PAIRS = np.stack([E2M1_VALUES[_CODES & 15], E2M1_VALUES[_CODES >> 4]], axis=-1).view(np.uint64).ravel()
 
 
 class NumpyPeer:
@@ -80,7 +81,7 @@ class NumpyPeer:
 
 def _dequantize(blocks: np.ndarray, scales: Any, expert: int) -> np.ndarray:
     rows, num_blocks = scales[expert].shape
-    values = _PAIRS[blocks[expert]].reshape(rows, num_blocks, 32)
+    values = _PAIRS[blocks[expert]].view(np.float32).reshape(rows, num_blocks, 32)
     values *= np.ldexp(np.float32(1), scales[expert].astype(np.int32) - 127)[..., None]
     weights: np.ndarray = values.reshape(rows, num_blocks * 32)
     return weights

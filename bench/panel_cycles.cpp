@@ -1,0 +1,204 @@
+// Cycles of the inner loop: one panel (tiles: two) of MXFP4 weights by m tokens, all operands in L1.
+//
+// What the memory and the caches take away from a call shows beside this: a call cannot be faster than its panels
+// are here. Two lengths of K are timed; their difference gives the cycles of a K-block, what is left is what a panel
+// costs besides. The clock is measured by a chain of dependent additions. It needs a core of its own.
+//
+// One binary for each kernel table, from the root of the repository (the flags are those of src/cpp/CMakeLists.txt):
+//
+//   build() {
+//     local table=$1 folder=$2
+//     shift 2
+//     g++ -std=c++17 -O3 -fno-math-errno -ffp-contract=off -Isrc/cpp "$@" \
+//       -DKERNELS="\"kernels/$folder/kernels_$table.cpp\"" bench/panel_cycles.cpp -o "build/panel_cycles_$table"
+//   }
+//   avx2="-mavx2 -mfma -mf16c" avx512="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl"
+//   build portable portable
+//   build avx2 avx2 $avx2
+//   build avx512 avx512 $avx512
+//   build avx512bf16 avx512 $avx512 -mavx512bf16
+//   build amx amx $avx512 -mavx512bf16 -mamx-tile -mamx-bf16 -DTILES
+//   build amx_model amx -DTILES
+//
+// Run: build/panel_cycles_avx2 [tokens...]
+#include KERNELS
+
+#include <time.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+
+#if defined(__AMX_TILE__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace mxfp4moe {
+namespace {
+
+constexpr int64_t kMaxBlocks = 64;
+constexpr int64_t kMaxTokens = 128;
+constexpr int64_t kTokenStride = 2880;       // elements: rows of a real size do not all fall into the same cache sets
+constexpr int64_t kOperandBytes = 24 << 10;  // of the 32 KiB or more that L1 holds
+constexpr double kTimingSeconds = 20e-6;     // long against the clock's own cost, short against interruptions
+constexpr int kTimings = 300;
+
+uint8_t* allocate(int64_t bytes) {
+  auto* p = static_cast<uint8_t*>(std::aligned_alloc(4096, static_cast<size_t>(round_up(bytes, 4096))));
+  std::memset(p, 0, static_cast<size_t>(bytes));
+  return p;
+}
+
+// Two panels more than are multiplied: kernels prefetch the next ones.
+struct Operands {
+  uint8_t* weights = allocate(4 * kMaxBlocks * kMxfp4BlockBytes);
+  uint8_t* scales = allocate(4 * kMaxBlocks * kScaleBlockBytes);
+  uint8_t* tokens = allocate(kMaxTokens * kTokenStride * 4);
+  uint8_t* slab = allocate(64 << 10);
+  float* lanes = reinterpret_cast<float*>(allocate(kMaxTokens * kPanelRows * 16 * 4));
+  float* sums = reinterpret_cast<float*>(allocate(kMaxTokens * kPanelRows * 16 * 4));
+
+  Operands() {
+    for (int64_t i = 0; i < 4 * kMaxBlocks * kMxfp4BlockBytes; ++i) weights[i] = static_cast<uint8_t>(std::rand());
+    std::memset(scales, 120, static_cast<size_t>(4 * kMaxBlocks * kScaleBlockBytes));
+  }
+};
+
+#if defined(TILES)
+constexpr int kPanels = 2;
+
+int64_t bytes_of_block(int64_t num_tokens) {
+  const bool slab = num_tokens > 2 * kTileTokens;
+  return kPanels * (kMxfp4BlockBytes + kScaleBlockBytes) + padded_tokens(num_tokens) * kBlockK * 2 +
+         (slab ? kPanels * kTileElements * 2 : 0);
+}
+
+// Configures the tiles for the tokens, and computes panels while it lives.
+class Loop {
+ public:
+  Loop(const Operands& operands, int64_t num_tokens) : operands_(operands), num_tokens_(num_tokens) {
+    configure_for(blocks(kBlockK));
+  }
+  ~Loop() { tile_release(); }
+
+  void run(int64_t k_blocks) const {
+    const MatrixView matrix{operands_.weights, operands_.scales, k_blocks};
+    pair_sums<Mxfp4>(panel_pair(matrix, 0, 1), blocks(k_blocks * kBlockK), reinterpret_cast<uint16_t*>(operands_.slab),
+                     operands_.sums);
+  }
+
+ private:
+  TokenBlocks blocks(int64_t k) const { return token_blocks(operands_.tokens, num_tokens_, k); }
+
+  const Operands& operands_;
+  const int64_t num_tokens_;
+};
+#else
+constexpr int kPanels = 1;
+
+int64_t bytes_of_block(int64_t num_tokens) {
+  const int64_t elements = num_tokens + (num_tokens > kDirectLimit ? kPanelRows : 0);
+  return kMxfp4BlockBytes + kScaleBlockBytes + elements * kBlockK * static_cast<int64_t>(sizeof(Element));
+}
+
+class Loop {
+ public:
+  Loop(const Operands& operands, int64_t num_tokens) : operands_(operands), num_tokens_(num_tokens) {}
+
+  void run(int64_t k_blocks) const {
+    const TokenRows tokens{reinterpret_cast<const Element*>(operands_.tokens), kTokenStride, num_tokens_};
+    panel_sums<Mxfp4>(panel_of({operands_.weights, operands_.scales, k_blocks}, 0), tokens,
+                      reinterpret_cast<Element*>(operands_.slab), operands_.lanes, operands_.sums);
+  }
+
+ private:
+  const Operands& operands_;
+  const int64_t num_tokens_;
+};
+#endif
+
+double now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// Seconds of one f(), the best of many timings.
+template <class F>
+double best_seconds(F&& f) {
+  const auto time = [&](int64_t calls) {
+    const double begin = now();
+    for (int64_t i = 0; i < calls; ++i) f();
+    return now() - begin;
+  };
+  int64_t calls = 1;
+  while (time(calls) < kTimingSeconds) calls *= 2;
+  double best = time(calls);
+  for (int i = 1; i < kTimings && best * i < 0.2; ++i) {
+    const double seconds = time(calls);
+    if (seconds < best) best = seconds;
+  }
+  return best / static_cast<double>(calls);
+}
+
+double cycles_per_second() {
+  constexpr int kAdditions = 1000;
+  uint64_t sum = 0, one = 1;
+  // Registers on both sides: an immediate operand may be added for nothing.
+  const double seconds = best_seconds([&] {
+    for (int i = 0; i < kAdditions / 10; ++i) {
+      unroll<10>([&](auto) {
+        sum += one;
+        asm volatile("" : "+r"(sum), "+r"(one));
+      });
+    }
+  });
+  return kAdditions / seconds;
+}
+
+void measure(const Operands& operands, int64_t num_tokens) {
+  const int64_t fit = kOperandBytes / bytes_of_block(num_tokens) / 2 * 2;
+  const int64_t k_blocks = fit < 4 ? 4 : fit > kMaxBlocks ? kMaxBlocks : fit;
+  const Loop loop(operands, num_tokens);
+  double clock = 0, whole = 1, half = 1;
+  for (int round = 0; round < 3; ++round) {  // in turns, so that all three see the machine at its best
+    const double rate = cycles_per_second();
+    const double a = best_seconds([&] { loop.run(k_blocks); }), b = best_seconds([&] { loop.run(k_blocks / 2); });
+    clock = rate > clock ? rate : clock;
+    whole = a < whole ? a : whole;
+    half = b < half ? b : half;
+  }
+  const double block = (whole - half) * clock / static_cast<double>(k_blocks - k_blocks / 2) / kPanels;
+  const double panel = whole * clock / kPanels - block * static_cast<double>(k_blocks);
+  std::printf("%6d %8d %12.1f %12.2f %12.1f %11.2f %8.2f\n", static_cast<int>(num_tokens), static_cast<int>(k_blocks),
+              block, block / static_cast<double>(num_tokens), panel, (kMxfp4BlockBytes + kScaleBlockBytes) / block,
+              clock / 1e9);
+}
+
+}  // namespace
+}  // namespace mxfp4moe
+
+int main(int argc, char** argv) {
+  using namespace mxfp4moe;
+#if defined(__AMX_TILE__) && defined(TILES)
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) {  // ARCH_REQ_XCOMP_PERM of the tile data
+    std::puts("this machine has no AMX, or does not permit it");
+    return 1;
+  }
+#endif
+  const Operands operands;
+  std::printf("tokens K-blocks cycles/block    per token cycles/panel bytes/cycle      GHz\n");
+  if (argc == 1) {
+    for (int m : {1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128}) measure(operands, m);
+  }
+  for (int i = 1; i < argc; ++i) {
+    const long m = std::strtol(argv[i], nullptr, 10);
+    if (m < 1 || m > kMaxTokens) {
+      std::printf("tokens: expected a number from 1 to %d, got %s\n", static_cast<int>(kMaxTokens), argv[i]);
+      return 1;
+    }
+    measure(operands, m);
+  }
+  return 0;
+}
