@@ -8,7 +8,7 @@ check() {
   "$@" || status=1
 }
 
-mapfile -t cpp < <(git ls-files 'src/cpp/*.h' 'src/cpp/*.cpp' 'tests/cpp/*.cpp')
+mapfile -t cpp < <(git ls-files 'src/cpp/*.h' 'src/cpp/*.cpp' 'tests/cpp/*.cpp' 'bench/*.cpp')
 check ruff check .
 check ruff format --check .
 check mypy

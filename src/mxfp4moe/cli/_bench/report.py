@@ -125,7 +125,7 @@ def format_table(result: Result) -> str:
         " ".join(f"{title:>{width}}" for title, _, width, _ in _COLUMNS),
     ]
     for row in result["cells"]:
-        lines.append(" ".join(f"{show(row[key]):>{width}}" for _, key, width, show in _COLUMNS))
+        lines.append(" ".join(f"{show(row[key]):>{width}}" for _, key, width, show in _COLUMNS).rstrip())
     return "\n".join(lines)
 
 
