@@ -165,6 +165,9 @@ FUSED_EXPERTS = {
     "alpha_string": Case(
         lambda p: {"activation": "swigluoai", "alpha": "1.7"}, TypeError, "alpha.*number.*got '1.7'"
     ),
+    "alpha_beyond_float32": Case(
+        lambda p: {"activation": "swigluoai", "alpha": -1e39}, ValueError, "alpha.*float32.*got -1e\\+39"
+    ),
     "alpha_nan": Case(lambda p: {"activation": "swigluoai", "alpha": math.nan}, ValueError, "alpha.*got nan"),
     "limit_zero": Case(lambda p: {"limit": 0.0}, ValueError, "limit.*got 0"),
     "limit_negative": Case(lambda p: {"limit": -7}, ValueError, "limit.*got -7"),
@@ -311,6 +314,21 @@ def test_out_must_not_overlap_inputs(base, name):
     assert {key: value.tobytes() for key, value in changed.items()} == before
 
 
+@pytest.mark.parametrize("name", ["one_row_apart", "topk_ids", "topk_weights"])
+def test_memory_of_other_objects_is_found(base, name):
+    changed = overlaps(base.problem)[name]
+    changed.update({key: memoryview(value) for key, value in changed.items() if key != "out"})
+    with pytest.raises(ValueError, match="out: expected memory apart from .*, got"):
+        mx.fused_experts(**{**arguments(base), **changed})
+
+
+def test_out_may_be_the_memory_of_hidden_states(base):
+    out = base.problem.hidden_states.astype(f32)
+    call = {**arguments(base), "hidden_states": memoryview(out), "out": out}
+    expected = mx.fused_experts(**{**call, "out": None})
+    assert_same_bits(mx.fused_experts(**call), expected)
+
+
 def test_out_may_lie_between_the_rows_of_hidden_states(base):
     # The bounds of the two overlap, their elements do not.
     memory = np.zeros((6, 128), dtype=f32)
@@ -338,6 +356,10 @@ LEGAL = {
     "map_longer": lambda p: {"expert_map": np.array([0, 1, 2, 3, -1, 0], dtype=np.int16)},
     "bool_numpy": lambda p: {"apply_router_weight_on_input": np.False_},
     "weights_float64": lambda p: {"topk_weights": p.topk_weights.astype(np.float64)},
+    "weights_of_dropped_slots": lambda p: {
+        "topk_weights": np.concatenate([p.topk_weights.astype(np.float64), np.full((6, 1), 1e300)], axis=-1),
+        "topk_ids": np.concatenate([p.topk_ids, np.full((6, 1), -1)], axis=-1),
+    },
     "subclass": lambda p: {"hidden_states": p.hidden_states.view(np.recarray)},
 }
 
@@ -365,6 +387,8 @@ FUSED_MOE = {
         ValueError,
         r"router_logits.*\(6, 4\).*got.*\(5, 4\)",
     ),
+    "map_ragged": ({"expert_map": [[0], [1, 2]]}, TypeError, "expert_map: expected an array, got"),
+    "map_object": ({"expert_map": object()}, TypeError, "expert_map: expected an array of integers, got"),
     "logits_nan": (
         {"router_logits": np.full((6, 4), np.nan, f32)},
         ValueError,

@@ -34,6 +34,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DTYPE_CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, _BFLOAT16: 2}
 _FLOAT_DTYPES = tuple(_DTYPE_CODES)
 _WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), _BFLOAT16, np.dtype(np.float64))
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MAX_TOKENS = 2**31 - 1
 
 
@@ -126,8 +127,12 @@ def fused_experts(
     threads = resolve_num_threads(num_threads)
     local_ids = _local_ids(ids, expert_map, experts.num_experts)
     if out is not None:
-        inputs = {"topk_weights": topk_weights, "topk_ids": topk_ids, "expert_map": expert_map}
-        _check_out(out, hidden_states, hidden, inputs)
+        inputs = {
+            "topk_weights": _given(topk_weights, weights),
+            "topk_ids": _given(topk_ids, ids),
+            "expert_map": expert_map,
+        }
+        _check_out(out, _given(hidden_states, hidden), inputs)
     result = np.empty(hidden.shape, hidden.dtype) if out is None else out
     if hidden.size == 0:
         return result
@@ -142,7 +147,7 @@ def fused_experts(
         active_kernels(),
         rows.view(np.uint8),
         _DTYPE_CODES[rows.dtype],
-        np.ascontiguousarray(weights.reshape(local_ids.shape), dtype=np.float32),
+        _as_float32(weights.reshape(local_ids.shape)),
         local_ids,
         function,
         on_input,
@@ -208,7 +213,9 @@ def fused_moe(
     if not isinstance(experts, PackedExperts):
         raise type_error("experts", "PackedExperts", describe(experts))
     hidden = _check_hidden_states(hidden_states, experts.hidden_size)
-    num_logits = experts.num_experts if expert_map is None else np.size(expert_map)
+    num_logits = experts.num_experts
+    if expert_map is not None:
+        num_logits = as_integer_array("expert_map", expert_map).size
     logits = as_array("router_logits", router_logits, _WEIGHT_DTYPES)
     if logits.shape != (*hidden.shape[:-1], num_logits):
         raise value_error(
@@ -239,6 +246,14 @@ def _check_hidden_states(value: Any, hidden_size: int) -> np.ndarray:
     return hidden if hidden.strides[-1] == hidden.itemsize else np.ascontiguousarray(hidden)
 
 
+def _as_float32(weights: np.ndarray) -> np.ndarray:
+    if weights.dtype == np.float32:
+        return np.ascontiguousarray(weights)
+    # Too large is infinite, and a signaling NaN a NaN; the weight of a dropped slot may be anything.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return weights.astype(np.float32, order="C")
+
+
 def _check_slots(name: str, array: np.ndarray, leading: tuple[int, ...]) -> np.ndarray:
     if array.ndim == 0 or array.shape[:-1] != leading:
         expected = ", ".join([*map(str, leading), "top_k"])
@@ -265,8 +280,8 @@ def _check_activation(activation: str, alpha: float | None, limit: float | None)
         number = check_real("alpha", alpha)
         if activation != "swigluoai":
             raise value_error("alpha", f"None with activation {activation!r}", repr(number))
-        if not math.isfinite(number):
-            raise value_error("alpha", "a finite number", repr(number))
+        if not abs(number) <= _FLOAT32_MAX:
+            raise value_error("alpha", "a finite float32 number", repr(number))
         function = function._replace(alpha=number)
     if limit is not None:
         number = check_real("limit", limit)
@@ -311,13 +326,18 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
     return local
 
 
-def _check_out(out: Any, hidden_states: Any, hidden: np.ndarray, inputs: dict[str, Any]) -> None:
+def _given(value: Any, array: np.ndarray) -> np.ndarray:
+    """The array that came, or the one made of what is none: a memoryview, say, still shares its memory."""
+    return value if isinstance(value, np.ndarray) else array
+
+
+def _check_out(out: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> None:
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise type_error("out", "an ndarray", describe(out))
     if out.dtype not in _FLOAT_DTYPES or not out.dtype.isnative:
         raise type_error("out", "an array of float32, float16 or bfloat16", describe(out))
-    if out.shape != hidden.shape:
-        raise value_error("out", f"shape {hidden.shape}", f"shape {out.shape}")
+    if out.shape != hidden_states.shape:
+        raise value_error("out", f"shape {hidden_states.shape}", f"shape {out.shape}")
     if not out.flags.writeable:
         raise value_error("out", "a writeable array", "a read-only one")
     if not out.flags.aligned:
@@ -335,11 +355,9 @@ def _check_out(out: Any, hidden_states: Any, hidden: np.ndarray, inputs: dict[st
             raise value_error("out", f"memory apart from {name}{allowed}", "an overlap")
 
 
-def _same_array(a: np.ndarray, b: Any) -> bool:
+def _same_array(a: np.ndarray, b: np.ndarray) -> bool:
     return a is b or (
-        isinstance(b, np.ndarray)
-        and a.ctypes.data == b.ctypes.data
-        and (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype)
+        a.ctypes.data == b.ctypes.data and (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype)
     )
 
 
