@@ -293,3 +293,14 @@ def test_packing_needs_32_mib_beside_inputs_and_result(make):
     command = [sys.executable, "-c", PEAK_SCRIPT.format(make=make)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert int(result.stdout) <= 32 << 20
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16])
+def test_biases_keep_every_bit_of_nan(rng, dtype):
+    arrays = random_problem(rng, Shape(1, 32, 32, 2, 1), bias="both").arrays
+    bits = np.array([0x7F81, 0xFF81, 0x7FC1, 0x7F80, 0x8000, 0x0001], dtype=np.uint16)
+    if dtype == np.float32:
+        bits = bits.astype(np.uint32) << 16 | 1
+    biases = [np.resize(bits, bias.shape).view(dtype) for bias in (arrays.w13_bias, arrays.w2_bias)]
+    parts = pack(arrays._replace(w13_bias=biases[0], w2_bias=biases[1])).unpack()
+    assert [parts.w13_bias.tobytes(), parts.w2_bias.tobytes()] == [bias.tobytes() for bias in biases]

@@ -21,7 +21,8 @@ _BLOCK = 32
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 _BLOCK_DTYPES = (np.dtype(np.uint8), np.dtype(np.int8))
 _SCALE_DTYPES = (np.dtype(np.uint8), _E8M0)
-_BIAS_DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_BIAS_DTYPES = (np.dtype(np.float32), _BFLOAT16)
 
 # Order of the rows of a source matrix, as packing/panels.h numbers it.
 _PLAIN = 0
@@ -183,7 +184,9 @@ class PackedExperts:
             if bias is not None:
                 self._storage.unpack_bias(is_w13, expert, order, bias[expert])
         scales = scales.view(self._scale_dtypes[0 if is_w13 else 1])
-        return blocks, scales, bias if bias is None else bias.astype(bias_dtype, copy=False)
+        if bias is not None and bias_dtype == _BFLOAT16:
+            bias = (bias.view(np.uint32) >> 16).astype(np.uint16).view(_BFLOAT16)  # a cast would change NaNs
+        return blocks, scales, bias
 
 
 def pack_experts(
@@ -400,4 +403,7 @@ class _Bias:
             raise type_error(name, f"{self.dtype} as for expert 0", f"{mixed}")
 
     def expert(self, index: int) -> np.ndarray:
-        return np.ascontiguousarray(self._arrays[index], dtype=np.float32)
+        array = np.ascontiguousarray(self._arrays[index])
+        if array.dtype == np.float32:
+            return array
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
