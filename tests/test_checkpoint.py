@@ -396,3 +396,25 @@ def test_mutated_checkpoint_is_refused_or_read_in_full(
             assert len(array.tobytes()) == array.nbytes
             assert array.shape[0] == parts.num_experts
     assert num_refused > 50
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_links_to_themselves_are_refused(tmp_path: Path, name: str) -> None:
+    merge(write_sharded(tmp_path))
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(name)
+    with pytest.raises(ValueError, match="expected .*, got "):
+        checkpoint.read_layer(tmp_path)
+
+
+def test_names_that_are_too_long_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a model folder, got file name too long"):
+        checkpoint.read_layer("a" * 5000)
+    write_sharded(tmp_path)
+    name = f"{'a' * 300}.safetensors"
+    edit_json(
+        tmp_path / INDEX,
+        lambda content: content.update(weight_map=dict.fromkeys(content["weight_map"], name)),
+    )
+    with pytest.raises(ValueError, match="expected a file, got file name too long"):
+        checkpoint.read_layer(tmp_path)

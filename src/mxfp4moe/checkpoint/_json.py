@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -45,12 +47,21 @@ def parse_object(data: bytes, source: str) -> dict[str, Any]:
     return value
 
 
+def bad_path_error(path: Path, expected: str, error: OSError) -> OSError | ValueError:
+    """The ValueError of a path that can never be opened; `error` itself if it has another cause."""
+    if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+        return error
+    return value_error(shorten(str(path)), expected, os.strerror(error.errno).lower())
+
+
 def check_regular_file(path: Path) -> int:
     """Return the size of the regular file at `path`; opening a pipe or a device could block for ever."""
     try:
         size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(f"{path}: expected a file, got nothing at that path") from None
+    except OSError as error:
+        raise bad_path_error(path, "a file", error) from None
     if not path.is_file():
         raise value_error(str(path), "a file", "a directory" if path.is_dir() else "a special file")
     return size

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mxfp4moe.checkpoint._json import MissingFileError, read_object, shorten
+from mxfp4moe.checkpoint._json import MissingFileError, bad_path_error, read_object, shorten
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile
 from mxfp4moe.errors import value_error
 
@@ -79,7 +79,11 @@ class ModelFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not self.path.exists():
+        try:
+            exists = self.path.exists()
+        except OSError as error:
+            raise bad_path_error(self.path, "a model folder", error) from None
+        if not exists:
             raise MissingFileError(f"{self.path}: expected a model folder, got nothing at that path")
         if not self.path.is_dir():
             raise value_error(str(self.path), "a model folder", "a file")
