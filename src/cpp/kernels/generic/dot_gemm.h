@@ -17,8 +17,6 @@
 // of four rows, those of a row in ascending order of their parts.
 // Included inside a kernel table's own namespace, after dot.h and unroll.h.
 
-constexpr int64_t kPrefetchBytes = 4096;
-
 struct PanelView {
   const uint8_t* weights;
   const uint8_t* scales;
@@ -99,7 +97,6 @@ inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num
   const uint8_t* s = panel.scales + first_block * kScaleBlockBytes;
   for (int64_t kb = 0; kb < num_blocks; ++kb) {
     unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
-      __builtin_prefetch(w + kPrefetchBytes + 64 * q.value);
       Decoder::each_vec(w + 64 * q.value, s + 4 * q.value, [&](auto i, auto part, Vec row) MXFP4MOE_INLINE_LAMBDA {
         store_vec(slab + (4 * q.value + i.value) * kBlockK + part.value * kVecElements, row);
       });
@@ -110,18 +107,27 @@ inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num
   }
 }
 
+// Some rows of a decoded slab.
+struct SlabRows {
+  const Element* weights;
+  int64_t num_blocks;
+  bool first;           // of the panel: accumulators start from zero
+  const uint8_t* next;  // a line of each K-block of the packed weights that are decoded next: brought into L2
+};
+
 template <int kTokens>
-inline void slab_rows_loop(const Element* slab, int64_t num_blocks, const TokenRows& tokens, float* lanes, bool first) {
+inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float* lanes) {
   Acc acc[kSlabRows][kTokens];
   unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
     unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-      acc[r.value][t.value] = first ? zero_acc() : load_acc(lanes_of(lanes, t.value, r.value));
+      acc[r.value][t.value] = slab.first ? zero_acc() : load_acc(lanes_of(lanes, t.value, r.value));
     });
   });
   const Element* x[kTokens];
   unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
-  for (int64_t kb = 0; kb < num_blocks; ++kb) {
-    const Element* w = slab + kb * (kPanelRows * kBlockK);
+  for (int64_t kb = 0; kb < slab.num_blocks; ++kb) {
+    __builtin_prefetch(slab.next + kb * kMxfp4BlockBytes, 0, 2);
+    const Element* w = slab.weights + kb * (kPanelRows * kBlockK);
     unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
       constexpr int at = part.value * kVecElements;
       Vec xs[kTokens];
@@ -149,10 +155,13 @@ inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element*
   for (int64_t left = num_slabs; left > 0; --left) {
     const int64_t blocks = ceil_div(panel.k_blocks - begin, left);
     decode_slab<Decoder>(panel, begin, blocks, slab);
+    // Past the panel's end the next panel begins.
+    const uint8_t* next = panel.weights + (begin + blocks) * kMxfp4BlockBytes;
     for_token_tiles<kSlabTokens>(tokens.count, [&](auto size, int64_t t) {
       const TokenRows tile{tokens.x + t * tokens.stride + begin * kBlockK, tokens.stride, size.value};
       for (int r = 0; r < kPanelRows; r += kSlabRows) {
-        slab_rows_loop<size.value>(slab + r * kBlockK, blocks, tile, lanes_of(lanes, t, r), begin == 0);
+        const SlabRows rows{slab + r * kBlockK, blocks, begin == 0, next + r / kSlabRows % 4 * 64};
+        slab_rows_loop<size.value>(rows, tile, lanes_of(lanes, t, r));
       }
     });
     begin += blocks;
