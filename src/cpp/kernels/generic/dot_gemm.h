@@ -168,9 +168,17 @@ inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element*
   }
 }
 
-// sums[token][16 rows] of one panel.
 template <class Decoder>
-inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
+constexpr auto has_ordinary(int) -> decltype(static_cast<typename Decoder::Ordinary*>(nullptr), bool()) {
+  return true;
+}
+template <class Decoder>
+constexpr bool has_ordinary(long) {
+  return false;
+}
+
+template <class Decoder>
+inline void panel_sums_by(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
   if (tokens.count <= kDirectLimit) {
     for_token_tiles<kDirectTokens>(tokens.count, [&](auto size, int64_t t) {
       direct_tile<Decoder, size.value>(panel, {tokens.x + t * tokens.stride, tokens.stride, size.value}, lanes);
@@ -180,4 +188,16 @@ inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element*
     slab_panel<Decoder>(panel, tokens, slab, lanes);
     for (int64_t t = 0; t < tokens.count; ++t) store(sums + t * kPanelRows, sum_lanes(lanes_of(lanes, t, 0)));
   }
+}
+
+// sums[token][16 rows] of one panel. A decoder with a faster form for panels of ordinary scales says so by naming it
+// and by telling which panels those are; both give the same weights.
+template <class Decoder>
+inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
+  if constexpr (has_ordinary<Decoder>(0)) {
+    if (Decoder::is_ordinary(panel.scales, panel.k_blocks * kScaleBlockBytes)) {
+      return panel_sums_by<typename Decoder::Ordinary>(panel, tokens, slab, lanes, sums);
+    }
+  }
+  panel_sums_by<Decoder>(panel, tokens, slab, lanes, sums);
 }
