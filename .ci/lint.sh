@@ -14,5 +14,5 @@ check ruff format --check .
 check mypy
 check cython-lint src/mxfp4moe
 check clang-format --dry-run -Werror --ferror-limit=5 "${cpp[@]}"
-check bash -n .ci/run .ci/*.sh
+check bash -n .ci/run .ci/*.sh bench/*.sh
 exit "$status"

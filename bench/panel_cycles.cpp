@@ -4,23 +4,12 @@
 // are here. Two lengths of K are timed; their difference gives the cycles of a K-block, what is left is what a panel
 // costs besides. The clock is measured by a chain of dependent additions. It needs a core of its own.
 //
-// One binary for each kernel table, from the root of the repository (the flags are those of src/cpp/CMakeLists.txt):
+// One binary for each kernel table, which is included as it is. `bash bench/build.sh` builds all; by hand, for example:
 //
-//   build() {
-//     local table=$1 folder=$2
-//     shift 2
-//     g++ -std=c++17 -O3 -fno-math-errno -ffp-contract=off -Isrc/cpp "$@" \
-//       -DKERNELS="\"kernels/$folder/kernels_$table.cpp\"" bench/panel_cycles.cpp -o "build/panel_cycles_$table"
-//   }
-//   avx2="-mavx2 -mfma -mf16c" avx512="$avx2 -mavx512f -mavx512bw -mavx512dq -mavx512vl"
-//   build portable portable
-//   build avx2 avx2 $avx2
-//   build avx512 avx512 $avx512
-//   build avx512bf16 avx512 $avx512 -mavx512bf16
-//   build amx amx $avx512 -mavx512bf16 -mamx-tile -mamx-bf16 -DTILES
-//   build amx_model amx -DTILES
+//   g++ -std=c++17 -O3 -fno-math-errno -ffp-contract=off -Isrc/cpp -mavx2 -mfma -mf16c
+//     -DKERNELS='"kernels/avx2/kernels_avx2.cpp"' bench/panel_cycles.cpp -o build/panel_cycles_avx2
 //
-// Run: build/panel_cycles_avx2 [tokens...]
+// with -DTILES for tables of tile kernels. Run: build/panel_cycles_avx2 [tokens...]
 #include KERNELS
 
 #include <time.h>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -256,6 +257,18 @@ def test_module_command() -> None:
         [sys.executable, "-m", "mxfp4moe", *TINY, "--tokens", "1"], capture_output=True, text=True, check=True
     )
     assert "share" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_inner_loop_builds_and_runs() -> None:
+    root = Path(__file__).parent.parent
+    subprocess.run(["bash", "bench/build.sh", "portable"], cwd=root, check=True, capture_output=True)
+    command = [root / "build" / "panel_cycles_portable"]
+    done = subprocess.run([*command, "1", "3"], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["tokens", "1", "3"]
+    failed = subprocess.run([*command, "0"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "tokens: expected a number from 1 to 128, got 0" in failed.stdout
 
 
 # ---- problems ----

@@ -47,12 +47,14 @@ class PeakLoop:
     def __init__(self, kernels: int, num_threads: int) -> None:
         self._kernels, self._num_threads = kernels, num_threads
         self._iterations = 1000
-        while self._run()[0] < _PEAK_SECONDS:
-            self._iterations *= 2
 
     def sample(self) -> float:
         """Measure once: FLOP/s."""
         seconds, flops = self._run()
+        # Each time, not once: a disturbance may have made a short loop look long enough.
+        while seconds < _PEAK_SECONDS:
+            self._iterations *= 2
+            seconds, flops = self._run()
         return flops / seconds
 
     def _run(self) -> tuple[float, float]:

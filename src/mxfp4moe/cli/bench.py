@@ -126,6 +126,8 @@ def _measure(
             f"for {available / 1e9:.1f} GB of memory are available",
             file=sys.stderr,
         )
+    gigabytes = copies * shape.num_experts * shape.expert_bytes / 1e9
+    print(f"preparing {shape.name}: {gigabytes:.1f} GB", file=sys.stderr, flush=True)
     arrays = problem.random_arrays(shape, np.random.default_rng(args.seed))
     experts = problem.pack(shape, arrays)
     ours = [Ours(isa, shape, experts, num_threads) for isa in isas]
