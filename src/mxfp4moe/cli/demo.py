@@ -162,7 +162,7 @@ def _check(parts: LayerParts, runs: list[Run]) -> _Check:
 
     error, allowed = relative_error(np.concatenate(results)), ERROR_BOUND
     if error > allowed:
-        # The bound is that of large layers; over few numbers the roundings of the contract do not average out.
+        # That is for large layers; over few numbers the roundings of the contract do not average out.
         allowed = max(allowed, 1.1 * relative_error(reference.fused_experts(*arguments, **options)))
     return _Check(error, allowed, len(tokens))
 
