@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mxfp4moe as mx
-from mxfp4moe import config, reference
+from mxfp4moe import _core, config, reference
 from mxfp4moe._roofline import Call
 from mxfp4moe.cli import main
 from mxfp4moe.cli._bench import contenders, measure, memory, plot, problem, report
@@ -340,6 +340,7 @@ def test_fewer_experts_where_memory_is_short(
     with pytest.raises(ValueError, match=r"memory: expected room for 4 experts of gpt-oss-20b, got 0\.7 GB"):
         memory.fit(shape, 2, 7 * 10**8)
     assert memory.available_memory() > 0
+    assert memory.last_cache_bytes() > 0
 
     monkeypatch.setattr(memory, "fit", lambda *args: TINY_SHAPE)
     assert main([*TINY, "--num-experts", "9", "--tokens", "1"]) == 0
@@ -441,6 +442,24 @@ def test_ratio_is_over_the_rounds_that_both_did(rng: np.random.Generator) -> Non
     assert first["gb_per_s"] == pytest.approx(8e-9)
     assert first["bound"] == "memory"
     assert second["share_of_roofline"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("cache", [1000, 10**8])
+def test_other_memory_is_read_unless_the_layer_fits_into_the_cache(
+    cache: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    read_memory = _core.read_memory
+
+    def recorded(memory: np.ndarray, kernels: int, num_threads: int) -> int:
+        read.append(memory.size)
+        return read_memory(memory, kernels, num_threads)
+
+    monkeypatch.setattr(_core, "read_memory", recorded)
+    monkeypatch.setattr(measure, "last_cache_bytes", lambda: cache)
+    experts = problem.pack(TINY_SHAPE, problem.random_arrays(TINY_SHAPE, rng))
+    measure.Machine([contenders.Ours("portable", TINY_SHAPE, experts, 1)], experts, 1).sample(None)
+    assert read == [experts.nbytes, cache if cache < experts.nbytes else 0]
 
 
 def test_fma_peak_is_that_of_the_float32_kernels(rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""How much memory there is, and shapes that fit into it."""
+"""How much memory and cache there is, and shapes that fit into the memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mxfp4moe.cli._bench.problem import Shape
 
 _SHARE = 0.8  # of the available memory that is used at most
 _CALL_BYTES = 600 << 20  # of a call: scratch and results
+_CACHE_KIB = 32 << 10
 
 
 def available_memory() -> int:
@@ -26,6 +27,15 @@ def available_memory() -> int:
         if most.isdecimal() and used.isdecimal():
             limits.append(int(most) - int(used))
     return max(0, min(limits))
+
+
+def last_cache_bytes() -> int:
+    """Size of the last cache, or what is common where the system does not say."""
+    sizes = [
+        _text(str(path)).strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
+    kibibytes = [int(size[:-1]) for size in sizes if size.endswith("K") and size[:-1].isdecimal()]
+    return max(kibibytes, default=_CACHE_KIB) << 10
 
 
 def fit(shape: Shape, copies: float, available: int) -> Shape:
