@@ -272,3 +272,11 @@ def test_wrong_construction_is_refused(rng: np.random.Generator) -> None:
             mx.MoELayer(layer.experts, weight, top_k=top_k)
     with pytest.raises(TypeError, match="top_k: expected an integer, got 2.0"):
         mx.MoELayer(layer.experts, weight, top_k=2.0)  # type: ignore[arg-type]
+    for options, error, message in (
+        ({"activation": "relu"}, ValueError, "activation: expected 'silu', .* got 'relu'"),
+        ({"alpha": 1.0}, ValueError, "alpha: expected None with activation 'silu', got 1.0"),
+        ({"limit": 0}, ValueError, "limit: expected a number above 0 .* got 0.0"),
+        ({"routing": 3}, TypeError, "routing: expected a function, got 3"),
+    ):
+        with pytest.raises(error, match=message):
+            mx.MoELayer(layer.experts, weight, top_k=1, **options)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from mxfp4moe import checkpoint
 from mxfp4moe.checkpoint._parts import Routing
 from mxfp4moe.errors import as_array, check_positive_int, check_shape, describe, type_error, value_error
-from mxfp4moe.moe import fused_experts
+from mxfp4moe.moe import check_activation, fused_experts
 from mxfp4moe.packing import PackedExperts, pack_experts
 from mxfp4moe.routing import topk_softmax
 
@@ -82,7 +82,10 @@ class MoELayer:
         self.hidden_size = experts.hidden_size
         self.intermediate_size = experts.intermediate_size
         self.top_k = check_positive_int("top_k", top_k, self.num_experts)
+        check_activation(activation, alpha, limit)
         self.activation, self.alpha, self.limit = activation, alpha, limit
+        if not callable(routing):
+            raise type_error("routing", "a function", describe(routing))
         self._routing = routing
         self._source = ""
 

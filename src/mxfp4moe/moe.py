@@ -122,7 +122,7 @@ def fused_experts(
     weights = _check_slots("topk_weights", as_array("topk_weights", topk_weights, _WEIGHT_DTYPES), leading)
     if weights.shape != ids.shape:
         raise value_error("topk_weights", f"the shape {ids.shape} of topk_ids", f"shape {weights.shape}")
-    function = _check_activation(activation, alpha, limit)
+    function = check_activation(activation, alpha, limit)
     on_input = check_bool("apply_router_weight_on_input", apply_router_weight_on_input)
     threads = resolve_num_threads(num_threads)
     local_ids = _local_ids(ids, expert_map, experts.num_experts)
@@ -274,7 +274,8 @@ _DEFAULTS = {
 }
 
 
-def _check_activation(activation: str, alpha: float | None, limit: float | None) -> _ActivationArgs:
+def check_activation(activation: str, alpha: float | None, limit: float | None) -> _ActivationArgs:
+    """The three as the kernels take them; raise unless they are right and fit each other."""
     function = _DEFAULTS[check_choice("activation", activation, ACTIVATIONS)]
     if alpha is not None:
         number = check_real("alpha", alpha)
