@@ -8,7 +8,8 @@ python3 -m venv .venv-asan
   --config-settings=install.strip=false '.[test]'
 
 # The interpreter is not instrumented: the run-time library must come first, and what Python keeps is no leak.
-# Where memory is short an allocation returns null, as it does without the sanitizer.
+# Where memory is short an allocation returns null, as it does without the sanitizer. Freed memory is kept for a
+# while, so peaks of memory are not the library's own.
 runtime="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so)"
 tests=(
   tests/test_wrong_calls.py tests/test_wrong_packing.py tests/test_packing.py tests/test_quantize_calls.py
@@ -17,7 +18,7 @@ tests=(
 )
 echo "+ pytest with AddressSanitizer and UndefinedBehaviorSanitizer"
 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD=$runtime \
-  .venv-asan/bin/python -m pytest -q -r fE -p no:cacheprovider "${tests[@]}"
+  .venv-asan/bin/python -m pytest -q -r fE -p no:cacheprovider "${tests[@]}" -k 'not needs_32_mib'
 
 # With much address space randomization the run-time library of older compilers finds no room for its shadow.
 fixed_addresses=()

@@ -7,6 +7,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <new>
 
@@ -40,7 +41,7 @@ struct Worker {
   pthread_t handle;
   Job job;
   int thread;
-  int cpu;       // where it fell asleep, or -1
+  std::atomic<int> cpu{-1};  // where it fell asleep, or -1; it may have woken by itself before its caller reads this
   Worker* next;  // in the list of idle workers or in that of a caller
 };
 
@@ -113,7 +114,7 @@ void wake_elsewhere(Worker& worker, int) { worker.word.wake_all(); }
 uint32_t wait_for_work(Worker& worker) {
   WaitWord& word = worker.word;
   uint32_t state = word.spin_while(kIdle);
-  worker.cpu = current_cpu();
+  worker.cpu.store(current_cpu(), std::memory_order_relaxed);
   if (state == kIdle && word.value.compare_exchange_strong(state, kAsleep, std::memory_order_acq_rel)) {
     state = kAsleep;
   }
@@ -140,7 +141,7 @@ void* worker_main(void* argument) {
 void signal(Worker& worker, uint32_t state) {
   if (worker.word.value.exchange(state, std::memory_order_acq_rel) != kAsleep) return;
   const int cpu = current_cpu();
-  if (cpu >= 0 && cpu == worker.cpu) {
+  if (cpu >= 0 && cpu == worker.cpu.load(std::memory_order_relaxed)) {
     wake_elsewhere(worker, cpu);
   } else {
     worker.word.wake_all();
