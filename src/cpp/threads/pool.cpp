@@ -137,6 +137,13 @@ void* worker_main(void* argument) {
   return nullptr;
 }
 
+// Spins for as long as is useful among `num_threads` threads that wait for each other.
+uint32_t spin_among(const WaitWord& word, uint32_t expected, int num_threads) {
+  const uint32_t state = word.spin_while(expected, WaitWord::kBriefSpin);
+  if (state != expected || num_threads > available_cpus()) return state;
+  return word.spin_while(expected);
+}
+
 // Gives a waiting worker something to do.
 void signal(Worker& worker, uint32_t state) {
   if (worker.word.value.exchange(state, std::memory_order_acq_rel) != kAsleep) return;
@@ -148,8 +155,8 @@ void signal(Worker& worker, uint32_t state) {
   }
 }
 
-void wait_until_done(WaitWord& word) {
-  uint32_t state = word.spin_while(kBusy);
+void wait_until_done(WaitWord& word, int num_threads) {
+  uint32_t state = spin_among(word, kBusy, num_threads);
   if (state == kBusy && word.value.compare_exchange_strong(state, kAwaited, std::memory_order_acquire)) {
     state = kAwaited;
   }
@@ -247,7 +254,7 @@ void parallel_run(int num_threads, ThreadTask task, void* context) {
     signal(*worker, kBusy);
   }
   run(job, 0);
-  for (Worker* worker = team.first; worker != nullptr; worker = worker->next) wait_until_done(worker->word);
+  for (Worker* worker = team.first; worker != nullptr; worker = worker->next) wait_until_done(worker->word, job.num_threads);
   return_team(team);
 }
 
@@ -282,7 +289,7 @@ void Barrier::wait(int num_threads) {
     if (sleepers_.load(std::memory_order_seq_cst) > 0) generation_.wake_all();
     return;
   }
-  if (generation_.spin_while(generation) != generation) return;
+  if (spin_among(generation_, generation, num_threads) != generation) return;
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   while (generation_.value.load(std::memory_order_seq_cst) == generation) generation_.sleep_while(generation);
   sleepers_.fetch_sub(1, std::memory_order_relaxed);

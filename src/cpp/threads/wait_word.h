@@ -24,12 +24,15 @@ class WaitWord {
  public:
   std::atomic<uint32_t> value{0};
 
-  // Returns the first value seen that is not `expected`, or `expected` after about 50 us: a sleeping thread
-  // takes as long to wake, so a longer spin costs CPU time and gains nothing.
-  uint32_t spin_while(uint32_t expected) const {
+  // A sleeping thread takes about so long to wake, so a longer spin costs CPU time and gains nothing. Where more
+  // threads than processors wait for each other, even that only keeps the others from their work.
+  static constexpr std::chrono::microseconds kSpin{50}, kBriefSpin{2};
+
+  // Returns the first value seen that is not `expected`, or `expected` after about `limit`.
+  uint32_t spin_while(uint32_t expected, std::chrono::microseconds limit = kSpin) const {
     using Clock = std::chrono::steady_clock;
     constexpr int kSpinsPerLook = 16;  // reading the clock costs about as much as a spin
-    const Clock::time_point deadline = Clock::now() + std::chrono::microseconds(50);
+    const Clock::time_point deadline = Clock::now() + limit;
     do {
       for (int i = 0; i < kSpinsPerLook; ++i) {
         const uint32_t now = value.load(std::memory_order_acquire);
