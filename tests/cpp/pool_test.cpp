@@ -142,20 +142,39 @@ void test_signals_blocked() {
 }
 
 #if defined(__x86_64__)
+constexpr uint64_t kDefaultFloats = 0x1f80, kFlushAndRoundUp = 0x1f80 | 0x8040 | 0x4000;
+
+uint64_t float_environment() { return _mm_getcsr(); }
+void set_float_environment(uint64_t word) { _mm_setcsr(static_cast<unsigned>(word)); }
+#elif defined(__aarch64__)
+// FPCR above, FPSR below.
+constexpr uint64_t kDefaultFloats = 0, kFlushAndRoundUp = uint64_t{1 << 24 | 1 << 22} << 32;
+
+uint64_t float_environment() {
+  uint64_t control, status;
+  asm volatile("mrs %0, fpcr\n\tmrs %1, fpsr" : "=r"(control), "=r"(status) : : "memory");
+  return control << 32 | status;
+}
+void set_float_environment(uint64_t word) {
+  asm volatile("msr fpcr, %0\n\tmsr fpsr, %1" : : "r"(word >> 32), "r"(word & 0xffffffffu) : "memory");
+}
+#endif
+
+#if defined(__x86_64__) || defined(__aarch64__)
 void test_float_environment() {
-  const unsigned flush_and_round_up = 0x1f80u | 0x8040u | 0x4000u;
-  _mm_setcsr(flush_and_round_up);
+  set_float_environment(kFlushAndRoundUp);
   mxfp4moe::release_workers();  // new threads inherit the caller's environment
   for (int num_threads : {1, 3}) {
     parallel_run(num_threads, [](void*, int, int) {
-      CHECK(_mm_getcsr() == 0x1f80u);
+      CHECK(float_environment() == kDefaultFloats);
       volatile float tiny = 1e-38f;
-      tiny = tiny * 0.5f;  // raises flags, which the caller is not to see
+      tiny = tiny * 0.3f;  // raises flags, which the caller is not to see
+      CHECK(float_environment() != kDefaultFloats);
       CHECK(tiny > 0);
     }, nullptr);
-    CHECK(_mm_getcsr() == flush_and_round_up);
+    CHECK(float_environment() == kFlushAndRoundUp);
   }
-  _mm_setcsr(0x1f80u);
+  set_float_environment(kDefaultFloats);
 }
 #endif
 
@@ -275,7 +294,7 @@ int main(int argc, char** argv) {
   test_release();
   test_release_while_running();
   test_signals_blocked();
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__)
   test_float_environment();
 #endif
   // ThreadSanitizer does not follow a child of a process with threads.

@@ -73,13 +73,17 @@ class DefaultFloatEnvironment {
   unsigned saved_;
 #elif defined(__aarch64__)
   DefaultFloatEnvironment() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+    asm volatile("mrs %0, fpcr\n\tmrs %1, fpsr" : "=r"(control_), "=r"(status_) : : "memory");
+    set(0, 0);
   }
-  ~DefaultFloatEnvironment() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+  ~DefaultFloatEnvironment() { set(control_, status_); }
 
  private:
-  uint64_t saved_;
+  static void set(uint64_t control, uint64_t status) {
+    asm volatile("msr fpcr, %0\n\tmsr fpsr, %1" : : "r"(control), "r"(status) : "memory");
+  }
+
+  uint64_t control_, status_;
 #endif
 };
 
