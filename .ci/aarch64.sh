@@ -77,7 +77,7 @@ echo "+ pool_test"
 .venv-ci/bin/cmake -S tests/cpp -B "$tree/pool" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv-ci/bin/ninja" \
   -DCMAKE_TOOLCHAIN_FILE="$PWD/.ci/aarch64.cmake" -DCMAKE_CXX_FLAGS="-O2 -Werror" >/dev/null
 .venv-ci/bin/cmake --build "$tree/pool" >/dev/null
-qemu-aarch64 -L "$sysroot" "$tree/pool/pool_test"
+qemu-aarch64 -L "$sysroot" "$tree/pool/pool_test" emulated
 
 echo "+ pytest -m emulation"
 "$python" -m pytest -q -r fE -m emulation -p no:cacheprovider
