@@ -27,12 +27,12 @@ using mxfp4moe::Barrier;
 using mxfp4moe::parallel_run;
 using Clock = std::chrono::steady_clock;
 
-#define CHECK(condition)                                                               \
-  do {                                                                                 \
-    if (!(condition)) {                                                                \
-      std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);     \
-      std::abort();                                                                    \
-    }                                                                                  \
+#define CHECK(condition)                                                           \
+  do {                                                                             \
+    if (!(condition)) {                                                            \
+      std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                                \
+    }                                                                              \
   } while (0)
 
 namespace {
@@ -134,12 +134,15 @@ void test_release_while_running() {
 }
 
 void test_signals_blocked() {
-  parallel_run(2, [](void*, int thread, int) {
-    sigset_t mask;
-    pthread_sigmask(SIG_BLOCK, nullptr, &mask);
-    CHECK(sigismember(&mask, SIGINT) == (thread == 0 ? 0 : 1));
-    CHECK(sigismember(&mask, SIGSEGV) == 0);
-  }, nullptr);
+  parallel_run(
+      2,
+      [](void*, int thread, int) {
+        sigset_t mask;
+        pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+        CHECK(sigismember(&mask, SIGINT) == (thread == 0 ? 0 : 1));
+        CHECK(sigismember(&mask, SIGSEGV) == 0);
+      },
+      nullptr);
 }
 
 #if defined(__x86_64__)
@@ -166,13 +169,16 @@ void test_float_environment() {
   set_float_environment(kFlushAndRoundUp);
   mxfp4moe::release_workers();  // new threads inherit the caller's environment
   for (int num_threads : {1, 3}) {
-    parallel_run(num_threads, [](void*, int, int) {
-      CHECK(float_environment() == kDefaultFloats);
-      volatile float tiny = 1e-38f;
-      tiny = tiny * 0.3f;  // raises flags, which the caller is not to see
-      CHECK(float_environment() != kDefaultFloats);
-      CHECK(tiny > 0);
-    }, nullptr);
+    parallel_run(
+        num_threads,
+        [](void*, int, int) {
+          CHECK(float_environment() == kDefaultFloats);
+          volatile float tiny = 1e-38f;
+          tiny = tiny * 0.3f;  // raises flags, which the caller is not to see
+          CHECK(float_environment() != kDefaultFloats);
+          CHECK(tiny > 0);
+        },
+        nullptr);
     CHECK(float_environment() == kFlushAndRoundUp);
   }
   set_float_environment(kDefaultFloats);
