@@ -77,8 +77,8 @@ uint32_t detect(const char** amx_status) {
   if (ymm && bit(basic.ecx, 28) && bit(basic.ecx, 12) && bit(basic.ecx, 29) && bit(extended.ebx, 5)) {
     features |= kCpuAvx2;
   }
-  if ((features & kCpuAvx2) != 0 && zmm && bit(extended.ebx, 16) && bit(extended.ebx, 17) &&
-      bit(extended.ebx, 30) && bit(extended.ebx, 31)) {
+  if ((features & kCpuAvx2) != 0 && zmm && bit(extended.ebx, 16) && bit(extended.ebx, 17) && bit(extended.ebx, 30) &&
+      bit(extended.ebx, 31)) {
     features |= kCpuAvx512;
   }
   if ((features & kCpuAvx512) != 0 && extended.eax >= 1 && bit(cpuid(7, 1).eax, 5)) {

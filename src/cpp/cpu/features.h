@@ -6,11 +6,11 @@
 namespace mxfp4moe {
 
 enum CpuFeature : uint32_t {
-  kCpuAvx2 = 1u << 0,        // AVX2, FMA and F16C, with the ymm state enabled
-  kCpuAvx512 = 1u << 1,      // F, BW, DQ and VL, with the zmm state enabled
+  kCpuAvx2 = 1u << 0,    // AVX2, FMA and F16C, with the ymm state enabled
+  kCpuAvx512 = 1u << 1,  // F, BW, DQ and VL, with the zmm state enabled
   kCpuAvx512Bf16 = 1u << 2,
-  kCpuAmxBf16 = 1u << 3,     // tiles and bf16, and the kernel granted the permission to use them
-  kCpuFastBf16Dot = 1u << 4, // vdpbf16ps does twice the work of a float32 FMA in the same time (AMD Zen 4 and later)
+  kCpuAmxBf16 = 1u << 3,      // tiles and bf16, and the kernel granted the permission to use them
+  kCpuFastBf16Dot = 1u << 4,  // vdpbf16ps does twice the work of a float32 FMA in the same time (AMD Zen 4 and later)
 };
 
 // Detected once, at the first call.

@@ -17,7 +17,7 @@ static inline float e2m1_to_f32(uint8_t code) { return kE2m1Values[code & 15]; }
 // Each line is rounded to an integer by the addition of a number whose last mantissa bit is 1; this is the only
 // rounding, because the products are exact, and rounding is monotonic, so the least may be taken afterwards.
 // The index is then in the low bits of the sum. kernels/generic/quantize.h does the same on vectors.
-constexpr float kE2m1RoundF32 = 8388608.0f;             // 2^23
+constexpr float kE2m1RoundF32 = 8388608.0f;           // 2^23
 constexpr double kE2m1RoundF64 = 4503599627370496.0;  // 2^52
 
 }  // namespace mxfp4moe

@@ -14,7 +14,8 @@ struct MatrixView {
   int64_t k_blocks;
 };
 
-// Gathers the hidden states of up to sixteen tokens of a group into the layout that this table's GEMM reads ("operand").
+// Gathers the hidden states of up to sixteen tokens of a group into the layout that this table's GEMM reads
+// ("operand").
 struct PackTokensArgs {
   const uint8_t* hidden_states;
   int64_t row_stride;  // bytes
@@ -72,11 +73,11 @@ struct WeightKernels {
 };
 
 struct KernelTable {
-  const char* name;           // of this table
-  const char* isa;            // the public instruction set that it implements
-  uint32_t required;          // CpuFeature bits
-  bool automatic;             // false: only on request (test models)
-  int64_t (*group_tokens)(int64_t max_k);  // a token group holds at most so many tokens
+  const char* name;                              // of this table
+  const char* isa;                               // the public instruction set that it implements
+  uint32_t required;                             // CpuFeature bits
+  bool automatic;                                // false: only on request (test models)
+  int64_t (*group_tokens)(int64_t max_k);        // a token group holds at most so many tokens
   int64_t (*padded_tokens)(int64_t num_tokens);  // of a group, in its operands
   int64_t (*operand_bytes)(int64_t num_tokens, int64_t k);
   int64_t (*scratch_bytes)(int64_t num_tokens, int64_t k);  // of one thread

@@ -54,16 +54,16 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num
   }
 
   ChunkPlan plan;
-  plan.num_threads = static_cast<int>(
-      std::clamp<int64_t>(used_experts * (w13_bytes + w2_bytes) / kMinThreadBytes, 1, num_threads));
+  plan.num_threads =
+      static_cast<int>(std::clamp<int64_t>(used_experts * (w13_bytes + w2_bytes) / kMinThreadBytes, 1, num_threads));
   const int64_t items = plan.num_threads == 1 ? 1 : plan.num_threads * kItemsPerThread;
 
   item_offsets[0] = 0;
   for (int64_t e = 0; e < layer.num_experts; ++e) {
     const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
-    const int64_t share = tokens == 0 ? 0 : std::clamp<int64_t>(
-        static_cast<int64_t>(static_cast<double>(items) * static_cast<double>(read_equivalent(w13_bytes, tokens)) /
-                                 static_cast<double>(gate_up_work) + 0.5), 1, pairs);
+    const double exact = static_cast<double>(items) * static_cast<double>(read_equivalent(w13_bytes, tokens)) /
+                         static_cast<double>(gate_up_work);
+    const int64_t share = tokens == 0 ? 0 : std::clamp<int64_t>(static_cast<int64_t>(exact + 0.5), 1, pairs);
     item_offsets[e + 1] = item_offsets[e] + share;
   }
   plan.num_gate_up_items = item_offsets[layer.num_experts];

@@ -27,10 +27,10 @@ struct Rows {
 
 struct MoeProblem {
   PackedLayer layer;
-  Rows hidden_states;  // [num_tokens][hidden_size], only read
-  Rows out;            // the same shape; may be the same memory
-  const float* topk_weights;   // [num_tokens][top_k]
-  const int32_t* local_ids;    // [num_tokens][top_k]: in [0, num_experts), or -1 for a dropped slot
+  Rows hidden_states;         // [num_tokens][hidden_size], only read
+  Rows out;                   // the same shape; may be the same memory
+  const float* topk_weights;  // [num_tokens][top_k]
+  const int32_t* local_ids;   // [num_tokens][top_k]: in [0, num_experts), or -1 for a dropped slot
   int64_t num_tokens;
   int64_t top_k;
   Activation activation;

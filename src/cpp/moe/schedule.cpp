@@ -87,8 +87,8 @@ class Chunk {
   void pack_item(int64_t item) const {
     const Grouping& g = m_.grouping;
     const int32_t* first_item = m_.pack_first_item;
-    const int64_t index = std::upper_bound(first_item, first_item + g.num_groups, static_cast<int32_t>(item)) -
-                          first_item - 1;
+    const int64_t index =
+        std::upper_bound(first_item, first_item + g.num_groups, static_cast<int32_t>(item)) - first_item - 1;
     const TokenGroup& group = g.groups[index];
     const int64_t first = (item - first_item[index]) * 16;
     const int64_t k = p_.layer.hidden_size;
@@ -152,8 +152,8 @@ class Chunk {
       weights_.down(args);
     }
     const int64_t out_bytes = p_.out.dtype == DType::kFloat32 ? 4 : 2;
-    kernels_.store_output({m_.accumulators + first, stride, p_.out.data + first * out_bytes, p_.out.stride, p_.out.dtype,
-                           p_.num_tokens, last - first});
+    kernels_.store_output({m_.accumulators + first, stride, p_.out.data + first * out_bytes, p_.out.stride,
+                           p_.out.dtype, p_.num_tokens, last - first});
   }
 
   const KernelTable& kernels_;

@@ -42,7 +42,7 @@ struct Worker {
   Job job;
   int thread;
   std::atomic<int> cpu{-1};  // where it fell asleep, or -1; it may have woken by itself before its caller reads this
-  Worker* next;  // in the list of idle workers or in that of a caller
+  Worker* next;              // in the list of idle workers or in that of a caller
 };
 
 struct Pool {
@@ -258,7 +258,8 @@ void parallel_run(int num_threads, ThreadTask task, void* context) {
     signal(*worker, kBusy);
   }
   run(job, 0);
-  for (Worker* worker = team.first; worker != nullptr; worker = worker->next) wait_until_done(worker->word, job.num_threads);
+  for (Worker* worker = team.first; worker != nullptr; worker = worker->next)
+    wait_until_done(worker->word, job.num_threads);
   return_team(team);
 }
 

@@ -45,9 +45,7 @@ class WaitWord {
 
 #if MXFP4MOE_FUTEX
   // Sleeps if the value is `expected`; may return at any time.
-  void sleep_while(uint32_t expected) {
-    syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
-  }
+  void sleep_while(uint32_t expected) { syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0); }
 
   // Wakes every thread that sleeps here; the value must have been changed before.
   void wake_all() { syscall(SYS_futex, &value, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0); }

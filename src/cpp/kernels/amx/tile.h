@@ -3,9 +3,7 @@
 // memory nor tell the compiler that the whole 64-byte configuration is read.
 // tile_model.h has the same functions in plain C++. Included inside a kernel table's own namespace.
 
-inline void tile_configure(const TileConfig& config) {
-  asm volatile("ldtilecfg %0" : : "m"(config));
-}
+inline void tile_configure(const TileConfig& config) { asm volatile("ldtilecfg %0" : : "m"(config)); }
 inline void tile_release() { asm volatile("tilerelease" : : : "memory"); }
 
 template <int T>

@@ -14,9 +14,9 @@
 // Included inside a kernel table's own namespace, after the tile functions and a decoder of bfloat16 rows.
 
 constexpr int kTileTokens = 16;
-constexpr int64_t kTileElements = kPanelRows * kBlockK;        // of a decoded A tile
-constexpr int64_t kSumFloats = 2 * kPanelRows * kTileTokens;   // C of one token block: two panels
-constexpr int64_t kSlabBlocks = 9;                             // 18 KiB of decoded weights
+constexpr int64_t kTileElements = kPanelRows * kBlockK;       // of a decoded A tile
+constexpr int64_t kSumFloats = 2 * kPanelRows * kTileTokens;  // C of one token block: two panels
+constexpr int64_t kSlabBlocks = 9;                            // 18 KiB of decoded weights
 constexpr int64_t kRingBlocks = 4, kRingAhead = 2;
 constexpr int64_t kWeightPrefetch = 4096;
 

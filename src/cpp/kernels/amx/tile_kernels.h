@@ -82,11 +82,11 @@ struct GateUpEpilogue {
     for (int64_t b = 0; b < blocks.count; ++b) {
       const int64_t width = blocks.tokens(b);
       const int64_t real = args.num_tokens - b * kTileTokens < width ? args.num_tokens - b * kTileTokens : width;
-      const F32 weights = args.input_weights != nullptr ? load_first(args.input_weights + b * kTileTokens, real)
-                                                        : broadcast(1.0f);
+      const F32 weights =
+          args.input_weights != nullptr ? load_first(args.input_weights + b * kTileTokens, real) : broadcast(1.0f);
       const float* c = sums + b * kSumFloats;
-      uint32_t* out = reinterpret_cast<uint32_t*>(args.intermediate) + b * kTileTokens * row / 2 +
-                      pair * kPanelRows / 2 * width;
+      uint32_t* out =
+          reinterpret_cast<uint32_t*>(args.intermediate) + b * kTileTokens * row / 2 + pair * kPanelRows / 2 * width;
       // Two rows, rounded and side by side, are one row of the next GEMM's B tile.
       for (int r = 0; r < kPanelRows; r += 2, out += width) {
         U32 rounded[2];

@@ -10,8 +10,11 @@
 #include "kernels/generic/quantize.h"
 
 constexpr KernelTable make_tile_table(const char* name, uint32_t required, bool automatic) {
-  return {name,         "amx",         required,      automatic,
-          group_tokens, padded_tokens, operand_bytes, scratch_bytes,
-          pack_tokens,  {{gate_up<Mxfp4>, down<Mxfp4>}},
-          store_output, kQuantizeKernels, read_memory, peak_flops};
+  return {name,          "amx",
+          required,      automatic,
+          group_tokens,  padded_tokens,
+          operand_bytes, scratch_bytes,
+          pack_tokens,   {{gate_up<Mxfp4>, down<Mxfp4>}},
+          store_output,  kQuantizeKernels,
+          read_memory,   peak_flops};
 }

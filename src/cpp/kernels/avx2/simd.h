@@ -8,10 +8,15 @@ struct U32 {
   __m256i lo, hi;
 };
 
-
 inline F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.lo); _mm256_storeu_ps(p + 8, a.hi); }
-inline F32 broadcast(float a) { const __m256 v = _mm256_set1_ps(a); return {v, v}; }
+inline void store(float* p, F32 a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+inline F32 broadcast(float a) {
+  const __m256 v = _mm256_set1_ps(a);
+  return {v, v};
+}
 inline F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline F32 sub(F32 a, F32 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline F32 mul(F32 a, F32 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
@@ -32,7 +37,10 @@ inline F32 round_even(F32 a) {
 
 inline U32 bits(F32 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 inline F32 from_bits(U32 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
-inline U32 broadcast_u32(uint32_t a) { const __m256i v = _mm256_set1_epi32(static_cast<int>(a)); return {v, v}; }
+inline U32 broadcast_u32(uint32_t a) {
+  const __m256i v = _mm256_set1_epi32(static_cast<int>(a));
+  return {v, v};
+}
 inline U32 load_u32(const uint32_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
@@ -49,9 +57,13 @@ inline U32 sub_u32(U32 a, U32 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_
 inline U32 min_u32(U32 a, U32 b) { return {_mm256_min_epu32(a.lo, b.lo), _mm256_min_epu32(a.hi, b.hi)}; }
 inline U32 max_u32(U32 a, U32 b) { return {_mm256_max_epu32(a.lo, b.lo), _mm256_max_epu32(a.hi, b.hi)}; }
 template <int N>
-inline U32 shift_left(U32 a) { return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)}; }
+inline U32 shift_left(U32 a) {
+  return {_mm256_slli_epi32(a.lo, N), _mm256_slli_epi32(a.hi, N)};
+}
 template <int N>
-inline U32 shift_right(U32 a) { return {_mm256_srli_epi32(a.lo, N), _mm256_srli_epi32(a.hi, N)}; }
+inline U32 shift_right(U32 a) {
+  return {_mm256_srli_epi32(a.lo, N), _mm256_srli_epi32(a.hi, N)};
+}
 inline U32 to_u32(F32 a) { return {_mm256_cvttps_epi32(a.lo), _mm256_cvttps_epi32(a.hi)}; }
 inline uint32_t reduce_max_u32(U32 a) {
   const __m256i m = _mm256_max_epu32(a.lo, a.hi);
@@ -61,9 +73,7 @@ inline uint32_t reduce_max_u32(U32 a) {
   return static_cast<uint32_t>(_mm_cvtsi128_si32(h));
 }
 
-inline __m256 widen_bf16(__m128i v) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
-}
+inline __m256 widen_bf16(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
 inline F32 load_bf16(const uint16_t* p) {
   return {widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};

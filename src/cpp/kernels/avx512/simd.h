@@ -32,9 +32,13 @@ inline U32 sub_u32(U32 a, U32 b) { return _mm512_sub_epi32(a, b); }
 inline U32 min_u32(U32 a, U32 b) { return _mm512_min_epu32(a, b); }
 inline U32 max_u32(U32 a, U32 b) { return _mm512_max_epu32(a, b); }
 template <int N>
-inline U32 shift_left(U32 a) { return _mm512_slli_epi32(a, N); }
+inline U32 shift_left(U32 a) {
+  return _mm512_slli_epi32(a, N);
+}
 template <int N>
-inline U32 shift_right(U32 a) { return _mm512_srli_epi32(a, N); }
+inline U32 shift_right(U32 a) {
+  return _mm512_srli_epi32(a, N);
+}
 inline U32 to_u32(F32 a) { return _mm512_cvttps_epi32(a); }
 inline uint32_t reduce_max_u32(U32 a) { return _mm512_reduce_max_epu32(a); }
 

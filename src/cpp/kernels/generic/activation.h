@@ -1,9 +1,7 @@
 // The activations: one functor each, (gate, up) -> intermediate, in float32 over sixteen lanes.
 // Included inside a kernel table's own namespace, after math.h.
 
-inline F32 logistic_times(F32 g, F32 negated_argument) {
-  return div(g, add(broadcast(1.0f), exp(negated_argument)));
-}
+inline F32 logistic_times(F32 g, F32 negated_argument) { return div(g, add(broadcast(1.0f), exp(negated_argument))); }
 
 struct Silu {
   static F32 apply(F32 gate, F32 up, float) { return mul(logistic_times(gate, sub(broadcast(0.0f), gate)), up); }
@@ -27,7 +25,8 @@ struct Gelu {
 struct GeluTanh {
   static F32 apply(F32 gate, F32 up, float) {
     // 1/2 (1 + tanh(v)) = logistic(2 v), v = sqrt(2 / pi) (g + 0.044715 g^3)
-    const F32 cubic = mul_add(mul(gate, gate), broadcast(-2.0f * 0.79788456f * 0.044715f), broadcast(-2.0f * 0.79788456f));
+    const F32 cubic =
+        mul_add(mul(gate, gate), broadcast(-2.0f * 0.79788456f * 0.044715f), broadcast(-2.0f * 0.79788456f));
     return mul(logistic_times(gate, mul(gate, cubic)), up);
   }
 };

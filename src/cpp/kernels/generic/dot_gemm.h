@@ -141,9 +141,8 @@ inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float*
     });
   }
   unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-      store_acc(lanes_of(lanes, t.value, r.value), acc[r.value][t.value]);
-    });
+    unroll<kTokens>(
+        [&](auto t) MXFP4MOE_INLINE_LAMBDA { store_acc(lanes_of(lanes, t.value, r.value), acc[r.value][t.value]); });
   });
 }
 

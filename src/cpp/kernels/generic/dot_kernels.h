@@ -40,7 +40,9 @@ inline int64_t carve_scratch(uint8_t* base, int64_t num_tokens, int64_t k, Scrat
   uint8_t* gate = take(num_tokens * kPanelRows * 4);
   uint8_t* up = take(num_tokens * kPanelRows * 4);
   if (base != nullptr) {
-    *s = {reinterpret_cast<Element*>(tokens), reinterpret_cast<Element*>(slab), reinterpret_cast<float*>(lanes),
+    *s = {reinterpret_cast<Element*>(tokens),
+          reinterpret_cast<Element*>(slab),
+          reinterpret_cast<float*>(lanes),
           {reinterpret_cast<float*>(gate), reinterpret_cast<float*>(up)}};
   }
   return at;
@@ -52,7 +54,8 @@ inline void pack_tokens(const PackTokensArgs& args) {
   const int64_t row = padded_k(args.hidden_size);
   uint16_t* out = reinterpret_cast<uint16_t*>(args.operand);
   for (int64_t t = 0; t < args.num_tokens; ++t) {
-    row_to_bf16(args.hidden_states + args.tokens[t] * args.row_stride, args.dtype, args.hidden_size, row, out + t * row);
+    row_to_bf16(args.hidden_states + args.tokens[t] * args.row_stride, args.dtype, args.hidden_size, row,
+                out + t * row);
   }
 }
 

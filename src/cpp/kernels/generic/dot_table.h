@@ -11,8 +11,11 @@
 #include "kernels/generic/quantize.h"
 
 constexpr KernelTable make_dot_table(const char* name, const char* isa, uint32_t required) {
-  return {name,        isa,          required,      true,
-          group_tokens, padded_tokens, operand_bytes, scratch_bytes,
-          pack_tokens,  {{gate_up<Mxfp4>, down<Mxfp4>}},
-          store_output, kQuantizeKernels, read_memory, peak_flops};
+  return {name,          isa,
+          required,      true,
+          group_tokens,  padded_tokens,
+          operand_bytes, scratch_bytes,
+          pack_tokens,   {{gate_up<Mxfp4>, down<Mxfp4>}},
+          store_output,  kQuantizeKernels,
+          read_memory,   peak_flops};
 }

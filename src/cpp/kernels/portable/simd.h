@@ -9,6 +9,8 @@ struct U32 {
   uint32_t v[16];
 };
 
+// One line for each operation.
+// clang-format off
 #define MXFP4MOE_LANES(expr)      \
   for (int i = 0; i < 16; ++i) {  \
     r.v[i] = (expr);              \
@@ -88,4 +90,5 @@ inline void store_nibbles(uint8_t* p, U32 a) {
 // table[index], 0 <= index < 16.
 inline F32 lookup(const float* table, U32 index) { F32 r; MXFP4MOE_LANES(table[index.v[i]]); }
 
+// clang-format on
 #undef MXFP4MOE_LANES
