@@ -19,7 +19,6 @@ from mxfp4moe.layer import MoELayer
 from mxfp4moe.packing import PackedExperts
 
 _PEAK_SECONDS = 3e-3  # of one measurement of the peak
-_PIECE_BYTES = 48 << 20  # of one measurement of the bandwidth; as long as a short call
 
 
 class Speed(NamedTuple):
@@ -74,21 +73,16 @@ class Roofline:
     """
 
     def __init__(self, experts: PackedExperts, num_threads: int) -> None:
-        memory = np.frombuffer(experts.data, np.uint8)
-        # A disturbance that a short call escapes should not spoil the whole sample.
-        self._pieces = np.array_split(memory, max(1, memory.size // _PIECE_BYTES))
+        self._memory = np.frombuffer(experts.data, np.uint8)
         self.num_threads = num_threads
         self._table = config.active_kernels()
         self._peak_loop = PeakLoop(self._table, num_threads)
 
     def sample(self) -> Speed:
-        """Measure once: the best of the pieces, which together are all of the weights."""
-        return Speed(max(self._read(piece) for piece in self._pieces), self._peak_loop.sample())
-
-    def _read(self, piece: np.ndarray[Any, Any]) -> float:
+        """Measure once."""
         begin = perf_counter()
-        _core.read_memory(piece, self._table, self.num_threads)
-        return piece.size / (perf_counter() - begin)
+        _core.read_memory(self._memory, self._table, self.num_threads)
+        return Speed(self._memory.size / (perf_counter() - begin), self._peak_loop.sample())
 
 
 @dataclass(frozen=True)
