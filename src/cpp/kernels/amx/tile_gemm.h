@@ -93,14 +93,14 @@ struct SlabRange {
   int64_t begin, end;
 };
 
-// Decodes K-blocks of a pair into `buffer`, which holds `ring` pairs of tiles, `ahead` of their use, and multiplies
-// them with the first one or two token blocks. With ring = end - begin the decoded slab stays for others.
+// Decodes K-blocks of a pair into `buffer`, `ahead` of their use, and multiplies them with the first one or two token
+// blocks. A buffer for all K-blocks keeps the decoded slab for the other token blocks.
 struct DecodeBuffer {
   uint16_t* tiles;
-  uint64_t ring;
+  int64_t mask;  // of block numbers: a ring of a power of two of blocks, or all
   int64_t ahead;
 
-  uint16_t* at(int64_t block) const { return tiles + static_cast<uint64_t>(block) % ring * (2 * kTileElements); }
+  uint16_t* at(int64_t block) const { return tiles + (block & mask) * (2 * kTileElements); }
 };
 
 template <class Decoder, int kBlocks>
@@ -174,14 +174,14 @@ inline void multiply(const uint16_t* slab, SlabRange range, const TokenBlocks& t
 template <class Decoder>
 inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* slab, float* sums) {
   if (tokens.count == 1) {
-    decode_and_multiply<Decoder, 1>(pair, {0, pair.k_blocks}, {slab, kRingBlocks, kRingAhead}, tokens, sums);
+    decode_and_multiply<Decoder, 1>(pair, {0, pair.k_blocks}, {slab, kRingBlocks - 1, kRingAhead}, tokens, sums);
   } else if (tokens.count == 2) {
-    decode_and_multiply<Decoder, 2>(pair, {0, pair.k_blocks}, {slab, kRingBlocks, kRingAhead}, tokens, sums);
+    decode_and_multiply<Decoder, 2>(pair, {0, pair.k_blocks}, {slab, kRingBlocks - 1, kRingAhead}, tokens, sums);
   } else {
     for (int64_t begin = 0; begin < pair.k_blocks; begin += kSlabBlocks) {
       const int64_t end = begin + kSlabBlocks < pair.k_blocks ? begin + kSlabBlocks : pair.k_blocks;
       const SlabRange range{begin, end};
-      decode_and_multiply<Decoder, 2>(pair, range, {slab, kSlabBlocks, 1}, tokens, sums);
+      decode_and_multiply<Decoder, 2>(pair, range, {slab, -1, 1}, tokens, sums);
       int64_t block = 2;
       for (; block + 2 <= tokens.count; block += 2) multiply<2>(slab, range, tokens, block, sums + block * kSumFloats);
       if (block < tokens.count) multiply<1>(slab, range, tokens, block, sums + block * kSumFloats);
