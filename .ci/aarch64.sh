@@ -1,7 +1,7 @@
 # Another architecture: the package cross-compiled for aarch64, with the portable kernels and the AMX kernels on
 # their scalar model, and the marked tests under qemu-user. After the stage `setup`; by hand:
 #   bash .ci/run setup aarch64
-# Python and the C library for aarch64 come from Debian packages, unpacked under build/aarch64 once; nothing is
+# Python and the C library for aarch64 come from the packages of the host's own Debian, unpacked under build/aarch64 once; nothing is
 # installed beside those of the host.
 set -euo pipefail
 if [ "$(uname -m)" = aarch64 ]; then
@@ -20,8 +20,6 @@ unpack_sysroot() {
   rm -rf "$apt" "$sysroot.new"
   mkdir -p "$apt/lists/partial" "$apt/archives/partial"
   touch "$apt/status"
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main" \
-    >"$apt/sources.list"
   cat >"$apt/apt.conf" <<CONF
 APT::Architecture "arm64";
 APT::Architectures { "arm64"; };
@@ -30,8 +28,6 @@ APT::Sandbox::User "root";
 Acquire::Retries "3";
 Debug::NoLocking "true";
 Dir::Cache "$apt";
-Dir::Etc::SourceList "$apt/sources.list";
-Dir::Etc::SourceParts "/dev/null";
 Dir::State "$apt";
 Dir::State::status "$apt/status";
 CONF
