@@ -1,8 +1,8 @@
 # Another architecture: the package cross-compiled for aarch64, with the portable kernels and the AMX kernels on
 # their scalar model, and the marked tests under qemu-user. After the stage `setup`; by hand:
 #   bash .ci/run setup aarch64
-# Python and the C library for aarch64 come from the packages of the host's own Debian, unpacked under build/aarch64 once; nothing is
-# installed beside those of the host.
+# Python and the C library for aarch64 are packages from the host's own sources (Debian 12), unpacked under
+# build/aarch64 once; nothing is installed beside those of the host.
 set -euo pipefail
 if [ "$(uname -m)" = aarch64 ]; then
   echo "skipped: the other stages ran on an aarch64"
