@@ -20,6 +20,22 @@ static inline double e8m0_to_f64(uint8_t scale) {
   return f64_from_bits((static_cast<uint64_t>(scale) + (1023 - 127)) << 52);
 }
 
+// The same as a table.
+struct E8m0TableF32 {
+  alignas(64) float values[256];
+};
+
+constexpr E8m0TableF32 make_e8m0_table_f32() {
+  E8m0TableF32 t{};
+  float power = 0x1p-127f;
+  for (int s = 0; s < 255; ++s) {
+    t.values[s] = power;
+    if (s < 254) power *= 2.0f;
+  }
+  t.values[255] = __builtin_nanf("");
+  return t;
+}
+
 // The exponent e of a block comes from the bits of its largest magnitude, `amax`: an addend below the exponent
 // field carries into it when the rule asks for the next exponent; then the element's own largest exponent (2) is
 // taken off. In terms of amax = m * 2^E with 1 <= m < 2, the next exponent is taken

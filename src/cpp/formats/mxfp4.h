@@ -41,20 +41,4 @@ constexpr Mxfp4TableF32 make_mxfp4_table_f32() {
   return t;
 }
 
-// 2^(s - 127) for each e8m0 byte s, 255 NaN.
-struct E8m0TableF32 {
-  alignas(64) float values[256];
-};
-
-constexpr E8m0TableF32 make_e8m0_table_f32() {
-  E8m0TableF32 t{};
-  float power = 0x1p-127f;
-  for (int s = 0; s < 255; ++s) {
-    t.values[s] = power;
-    if (s < 254) power *= 2.0f;
-  }
-  t.values[255] = __builtin_nanf("");
-  return t;
-}
-
 }  // namespace mxfp4moe

@@ -21,11 +21,12 @@ constexpr int64_t kMaxChunkTokens = 1 << 14;
 
 int64_t read_equivalent(int64_t bytes, int64_t tokens) { return bytes + bytes * tokens / kTokensPerRead; }
 
-}  // namespace
-
+// Bytes of the packed weights and scales of a [rows][k] matrix.
 int64_t matrix_bytes(WeightFormat, int64_t rows, int64_t k) {
   return ceil_div(rows, kPanelRows) * ceil_div(k, kBlockK) * (kMxfp4BlockBytes + kScaleBlockBytes);
 }
+
+}  // namespace
 
 MoePlan make_plan(const KernelTable& kernels, const PackedLayer& layer, int64_t num_tokens, int64_t top_k) {
   const int64_t k = round_up(layer.hidden_size, kBlockK);

@@ -33,7 +33,4 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num
 // Operands are packed sixteen tokens at a time.
 inline int64_t pack_items(const TokenGroup& group) { return ceil_div(group.count, 16); }
 
-// Bytes of the packed weights and scales of a [rows][k] matrix.
-int64_t matrix_bytes(WeightFormat format, int64_t rows, int64_t k);
-
 }  // namespace mxfp4moe

@@ -176,14 +176,15 @@ MoeProblem chunk_of(const MoeProblem& problem, int64_t first, int64_t count) {
   return chunk;
 }
 
-}  // namespace
-
+// The bytes that a call allocates beside its result.
 int64_t fused_experts_workspace(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
   const MoePlan plan = make_plan(kernels, problem.layer, problem.num_tokens, problem.top_k);
   Arena arena(nullptr);
   ChunkMemory memory;
   return take_chunk(&arena, kernels, chunk_of(problem, 0, plan.chunk_tokens), plan, num_threads, &memory);
 }
+
+}  // namespace
 
 Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
   if (problem.num_tokens == 0) return Status::kOk;

@@ -11,7 +11,4 @@ enum class Status { kOk, kOutOfMemory };
 // Sizes, ids and overlaps have been checked by the caller. Never throws.
 Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int num_threads);
 
-// The memory that such a call allocates beside its result, in bytes.
-int64_t fused_experts_workspace(const KernelTable& kernels, const MoeProblem& problem, int num_threads);
-
 }  // namespace mxfp4moe

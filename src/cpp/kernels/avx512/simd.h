@@ -23,13 +23,10 @@ inline U32 bits(F32 a) { return _mm512_castps_si512(a); }
 inline F32 from_bits(U32 a) { return _mm512_castsi512_ps(a); }
 inline U32 broadcast_u32(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
 inline U32 load_u32(const uint32_t* p) { return _mm512_loadu_si512(p); }
-inline void store_u32(uint32_t* p, U32 a) { _mm512_storeu_si512(p, a); }
 inline U32 bit_and(U32 a, U32 b) { return _mm512_and_si512(a, b); }
 inline U32 bit_or(U32 a, U32 b) { return _mm512_or_si512(a, b); }
 inline U32 bit_xor(U32 a, U32 b) { return _mm512_xor_si512(a, b); }
 inline U32 add_u32(U32 a, U32 b) { return _mm512_add_epi32(a, b); }
-inline U32 sub_u32(U32 a, U32 b) { return _mm512_sub_epi32(a, b); }
-inline U32 min_u32(U32 a, U32 b) { return _mm512_min_epu32(a, b); }
 inline U32 max_u32(U32 a, U32 b) { return _mm512_max_epu32(a, b); }
 template <int N>
 inline U32 shift_left(U32 a) {
@@ -39,7 +36,6 @@ template <int N>
 inline U32 shift_right(U32 a) {
   return _mm512_srli_epi32(a, N);
 }
-inline U32 to_u32(F32 a) { return _mm512_cvttps_epi32(a); }
 inline uint32_t reduce_max_u32(U32 a) { return _mm512_reduce_max_epu32(a); }
 
 inline F32 load_bf16(const uint16_t* p) {

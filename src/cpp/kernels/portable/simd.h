@@ -38,20 +38,15 @@ inline U32 bits(F32 a) { U32 r; std::memcpy(r.v, a.v, 64); return r; }
 inline F32 from_bits(U32 a) { F32 r; std::memcpy(r.v, a.v, 64); return r; }
 inline U32 broadcast_u32(uint32_t a) { U32 r; MXFP4MOE_LANES(a); }
 inline U32 load_u32(const uint32_t* p) { U32 r; std::memcpy(r.v, p, 64); return r; }
-inline void store_u32(uint32_t* p, U32 a) { std::memcpy(p, a.v, 64); }
 inline U32 bit_and(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] & b.v[i]); }
 inline U32 bit_or(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] | b.v[i]); }
 inline U32 bit_xor(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] ^ b.v[i]); }
 inline U32 add_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] + b.v[i]); }
-inline U32 sub_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] - b.v[i]); }
-inline U32 min_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 inline U32 max_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 template <int N>
 inline U32 shift_left(U32 a) { U32 r; MXFP4MOE_LANES(a.v[i] << N); }
 template <int N>
 inline U32 shift_right(U32 a) { U32 r; MXFP4MOE_LANES(a.v[i] >> N); }
-// The integer a float holds, for 0 <= a < 2^31.
-inline U32 to_u32(F32 a) { U32 r; MXFP4MOE_LANES(static_cast<uint32_t>(static_cast<int32_t>(a.v[i]))); }
 inline uint32_t reduce_max_u32(U32 a) {
   uint32_t m = 0;
   for (int i = 0; i < 16; ++i) m = a.v[i] > m ? a.v[i] : m;
