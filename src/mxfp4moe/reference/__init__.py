@@ -1,0 +1,36 @@
+"""Every operation in plain NumPy: the definition that the compiled kernels are tested against.
+
+Written to be read, not to be fast. Nothing here calls compiled code of this package.
+
+Numerics. Activations are bfloat16, sums are float32. A sum here is accumulated in float64 and rounded once
+to float32: that is the correctly rounded sum, the same whatever order a BLAS adds in, and where every partial
+sum is an integer below 2**24 it is also what any order of float32 additions gives. For the same reason
+sigmoid, erf and tanh are evaluated in float64 and rounded once. All else is ordinary float32 arithmetic in
+the order written.
+"""
+
+from ._precision import round_bfloat16
+from .activation import activate, normal_cdf, normal_cdf_tanh, sigmoid
+from .moe import ExpertArrays, _expert_weights, arrays_of, fused_experts, fused_experts_float64
+from .quantize import E2M1_VALUES, dequantize_mxfp4, pack_e2m1, quantize_mxfp4, unpack_e2m1
+from .routing import router_logits, topk_softmax
+
+__all__ = [
+    "E2M1_VALUES",
+    "ExpertArrays",
+    "_expert_weights",
+    "activate",
+    "arrays_of",
+    "dequantize_mxfp4",
+    "fused_experts",
+    "fused_experts_float64",
+    "normal_cdf",
+    "normal_cdf_tanh",
+    "pack_e2m1",
+    "quantize_mxfp4",
+    "round_bfloat16",
+    "router_logits",
+    "sigmoid",
+    "topk_softmax",
+    "unpack_e2m1",
+]

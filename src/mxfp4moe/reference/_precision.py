@@ -1,0 +1,35 @@
+"""What sums are held in, and the roundings of the numerics contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class Precision(NamedTuple):
+    """In what the sums are held, and how the intermediate is rounded."""
+
+    dtype: np.dtype
+    round_intermediate: Callable[[np.ndarray], np.ndarray]
+
+
+def round_bfloat16(x: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16 values, ties to even, as float32. float64 input rounds twice."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a signaling NaN is an invalid value
+        return x.astype(np.float32).astype(bfloat16).astype(np.float32)
+
+
+CONTRACT = Precision(np.dtype(np.float32), round_bfloat16)
+FLOAT64 = Precision(np.dtype(np.float64), lambda x: x)
+
+
+def matmul(tokens: np.ndarray, weights: np.ndarray, precision: Precision) -> np.ndarray:
+    """Tokens times transposed weights: sums in float64, rounded once to the precision's dtype."""
+    # + 0: a sum that starts from +0 never ends as -0.
+    sums = tokens.astype(np.float64) @ weights.astype(np.float64).T + 0.0
+    return np.asarray(sums.astype(precision.dtype))

@@ -1,0 +1,198 @@
+"""Mixture of experts."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
+from .activation import activate
+from .quantize import dequantize_mxfp4
+
+
+class ExpertArrays(NamedTuple):
+    """The weights of all experts in their checkpoint layout.
+
+    Attributes
+    ----------
+    w13 : ndarray
+        MXFP4 blocks uint8 [E, 2I, K/2], or, without scales, weights [E, 2I, K] of any float dtype.
+    w13_scales : ndarray or None
+        [E, 2I, K/32].
+    w2 : ndarray
+        Blocks [E, K, I/2] or weights [E, K, I].
+    w2_scales : ndarray or None
+        [E, K, I/32].
+    w13_bias : ndarray or None
+        [E, 2I], rows as in `w13`.
+    w2_bias : ndarray or None
+        [E, K].
+    gate_up_layout : str
+        Rows of `w13`: all of gate, then all of up ("concatenated"), or gate_0, up_0, gate_1, ...
+        ("interleaved").
+    """
+
+    w13: np.ndarray
+    w13_scales: np.ndarray | None
+    w2: np.ndarray
+    w2_scales: np.ndarray | None
+    w13_bias: np.ndarray | None = None
+    w2_bias: np.ndarray | None = None
+    gate_up_layout: str = "concatenated"
+
+
+def fused_experts(
+    hidden_states: np.ndarray,
+    experts: Any,
+    topk_weights: np.ndarray,
+    topk_ids: np.ndarray,
+    *,
+    activation: str = "silu",
+    alpha: float | None = None,
+    limit: float | None = None,
+    apply_router_weight_on_input: bool = False,
+    expert_map: np.ndarray | None = None,
+    out_dtype: Any = None,
+) -> np.ndarray:
+    """Sum of each token's chosen experts, with exactly the roundings of the numerics contract.
+
+    Hidden states are rounded once to bfloat16. Each slot of a token then computes, in float32 but for the
+    bfloat16 intermediate,
+
+    - gate, up = w13 . hidden + w13_bias (the sums times the router weight first, if it applies to the input),
+    - intermediate = bfloat16(activate(gate, up)),
+    - down = w2 . intermediate + w2_bias (times the router weight, unless it applied to the input).
+
+    The slots of a token are added in float32, in ascending (local) expert id, then slot, and rounded once.
+
+    Parameters
+    ----------
+    hidden_states : ndarray of shape (..., K)
+        bfloat16, float16 or float32.
+    experts : PackedExperts or ExpertArrays
+    topk_weights, topk_ids : ndarray of shape (..., top_k)
+        An id of -1 drops its slot.
+    activation, alpha, limit
+        See `activate`.
+    apply_router_weight_on_input : bool
+    expert_map : ndarray of shape (E_global,), optional
+        Local id of each global id, -1 to drop its slots.
+    out_dtype : dtype, optional
+        That of `hidden_states` if not given.
+
+    Returns
+    -------
+    ndarray of shape (..., K)
+    """
+    options = _Options(activation, alpha, limit, apply_router_weight_on_input)
+    local_ids = _local_ids(topk_ids, expert_map)
+    result = _evaluate(hidden_states, experts, topk_weights, local_ids, options, CONTRACT)
+    with np.errstate(over="ignore", under="ignore"):
+        return result.astype(hidden_states.dtype if out_dtype is None else out_dtype)
+
+
+def fused_experts_float64(
+    hidden_states: np.ndarray,
+    experts: Any,
+    topk_weights: np.ndarray,
+    topk_ids: np.ndarray,
+    *,
+    activation: str = "silu",
+    alpha: float | None = None,
+    limit: float | None = None,
+    apply_router_weight_on_input: bool = False,
+    expert_map: np.ndarray | None = None,
+) -> np.ndarray:
+    """As `fused_experts`, but in float64 and with no rounding after that of the hidden states to bfloat16.
+
+    What relative errors are measured against.
+    """
+    options = _Options(activation, alpha, limit, apply_router_weight_on_input)
+    return _evaluate(hidden_states, experts, topk_weights, _local_ids(topk_ids, expert_map), options, FLOAT64)
+
+
+class _Options(NamedTuple):
+    activation: str
+    alpha: float | None
+    limit: float | None
+    weight_on_input: bool
+
+
+def _local_ids(topk_ids: np.ndarray, expert_map: np.ndarray | None) -> np.ndarray:
+    ids = topk_ids.astype(np.int64)
+    return ids if expert_map is None else np.where(ids < 0, -1, expert_map.astype(np.int64)[ids])
+
+
+def _evaluate(
+    hidden_states: np.ndarray,
+    experts: Any,
+    topk_weights: np.ndarray,
+    local_ids: np.ndarray,
+    options: _Options,
+    precision: Precision,
+) -> np.ndarray:
+    arrays = experts if isinstance(experts, ExpertArrays) else arrays_of(experts)
+    hidden_size, top_k = hidden_states.shape[-1], local_ids.shape[-1]
+    hidden = round_bfloat16(hidden_states.reshape(-1, hidden_size))
+    ids = local_ids.reshape(-1, top_k)
+    weights = topk_weights.reshape(-1, top_k)
+    result = np.zeros(hidden.shape, dtype=precision.dtype)
+    for expert in np.unique(ids[ids >= 0]):
+        matrices = _expert_weights(arrays, int(expert))
+        for slot in range(top_k):
+            tokens = np.flatnonzero(ids[:, slot] == expert)
+            if tokens.size:
+                router_weight = weights[tokens, slot, None].astype(np.float32).astype(precision.dtype)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    result[tokens] += _expert(hidden[tokens], matrices, router_weight, options, precision)
+    return result.reshape(hidden_states.shape)
+
+
+def _expert(
+    hidden: np.ndarray,
+    matrices: _ExpertWeights,
+    router_weight: np.ndarray,
+    options: _Options,
+    precision: Precision,
+) -> np.ndarray:
+    gate_up = matmul(hidden, matrices.w13, precision)
+    if options.weight_on_input:
+        gate_up = gate_up * router_weight
+    if matrices.w13_bias is not None:
+        gate_up = gate_up + matrices.w13_bias.astype(precision.dtype)
+    gate, up = np.split(gate_up, 2, axis=-1)
+    intermediate = activate(gate, up, options.activation, options.alpha, options.limit)
+    down = matmul(precision.round_intermediate(intermediate), matrices.w2, precision)
+    if matrices.w2_bias is not None:
+        down = down + matrices.w2_bias.astype(precision.dtype)
+    return down if options.weight_on_input else down * router_weight
+
+
+class _ExpertWeights(NamedTuple):
+    """One expert: dequantized, gate rows first."""
+
+    w13: np.ndarray
+    w2: np.ndarray
+    w13_bias: np.ndarray | None
+    w2_bias: np.ndarray | None
+
+
+def arrays_of(experts: Any) -> ExpertArrays:
+    """The checkpoint arrays of a PackedExperts."""
+    parts = experts.unpack()
+    matrices = parts.w13, parts.w13_scales, parts.w2, parts.w2_scales
+    return ExpertArrays(*matrices, parts.w13_bias, parts.w2_bias, experts.gate_up_layout)
+
+
+def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
+    def matrix(weights: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+        return weights[expert] if scales is None else dequantize_mxfp4(weights[expert], scales[expert])
+
+    w13 = matrix(arrays.w13, arrays.w13_scales)
+    w13_bias = None if arrays.w13_bias is None else arrays.w13_bias[expert]
+    if arrays.gate_up_layout == "interleaved":
+        w13 = np.concatenate([w13[0::2], w13[1::2]])
+        w13_bias = None if w13_bias is None else np.concatenate([w13_bias[0::2], w13_bias[1::2]])
+    w2_bias = None if arrays.w2_bias is None else arrays.w2_bias[expert]
+    return _ExpertWeights(w13, matrix(arrays.w2, arrays.w2_scales), w13_bias, w2_bias)
