@@ -1,0 +1,35 @@
+// E4M3 (the "fn" kind: no infinity), an 8-bit element: sign, four exponent bits (bias 7), three mantissa bits;
+// the magnitude 0x7f is NaN. `static`, as in bf16.h: each kernel table keeps a copy of its own.
+#pragma once
+
+#include <cstdint>
+
+#include "formats/bf16.h"
+
+namespace mxfp4moe {
+
+constexpr int kE4m3MaxExponent = 8;   // of the largest value,
+constexpr float kE4m3Max = 448.0f;    // 1.75 * 2^8
+constexpr int kE4m3MinExponent = -6;  // of the smallest normal value; subnormals are multiples of 2^-9
+constexpr int kE4m3MantissaBits = 3;
+constexpr uint8_t kE4m3Nan = 0x7f;
+
+// The value of a code, exactly; subnormals and -0 included.
+static constexpr float e4m3_value(uint8_t code) {
+  if ((code & 0x7f) == kE4m3Nan) return __builtin_nanf("");
+  const int exponent = (code >> 3) & 15;
+  const int mantissa = exponent == 0 ? code & 7 : 8 | (code & 7);
+  const float magnitude = mantissa * 0x1p-9f * (1 << (exponent == 0 ? 0 : exponent - 1));
+  return code & 0x80 ? -magnitude : magnitude;
+}
+
+// The same on the bits, for code that runs: with the exponent in float32's place and its bias, a multiplication
+// by 2^120 is exact for normal and subnormal codes alike.
+static inline float e4m3_to_f32(uint8_t code) {
+  const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24;
+  const uint32_t magnitude = code & 0x7fu;
+  if (magnitude == kE4m3Nan) return f32_from_bits(sign | 0x7fc00000u);
+  return f32_from_bits(sign | f32_bits(f32_from_bits(magnitude << 20) * 0x1p120f));
+}
+
+}  // namespace mxfp4moe

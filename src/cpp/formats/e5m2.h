@@ -1,0 +1,30 @@
+// E5M2, an 8-bit element: sign, five exponent bits (bias 15), two mantissa bits; the magnitude 0x7c is infinity,
+// 0x7d to 0x7f are NaN. It is the upper byte of a float16. `static`, as in bf16.h.
+#pragma once
+
+#include <cstdint>
+
+#include "formats/bf16.h"
+
+namespace mxfp4moe {
+
+constexpr int kE5m2MaxExponent = 15;   // of the largest value,
+constexpr float kE5m2Max = 57344.0f;   // 1.75 * 2^15
+constexpr int kE5m2MinExponent = -14;  // of the smallest normal value; subnormals are multiples of 2^-16
+constexpr int kE5m2MantissaBits = 2;
+constexpr uint8_t kE5m2Nan = 0x7e;
+
+// The value of a code, exactly; subnormals and -0 included.
+static constexpr float e5m2_value(uint8_t code) {
+  const int exponent = (code >> 2) & 31;
+  if (exponent == 31 && (code & 3) != 0) return __builtin_nanf("");
+  const int mantissa = exponent == 0 ? code & 3 : 4 | (code & 3);
+  float magnitude = mantissa * 0x1p-16f;
+  for (int e = 1; e < exponent; ++e) magnitude *= 2.0f;
+  if (exponent == 31) magnitude = __builtin_inff();
+  return code & 0x80 ? -magnitude : magnitude;
+}
+
+static inline float e5m2_to_f32(uint8_t code) { return f16_to_f32(static_cast<uint16_t>(code << 8)); }
+
+}  // namespace mxfp4moe
