@@ -1,0 +1,50 @@
+"""Files and folders that appear under their name only when they are complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def temporary_sibling(path: Path) -> Path:
+    """A hidden name beside `path`, so that renaming it to `path` is atomic."""
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` at the end; on an error nothing is left behind."""
+    temporary = temporary_sibling(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # the name must not reach the disk before the content
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that takes the place of `path` at the end; on an error nothing is left behind."""
+    temporary, former = temporary_sibling(path), temporary_sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            path.rename(former)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            if former.exists():
+                former.rename(path)
+            raise
+    finally:
+        for folder in (temporary, former):
+            if folder.exists():
+                shutil.rmtree(folder)
