@@ -276,7 +276,7 @@ def test_wrong_construction_is_refused(rng: np.random.Generator) -> None:
         ({"activation": "relu"}, ValueError, "activation: expected 'silu', .* got 'relu'"),
         ({"alpha": 1.0}, ValueError, "alpha: expected None with activation 'silu', got 1.0"),
         ({"limit": 0}, ValueError, "limit: expected a number above 0 .* got 0.0"),
-        ({"routing": 3}, TypeError, "routing: expected a function, got 3"),
+        ({"routing": 3}, TypeError, "routing: expected the name of a routing function, or a function, got 3"),
     ):
         with pytest.raises(error, match=message):
             mx.MoELayer(layer.experts, weight, top_k=1, **options)

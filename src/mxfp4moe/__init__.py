@@ -14,6 +14,7 @@ from .config import (
 )
 from .errors import IsaError, PackedFormatError
 from .layer import MoELayer
+from .loading import load_layers
 from .moe import fused_experts, fused_moe
 from .packing import PackedExperts, UnpackedExperts, pack_experts
 from .quantize import dequantize_mxfp4, pack_e2m1, quantize_mxfp4, unpack_e2m1
@@ -31,6 +32,7 @@ __all__ = [
     "fused_experts",
     "fused_moe",
     "get_num_threads",
+    "load_layers",
     "num_threads",
     "pack_e2m1",
     "pack_experts",

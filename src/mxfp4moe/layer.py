@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxfp4moe import checkpoint
-from mxfp4moe.checkpoint._parts import Routing
-from mxfp4moe.errors import as_array, check_positive_int, check_shape, describe, type_error, value_error
-from mxfp4moe.moe import check_activation, fused_experts
+from mxfp4moe import checkpoint, routing
+from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
+from mxfp4moe.checkpoint._quantize import check_quantize, quantize_weights
+from mxfp4moe.errors import (
+    as_array,
+    as_integer_array,
+    check_choice,
+    check_positive_int,
+    check_real,
+    check_shape,
+    describe,
+    type_error,
+    value_error,
+)
+from mxfp4moe.moe import check_activation, check_out, fused_experts
 from mxfp4moe.packing import PackedExperts, pack_experts
-from mxfp4moe.routing import topk_softmax
 
 _HIDDEN_DTYPES = (ml_dtypes.bfloat16, np.float16, np.float32)
 _ROUTER_DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
@@ -23,10 +36,17 @@ _CHUNK = 8192  # floats; above this, a BLAS may split one dot product over threa
 _TOKENS = 1024  # routed at a time, which bounds the float32 copy of the hidden states
 
 
+ROUTING_RULES = ("topk_softmax", "topk_sigmoid", "topk_sqrt_softplus", "grouped_topk", "hash_topk")
+"""Functions of `mxfp4moe` that a layer can route by."""
+
+_Function = Callable[..., tuple[NDArray[np.float32], NDArray[np.int32]]]
+
+
 class MoELayer:
     """A mixture-of-experts layer: routes each token to its experts and computes them.
 
-    `from_checkpoint` makes one from a model's files; the constructor, from arrays.
+    `from_checkpoint` makes one from a model's files; the constructor, from arrays. The result of a token is
+    ``routed_scaling_factor * (weighted sum of its experts) + shared expert``, in float32, rounded once.
 
     Parameters
     ----------
@@ -36,19 +56,35 @@ class MoELayer:
     router_bias : ndarray of shape (num_experts,), optional
     top_k : int
         How many experts each token goes to.
-    routing : callable, optional
-        ``routing(router_logits, top_k)`` returns (topk_weights, topk_ids); `topk_softmax` by default.
+    routing : str or callable, optional
+        The name of a routing function of this package ("topk_softmax" by default), or a function of your own:
+        ``routing(router_logits, top_k)`` returns (topk_weights, topk_ids).
+    routing_arguments : mapping, optional
+        Keyword arguments of the routing function, such as ``{"renormalize": False}``.
     activation, alpha, limit
         As for `fused_experts`.
+    routed_scaling_factor : float
+        Multiplies the sum over the routed experts.
+    shared_experts : PackedExperts, optional
+        One expert that every token goes to, of any intermediate size, with the same activation and `alpha`.
+        Several shared experts are one with all their rows.
+    shared_limit : float, optional
+        The `limit` of the shared expert.
 
     Attributes
     ----------
-    experts : PackedExperts
+    experts, shared_experts : PackedExperts
+        `shared_experts` may be None.
     router_weight : ndarray of shape (num_experts, hidden_size), float32, read-only
     router_bias : ndarray of shape (num_experts,), float32, read-only; or None
     top_k, num_experts, hidden_size, intermediate_size : int
-    activation, alpha, limit
+    routing : str or callable
+    routing_arguments : mapping
+        Its arrays are read-only copies.
+    activation, alpha, limit, routed_scaling_factor, shared_limit
         As given.
+    layer_number : int or None
+        In the model that it was read from.
 
     Examples
     --------
@@ -70,10 +106,14 @@ class MoELayer:
         router_bias: ArrayLike | None = None,
         *,
         top_k: int,
-        routing: Routing = topk_softmax,
+        routing: str | _Function = "topk_softmax",
+        routing_arguments: Mapping[str, Any] | None = None,
         activation: str = "silu",
         alpha: float | None = None,
         limit: float | None = None,
+        routed_scaling_factor: float = 1.0,
+        shared_experts: PackedExperts | None = None,
+        shared_limit: float | None = None,
     ) -> None:
         if not isinstance(experts, PackedExperts):
             raise type_error("experts", "PackedExperts", describe(experts))
@@ -84,9 +124,13 @@ class MoELayer:
         self.top_k = check_positive_int("top_k", top_k, self.num_experts)
         check_activation(activation, alpha, limit)
         self.activation, self.alpha, self.limit = activation, alpha, limit
-        if not callable(routing):
-            raise type_error("routing", "a function", describe(routing))
-        self._routing = routing
+        self.routed_scaling_factor = _check_factor(routed_scaling_factor)
+        self.shared_experts = _check_shared(shared_experts, self.hidden_size)
+        if shared_limit is not None and shared_experts is None:
+            raise value_error("shared_limit", "None without shared_experts", describe(shared_limit))
+        check_activation(activation, alpha, shared_limit)
+        self.shared_limit = shared_limit
+        self.layer_number: int | None = None
         self._source = ""
 
         weight = as_array("router_weight", router_weight, _ROUTER_DTYPES)
@@ -100,9 +144,37 @@ class MoELayer:
             check_shape("router_bias", bias, (self.num_experts,))
             self.router_bias = bias.astype(np.float32)
             self.router_bias.flags.writeable = False
+        self._set_routing(routing, routing_arguments or {})
+
+    def _set_routing(self, rule: str | _Function, arguments: Mapping[str, Any]) -> None:
+        rule = next((name for name in ROUTING_RULES if getattr(routing, name, None) is rule), rule)
+        if isinstance(rule, str):
+            check_choice("routing", rule, ROUTING_RULES)
+        elif not callable(rule):
+            raise type_error("routing", "the name of a routing function, or a function", describe(rule))
+        if not isinstance(arguments, Mapping):
+            raise type_error("routing_arguments", "a mapping", describe(arguments))
+        self.routing = rule
+        self.routing_arguments = MappingProxyType({name: _frozen(v) for name, v in arguments.items()})
+        if isinstance(rule, str):
+            # Wrong arguments are found now, by routing one token, not at the first call.
+            logits, input_ids = np.zeros((1, self.num_experts), np.float32), np.zeros(1, np.int64)
+            _, ids = self._apply_routing(logits, input_ids)
+            if ids.shape[-1] != self.top_k:
+                raise value_error("top_k", f"{ids.shape[-1]}, as in tid2eid", str(self.top_k))
+
+    def _apply_routing(
+        self, logits: NDArray[np.float32], input_ids: ArrayLike | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        rule = self.routing
+        function: _Function = getattr(routing, rule) if isinstance(rule, str) else rule
+        second = input_ids if rule == "hash_topk" else self.top_k
+        return function(logits, second, **self.routing_arguments)
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], layer: int = 0) -> Self:
+    def from_checkpoint(
+        cls, path: str | os.PathLike[str], layer: int = 0, *, quantize: str | None = None
+    ) -> Self:
         """Read and pack one layer of a model on disk.
 
         The files are memory-mapped, and only this layer's tensors are read.
@@ -110,10 +182,12 @@ class MoELayer:
         Parameters
         ----------
         path : str or os.PathLike
-            A Hugging Face model folder: config.json and one or several safetensors files. Of the model types,
-            gpt_oss is supported.
+            A Hugging Face model folder: config.json and one or several safetensors files.
         layer : int
-            Counted from 0.
+            Counted from 0 over all layers of the model, dense ones included.
+        quantize : str, optional
+            The format to quantize a checkpoint in bfloat16, float16 or float32 to while it is read, one
+            expert at a time: "mxfp4". Without it such weights are packed in bfloat16.
 
         Returns
         -------
@@ -125,35 +199,70 @@ class MoELayer:
             If the folder or one of its files is missing.
         TypeError, ValueError
             If the configuration, a file or a tensor is not as expected; the message names the file, what was
-            expected and what came.
+            expected and what came. Also if the layer has no experts, or if weights that are quantized already
+            should be quantized.
 
         Examples
         --------
         >>> layer = mx.MoELayer.from_checkpoint("gpt-oss-20b", layer=3)  # doctest: +SKIP
         """
-        parts = checkpoint.read_layer(path, layer)
-        result = cls(
-            pack_experts(**parts.experts),
-            parts.router_weight,
-            parts.router_bias,
-            top_k=parts.top_k,
-            routing=parts.routing,
-            activation=parts.activation,
-            alpha=parts.alpha,
-            limit=parts.limit,
-        )
+        check_quantize(quantize)
+        result = cls._from_parts(checkpoint.read_layer(path, layer), quantize)
+        result.layer_number = int(layer)
         result._source = f"{os.fspath(path)!r}, layer={int(layer)}, "
         return result
 
-    def __repr__(self) -> str:
-        return (
-            f"MoELayer({self._source}num_experts={self.num_experts}, top_k={self.top_k}, "
-            f"hidden_size={self.hidden_size}, intermediate_size={self.intermediate_size}, "
-            f"format={self.experts.format!r}, activation={self.activation!r}, "
-            f"{self.experts.nbytes / 1e6:.1f} MB)"
+    @classmethod
+    def _from_parts(cls, parts: LayerParts, quantize: str | None) -> Self:
+        def pack(weights: ExpertWeights) -> PackedExperts:
+            if quantize is not None:
+                weights = quantize_weights(weights, quantize)
+            return pack_experts(**weights.arguments())
+
+        return cls(
+            pack(parts.experts),
+            parts.router_weight,
+            parts.router_bias,
+            top_k=parts.top_k,
+            routing=parts.routing.rule,
+            routing_arguments=parts.routing.arguments,
+            activation=parts.activation,
+            alpha=parts.alpha,
+            limit=parts.limit,
+            routed_scaling_factor=parts.routed_scaling_factor,
+            shared_experts=None if parts.shared_experts is None else pack(parts.shared_experts),
+            shared_limit=parts.shared_limit,
         )
 
-    def route(self, hidden_states: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    def __repr__(self) -> str:
+        rule = (
+            self.routing if isinstance(self.routing, str) else getattr(self.routing, "__name__", "function")
+        )
+        fields = {
+            "num_experts": self.num_experts,
+            "top_k": self.top_k,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "format": repr(self.experts.format),
+            "routing": Routing(rule, dict(self.routing_arguments)),
+            "activation": repr(self.activation),
+        }
+        for name in ("alpha", "limit"):
+            if getattr(self, name) is not None:
+                fields[name] = getattr(self, name)
+        if self.routed_scaling_factor != 1:
+            fields["routed_scaling_factor"] = self.routed_scaling_factor
+        nbytes = self.experts.nbytes
+        if self.shared_experts is not None:
+            shared = self.shared_experts
+            fields["shared_experts"] = f"{shared.intermediate_size} of {shared.format!r}"
+            nbytes += shared.nbytes
+        texts = ", ".join(f"{name}={value}" for name, value in fields.items())
+        return f"MoELayer({self._source}{texts}, {nbytes / 1e6:.1f} MB)"
+
+    def route(
+        self, hidden_states: ArrayLike, input_ids: ArrayLike | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Choose each token's experts, in float32 on the hidden states rounded to bfloat16.
 
         A token's logits do not depend on what else is in the batch.
@@ -162,6 +271,9 @@ class MoELayer:
         ----------
         hidden_states : ndarray of shape (..., hidden_size)
             bfloat16, float16 or float32.
+        input_ids : integer ndarray of shape (...), optional
+            Token ids. Layers that route by them (DeepSeek-V4's first ones) need them; others do not look at
+            them.
 
         Returns
         -------
@@ -171,10 +283,15 @@ class MoELayer:
         Raises
         ------
         TypeError, ValueError
-            If `hidden_states` has another dtype or shape, or makes a logit NaN.
+            If `hidden_states` or `input_ids` has another dtype or shape, or a logit is NaN.
         """
         hidden_states = self._check_hidden_states(hidden_states)
-        topk_weights, topk_ids = self._routing(self.router_logits(hidden_states), self.top_k)
+        if self.routing == "hash_topk":
+            if input_ids is None:
+                raise type_error("input_ids", "token ids, by which this layer routes", "None")
+            input_ids = as_integer_array("input_ids", input_ids)
+            check_shape("input_ids", input_ids, hidden_states.shape[:-1])
+        topk_weights, topk_ids = self._apply_routing(self.router_logits(hidden_states), input_ids)
         return topk_weights, topk_ids
 
     def router_logits(self, hidden_states: ArrayLike) -> NDArray[np.float32]:
@@ -199,6 +316,7 @@ class MoELayer:
     def __call__(
         self,
         hidden_states: ArrayLike,
+        input_ids: ArrayLike | None = None,
         *,
         out: NDArray[Any] | None = None,
         num_threads: int | None = None,
@@ -209,6 +327,8 @@ class MoELayer:
         ----------
         hidden_states : ndarray of shape (..., hidden_size)
             bfloat16, float16 or float32.
+        input_ids : integer ndarray of shape (...), optional
+            As for `route`.
         out : ndarray of shape (..., hidden_size), optional
             Where to put the result; as for `fused_experts`.
         num_threads : int, optional
@@ -223,8 +343,9 @@ class MoELayer:
         TypeError, ValueError
             As `route` and `fused_experts`.
         """
-        topk_weights, topk_ids = self.route(hidden_states)
-        return fused_experts(
+        topk_weights, topk_ids = self.route(hidden_states, input_ids)
+        routed = partial(
+            fused_experts,
             hidden_states,
             self.experts,
             topk_weights,
@@ -232,7 +353,37 @@ class MoELayer:
             activation=self.activation,
             alpha=self.alpha,
             limit=self.limit,
-            out=out,
+            num_threads=num_threads,
+        )
+        if self.shared_experts is None and self.routed_scaling_factor == 1:
+            return routed(out=out)
+        hidden = self._check_hidden_states(hidden_states)
+        if out is not None:
+            original = hidden_states if isinstance(hidden_states, np.ndarray) else hidden
+            check_out(out, original, {"input_ids": input_ids})
+        total = routed(out=np.empty(hidden.shape, np.float32))
+        # Overflow and NaN are for the caller to find in the result, as with fused_experts.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total *= np.float32(self.routed_scaling_factor)
+            if self.shared_experts is not None:
+                total += self._compute_shared(hidden, num_threads)
+            if out is None:
+                return total.astype(hidden.dtype, copy=False)
+            out[...] = total
+        return out
+
+    def _compute_shared(self, hidden_states: NDArray[Any], num_threads: int | None) -> NDArray[np.float32]:
+        assert self.shared_experts is not None
+        slots = (*hidden_states.shape[:-1], 1)
+        return fused_experts(
+            hidden_states,
+            self.shared_experts,
+            np.ones(slots, np.float32),
+            np.zeros(slots, np.int32),
+            activation=self.activation,
+            alpha=self.alpha,
+            limit=self.shared_limit,
+            out=np.empty(hidden_states.shape, np.float32),
             num_threads=num_threads,
         )
 
@@ -252,3 +403,31 @@ def _aligned_rows(matrix: NDArray[Any]) -> NDArray[np.float32]:
     result = memory[offset : offset + rows * padded].reshape(rows, padded)
     result[:, :columns] = matrix
     return result
+
+
+def _frozen(value: Any) -> Any:
+    """Arrays copied and read-only, all else as it is."""
+    if isinstance(value, np.ndarray):
+        value = value.copy()
+        value.flags.writeable = False
+    return value
+
+
+def _check_factor(value: Any) -> float:
+    factor = check_real("routed_scaling_factor", value)
+    if not 0 < factor <= float(np.finfo(np.float32).max):
+        raise value_error("routed_scaling_factor", "a finite float32 number above 0", repr(factor))
+    return factor
+
+
+def _check_shared(shared: Any, hidden_size: int) -> PackedExperts | None:
+    if shared is None:
+        return None
+    if not isinstance(shared, PackedExperts):
+        raise type_error("shared_experts", "PackedExperts", describe(shared))
+    if shared.num_experts != 1:
+        raise value_error("shared_experts", "one expert", str(shared.num_experts))
+    if shared.hidden_size != hidden_size:
+        expected = f"hidden_size {hidden_size}, as experts have"
+        raise value_error("shared_experts", expected, str(shared.hidden_size))
+    return shared

@@ -132,7 +132,7 @@ def fused_experts(
             "topk_ids": _given(topk_ids, ids),
             "expert_map": expert_map,
         }
-        _check_out(out, _given(hidden_states, hidden), inputs)
+        check_out(out, _given(hidden_states, hidden), inputs)
     result = np.empty(hidden.shape, hidden.dtype) if out is None else out
     if hidden.size == 0:
         return result
@@ -332,7 +332,8 @@ def _given(value: Any, array: np.ndarray) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else array
 
 
-def _check_out(out: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> None:
+def check_out(out: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> None:
+    """Raise unless `out` can take a result of the shape of `hidden_states` and overlaps no input."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise type_error("out", "an ndarray", describe(out))
     if out.dtype not in _FLOAT_DTYPES or not out.dtype.isnative:

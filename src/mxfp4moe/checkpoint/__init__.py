@@ -1,33 +1,62 @@
-"""Reading MoE layers from model checkpoints, one small file for each kind of checkpoint.
+"""Reading MoE layers from models on disk.
 
-To add a kind: write a module with `MODEL_TYPES`, the ``model_type`` values of config.json that it reads, and
-``read_layer(folder, layer)``, and name it in `_FORMATS`.
+`open` returns a `Checkpoint`, `read_layer` one layer of it. Two tables keep apart what may be combined:
+`mxfp4moe.checkpoint.models` knows the model types (configuration, names of tensors, routing), and
+`mxfp4moe.checkpoint.schemes` the ways in which weights are quantized. Each entry is a small module.
 """
 
 from __future__ import annotations
 
-import operator
 import os
-from collections.abc import Callable
-from typing import Any
 
-from mxfp4moe.checkpoint import gpt_oss
-from mxfp4moe.checkpoint._parts import LayerParts
+from mxfp4moe.checkpoint._checkpoint import Checkpoint, LayerInfo, check_layer_number
+from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
+from mxfp4moe.checkpoint._reader import HuggingFaceCheckpoint
 from mxfp4moe.checkpoint.huggingface import ModelFolder
-from mxfp4moe.errors import describe, join_choices, type_error, value_error
+from mxfp4moe.checkpoint.models import MODELS
+from mxfp4moe.errors import describe, type_error, value_error
 
-__all__ = ["LayerParts", "read_layer", "supported_model_types"]
-
-_FORMATS = (gpt_oss,)
-
-_READERS: dict[str, Callable[[ModelFolder, int], LayerParts]] = {
-    model_type: module.read_layer for module in _FORMATS for model_type in module.MODEL_TYPES
-}
+__all__ = [
+    "Checkpoint",
+    "ExpertWeights",
+    "LayerInfo",
+    "LayerParts",
+    "Routing",
+    "open",
+    "read_layer",
+    "supported_model_types",
+]
 
 
 def supported_model_types() -> tuple[str, ...]:
-    """The ``model_type`` values of config.json that `read_layer` reads."""
-    return tuple(_READERS)
+    """The ``model_type`` values of config.json that can be read."""
+    return tuple(MODELS)
+
+
+def open(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open the model at `path` and read its metadata.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A Hugging Face model folder.
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder or one of its files is missing.
+    TypeError, ValueError
+        If `path` is no path, or the configuration is not as expected.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise type_error("path", "a str or os.PathLike", describe(path))
+    if "\0" in os.fspath(path):
+        raise value_error("path", "no null character", describe(os.fspath(path)))
+    return HuggingFaceCheckpoint(ModelFolder(path))
 
 
 def read_layer(path: str | os.PathLike[str], layer: int = 0) -> LayerParts:
@@ -36,13 +65,14 @@ def read_layer(path: str | os.PathLike[str], layer: int = 0) -> LayerParts:
     Parameters
     ----------
     path : str or os.PathLike
-        A Hugging Face model folder.
+        As of `open`.
     layer : int
+        Counted from 0, dense layers included.
 
     Returns
     -------
     LayerParts
-        Its arrays are read-only views of the memory-mapped files.
+        Its arrays are read-only views of the memory-mapped files where possible.
 
     Raises
     ------
@@ -51,26 +81,5 @@ def read_layer(path: str | os.PathLike[str], layer: int = 0) -> LayerParts:
     TypeError, ValueError
         If an argument, the configuration, a file or a tensor is not as expected.
     """
-    layer = _check_layer(layer)
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise type_error("path", "a str or os.PathLike", describe(path))
-    if "\0" in os.fspath(path):
-        raise value_error("path", "no null character", describe(os.fspath(path)))
-    folder = ModelFolder(path)
-    model_type = folder.config.string("model_type")
-    if model_type not in _READERS:
-        raise folder.config.error("model_type", join_choices(map(repr, _READERS)), describe(model_type))
-    read = _READERS[model_type]
-    return read(folder, layer)
-
-
-def _check_layer(layer: Any) -> int:
-    try:
-        if isinstance(layer, bool):
-            raise TypeError
-        number = operator.index(layer)
-    except TypeError:
-        raise type_error("layer", "an integer", describe(layer)) from None
-    if number < 0:
-        raise value_error("layer", "an integer of at least 0", str(number))
-    return number
+    layer = check_layer_number(layer)
+    return open(path).read_layer(layer)

@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._json import MissingFileError, bad_path_error, read_object, shorten
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile
 from mxfp4moe.errors import value_error
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-
-
-class Config:
-    """The fields of a config.json; each method returns one field, checked."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.fields = read_object(path)
-
-    def integer(self, *names: str, maximum: int = 2**31 - 1, multiple_of: int = 1) -> int:
-        """An integer field in [1, maximum]; with several names, the first one found counts."""
-        expected = f"an integer in [1, {maximum}]"
-        expected += f" that is a multiple of {multiple_of}" if multiple_of > 1 else ""
-        name, value = self._find(names, expected)
-        if type(value) is not int or not 1 <= value <= maximum or value % multiple_of:
-            raise self.error(name, expected, shorten(value))
-        return value
-
-    def positive_number(self, name: str, default: float) -> float:
-        """A real, finite field above 0."""
-        value = self.fields.get(name, default)
-        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
-            raise self.error(name, "a finite number above 0", shorten(value))
-        return float(value)
-
-    def string(self, name: str) -> str:
-        """A string field."""
-        _, value = self._find((name,), "a string")
-        if not isinstance(value, str):
-            raise self.error(name, "a string", shorten(value))
-        return value
-
-    def section(self, name: str) -> dict[str, Any]:
-        """A field that holds an object; empty if it is missing or null."""
-        value = self.fields.get(name)
-        if not isinstance(value, dict | None):
-            raise self.error(name, "an object", shorten(value))
-        return value or {}
-
-    def error(self, name: str, expected: str, got: str) -> ValueError:
-        """The ValueError of field `name`."""
-        return value_error(f"{self.path}: {name}", expected, got)
-
-    def _find(self, names: Sequence[str], expected: str) -> tuple[str, Any]:
-        for name in names:
-            if name in self.fields:
-                return name, self.fields[name]
-        raise self.error(" or ".join(names), expected, "no such field")
 
 
 class ModelFolder:
@@ -87,24 +39,47 @@ class ModelFolder:
             raise MissingFileError(f"{self.path}: expected a model folder, got nothing at that path")
         if not self.path.is_dir():
             raise value_error(str(self.path), "a model folder", "a file")
-        self.config = Config(self.path / "config.json")
+        self.config = Config.read(self.path / "config.json")
         self._files: dict[str, SafetensorsFile] = {}
 
-    def tensor(self, name: str, dtypes: Sequence[str], shape: tuple[int, ...]) -> NDArray[Any]:
-        """Tensor `name` as a read-only array; its dtype must be one of `dtypes`, its shape `shape`."""
-        source, file_name = self._source, self._file_of_tensor.get(name)
-        if file_name is None:
-            raise value_error(str(source), f"a tensor {name}", f"none among {len(self._file_of_tensor)}")
-        file = self._file(file_name)
-        info = file.infos.get(name)
-        if info is None:
-            raise value_error(str(file.path), f"a tensor {name} (as {source} says)", "none")
-        if info.dtype not in dtypes or info.shape != shape:
-            expected = f"{' or '.join(dtypes)} {list(shape)}"
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of_tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of_tensor)
+
+    def tensor(self, name: str, dtypes: Sequence[str], shape: tuple[int | None, ...]) -> NDArray[Any]:
+        """Tensor `name` as a read-only array; its dtype must be one of `dtypes`, its shape `shape`.
+
+        None in `shape` stands for any size.
+        """
+        file = self._file_with(name)
+        info = file.infos[name]
+        fits = len(info.shape) == len(shape) and all(
+            wanted in (None, size) for wanted, size in zip(shape, info.shape, strict=True)
+        )
+        if info.dtype not in dtypes or not fits:
+            sizes = ", ".join("any" if size is None else str(size) for size in shape)
+            expected = f"{' or '.join(dtypes)} [{sizes}]"
             raise value_error(f"{file.path}: tensor {name}", expected, str(info)[:80])
         return file[name]
 
-    @property
+    def dtype(self, name: str) -> str | None:
+        """The dtype of tensor `name`, as safetensors calls it; None if there is no such tensor."""
+        return self._file_with(name).infos[name].dtype if name in self else None
+
+    def _file_with(self, name: str) -> SafetensorsFile:
+        file_name = self._file_of_tensor.get(name)
+        if file_name is None:
+            raise value_error(
+                str(self._source), f"a tensor {name}", f"none among {len(self._file_of_tensor)}"
+            )
+        file = self._file(file_name)
+        if name not in file.infos:
+            raise value_error(str(file.path), f"a tensor {name} (as {self._source} says)", "none")
+        return file
+
+    @cached_property
     def _source(self) -> Path:
         """What says which tensors there are: the index, the single file or the folder."""
         return next((p for n in (_INDEX, _SINGLE) if (p := self.path / n).exists()), self.path)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import flag, integer
-from mxfp4moe.cli._progress import ProgressBar
 
 if TYPE_CHECKING:
     from mxfp4moe.cli._bench.contenders import Peer

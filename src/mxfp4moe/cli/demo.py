@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import flag, integer
-from mxfp4moe.cli._progress import ProgressBar
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class _Check(NamedTuple):
 
 def _check(parts: LayerParts, runs: list[Run]) -> _Check:
     """Compare with the reference, computed from the checkpoint's own arrays."""
-    from mxfp4moe import reference
+    from mxfp4moe import reference, topk_softmax
 
     hidden_states, results = [], []
     for run in runs:
@@ -149,11 +149,12 @@ def _check(parts: LayerParts, runs: list[Run]) -> _Check:
         hidden_states.append(rows[chosen])
         results.append(np.concatenate(run.results)[chosen])
     tokens = np.concatenate(hidden_states)
-    experts = {name: parts.experts[name] for name in reference.ExpertArrays._fields if name in parts.experts}
+    arrays = parts.experts.arguments()
+    experts = {name: arrays[name] for name in reference.ExpertArrays._fields if name in arrays}
     for name in ("w13", "w2"):
         experts[name] = experts[name].reshape(*experts[name].shape[:2], -1)
     logits = reference.router_logits(tokens, parts.router_weight, parts.router_bias)
-    arguments = tokens, reference.ExpertArrays(**experts), *parts.routing(logits, parts.top_k)
+    arguments = tokens, reference.ExpertArrays(**experts), *topk_softmax(logits, parts.top_k)
     options: dict[str, Any] = {"activation": parts.activation, "alpha": parts.alpha, "limit": parts.limit}
     expected = reference.fused_experts_float64(*arguments, **options)
 

@@ -1,0 +1,133 @@
+"""A checkpoint that has been opened: what it is, which layers it has, and each layer's parts."""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mxfp4moe.checkpoint._parts import LayerParts
+from mxfp4moe.errors import describe, type_error, value_error
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What one MoE layer of a checkpoint holds."""
+
+    layer: int
+    format: str
+    """The format that its experts are packed in."""
+    source: str
+    """How the checkpoint stores them, in words."""
+    routing: str
+    nbytes: int
+    """Size of the experts in the checkpoint, shared ones included."""
+    shared_source: str | None
+    shared_nbytes: int
+
+
+class Checkpoint(ABC):
+    """A model on disk. `open` makes one; nothing but its metadata is read before a layer is asked for.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    model_type : str
+        ``model_type`` of config.json, or ``general.architecture`` of a GGUF file.
+    hidden_size, intermediate_size, num_experts, top_k : int
+        Of the MoE layers.
+    shared_intermediate_size : int
+        Of the shared expert; 0 if there is none.
+    num_layers : int
+        Of the model, dense ones included.
+    moe_layers : tuple of int
+        The numbers of the layers that have experts.
+    activation : str
+    alpha, limit : float or None
+    """
+
+    path: Path
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    shared_intermediate_size: int
+    num_experts: int
+    top_k: int
+    num_layers: int
+    moe_layers: tuple[int, ...]
+    activation: str
+    alpha: float | None
+    limit: float | None
+
+    def read_layer(self, layer: int = 0) -> LayerParts:
+        """Read MoE layer `layer`, counted from 0 over all layers of the model, without packing it.
+
+        Raises
+        ------
+        FileNotFoundError
+            If one of the files is missing.
+        TypeError, ValueError
+            If the layer has no experts, or a file or a tensor is not as expected.
+        """
+        return self._read_layer(self.check_layer(layer))
+
+    def describe_layer(self, layer: int) -> LayerInfo:
+        """What MoE layer `layer` holds; its tensors are checked, but their data is not read."""
+        parts = self.read_layer(layer)
+        shared = parts.shared_experts
+        return LayerInfo(
+            layer=layer,
+            format=parts.experts.format,
+            source=parts.experts.source,
+            routing=str(parts.routing),
+            nbytes=parts.nbytes,
+            shared_source=shared.source if shared else None,
+            shared_nbytes=shared.nbytes if shared else 0,
+        )
+
+    def check_layer(self, layer: Any) -> int:
+        """`layer` as an int; raise unless it is the number of a layer that has experts."""
+        number = check_layer_number(layer)
+        if number >= self.num_layers:
+            raise value_error("layer", f"an integer in [0, {self.num_layers - 1}]", str(number))
+        if number not in self.moe_layers:
+            expected = f"one that has experts ({format_ranges(self.moe_layers) or 'this model has none'})"
+            raise value_error("layer", expected, f"{number}, a dense layer")
+        return number
+
+    @abstractmethod
+    def _read_layer(self, layer: int) -> LayerParts: ...
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({str(self.path)!r}, {self.model_type}, "
+            f"MoE layers {format_ranges(self.moe_layers) or 'none'})"
+        )
+
+
+def check_layer_number(layer: Any) -> int:
+    """`layer` as an int of at least 0."""
+    try:
+        if isinstance(layer, bool):
+            raise TypeError
+        number = operator.index(layer)
+    except TypeError:
+        raise type_error("layer", "an integer", describe(layer)) from None
+    if number < 0:
+        raise value_error("layer", "an integer of at least 0", str(number))
+    return number
+
+
+def format_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words: ``3 to 60``, or ``1, 3, 5``."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    texts = [str(a) if a == b else f"{a}, {b}" if a + 1 == b else f"{a} to {b}" for a, b in ranges]
+    return ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")

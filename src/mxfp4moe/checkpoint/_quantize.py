@@ -1,0 +1,68 @@
+"""Quantizing expert weights while they are loaded: one expert's floats in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mxfp4moe import quantize as quantizers
+from mxfp4moe.checkpoint._parts import ExpertWeights
+from mxfp4moe.errors import check_choice, value_error
+
+_BLOCK_SHAPE = (128, 128)
+
+# What a quantizer returns: weights, scales and, for nvfp4, a scale of the tensor.
+_QUANTIZERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "mxfp4": lambda w: quantizers.quantize_mxfp4(w),
+}
+
+
+def check_quantize(name: object) -> str | None:
+    """`name` as a format to quantize to, or None."""
+    return None if name is None else check_choice("quantize", name, tuple(_QUANTIZERS))
+
+
+def quantize_weights(weights: ExpertWeights, name: str) -> ExpertWeights:
+    """Return the weights quantized to the format `name`, if they are floats; raise if they are not."""
+    if weights.format != "bf16":
+        raise value_error("quantize", f"None for a checkpoint in {weights.source}", repr(name))
+    arrays = weights.arrays
+    gates, ups = _gate_up(arrays)
+    quantizer = _QUANTIZERS[name]
+    gate, up, down = ([quantizer(matrix) for matrix in half] for half in (gates, ups, arrays["w2"]))
+    result: dict[str, Any] = {
+        "w13": ([q[0] for q in gate], [q[0] for q in up]),
+        "w13_scales": ([q[1] for q in gate], [q[1] for q in up]),
+        "w2": [q[0] for q in down],
+        "w2_scales": [q[1] for q in down],
+        "w2_bias": arrays.get("w2_bias"),
+        "w13_bias": _concatenated_bias(arrays),
+    }
+    if name == "fp8_block":
+        result["block_shape"] = _BLOCK_SHAPE
+    if name == "nvfp4":
+        result["w13_tensor_scale"] = np.array(
+            [(g[2], u[2]) for g, u in zip(gate, up, strict=True)], np.float32
+        )
+        result["w2_tensor_scale"] = np.array([q[2] for q in down], np.float32)
+    return ExpertWeights(name, f"{weights.source}, quantized to {name}", result)
+
+
+def _gate_up(arrays: dict[str, Any]) -> tuple[Any, Any]:
+    """Gate and up matrices of every expert, whatever the order of their rows."""
+    w13 = arrays["w13"]
+    if isinstance(w13, tuple):
+        return w13
+    if arrays.get("gate_up_layout") == "interleaved":
+        return w13[:, 0::2], w13[:, 1::2]
+    half = w13.shape[1] // 2
+    return w13[:, :half], w13[:, half:]
+
+
+def _concatenated_bias(arrays: dict[str, Any]) -> Any:
+    bias = arrays.get("w13_bias")
+    if bias is None or arrays.get("gate_up_layout") != "interleaved":
+        return bias
+    return np.concatenate([bias[:, 0::2], bias[:, 1::2]], axis=1)

@@ -1,0 +1,53 @@
+"""MiniMax-M3: as M2, with swigluoai, a shared expert, and a factor of the routed sum."""
+
+from __future__ import annotations
+
+from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint._model import Model, Names, read_num_layers
+from mxfp4moe.checkpoint.models.minimax_m2 import correction_bias_rule
+from mxfp4moe.checkpoint.schemes import find_scheme
+
+MODEL_TYPES = ("minimax_m3_vl", "minimax_m3_vl_text")
+
+
+def read_model(config: Config) -> Model:
+    """Read the configuration of MiniMax-M3, or of its text model alone."""
+    scheme = find_scheme(config)
+    if "text_config" in config.fields:
+        config = config.section("text_config")
+    num_experts = config.integer("num_local_experts")
+    config.choice("scoring_func", ("sigmoid",), default="sigmoid")
+    config.choice("hidden_act", ("swigluoai", "silu"), default="swigluoai")  # silu is not what it computes
+    rule = correction_bias_rule(config, num_experts)
+    limit = config.positive_number("swiglu_limit", default=7.0)
+    num_layers = read_num_layers(config)
+    dense = _dense_layers(config, num_layers)
+    num_shared = config.integer("n_shared_experts", minimum=0, maximum=1, default=1)
+    shared_size = config.integer("shared_intermediate_size", multiple_of=scheme.multiple_of, default=3072)
+    blocks = ("language_model.model", "model.language_model", "model")
+    names = (Names(f"{block}.layers.{{layer}}.block_sparse_moe", ("w1", "w3", "w2")) for block in blocks)
+    return Model(
+        hidden_size=config.integer("hidden_size", multiple_of=scheme.multiple_of),
+        intermediate_size=config.integer("intermediate_size", multiple_of=scheme.multiple_of),
+        num_experts=num_experts,
+        top_k=config.integer("num_experts_per_tok", maximum=num_experts),
+        names=tuple(names),
+        scheme=scheme,
+        rule=lambda layer: rule,
+        num_layers=num_layers,
+        is_dense=lambda layer: layer in dense,
+        activation="swigluoai",
+        alpha=config.positive_number("swiglu_alpha", default=1.702),
+        limit=limit,
+        routed_scaling_factor=config.positive_number("routed_scaling_factor", default=2.0),
+        shared_size=shared_size * num_shared,
+        shared_limit=limit,
+    )
+
+
+def _dense_layers(config: Config, num_layers: int | None) -> set[int]:
+    types = config.list_of("mlp_layer_types", str, num_layers)
+    if types is not None:
+        return {layer for layer, kind in enumerate(types) if kind == "dense"}
+    flags = config.list_of("moe_layer_freq", int, num_layers) or ()
+    return {layer for layer, flag in enumerate(flags) if not flag}

@@ -1,0 +1,31 @@
+"""Mixtral: the largest logits, softmax over them."""
+
+from __future__ import annotations
+
+from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint._model import Model, Names, Rule, read_activation, read_num_layers
+from mxfp4moe.checkpoint.schemes import find_scheme
+
+MODEL_TYPES = ("mixtral",)
+
+_MATRICES = ("w1", "w3", "w2")
+
+
+def read_model(config: Config) -> Model:
+    """Read the configuration of Mixtral."""
+    scheme = find_scheme(config)
+    num_experts = config.integer("num_local_experts")
+    return Model(
+        hidden_size=config.integer("hidden_size", multiple_of=scheme.multiple_of),
+        intermediate_size=config.integer("intermediate_size", multiple_of=scheme.multiple_of),
+        num_experts=num_experts,
+        top_k=config.integer("num_experts_per_tok", maximum=num_experts),
+        names=(
+            Names("model.layers.{layer}.block_sparse_moe", _MATRICES),
+            Names("model.layers.{layer}.mlp", _MATRICES),
+        ),
+        scheme=scheme,
+        rule=lambda layer: Rule("topk_softmax"),
+        num_layers=read_num_layers(config),
+        activation=read_activation(config),
+    )

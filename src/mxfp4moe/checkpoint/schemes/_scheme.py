@@ -1,0 +1,39 @@
+"""What a quantization scheme says: which tensors make one matrix, and in which format they are packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from mxfp4moe.checkpoint.huggingface import ModelFolder
+
+FLOATS = ("BF16", "F16", "F32")
+"""Dtypes of safetensors that hold a matrix without scales."""
+
+
+class Matrix(NamedTuple):
+    """One weight matrix: the arrays that `mxfp4moe.pack_experts` takes for it."""
+
+    weight: NDArray[Any]
+    scales: NDArray[Any] | None = None
+    tensor_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a checkpoint stores one weight matrix."""
+
+    name: str
+    """In words, for errors and tables."""
+    format: str
+    """Of `mxfp4moe.pack_experts`."""
+    read: Callable[[ModelFolder, str, int, int], Matrix]
+    """(folder, name, rows, columns) -> the matrix; `name` without ".weight"."""
+    multiple_of: int = 1
+    """What both sizes of each matrix must be a multiple of."""
+    block_shape: tuple[int, int] | None = None
+    """Rows and columns of one scale, of fp8_block."""

@@ -1,0 +1,37 @@
+"""compressed-tensors ``nvfp4-pack-quantized``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint.schemes._scheme import Matrix, Scheme
+from mxfp4moe.errors import value_error
+
+if TYPE_CHECKING:
+    from mxfp4moe.checkpoint.huggingface import ModelFolder
+
+FORMAT = "nvfp4-pack-quantized"
+
+
+def find(quantization: Config) -> Scheme | None:
+    """The scheme of compressed-tensors with this format."""
+    fields = quantization.fields
+    ours = fields.get("quant_method", "compressed-tensors") == "compressed-tensors"
+    return SCHEME if ours and fields.get("format") == FORMAT else None
+
+
+def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
+    weight = folder.tensor(f"{name}.weight_packed", ("U8",), (rows, columns // 2))
+    scales = folder.tensor(f"{name}.weight_scale", ("F8_E4M3",), (rows, columns // 16))
+    reciprocal = folder.tensor(f"{name}.weight_global_scale", ("F32",), (1,))[0]
+    if not 0 < reciprocal < np.inf:
+        place = f"{folder.path}: tensor {name}.weight_global_scale"
+        raise value_error(place, "a finite number above 0", str(reciprocal))
+    # What is stored multiplied the weights before they were rounded.
+    return Matrix(weight, scales, float(np.float32(1) / reciprocal))
+
+
+SCHEME = Scheme(f"compressed-tensors {FORMAT}", "nvfp4", _read, multiple_of=16)

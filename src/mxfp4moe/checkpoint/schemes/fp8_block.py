@@ -1,0 +1,42 @@
+"""FP8 E4M3 with a scale for each block of rows and columns (DeepSeek-V3, Qwen3 FP8, MiniMax-M2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
+
+if TYPE_CHECKING:
+    from mxfp4moe.checkpoint.huggingface import ModelFolder
+
+_SCALES = (*FLOATS, "F8_E8M0")
+
+
+def find(quantization: Config) -> Scheme | None:
+    """The scheme of ``quant_method: fp8`` with a ``weight_block_size``."""
+    if quantization.fields.get("quant_method") != "fp8":
+        return None
+    quantization.choice("fmt", ("e4m3", None), default=None)
+    block = quantization.list_of("weight_block_size", int, 2)
+    if block is None or min(block) < 1 or block[1] % 32:
+        expected = "[rows, columns] above 0, columns a multiple of 32"
+        raise quantization.error("weight_block_size", expected, str(block))
+    return scheme((block[0], block[1]))
+
+
+def scheme(block_shape: tuple[int, int], scale_name: str = "weight_scale_inv") -> Scheme:
+    """FP8 with blocks of this shape."""
+    block_rows, block_columns = block_shape
+
+    def read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
+        shape = (-(-rows // block_rows), -(-columns // block_columns))
+        scales = folder.tensor(f"{name}.{scale_name}", _SCALES, shape)
+        weight = folder.tensor(f"{name}.weight", ("F8_E4M3",), (rows, columns))
+        return Matrix(weight, scales.astype(np.float32, copy=False))
+
+    return Scheme(
+        f"FP8 in blocks of {block_rows} x {block_columns}", "fp8_block", read, block_shape=block_shape
+    )

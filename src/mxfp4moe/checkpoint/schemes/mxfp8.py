@@ -1,0 +1,34 @@
+"""MXFP8: FP8 E4M3 with an E8M0 scale for each 32 of a row (MiniMax-M3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint.schemes._scheme import Matrix, Scheme
+
+if TYPE_CHECKING:
+    from mxfp4moe.checkpoint.huggingface import ModelFolder
+
+_BLOCK = [1, 32]
+
+
+def find(quantization: Config) -> Scheme | None:
+    """The scheme of ``quant_method: mxfp8``, or fp8 with blocks of 1 x 32 and E8M0 scales."""
+    method, block = quantization.fields.get("quant_method"), quantization.fields.get("weight_block_size")
+    if method != "mxfp8" and not (method == "fp8" and block == _BLOCK):
+        return None
+    if block not in (None, _BLOCK):
+        raise quantization.error("weight_block_size", "[1, 32]", str(block))
+    quantization.choice("scale_fmt", ("ue8m0", None), default=None)
+    return SCHEME
+
+
+def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
+    return Matrix(
+        folder.tensor(f"{name}.weight", ("F8_E4M3",), (rows, columns)),
+        folder.tensor(f"{name}.weight_scale_inv", ("U8", "F8_E8M0"), (rows, columns // 32)),
+    )
+
+
+SCHEME = Scheme("MXFP8", "mxfp8", _read, multiple_of=32)

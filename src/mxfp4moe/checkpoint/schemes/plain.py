@@ -1,0 +1,37 @@
+"""Weights that are not quantized: bfloat16, float16 or float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
+
+if TYPE_CHECKING:
+    from mxfp4moe.checkpoint.huggingface import ModelFolder
+
+
+def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
+    return Matrix(folder.tensor(f"{name}.weight", FLOATS, (rows, columns)))
+
+
+def with_scales(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Add the arguments of `pack_experts` that this format leaves empty."""
+    return {**arrays, "w13_scales": None, "w2_scales": None}
+
+
+def to_bfloat16(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Round the weights to bfloat16 where they are wider; arrays that are bfloat16 stay what they are."""
+    return {name: _convert(value) if name in ("w13", "w2") else value for name, value in arrays.items()}
+
+
+def _convert(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        with np.errstate(over="ignore"):
+            return value.astype(ml_dtypes.bfloat16, copy=False)
+    return type(value)(_convert(item) for item in value)
+
+
+SCHEME = Scheme("plain floats", "bf16", _read)

@@ -1,0 +1,81 @@
+"""All mixture-of-experts layers of a model on disk."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+
+from mxfp4moe import checkpoint
+from mxfp4moe._progress import ProgressBar
+from mxfp4moe.errors import check_bool
+from mxfp4moe.layer import MoELayer
+
+__all__ = ["load_layers"]
+
+
+def load_layers(
+    path: str | os.PathLike[str],
+    layers: Iterable[int] | None = None,
+    *,
+    quantize: str | None = None,
+    progress: bool | None = None,
+) -> list[MoELayer]:
+    """Load the mixture-of-experts layers of a model, one after the other.
+
+    Files are memory-mapped, and what a layer was made of is let go before the next one is read.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        As for `MoELayer.from_checkpoint`.
+    layers : iterable of int, optional
+        Numbers of the layers to load, counted from 0, dense ones included. All that have experts, if not
+        given.
+    quantize : str, optional
+        As for `MoELayer.from_checkpoint`.
+    progress : bool, optional
+        Whether to show a progress bar on stderr; if not given, only on a terminal.
+
+    Returns
+    -------
+    list of MoELayer
+        Each has the number of its layer as `layer_number`.
+
+    Raises
+    ------
+    FileNotFoundError, TypeError, ValueError
+        As `MoELayer.from_checkpoint`.
+
+    Examples
+    --------
+    >>> import tempfile, json, numpy as np
+    >>> import mxfp4moe as mx
+    >>> from mxfp4moe.checkpoint.safetensors import save_file
+    >>> rng, block = np.random.default_rng(0), "model.layers.0.block_sparse_moe"
+    >>> def weight(rows, columns):
+    ...     return rng.standard_normal((rows, columns), np.float32)
+    >>> tensors = {f"{block}.gate.weight": weight(2, 64)}
+    >>> for expert in ("experts.0", "experts.1"):
+    ...     for name, rows, columns in (("w1", 32, 64), ("w3", 32, 64), ("w2", 64, 32)):
+    ...         tensors[f"{block}.{expert}.{name}.weight"] = weight(rows, columns)
+    >>> config = {"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1,
+    ...           "num_local_experts": 2, "num_experts_per_tok": 1}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_file(f"{folder}/model.safetensors", tensors)
+    ...     with open(f"{folder}/config.json", "w") as file:
+    ...         json.dump(config, file)
+    ...     layers = mx.load_layers(folder, quantize="mxfp4")
+    >>> [layer(weight(3, 64)).shape for layer in layers]
+    [(3, 64)]
+    """
+    model = checkpoint.open(path)
+    numbers = model.moe_layers if layers is None else [model.check_layer(layer) for layer in layers]
+    shown = sys.stderr.isatty() if progress is None else check_bool("progress", progress)
+    bar = ProgressBar("loading", len(numbers), f"{len(numbers)} layers") if shown and numbers else None
+    result = []
+    for number in numbers:
+        result.append(MoELayer.from_checkpoint(path, number, quantize=quantize))
+        if bar is not None:
+            bar.advance(1)
+    return result
