@@ -1,9 +1,8 @@
-"""Files and folders that appear under their name only when they are complete."""
+"""Files that appear under their name only when they are complete."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,24 +26,3 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Make a folder that takes the place of `path` at the end; on an error nothing is left behind."""
-    temporary, former = temporary_sibling(path), temporary_sibling(path)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(former)
-        try:
-            temporary.rename(path)
-        except BaseException:
-            if former.exists():
-                former.rename(path)
-            raise
-    finally:
-        for folder in (temporary, former):
-            if folder.exists():
-                shutil.rmtree(folder)

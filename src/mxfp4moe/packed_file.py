@@ -32,6 +32,7 @@ from .errors import PackedFormatError
 MAGIC = b"\x8aMOE\r\n\x1a\n"
 VERSION = 1
 ALIGNMENT = 4096
+FOLDER_INDEX = "packed_layers.json"  # of a folder with a packed file for each layer
 
 _HEADER = struct.Struct("<8sIIQQ28xI")  # magic, version, crc32 and length of the table, file size, crc32
 _CHECKED = _HEADER.size - 4  # the header's checksum covers what stands before it

@@ -64,6 +64,17 @@ class ModelFolder:
             raise value_error(f"{file.path}: tensor {name}", expected, str(info)[:80])
         return file[name]
 
+    def shards(self) -> dict[str, tuple[SafetensorsFile, list[str]]]:
+        """Each safetensors file, by name, with the names of its tensors, also those that no index has."""
+        file_of_tensor = self._file_of_tensor
+        for name, file_name in file_of_tensor.items():
+            if name not in (file := self._file(file_name)):
+                raise value_error(str(file.path), f"a tensor {name} (as {self._source} says)", "none")
+        return {
+            file_name: (file, [name for name in file if file_of_tensor.get(name, file_name) == file_name])
+            for file_name, file in self._files.items()
+        }
+
     def dtype(self, name: str) -> str | None:
         """The dtype of tensor `name`, as safetensors calls it; None if there is no such tensor."""
         return self._file_with(name).infos[name].dtype if name in self else None

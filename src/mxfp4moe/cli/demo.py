@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import flag, integer
+from mxfp4moe.cli._signals import exit_on_termination, uninterrupted
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 ERROR_BOUND = 2.6e-3  # of bfloat16 results, relative L2 against float64
 _PREFILLS = 3  # calls; the median is shown
 _SAMPLES = 2  # tokens of the prefill, and of the decode steps, that are checked
-_TERMINATIONS = [signal.SIGTERM, signal.SIGHUP]
 _SHAPE_OPTIONS = ("hidden_size", "intermediate_size", "num_experts", "top_k")
 
 
@@ -178,7 +175,7 @@ def _temporary_folder(num_bytes: int, keep: bool) -> Iterator[Path]:
             f"{parent}: expected {num_bytes / 1e6:.1f} MB of free space, got {free / 1e6:.1f} MB "
             "(the environment variable TMPDIR names another folder)"
         )
-    with _handle(_TERMINATIONS, lambda number, frame: sys.exit(128 + number)):
+    with exit_on_termination():
         folder = Path(tempfile.mkdtemp(prefix="mxfp4moe-demo-"))
         try:
             yield folder
@@ -186,20 +183,5 @@ def _temporary_folder(num_bytes: int, keep: bool) -> Iterator[Path]:
             if keep:
                 print(f"Kept {folder}")
             else:
-                with _handle([signal.SIGINT, *_TERMINATIONS], signal.SIG_IGN):  # a second Ctrl-C
+                with uninterrupted():
                     shutil.rmtree(folder)
-
-
-@contextmanager
-def _handle(numbers: list[signal.Signals], handler: Any) -> Iterator[None]:
-    """Handle signals that are not ignored by `handler`, so that files are removed whatever ends the demo."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    active = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    previous = [signal.signal(number, handler) for number in active]
-    try:
-        yield
-    finally:
-        for number, former in zip(active, previous, strict=True):
-            signal.signal(number, former)

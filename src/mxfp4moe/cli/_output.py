@@ -1,0 +1,68 @@
+"""Where a subcommand writes: a folder that appears under its name only when it is complete."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mxfp4moe._files import temporary_sibling
+from mxfp4moe.cli._signals import exit_on_termination, uninterrupted
+from mxfp4moe.packed_file import FOLDER_INDEX
+
+_MODEL_FILES = ("config.json", FOLDER_INDEX)  # one of them shows that a folder holds a model
+
+
+def check_destination(path: Path, source: Path, force: bool) -> None:
+    """Raise unless `path` is free, or with `force` a folder that holds a model and not `source`."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: expected a folder, got {_kind(path.parent)}")
+    if not path.exists() and not path.is_symlink():
+        return
+    if not force:
+        raise ValueError(
+            f"{path}: expected nothing at that path, got {_kind(path)} (--force replaces models)"
+        )
+    here, there = path.resolve(), source.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise ValueError(f"{path}: expected a folder apart from {source}, got one that shares files with it")
+    if path.is_symlink() or not any((path / name).is_file() for name in _MODEL_FILES):
+        raise ValueError(f"{path}: expected a folder with {' or '.join(_MODEL_FILES)}, got {_kind(path)}")
+
+
+def check_free_space(path: Path, num_bytes: int) -> None:
+    """Raise if the file system of `path` has no room for `num_bytes`."""
+    free = shutil.disk_usage(path.parent).free
+    if num_bytes + (1 << 20) > free:
+        raise ValueError(
+            f"{path.parent}: expected {num_bytes / 1e6:.1f} MB of free space, got {free / 1e6:.1f} MB"
+        )
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that takes the place of `path` at the end; on an error or a signal nothing is left."""
+    temporary, former = temporary_sibling(path), temporary_sibling(path)
+    with exit_on_termination():
+        try:
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                path.rename(former)
+            temporary.rename(path)
+        finally:
+            with uninterrupted():
+                if former.exists() and not path.exists():
+                    former.rename(path)
+                for folder in (temporary, former):
+                    if folder.exists():
+                        shutil.rmtree(folder)
+
+
+def _kind(path: Path) -> str:
+    if path.is_symlink():
+        return "a symbolic link"
+    if path.is_dir():
+        return "a folder"
+    return "a file" if path.exists() else "nothing at that path"

@@ -1,0 +1,1 @@
+"""The parts of ``mxfp4moe quantize``."""

@@ -1,0 +1,132 @@
+"""From one model folder to another, shard by shard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mxfp4moe.checkpoint.huggingface import ModelFolder
+from mxfp4moe.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter
+from mxfp4moe.cli._quantize.experts import Conversion, Copy, conversion
+from mxfp4moe.cli._quantize.targets import Fp8Block, GptOssMxfp4, Mxfp4, Target
+
+INDEX = "model.safetensors.index.json"
+LAYOUTS = ("compressed-tensors", "gpt-oss")
+FORMATS = ("mxfp4", "fp8_block")
+_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+# Of gpt-oss: the names of its modules, whatever the number of layers.
+_GPT_OSS_UNQUANTIZED = (
+    "model.layers.*.self_attn",
+    "model.layers.*.mlp.router",
+    "model.embed_tokens",
+    "lm_head",
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of tensors and what becomes of each."""
+
+    file: SafetensorsFile
+    conversions: dict[str, Conversion]
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(self.file.infos[name].end - self.file.infos[name].begin for name in self.conversions)
+
+    def writer(self, path: Path) -> SafetensorsWriter:
+        """The writer of the new file."""
+        specs = {name: spec for each in self.conversions.values() for name, spec in each.outputs.items()}
+        if len(specs) < sum(len(each.outputs) for each in self.conversions.values()):
+            raise ValueError(f"{self.file.path}: expected names that stay different, got tensors of one name")
+        return SafetensorsWriter(path, specs, self.file.metadata)
+
+
+class Quantization:
+    """The plan: every header of the source is read and checked, nothing is written."""
+
+    def __init__(self, source: Path, format: str, layout: str | None, scale_rule: str) -> None:
+        self.folder = ModelFolder(source)
+        config = self.folder.config
+        if config.section("quantization_config"):
+            raise config.error("quantization_config", "none: a checkpoint in bfloat16", "one")
+        is_gpt_oss = config.string("model_type") == "gpt_oss"
+        self.layout = layout or ("gpt-oss" if is_gpt_oss else "compressed-tensors")
+        if (self.layout == "gpt-oss") != is_gpt_oss or (is_gpt_oss and format != "mxfp4"):
+            expected = "gpt-oss with mxfp4" if is_gpt_oss else "compressed-tensors"
+            raise config.error("model_type", f"one of layout {self.layout} and format {format}",
+                               f"{config.string('model_type')!r}, which needs {expected}")  # fmt: skip
+        if format == "fp8_block":
+            self.target: Target = Fp8Block()
+        else:
+            self.target = GptOssMxfp4(scale_rule) if is_gpt_oss else Mxfp4(scale_rule)
+        self.shards = {
+            name: Shard(file, {tensor: self._conversion(file, tensor) for tensor in tensors})
+            for name, (file, tensors) in self.folder.shards().items()
+        }
+        self.num_quantized = sum(
+            not isinstance(each, Copy)
+            for shard in self.shards.values()
+            for each in shard.conversions.values()
+        )
+        if not self.num_quantized:
+            expected = "experts.gate_up_proj" if is_gpt_oss else "experts.0.gate_proj.weight"
+            raise ValueError(f"{source}: expected bfloat16 expert weights, such as mlp.{expected}, got none")
+        self.source_bytes = sum(shard.source_bytes for shard in self.shards.values())
+        self.nbytes = sum(shard.writer(Path(name)).nbytes for name, shard in self.shards.items())
+
+    def _conversion(self, file: SafetensorsFile, name: str) -> Conversion:
+        try:
+            return conversion(name, file.infos[name], self.target, self.layout == "gpt-oss")
+        except ValueError as error:
+            raise ValueError(f"{file.path}: tensor {name}: {error}") from None
+
+    def write(self, folder: Path, advance: Callable[[int], None]) -> None:
+        """Write the new model into the empty `folder`; `advance` is told how many source bytes are done."""
+        weight_map: dict[str, str] = {}
+        total_size = 0
+        for file_name, shard in self.shards.items():
+            with shard.writer(folder / file_name) as writer:
+                for name, each in shard.conversions.items():
+                    for output, piece in self._pieces(shard, name):
+                        writer.write(output, piece)
+                        weight_map[output] = file_name
+                        total_size += piece.nbytes
+                    weight_map |= dict.fromkeys(each.outputs, file_name)
+                    advance(shard.file.infos[name].end - shard.file.infos[name].begin)
+        if (self.folder.path / INDEX).exists():
+            metadata = {"total_size": total_size}
+            _write_json(
+                folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+            )
+        config = self.folder.config.fields
+        _write_json(folder / "config.json", config | {"quantization_config": self.quantization_config()})
+        for path in sorted(self.folder.path.iterdir()):
+            if path.is_file() and path.name != "config.json" and not path.name.endswith(_WEIGHT_FILES):
+                shutil.copyfile(path, folder / path.name)
+
+    def quantization_config(self) -> dict[str, Any]:
+        """What config.json says of the new weights."""
+        if self.layout == "gpt-oss":
+            return self.target.config(_GPT_OSS_UNQUANTIZED)
+        unquantized = {"lm_head"}
+        for shard in self.shards.values():
+            for name, each in shard.conversions.items():
+                is_matrix = name.endswith(".weight") and len(shard.file.infos[name].shape) == 2
+                if isinstance(each, Copy) and is_matrix:
+                    unquantized.add(name.removesuffix(".weight"))
+        return self.target.config(sorted(unquantized))
+
+    def _pieces(self, shard: Shard, name: str) -> Any:
+        try:
+            yield from shard.conversions[name].run(shard.file[name])
+        except ValueError as error:
+            raise ValueError(f"{shard.file.path}: tensor {name}: {error}") from None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,75 @@
+"""``mxfp4moe quantize``: the expert weights of a checkpoint to MXFP4 or FP8."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from mxfp4moe._progress import ProgressBar
+
+_DESCRIPTION = """\
+Writes a copy of a model folder whose expert weights are quantized, as safetensors files that other software
+reads: the layout of compressed-tensors (mxfp4), of DeepSeek-V3 (fp8_block) or of gpt-oss. All other tensors,
+and all other files such as the tokenizer, are copied unchanged.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add this subcommand."""
+    parser = subparsers.add_parser(
+        "quantize",
+        help="the expert weights of a bfloat16 checkpoint to MXFP4 or FP8 safetensors",
+        description=_DESCRIPTION,
+    )
+    parser.add_argument("source", metavar="SRC", type=Path, help="a Hugging Face model folder")
+    parser.add_argument("destination", metavar="DST", type=Path, help="the folder to write")
+    parser.add_argument("--format", choices=("mxfp4", "fp8_block"), default="mxfp4", help="(mxfp4)")
+    parser.add_argument(
+        "--layout",
+        choices=("compressed-tensors", "gpt-oss"),
+        help="names and shapes of the tensors (gpt-oss for gpt-oss models, else compressed-tensors)",
+    )
+    parser.add_argument(
+        "--scale-rule",
+        choices=("floor", "ceil", "rceil", "even"),
+        default="floor",
+        help="how MXFP4 scales are chosen (floor)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a model folder at DST")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Quantize the checkpoint."""
+    from mxfp4moe.cli._output import atomic_folder, check_destination, check_free_space
+    from mxfp4moe.cli._quantize.folder import Quantization
+
+    begin = perf_counter()
+    check_destination(args.destination, args.source, args.force)
+    plan = Quantization(args.source, args.format, args.layout, args.scale_rule)
+    check_free_space(args.destination, plan.nbytes)
+    progress = ProgressBar("quantizing", plan.source_bytes)
+    with atomic_folder(args.destination) as folder:
+        plan.write(folder, progress.advance)
+    summary = {
+        "source": str(args.source),
+        "destination": str(args.destination),
+        "format": args.format,
+        "layout": plan.layout,
+        "num_quantized": plan.num_quantized,
+        "source_bytes": plan.source_bytes,
+        "bytes": plan.nbytes,
+        "seconds": round(perf_counter() - begin, 3),
+    }
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{args.destination}: {plan.num_quantized} tensors quantized to {args.format}, "
+            f"{plan.source_bytes / 1e6:.1f} MB -> {plan.nbytes / 1e6:.1f} MB in {summary['seconds']:.1f} s"
+        )
+    return 0
