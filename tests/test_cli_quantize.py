@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bfloat16_models import EXPERTS, INTERMEDIATE, LAYERS, Tensors, write_json, write_model
+from bfloat16_models import EXPERTS, HIDDEN, INTERMEDIATE, LAYERS, Tensors, write_json, write_model
 
 import mxfp4moe as mx
+from mxfp4moe._progress import ProgressBar
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile, save_file
 from mxfp4moe.cli import main
-from mxfp4moe._progress import ProgressBar
 
 INDEX = "model.safetensors.index.json"
 
@@ -80,6 +80,11 @@ def test_mxfp4(
         assert_same(result.pop(f"{name}.weight_packed"), blocks)
         assert_same(result.pop(f"{name}.weight_scale"), scales.view(np.uint8))
     assert result == {}
+    if scale_rule == "floor":
+        read, quantized = mx.load_layers(tmp_path / "b"), mx.load_layers(tmp_path / "a", quantize="mxfp4")
+        assert [layer.experts.format for layer in read] == ["mxfp4"] * LAYERS
+        x = rng.standard_normal((5, HIDDEN), np.float32)
+        assert all(np.array_equal(a(x), b(x)) for a, b in zip(read, quantized, strict=True))
 
 
 def test_mxfp4_of_gpt_oss(tmp_path: Path, rng: np.random.Generator) -> None:

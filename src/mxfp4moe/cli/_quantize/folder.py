@@ -52,7 +52,7 @@ class Quantization:
     def __init__(self, source: Path, format: str, layout: str | None, scale_rule: str) -> None:
         self.folder = ModelFolder(source)
         config = self.folder.config
-        if config.section("quantization_config"):
+        if config.section("quantization_config").fields:
             raise config.error("quantization_config", "none: a checkpoint in bfloat16", "one")
         is_gpt_oss = config.string("model_type") == "gpt_oss"
         self.layout = layout or ("gpt-oss" if is_gpt_oss else "compressed-tensors")
