@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from mxfp4moe.checkpoint._checkpoint import Checkpoint, LayerInfo, check_layer_number
 from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
 from mxfp4moe.checkpoint._reader import HuggingFaceCheckpoint
+from mxfp4moe.checkpoint.gguf import GgufCheckpoint
 from mxfp4moe.checkpoint.huggingface import ModelFolder
 from mxfp4moe.checkpoint.models import MODELS
 from mxfp4moe.errors import describe, type_error, value_error
@@ -39,7 +41,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     path : str or os.PathLike
-        A Hugging Face model folder.
+        A Hugging Face model folder (config.json and safetensors files), or a GGUF file (of one in several
+        parts, any of them).
 
     Returns
     -------
@@ -56,6 +59,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         raise type_error("path", "a str or os.PathLike", describe(path))
     if "\0" in os.fspath(path):
         raise value_error("path", "no null character", describe(os.fspath(path)))
+    if Path(path).suffix.lower() == ".gguf":
+        return GgufCheckpoint(Path(path))
     return HuggingFaceCheckpoint(ModelFolder(path))
 
 

@@ -1,0 +1,222 @@
+"""The GGUF format: metadata, tensor descriptions, then aligned data; little-endian throughout.
+
+Everything is checked against the size of the file before it is used, so that a damaged file ends in an error.
+(The reader of the gguf package steps through a wrong array length element by element, up to 2^64 of them.)
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from mxfp4moe.checkpoint._json import check_regular_file, shorten
+from mxfp4moe.errors import value_error
+
+MAGIC = b"GGUF"
+MXFP4_BLOCK_BYTES = 17  # a scale, then 16 bytes of codes
+
+_VERSIONS = (2, 3)
+_ALIGNMENT = 32  # unless general.alignment says otherwise
+_MAX_DIMS = 4
+_MAX_NESTING = 8
+_STRING, _ARRAY = 8, 9
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+
+# Name, dtype of what a tensor is returned as, elements and bytes of a block.
+_TYPES: dict[int, tuple[str, Any, int, int]] = {
+    0: ("F32", np.dtype("<f4"), 1, 4),
+    1: ("F16", np.dtype("<f2"), 1, 2),
+    30: ("BF16", np.dtype(ml_dtypes.bfloat16), 1, 2),
+    39: ("MXFP4", np.dtype(np.uint8), 32, MXFP4_BLOCK_BYTES),
+}
+_OTHER_TYPES = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
+                13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 40: "NVFP4"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `begin` is an offset from the start of the data; the last axis is the fastest."""
+
+    type: str
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int | None
+
+    def __str__(self) -> str:
+        return f"{self.type} {list(self.shape)}"
+
+
+class GgufFile:
+    """A GGUF file, memory-mapped.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    metadata : dict of str to int, float, bool or str
+        Arrays are left out.
+    infos : dict of str to TensorInfo
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        size = check_regular_file(self.path)
+        if size < 24:
+            raise value_error(str(self.path), "a GGUF file", f"a file of {size} bytes")
+        with self.path.open("rb") as file:
+            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        cursor = _Cursor(self._bytes.data, str(self.path))
+        if cursor.take(4) != MAGIC:
+            raise value_error(str(self.path), "a GGUF file", "one that does not begin with GGUF")
+        version = cursor.scalar("<I")
+        if version not in _VERSIONS:
+            raise value_error(f"{self.path}: version", "2 or 3, little-endian", str(version))
+        num_tensors, num_keys = cursor.count(24, "tensors"), cursor.count(13, "metadata keys")
+        self.metadata: dict[str, Any] = {}
+        self._read_metadata(cursor, num_keys)
+        alignment = self.metadata.get("general.alignment", _ALIGNMENT)
+        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+            raise value_error(f"{self.path}: general.alignment", "a power of two", shorten(alignment))
+        self.infos: dict[str, TensorInfo] = {}
+        for _ in range(num_tensors):
+            self._read_info(cursor, alignment)
+        self._data = self._bytes[-(-cursor.position // alignment) * alignment :]
+        self._check_offsets()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return tensor `name` as a read-only view; MXFP4 as uint8, its last axis blocks of 17 bytes."""
+        info = self.infos[name]
+        dtype = next((entry[1] for entry in _TYPES.values() if entry[0] == info.type), None)
+        if dtype is None or info.nbytes is None:
+            expected = " or ".join(entry[0] for entry in _TYPES.values())
+            raise value_error(f"{self.path}: tensor {name}", expected, str(info))
+        shape = info.shape
+        if info.type == "MXFP4":
+            shape = (*shape[:-1], shape[-1] // 32, MXFP4_BLOCK_BYTES)
+        data = self._data[info.begin : info.begin + info.nbytes]
+        array: NDArray[Any] = data.view(dtype).reshape(shape)
+        if not array.flags.aligned:  # general.alignment may be 1
+            array = array.copy()
+            array.flags.writeable = False
+        return array
+
+    def _read_metadata(self, cursor: _Cursor, num_keys: int) -> None:
+        for _ in range(num_keys):
+            key = cursor.string()
+            if key in self.metadata:
+                raise value_error(str(self.path), "each metadata key once", f"{shorten(key)} twice")
+            self.metadata[key] = cursor.value(cursor.scalar("<I"))
+        self.metadata = {key: value for key, value in self.metadata.items() if value is not None}
+
+    def _read_info(self, cursor: _Cursor, alignment: int) -> None:
+        name = cursor.string()
+        place = f"{self.path}: tensor {shorten(name)}"
+        if name in self.infos:
+            raise value_error(place, "one tensor of that name", "two")
+        num_dims = cursor.scalar("<I")
+        if num_dims > _MAX_DIMS:
+            raise value_error(place, f"at most {_MAX_DIMS} axes", str(num_dims))
+        shape = tuple(cursor.scalar("<Q") for _ in range(num_dims))[::-1]
+        number, begin = cursor.scalar("<I"), cursor.scalar("<Q")
+        if begin % alignment:
+            raise value_error(place, f"an offset that is a multiple of {alignment}", str(begin))
+        nbytes = None
+        if number in _TYPES:
+            kind, _, block, block_bytes = _TYPES[number]
+            if not shape or shape[-1] % block or 0 in shape:
+                expected = f"sizes above 0, the last a multiple of {block}"
+                raise value_error(place, expected, f"{kind} {list(shape)}")
+            nbytes = math.prod(shape) // block * block_bytes
+        else:
+            kind = _OTHER_TYPES.get(number, f"type {number}")
+        self.infos[name] = TensorInfo(kind, shape, begin, nbytes)
+
+    def _check_offsets(self) -> None:
+        """Tensors lie in the file and do not overlap."""
+        end, previous = 0, ""
+        for name, info in sorted(self.infos.items(), key=lambda item: item[1].begin):
+            place = f"{self.path}: tensor {shorten(name)}"
+            if info.begin < end:
+                raise value_error(place, f"data that begins after {shorten(previous)}", str(info.begin))
+            end, previous = info.begin + (info.nbytes or 1), name
+            if end > self._data.size:
+                expected = f"data that ends in the file, at most at {self._data.size}"
+                raise value_error(place, expected, str(end))
+
+
+class _Cursor:
+    """Reads one item after the other; never beyond the end."""
+
+    def __init__(self, data: memoryview, source: str) -> None:
+        self._data, self._source, self.position = data, source, 0
+
+    def take(self, num_bytes: int) -> bytes:
+        end = self.position + num_bytes
+        if end > len(self._data):
+            raise value_error(self._source, f"{num_bytes} bytes at {self.position}", "the end of the file")
+        result = self._data[self.position : end].tobytes()
+        self.position = end
+        return result
+
+    def scalar(self, layout: str) -> Any:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def count(self, item_bytes: int, what: str) -> int:
+        """A number of items that have at least `item_bytes` each: at most what the file can hold."""
+        number = int(self.scalar("<Q"))
+        limit = (len(self._data) - self.position) // item_bytes
+        if number > limit:
+            raise value_error(f"{self._source}: number of {what}", f"at most {limit}", str(number))
+        return number
+
+    def string(self) -> str:
+        data = self.take(self.count(1, "bytes of a string"))
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise value_error(self._source, "text in UTF-8", shorten(data)) from None
+
+    def value(self, kind: int) -> Any:
+        """A value of this type; None for an array, which is passed over, and for text that is no UTF-8."""
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind])
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            raise value_error(self._source, "a metadata type of 0 to 12", str(kind))
+        self._skip_array(_MAX_NESTING)
+        return None
+
+    def _skip_array(self, nesting: int) -> None:
+        kind = self.scalar("<I")
+        if kind in _SCALARS:
+            size = struct.calcsize(_SCALARS[kind])
+            self.position += size * self.count(size, "elements of an array")
+        elif kind == _STRING:
+            for _ in range(self.count(8, "strings of an array")):
+                self.position += self.count(1, "bytes of a string")
+        elif kind == _ARRAY and nesting:
+            for _ in range(self.count(12, "arrays of an array")):
+                self._skip_array(nesting - 1)
+        else:
+            raise value_error(self._source, "an array of scalars, strings or arrays", f"of type {kind}")
