@@ -56,7 +56,7 @@ _OTHER_TYPES = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `begin` is an offset from the start of the data; the last axis is the fastest."""
+    """Where one tensor lies: `begin` is an offset in the data; the last axis is contiguous."""
 
     type: str
     shape: tuple[int, ...]
