@@ -18,7 +18,7 @@ from .loading import load_layers
 from .moe import fused_experts, fused_moe
 from .packing import PackedExperts, UnpackedExperts, pack_experts
 from .quantize import dequantize_mxfp4, pack_e2m1, quantize_mxfp4, unpack_e2m1
-from .routing import topk_softmax
+from .routing import grouped_topk, hash_topk, topk_sigmoid, topk_softmax, topk_sqrt_softplus
 
 __all__ = [
     "IsaError",
@@ -32,6 +32,8 @@ __all__ = [
     "fused_experts",
     "fused_moe",
     "get_num_threads",
+    "grouped_topk",
+    "hash_topk",
     "load_layers",
     "num_threads",
     "pack_e2m1",
@@ -40,7 +42,9 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "supported_isas",
+    "topk_sigmoid",
     "topk_softmax",
+    "topk_sqrt_softplus",
     "unpack_e2m1",
     "use_isa",
 ]

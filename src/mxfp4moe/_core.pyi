@@ -70,3 +70,16 @@ def fused_experts(
     out_dtype: int,
     num_threads: int,
 ) -> None: ...
+
+# routing
+def route(
+    logits: np.ndarray,
+    correction_bias: np.ndarray | None,
+    rule: tuple[int, bool, bool, float, int, int],
+    topk_weights: np.ndarray,
+    topk_ids: np.ndarray,
+    num_threads: int,
+) -> int: ...
+def hash_ids(
+    input_ids: np.ndarray, tid2eid: np.ndarray, num_experts: int, topk_ids: np.ndarray
+) -> tuple[int, int]: ...

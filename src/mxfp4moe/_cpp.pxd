@@ -167,3 +167,32 @@ cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
     void dequantize_mxfp4(const KernelTable& kernels, const DequantizeArgs& args, int num_threads)
     void pack_e2m1(const uint8_t* codes, uint8_t* blocks, int64_t num_bytes, int num_threads)
     void unpack_e2m1(const uint8_t* blocks, uint8_t* codes, int64_t num_bytes, int num_threads)
+
+
+cdef extern from "routing/routing.h" namespace "mxfp4moe" nogil:
+    const int64_t kNoRoutingMemory
+
+    cdef enum class Scoring(int32_t):
+        kSoftmax
+        kSigmoid
+        kSqrtSoftplus
+
+    cdef struct RoutingRule:
+        Scoring scoring
+        cbool renormalize
+        cbool ids_given
+        float routed_scaling_factor
+        int64_t num_groups
+        int64_t topk_group
+
+    cdef struct RoutingArgs:
+        const float* logits
+        const float* correction_bias
+        int64_t num_tokens
+        int64_t num_experts
+        int64_t top_k
+        RoutingRule rule
+        float* topk_weights
+        int32_t* topk_ids
+
+    int64_t run_routing "mxfp4moe::route"(const RoutingArgs& args, int num_threads)

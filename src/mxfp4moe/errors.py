@@ -14,6 +14,8 @@ import numpy as np
 
 __all__ = ["IsaError", "PackedFormatError"]
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 class IsaError(ValueError):
     """An instruction set was asked for that does not exist or that this machine cannot run."""
@@ -93,6 +95,14 @@ def check_real(name: str, value: Any) -> float:
         raise value_error(name, "a number that a float can hold", "a larger integer") from None
 
 
+def check_float32(name: str, value: Any) -> float:
+    """`value` as a finite float within the range of float32, from any real scalar."""
+    number = check_real(name, value)
+    if not abs(number) <= _FLOAT32_MAX:
+        raise value_error(name, "a finite float32 number", repr(number))
+    return number
+
+
 def as_array(name: str, value: Any, dtypes: Sequence[Any]) -> np.ndarray:
     """`value` as an aligned array in native byte order, of one of `dtypes`; copied only if needed.
 
@@ -111,6 +121,13 @@ def as_integer_array(name: str, value: Any) -> np.ndarray:
     if array.dtype.kind not in "iu":
         raise type_error(name, "an array of integers", describe(array if array.dtype != object else value))
     return array if array.flags.aligned else array.copy()
+
+
+def to_int64(array: np.ndarray) -> np.ndarray:
+    """A copy of an integer array as int64; what is too large for it becomes the largest, out of any range of ids."""
+    if array.dtype == np.uint64:
+        array = np.minimum(array, np.uint64(2**63 - 1))
+    return array.astype(np.int64)
 
 
 def check_shape(name: str, array: np.ndarray, expected: Sequence[int | str]) -> None:

@@ -15,8 +15,10 @@ from .errors import (
     as_integer_array,
     check_bool,
     check_choice,
+    check_float32,
     check_real,
     describe,
+    to_int64,
     type_error,
     value_error,
 )
@@ -34,7 +36,6 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DTYPE_CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, _BFLOAT16: 2}
 _FLOAT_DTYPES = tuple(_DTYPE_CODES)
 _WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), _BFLOAT16, np.dtype(np.float64))
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MAX_TOKENS = 2**31 - 1
 
 
@@ -278,11 +279,9 @@ def check_activation(activation: str, alpha: float | None, limit: float | None) 
     """The three as the kernels take them; raise unless they are right and fit each other."""
     function = _DEFAULTS[check_choice("activation", activation, ACTIVATIONS)]
     if alpha is not None:
-        number = check_real("alpha", alpha)
+        number = check_float32("alpha", alpha)
         if activation != "swigluoai":
             raise value_error("alpha", f"None with activation {activation!r}", repr(number))
-        if not abs(number) <= _FLOAT32_MAX:
-            raise value_error("alpha", "a finite float32 number", repr(number))
         function = function._replace(alpha=number)
     if limit is not None:
         number = check_real("limit", limit)
@@ -309,11 +308,7 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
             )
         mapping = np.ascontiguousarray(original, dtype=np.int64)
         num_ids = len(mapping)
-    if ids.dtype == np.uint64:
-        # Beyond int64 any id is out of range: keep it so.
-        numbers = np.minimum(ids, np.uint64(2**63 - 1)).astype(np.int64)
-    else:
-        numbers = ids if ids.dtype == np.int32 or ids.dtype == np.int64 else ids.astype(np.int64)
+    numbers = ids if ids.dtype == np.int32 or ids.dtype == np.int64 else to_int64(ids)
     top_k = ids.shape[-1]
     flat = numbers.reshape(ids.size // top_k if top_k else 0, top_k)
     local = np.empty(flat.shape, np.int32)

@@ -13,7 +13,15 @@ from ._precision import round_bfloat16
 from .activation import activate, normal_cdf, normal_cdf_tanh, sigmoid
 from .moe import ExpertArrays, _expert_weights, arrays_of, fused_experts, fused_experts_float64
 from .quantize import E2M1_VALUES, dequantize_mxfp4, pack_e2m1, quantize_mxfp4, unpack_e2m1
-from .routing import router_logits, topk_softmax
+from .routing import (
+    grouped_topk,
+    hash_topk,
+    router_logits,
+    sqrt_softplus,
+    topk_sigmoid,
+    topk_softmax,
+    topk_sqrt_softplus,
+)
 
 __all__ = [
     "E2M1_VALUES",
@@ -24,6 +32,8 @@ __all__ = [
     "dequantize_mxfp4",
     "fused_experts",
     "fused_experts_float64",
+    "grouped_topk",
+    "hash_topk",
     "normal_cdf",
     "normal_cdf_tanh",
     "pack_e2m1",
@@ -31,6 +41,9 @@ __all__ = [
     "round_bfloat16",
     "router_logits",
     "sigmoid",
+    "sqrt_softplus",
+    "topk_sigmoid",
     "topk_softmax",
+    "topk_sqrt_softplus",
     "unpack_e2m1",
 ]

@@ -1,10 +1,17 @@
-"""Routing."""
+"""Routing.
+
+Logits and correction bias are rounded once to float32. A softmax is evaluated in float64 and rounded once. The
+other functions round a score (sigmoid, or the square root of softplus) once from float64 to float32 and go on in
+float32: selection score = score + bias; group score; sum of the chosen scores (rounded once); sum + 1e-20;
+quotient; product with the scaling factor. Every choice is by descending float32 number, ties to the lower id.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ._precision import CONTRACT, matmul, round_bfloat16
+from .activation import sigmoid
 
 
 def router_logits(
@@ -50,3 +57,123 @@ def topk_softmax(
     largest = chosen[..., :1]
     total = np.exp((chosen if renormalize else logits) - largest).sum(axis=-1, keepdims=True)
     return (np.exp(chosen - largest) / total).astype(np.float32), ids.astype(np.int32)
+
+
+def sqrt_softplus(x: np.ndarray) -> np.ndarray:
+    """sqrt(log(1 + exp(x))) in float64."""
+    x = x.astype(np.float64)
+    return np.asarray(np.sqrt(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))))
+
+
+def topk_sigmoid(
+    logits: np.ndarray,
+    top_k: int,
+    *,
+    correction_bias: np.ndarray | None = None,
+    renormalize: bool = True,
+    routed_scaling_factor: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `top_k` largest of sigmoid(logits) + bias in each row, and the sigmoids as weights.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (..., E)
+        An expert of logit -inf has selection score -inf, whatever its bias.
+    top_k : int
+    correction_bias : ndarray of shape (E,), optional
+    renormalize : bool
+        Divide a row's weights by (their sum + 1e-20).
+    routed_scaling_factor : float
+        Multiplies the weights.
+
+    Returns
+    -------
+    topk_weights : float32 ndarray of shape (..., top_k)
+    topk_ids : int32 ndarray of shape (..., top_k)
+    """
+    scores = sigmoid(logits.astype(np.float32)).astype(np.float32)
+    ids = _descending(_selection_scores(logits, scores, correction_bias))[..., :top_k]
+    return _weights(scores, ids, renormalize, routed_scaling_factor), ids
+
+
+def topk_sqrt_softplus(
+    logits: np.ndarray,
+    top_k: int,
+    *,
+    correction_bias: np.ndarray | None = None,
+    renormalize: bool = True,
+    routed_scaling_factor: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `topk_sigmoid`, with sqrt(softplus(logits)) as scores."""
+    scores = sqrt_softplus(logits.astype(np.float32)).astype(np.float32)
+    ids = _descending(_selection_scores(logits, scores, correction_bias))[..., :top_k]
+    return _weights(scores, ids, renormalize, routed_scaling_factor), ids
+
+
+def grouped_topk(
+    logits: np.ndarray,
+    top_k: int,
+    *,
+    num_groups: int,
+    topk_group: int,
+    correction_bias: np.ndarray | None = None,
+    renormalize: bool = True,
+    routed_scaling_factor: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `topk_sigmoid`, among the experts of the `topk_group` best of `num_groups` groups.
+
+    A group is E / num_groups consecutive experts. Its score is the sum of its two largest selection scores; one
+    that is -inf does not count, so that a group with a single expert left has that one's.
+    """
+    scores = sigmoid(logits.astype(np.float32)).astype(np.float32)
+    selection = _selection_scores(logits, scores, correction_bias)
+    best = np.sort(selection.reshape(*selection.shape[:-1], num_groups, -1), axis=-1)[..., -2:]
+    with np.errstate(over="ignore"):
+        pair = best.sum(axis=-1, dtype=np.float32)
+    group_scores = np.where(best[..., 0] == -np.inf, best[..., -1], pair)
+    kept_groups = _descending(group_scores)[..., :topk_group]
+    group_of_expert = np.arange(selection.shape[-1]) // (selection.shape[-1] // num_groups)
+    kept = (group_of_expert[:, None] == kept_groups[..., None, :]).any(axis=-1)
+    ids = np.lexsort((-selection, ~kept), axis=-1)[..., :top_k].astype(np.int32)
+    return _weights(scores, ids, renormalize, routed_scaling_factor), ids
+
+
+def hash_topk(
+    logits: np.ndarray, input_ids: np.ndarray, tid2eid: np.ndarray, *, routed_scaling_factor: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The experts that a table assigns to each token's vocabulary id; weights as `topk_sqrt_softplus` has them.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (..., E)
+    input_ids : integer ndarray of shape (...)
+    tid2eid : integer ndarray of shape (vocab_size, top_k)
+    routed_scaling_factor : float
+
+    Returns
+    -------
+    topk_weights : float32 ndarray of shape (..., top_k)
+    topk_ids : int32 ndarray of shape (..., top_k)
+        In the order of the table.
+    """
+    scores = sqrt_softplus(logits.astype(np.float32)).astype(np.float32)
+    ids = tid2eid[input_ids].astype(np.int32)
+    return _weights(scores, ids, True, routed_scaling_factor), ids
+
+
+def _selection_scores(logits: np.ndarray, scores: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    biased = scores if bias is None else scores + bias.astype(np.float32)
+    return np.where(logits.astype(np.float32) == -np.inf, np.float32(-np.inf), biased)
+
+
+def _descending(scores: np.ndarray) -> np.ndarray:
+    return np.argsort(-scores, axis=-1, kind="stable").astype(np.int32)
+
+
+def _weights(scores: np.ndarray, ids: np.ndarray, renormalize: bool, factor: float) -> np.ndarray:
+    weights = np.take_along_axis(scores, ids, axis=-1)
+    if renormalize:
+        total = weights.sum(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+        weights = weights / (total + np.float32(1e-20))
+    with np.errstate(over="ignore"):
+        return np.asarray(weights * np.float32(factor))

@@ -1,0 +1,215 @@
+#include "routing/routing.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "memory/workspace.h"
+#include "routing/elementary.h"
+#include "threads/pool.h"
+
+namespace mxfp4moe {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Logits that are worth a thread of their own: some 20 us of work.
+constexpr int64_t kMinLogitsPerThread = 4096;
+
+// One thread's.
+struct Scratch {
+  uint64_t* keys;
+  uint64_t* group_keys;
+  double* exponentials;
+  float* scores;
+  float* chosen;
+};
+
+Scratch take_scratch(Arena& arena, const RoutingArgs& args) {
+  const int64_t n = args.num_experts;
+  return {arena.take<uint64_t>(n), arena.take<uint64_t>(args.rule.num_groups), arena.take<double>(n),
+          arena.take<float>(n), arena.take<float>(args.top_k)};
+}
+
+// The larger score has the larger key, and of equal scores (-0 and 0 are) the lower id, so that keys are distinct.
+inline uint64_t selection_key(float score, int64_t id) {
+  const uint32_t bits = f32_bits(score + 0.0f);
+  const uint32_t ordered = bits ^ (bits >> 31 != 0 ? 0xffffffffu : 0x80000000u);
+  return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+}
+
+inline int32_t key_id(uint64_t key) { return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key)); }
+
+// Puts the k largest first, in descending order.
+void select_largest(uint64_t* keys, int64_t n, int64_t k) {
+  std::partial_sort(keys, keys + k, keys + n, std::greater<uint64_t>());
+}
+
+bool all_below_infinity(const float* logits, int64_t n) {
+  int bad = 0;
+  for (int64_t i = 0; i < n; ++i) bad |= !(logits[i] < kInfinity);  // NaN is not below
+  return bad == 0;
+}
+
+// Writes e^(x - largest) and returns their sum, always added in the same order.
+double exp_differences(const float* x, int64_t n, double largest, double* exponentials) {
+  for (int64_t i = 0; i < n; ++i) exponentials[i] = exp_nonpositive(x[i] - largest);
+  double lanes[4] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i % 4] += exponentials[i];
+  return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+}
+
+bool route_by_softmax(const RoutingArgs& args, const float* logits, int64_t row, const Scratch& scratch) {
+  const int64_t n = args.num_experts, k = args.top_k;
+  int32_t* ids = args.topk_ids + row * k;
+  float* weights = args.topk_weights + row * k;
+  for (int64_t i = 0; i < n; ++i) scratch.keys[i] = selection_key(logits[i], i);
+  select_largest(scratch.keys, n, k);
+  for (int64_t j = 0; j < k; ++j) {
+    ids[j] = key_id(scratch.keys[j]);
+    scratch.chosen[j] = logits[ids[j]];
+  }
+  const float largest = scratch.chosen[0];
+  if (largest == -kInfinity) return false;
+  const bool renormalize = args.rule.renormalize;
+  const double total = renormalize ? exp_differences(scratch.chosen, k, largest, scratch.exponentials)
+                                   : exp_differences(logits, n, largest, scratch.exponentials);
+  for (int64_t j = 0; j < k; ++j) {
+    weights[j] = static_cast<float>(scratch.exponentials[renormalize ? j : ids[j]] / total);
+  }
+  return true;
+}
+
+void sigmoid(const float* logits, int64_t n, float* scores) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = logits[i];
+    const double e = exp_nonpositive(-std::fabs(x));
+    scores[i] = static_cast<float>((x < 0.0 ? e : 1.0) / (1.0 + e));
+  }
+}
+
+void sqrt_softplus(const float* logits, int64_t n, float* scores) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = logits[i];
+    const double log = log1p_unit(exp_nonpositive(-std::fabs(x)));
+    scores[i] = static_cast<float>(std::sqrt((x < 0.0 ? 0.0 : x) + log));
+  }
+}
+
+void score(Scoring scoring, const float* logits, int64_t n, float* scores) {
+  scoring == Scoring::kSigmoid ? sigmoid(logits, n, scores) : sqrt_softplus(logits, n, scores);
+}
+
+inline float selection_score(const RoutingArgs& args, const float* logits, const float* scores, int64_t i) {
+  const float biased = args.correction_bias == nullptr ? scores[i] : scores[i] + args.correction_bias[i];
+  return logits[i] == -kInfinity ? -kInfinity : biased;
+}
+
+// Sum of the two best, of what is not excluded.
+float group_score(const RoutingArgs& args, const float* logits, const float* scores, int64_t group) {
+  const int64_t size = args.num_experts / args.rule.num_groups;
+  float best = -kInfinity, second = -kInfinity;
+  for (int64_t i = group * size; i < (group + 1) * size; ++i) {
+    const float s = selection_score(args, logits, scores, i);
+    second = std::max(second, std::min(best, s));
+    best = std::max(best, s);
+  }
+  return second == -kInfinity ? best : best + second;
+}
+
+void select_groups(const RoutingArgs& args, const float* logits, const Scratch& scratch) {
+  for (int64_t g = 0; g < args.rule.num_groups; ++g) {
+    scratch.group_keys[g] = selection_key(group_score(args, logits, scratch.scores, g), g);
+  }
+  select_largest(scratch.group_keys, args.rule.num_groups, args.rule.topk_group);
+}
+
+// Writes the keys of the experts of the best groups and returns their number.
+int64_t list_candidates(const RoutingArgs& args, const float* logits, const Scratch& scratch) {
+  const RoutingRule& rule = args.rule;
+  const bool all = rule.topk_group == rule.num_groups;
+  if (!all) select_groups(args, logits, scratch);
+  const int64_t size = args.num_experts / rule.num_groups;
+  for (int64_t g = 0; g < rule.topk_group; ++g) {
+    const int64_t first = (all ? g : key_id(scratch.group_keys[g])) * size;
+    for (int64_t i = 0; i < size; ++i) {
+      const float selection = selection_score(args, logits, scratch.scores, first + i);
+      scratch.keys[g * size + i] = selection_key(selection, first + i);
+    }
+  }
+  return rule.topk_group * size;
+}
+
+void route_by_scores(const RoutingArgs& args, const float* logits, int64_t row, const Scratch& scratch) {
+  const int64_t k = args.top_k;
+  int32_t* ids = args.topk_ids + row * k;
+  float* weights = args.topk_weights + row * k;
+  if (args.rule.ids_given) {
+    for (int64_t j = 0; j < k; ++j) scratch.chosen[j] = logits[ids[j]];
+    score(args.rule.scoring, scratch.chosen, k, weights);
+  } else {
+    score(args.rule.scoring, logits, args.num_experts, scratch.scores);
+    select_largest(scratch.keys, list_candidates(args, logits, scratch), k);
+    for (int64_t j = 0; j < k; ++j) {
+      ids[j] = key_id(scratch.keys[j]);
+      weights[j] = scratch.scores[ids[j]];
+    }
+  }
+  float divisor = 1.0f;
+  if (args.rule.renormalize) {
+    double sum = 0.0;
+    for (int64_t j = 0; j < k; ++j) sum += weights[j];
+    divisor = static_cast<float>(sum) + 1e-20f;
+  }
+  for (int64_t j = 0; j < k; ++j) weights[j] = weights[j] / divisor * args.rule.routed_scaling_factor;
+}
+
+bool route_row(const RoutingArgs& args, int64_t row, const Scratch& scratch) {
+  const float* logits = args.logits + row * args.num_experts;
+  if (!all_below_infinity(logits, args.num_experts)) return false;
+  if (args.rule.scoring == Scoring::kSoftmax) return route_by_softmax(args, logits, row, scratch);
+  route_by_scores(args, logits, row, scratch);
+  return true;
+}
+
+struct Job {
+  const RoutingArgs& args;
+  uint8_t* workspace;
+  int64_t scratch_bytes;  // of one thread
+  std::atomic<int64_t> first_bad;
+};
+
+void route_share(void* context, int thread, int num_threads) {
+  Job& job = *static_cast<Job*>(context);
+  const int64_t num_tokens = job.args.num_tokens;
+  const int64_t share = ceil_div(num_tokens, num_threads);
+  const int64_t end = std::min(num_tokens, (thread + 1) * share);
+  Arena arena(job.workspace + thread * job.scratch_bytes);
+  const Scratch scratch = take_scratch(arena, job.args);
+  for (int64_t row = thread * share; row < end; ++row) {
+    if (route_row(job.args, row, scratch)) continue;
+    int64_t first = job.first_bad.load();
+    while (row < first && !job.first_bad.compare_exchange_weak(first, row)) {
+    }
+    return;
+  }
+}
+
+}  // namespace
+
+int64_t route(const RoutingArgs& args, int num_threads) {
+  const int64_t useful = std::min(args.num_tokens, args.num_tokens * args.num_experts / kMinLogitsPerThread);
+  const int threads = static_cast<int>(std::min<int64_t>(num_threads, std::max<int64_t>(1, useful)));
+  Arena sizes(nullptr);
+  take_scratch(sizes, args);
+  const Workspace workspace(threads * sizes.used());
+  if (workspace.data() == nullptr) return kNoRoutingMemory;
+  Job job{args, workspace.data(), sizes.used(), {args.num_tokens}};
+  parallel_run(threads, route_share, &job);
+  const int64_t first_bad = job.first_bad.load();
+  return first_bad < args.num_tokens ? first_bad : kRouted;
+}
+
+}  // namespace mxfp4moe
