@@ -124,7 +124,7 @@ def as_integer_array(name: str, value: Any) -> np.ndarray:
 
 
 def to_int64(array: np.ndarray) -> np.ndarray:
-    """A copy of an integer array as int64; what is too large for it becomes the largest, out of any range of ids."""
+    """A copy of an integer array as int64; what is too large for int64 becomes the largest int64."""
     if array.dtype == np.uint64:
         array = np.minimum(array, np.uint64(2**63 - 1))
     return array.astype(np.int64)

@@ -100,8 +100,8 @@ def topk_sigmoid(
     """Choose the experts with the largest biased sigmoids and weight them by the sigmoids.
 
     MiniMax-M2 and -M3, and DeepSeek-V3 without groups, route so: with ``s = sigmoid(logits)``, the experts
-    with the largest ``s + correction_bias`` are chosen, and their weights are ``s`` (without the bias), divided
-    by their sum, times `routed_scaling_factor`. A row's result does not depend on the other rows.
+    with the largest ``s + correction_bias`` are chosen, and their weights are ``s`` (without the bias),
+    divided by their sum, times `routed_scaling_factor`. A row's result does not depend on the other rows.
 
     Parameters
     ----------
@@ -180,7 +180,8 @@ def topk_sqrt_softplus(
     topk_weights : float32 ndarray of shape (..., top_k)
         Within 3 ulp of the exact formula.
     topk_ids : int32 ndarray of shape (..., top_k)
-        By descending float32 selection score ``s + correction_bias``; of equal scores the lower id comes first.
+        By descending float32 selection score ``s + correction_bias``; of equal scores the lower id comes
+        first.
 
     Raises
     ------
@@ -216,8 +217,8 @@ def grouped_topk(
     """Choose the best groups of experts, then experts among them as `topk_sigmoid` does.
 
     DeepSeek-V3 and -R1 route so. A group is ``num_experts / num_groups`` consecutive experts, and its score
-    the float32 sum of its two largest selection scores ``sigmoid(logits) + correction_bias``; excluded experts
-    do not count, and where only one is left the score is that one's. Experts of other groups than the
+    the float32 sum of its two largest selection scores ``sigmoid(logits) + correction_bias``; excluded
+    experts do not count, and where only one is left the score is that one's. Experts of other groups than the
     `topk_group` best are never chosen.
 
     Parameters
@@ -232,8 +233,8 @@ def grouped_topk(
     topk_group : int
         1 to `num_groups`.
     correction_bias : array_like of shape (num_experts,), optional
-        Of the same dtypes as `logits`. -inf excludes an expert: it is chosen only when nothing else is left in
-        the best groups, and then weighted as any other.
+        Of the same dtypes as `logits`. -inf excludes an expert: it is chosen only when nothing else is left
+        in the best groups, and then weighted as any other.
     renormalize : bool, default True
         Divide the weights of a row by (their sum + 1e-20).
     routed_scaling_factor : float, default 1.0
@@ -291,12 +292,13 @@ def hash_topk(
     Parameters
     ----------
     logits : array_like of shape (..., num_experts)
-        float32, bfloat16, float16, or float64 (rounded once to float32). An expert with -inf has the weight 0.
+        float32, bfloat16, float16, or float64 (rounded once to float32). An expert with -inf has the
+        weight 0.
     input_ids : integer array_like of shape (...)
         Vocabulary ids, 0 to `vocab_size` - 1.
     tid2eid : integer array_like of shape (vocab_size, top_k)
-        Expert ids, 0 to `num_experts` - 1. Only the rows that `input_ids` name are read and checked. int32 and
-        int64 are used in place, other dtypes are copied.
+        Expert ids, 0 to `num_experts` - 1. Only the rows that `input_ids` name are read and checked. int32
+        and int64 are used in place, other dtypes are copied.
     routed_scaling_factor : float, default 1.0
         Multiplies the weights.
 

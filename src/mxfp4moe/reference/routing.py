@@ -1,9 +1,10 @@
 """Routing.
 
-Logits and correction bias are rounded once to float32. A softmax is evaluated in float64 and rounded once. The
-other functions round a score (sigmoid, or the square root of softplus) once from float64 to float32 and go on in
-float32: selection score = score + bias; group score; sum of the chosen scores (rounded once); sum + 1e-20;
-quotient; product with the scaling factor. Every choice is by descending float32 number, ties to the lower id.
+Logits and correction bias are rounded once to float32. A softmax is evaluated in float64 and rounded once.
+The other functions round a score (sigmoid, or the square root of softplus) once from float64 to float32 and
+go on in float32: selection score = score + bias; group score; sum of the chosen scores (rounded once);
+sum + 1e-20; quotient; product with the scaling factor. Every choice is by descending float32 number, ties to
+the lower id.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ def grouped_topk(
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `topk_sigmoid`, among the experts of the `topk_group` best of `num_groups` groups.
 
-    A group is E / num_groups consecutive experts. Its score is the sum of its two largest selection scores; one
-    that is -inf does not count, so that a group with a single expert left has that one's.
+    A group is E / num_groups consecutive experts. Its score is the sum of its two largest selection scores;
+    one that is -inf does not count, so that a group with a single expert left has that one's.
     """
     scores = sigmoid(logits.astype(np.float32)).astype(np.float32)
     selection = _selection_scores(logits, scores, correction_bias)
@@ -141,7 +142,7 @@ def grouped_topk(
 def hash_topk(
     logits: np.ndarray, input_ids: np.ndarray, tid2eid: np.ndarray, *, routed_scaling_factor: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The experts that a table assigns to each token's vocabulary id; weights as `topk_sqrt_softplus` has them.
+    """The experts that a table assigns to each vocabulary id, weighted as by `topk_sqrt_softplus`.
 
     Parameters
     ----------
