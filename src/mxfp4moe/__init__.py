@@ -17,7 +17,18 @@ from .layer import MoELayer
 from .loading import load_layers
 from .moe import fused_experts, fused_moe
 from .packing import PackedExperts, UnpackedExperts, pack_experts
-from .quantize import dequantize_mxfp4, pack_e2m1, quantize_mxfp4, unpack_e2m1
+from .quantize import (
+    dequantize_fp8_block,
+    dequantize_mxfp4,
+    dequantize_mxfp8,
+    dequantize_nvfp4,
+    pack_e2m1,
+    quantize_fp8_block,
+    quantize_mxfp4,
+    quantize_mxfp8,
+    quantize_nvfp4,
+    unpack_e2m1,
+)
 from .routing import grouped_topk, hash_topk, topk_sigmoid, topk_softmax, topk_sqrt_softplus
 
 __all__ = [
@@ -28,7 +39,10 @@ __all__ = [
     "UnpackedExperts",
     "active_isa",
     "available_isas",
+    "dequantize_fp8_block",
     "dequantize_mxfp4",
+    "dequantize_mxfp8",
+    "dequantize_nvfp4",
     "fused_experts",
     "fused_moe",
     "get_num_threads",
@@ -38,7 +52,10 @@ __all__ = [
     "num_threads",
     "pack_e2m1",
     "pack_experts",
+    "quantize_fp8_block",
     "quantize_mxfp4",
+    "quantize_mxfp8",
+    "quantize_nvfp4",
     "set_num_threads",
     "show_config",
     "supported_isas",

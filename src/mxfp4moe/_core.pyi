@@ -12,17 +12,59 @@ def num_workers() -> int: ...
 def release_workers() -> None: ...
 
 # quantize
-def quantize_mxfp4(
+def quantize_mx(
     values: np.ndarray,
-    dtype: int,
-    scale_rule: int,
-    blocks: np.ndarray,
+    kinds: tuple[int, int, int],
+    codes: np.ndarray,
     scales: np.ndarray,
     kernels: int,
     num_threads: int,
 ) -> None: ...
-def dequantize_mxfp4(
-    blocks: np.ndarray, scales: np.ndarray, dtype: int, values: np.ndarray, kernels: int, num_threads: int
+def dequantize_mx(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    kinds: tuple[int, int],
+    values: np.ndarray,
+    kernels: int,
+    num_threads: int,
+) -> None: ...
+def quantize_fp8_block(
+    values: np.ndarray,
+    dtype: int,
+    shape: tuple[int, int, int],
+    block_shape: tuple[int, int],
+    codes: np.ndarray,
+    scales: np.ndarray,
+    kernels: int,
+    num_threads: int,
+) -> None: ...
+def dequantize_fp8_block(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    shape: tuple[int, int, int],
+    block_shape: tuple[int, int],
+    dtype: int,
+    values: np.ndarray,
+    kernels: int,
+    num_threads: int,
+) -> None: ...
+def quantize_nvfp4(
+    values: np.ndarray,
+    dtype: int,
+    blocks: np.ndarray,
+    scales: np.ndarray,
+    tensor_scales: np.ndarray,
+    kernels: int,
+    num_threads: int,
+) -> None: ...
+def dequantize_nvfp4(
+    blocks: np.ndarray,
+    scales: np.ndarray,
+    tensor_scales: np.ndarray,
+    dtype: int,
+    values: np.ndarray,
+    kernels: int,
+    num_threads: int,
 ) -> None: ...
 def pack_e2m1(codes: np.ndarray, blocks: np.ndarray, num_threads: int) -> None: ...
 def unpack_e2m1(blocks: np.ndarray, codes: np.ndarray, num_threads: int) -> None: ...

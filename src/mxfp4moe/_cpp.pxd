@@ -148,23 +148,77 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
 
 
 cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
-    cdef struct QuantizeArgs:
+    cdef enum class MxElement(int32_t):
+        kE2m1
+        kE4m3
+        kE5m2
+
+    cdef struct MxArgs:
         const uint8_t* values
         DType dtype
-        int64_t num_blocks
+        MxElement element
         ScaleRule scale_rule
-        uint8_t* blocks
+        int64_t num_blocks
+        uint8_t* codes
         uint8_t* scales
 
-    cdef struct DequantizeArgs:
-        const uint8_t* blocks
+    cdef struct MxValuesArgs:
+        const uint8_t* codes
         const uint8_t* scales
+        MxElement element
+        DType dtype
         int64_t num_blocks
+        uint8_t* values
+
+    cdef struct TileArgs:
+        const uint8_t* values
+        DType dtype
+        int64_t rows
+        int64_t columns
+        int64_t stride
+
+    cdef struct TileValuesArgs:
+        const uint8_t* codes
+        float scale
+        int64_t rows
+        int64_t columns
+        int64_t stride
         DType dtype
         uint8_t* values
 
-    void quantize_mxfp4(const KernelTable& kernels, const QuantizeArgs& args, int num_threads)
-    void dequantize_mxfp4(const KernelTable& kernels, const DequantizeArgs& args, int num_threads)
+    cdef struct Nvfp4Args:
+        const uint8_t* values
+        DType dtype
+        float tensor_scale
+        int64_t num_blocks
+        uint8_t* blocks
+        uint8_t* scales
+
+    cdef struct Nvfp4ValuesArgs:
+        const uint8_t* blocks
+        const uint8_t* scales
+        float tensor_scale
+        DType dtype
+        int64_t num_blocks
+        uint8_t* values
+
+    cdef struct TileGrid:
+        int64_t num_matrices
+        int64_t rows
+        int64_t columns
+        int64_t block_rows
+        int64_t block_columns
+
+    void quantize_mx(const KernelTable& kernels, const MxArgs& args, int num_threads)
+    void dequantize_mx(const KernelTable& kernels, const MxValuesArgs& args, int num_threads)
+    void quantize_fp8_block(const KernelTable& kernels, const TileGrid& grid, const TileArgs& values, uint8_t* codes,
+                            float* scales, int num_threads)
+    void dequantize_fp8_block(const KernelTable& kernels, const TileGrid& grid, const TileValuesArgs& args,
+                              const float* scales, int num_threads)
+    void quantize_nvfp4(const KernelTable& kernels, const Nvfp4Args& args, int64_t num_tensors, float* tensor_scales,
+                        int num_threads)
+    void dequantize_nvfp4(const KernelTable& kernels, const Nvfp4ValuesArgs& args, int64_t num_tensors,
+                          const float* tensor_scales, int num_threads)
     void pack_e2m1(const uint8_t* codes, uint8_t* blocks, int64_t num_bytes, int num_threads)
     void unpack_e2m1(const uint8_t* blocks, uint8_t* codes, int64_t num_bytes, int num_threads)
 

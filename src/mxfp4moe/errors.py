@@ -83,6 +83,17 @@ def check_positive_int(name: str, value: Any, maximum: int | None = None) -> int
     return number
 
 
+def check_block_shape(name: str, value: Any) -> tuple[int | None, int | None]:
+    """`value` as (rows, columns) of a block, each a positive integer or None for a whole axis."""
+    expected = "a pair of positive integers or None"
+    if not isinstance(value, (tuple, list)):
+        raise type_error(name, expected, describe(value))
+    if len(value) != 2:
+        raise value_error(name, expected, f"{len(value)} values")
+    rows, columns = (None if size is None else check_positive_int(name, size) for size in value)
+    return rows, columns
+
+
 def check_real(name: str, value: Any) -> float:
     """`value` as a float, from any real scalar; its range is the caller's to check."""
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

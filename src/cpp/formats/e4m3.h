@@ -8,10 +8,15 @@
 
 namespace mxfp4moe {
 
-constexpr int kE4m3MaxExponent = 8;   // of the largest value,
-constexpr float kE4m3Max = 448.0f;    // 1.75 * 2^8
-constexpr int kE4m3MinExponent = -6;  // of the smallest normal value; subnormals are multiples of 2^-9
-constexpr int kE4m3MantissaBits = 3;
+// What rounding to the element needs; see element.h.
+struct E4m3Element {
+  static constexpr int kBits = 8;
+  static constexpr int kMantissaBits = 3;
+  static constexpr int kMinExponent = -6;  // of the smallest normal value; subnormals are multiples of 2^-9
+  static constexpr int kMaxExponent = 8;   // of the largest value
+  static constexpr float kMax = 448.0f;    // 1.75 * 2^8
+};
+
 constexpr uint8_t kE4m3Nan = 0x7f;
 
 // The value of a code, exactly; subnormals and -0 included.

@@ -8,11 +8,14 @@
 
 namespace mxfp4moe {
 
-constexpr int kE5m2MaxExponent = 15;   // of the largest value,
-constexpr float kE5m2Max = 57344.0f;   // 1.75 * 2^15
-constexpr int kE5m2MinExponent = -14;  // of the smallest normal value; subnormals are multiples of 2^-16
-constexpr int kE5m2MantissaBits = 2;
-constexpr uint8_t kE5m2Nan = 0x7e;
+// What rounding to the element needs; see element.h.
+struct E5m2Element {
+  static constexpr int kBits = 8;
+  static constexpr int kMantissaBits = 2;
+  static constexpr int kMinExponent = -14;  // of the smallest normal value; subnormals are multiples of 2^-16
+  static constexpr int kMaxExponent = 15;   // of the largest value
+  static constexpr float kMax = 57344.0f;   // 1.75 * 2^15
+};
 
 // The value of a code, exactly; subnormals and -0 included.
 static constexpr float e5m2_value(uint8_t code) {

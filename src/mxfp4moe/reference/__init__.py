@@ -12,7 +12,19 @@ the order written.
 from ._precision import round_bfloat16
 from .activation import activate, normal_cdf, normal_cdf_tanh, sigmoid
 from .moe import ExpertArrays, _expert_weights, arrays_of, fused_experts, fused_experts_float64
-from .quantize import E2M1_VALUES, dequantize_mxfp4, pack_e2m1, quantize_mxfp4, unpack_e2m1
+from .quantize import (
+    E2M1_VALUES,
+    dequantize_fp8_block,
+    dequantize_mxfp4,
+    dequantize_mxfp8,
+    dequantize_nvfp4,
+    pack_e2m1,
+    quantize_fp8_block,
+    quantize_mxfp4,
+    quantize_mxfp8,
+    quantize_nvfp4,
+    unpack_e2m1,
+)
 from .routing import (
     grouped_topk,
     hash_topk,
@@ -29,7 +41,10 @@ __all__ = [
     "_expert_weights",
     "activate",
     "arrays_of",
+    "dequantize_fp8_block",
     "dequantize_mxfp4",
+    "dequantize_mxfp8",
+    "dequantize_nvfp4",
     "fused_experts",
     "fused_experts_float64",
     "grouped_topk",
@@ -37,7 +52,10 @@ __all__ = [
     "normal_cdf",
     "normal_cdf_tanh",
     "pack_e2m1",
+    "quantize_fp8_block",
     "quantize_mxfp4",
+    "quantize_mxfp8",
+    "quantize_nvfp4",
     "round_bfloat16",
     "router_logits",
     "sigmoid",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -10,35 +11,71 @@ import numpy as np
 E2M1_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 
 
-def quantize_mxfp4(
-    w: np.ndarray, scale_rule: str = "floor", nonfinite: str = "raise"
+class Element(NamedTuple):
+    """A small float format: its magnitudes by code, and its mantissa bits."""
+
+    magnitudes: np.ndarray
+    mantissa_bits: int
+
+    @property
+    def max_exponent(self) -> int:
+        """Of the largest value: 2**max_exponent <= largest < 2 * 2**max_exponent."""
+        return math.frexp(float(self.magnitudes[-1]))[1] - 1
+
+
+def _finite_magnitudes(dtype: Any) -> np.ndarray:
+    magnitudes = np.arange(128, dtype=np.uint8).view(dtype).astype(np.float64)
+    return np.asarray(magnitudes[np.isfinite(magnitudes)])
+
+
+E2M1 = Element(E2M1_VALUES[:8].astype(np.float64), 1)
+E4M3 = Element(_finite_magnitudes(ml_dtypes.float8_e4m3fn), 3)
+E5M2 = Element(_finite_magnitudes(ml_dtypes.float8_e5m2), 2)
+
+
+def round_to_element(values: np.ndarray, element: Element) -> np.ndarray:
+    """The codes of the nearest values of `element`, ties to the even code, saturating; the sign bit is kept.
+
+    The sign is the highest bit of a code: 8 of E2M1 (code 8 is -0), 128 of the others.
+    """
+    magnitudes = element.magnitudes
+    midpoints = (magnitudes[:-1] + magnitudes[1:]) / 2
+    # On a midpoint the two searches give the two neighbours; one of them is even.
+    wide = np.abs(values.astype(np.float64))
+    below, above = (np.searchsorted(midpoints, wide, side) for side in ("left", "right"))
+    sign_bit = 8 if element is E2M1 else 128
+    codes = np.where(below % 2 == 0, below, above) + sign_bit * np.signbit(values)
+    return np.asarray(codes.astype(np.uint8))
+
+
+def quantize_mx(
+    w: np.ndarray, element: Element, scale_rule: str, nonfinite: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """MXFP4 of `w`: 4-bit E2M1 codes and one E8M0 scale per 32 values of the last axis.
+    """Codes, one a byte, and one E8M0 scale per 32 values of the last axis.
 
-    The scale exponent e of a block follows from its largest magnitude amax = m * 2**E, 1 <= m < 2. It is
-    E - 2 or one more, clamped to [-127, 127]:
+    The scale exponent e of a block follows from its largest magnitude amax = m * 2**E, 1 <= m < 2, and the
+    largest value of the element, v = m_max * 2**emax. It is E - emax or one more, clamped to [-127, 127]:
 
-    - ``floor``: E - 2 always, so that values above 6 * 2**e saturate;
+    - ``floor``: E - emax always, so that values above v * 2**e saturate;
     - ``ceil``: one more if m > 1;
-    - ``rceil``: one more if m > 1.5: the smallest e with amax <= 6 * 2**e;
-    - ``even``: one more if m >= 1.75: amax is first rounded, half up, to one mantissa bit.
+    - ``rceil``: one more if m > m_max: the smallest e with amax <= v * 2**e;
+    - ``even``: one more if m, rounded half up to the mantissa bits of the element, is 2.
 
-    Each value divided by 2**e is rounded to the nearest E2M1 value, ties to the even code, and saturates at
-    +-6. The sign bit is kept, also where the magnitude rounds to zero (code 8 is -0). The exceptions: a block
-    of zeros of either sign has scale byte 0 and codes 0; with ``nonfinite="nan"`` a block with an infinity or
-    a NaN has scale byte 255 (NaN) and codes 0.
+    Each value divided by 2**e is rounded to the element as by `round_to_element`. The exceptions: a block of
+    zeros of either sign has scale byte 0 and codes 0; with ``nonfinite="nan"`` a block with an infinity or a
+    NaN has scale byte 255 (NaN) and codes 0.
 
     Parameters
     ----------
     w : ndarray of shape (..., K)
         float16, bfloat16, float32 or float64; K a multiple of 32. All steps are exact but the one rounding.
+    element : Element
     scale_rule : {"floor", "ceil", "rceil", "even"}
     nonfinite : {"raise", "nan"}
 
     Returns
     -------
-    blocks : uint8 ndarray of shape (..., K/2)
-        Two codes a byte, even k in the low nibble.
+    codes : uint8 ndarray of shape (..., K)
     scales : float8_e8m0fnu ndarray of shape (..., K/32)
 
     Raises
@@ -46,34 +83,71 @@ def quantize_mxfp4(
     ValueError
         A value is not finite and `nonfinite` is "raise".
     """
-    with np.errstate(invalid="ignore"):  # raised by a signaling NaN
-        values = w.astype(np.float64).reshape(*w.shape[:-1], w.shape[-1] // 32, 32)
-    finite = np.isfinite(values)
-    if nonfinite == "raise" and not finite.all():
-        raise ValueError(f"w: not finite at position {np.argwhere(~finite.reshape(w.shape))[0].tolist()}")
-    valid = np.asarray(finite.all(axis=-1))
-    values = np.where(valid[..., None], values, 0)
+    values, valid = _finite_blocks(_widen(w, np.float64), (*w.shape[:-1], w.shape[-1] // 32, 32), nonfinite)
     amax = np.abs(values).max(axis=-1)
 
     half_m, exponent = np.frexp(amax)  # amax = half_m * 2**exponent, 0.5 <= half_m < 1
+    emax = element.max_exponent
     next_exponent = {
         "floor": np.zeros_like(valid),
         "ceil": half_m > 0.5,
-        "rceil": half_m > 0.75,
-        "even": half_m >= 0.875,
+        "rceil": half_m > element.magnitudes[-1] / 2.0 ** (emax + 1),
+        "even": half_m >= 1 - 2.0 ** -(element.mantissa_bits + 2),
     }[scale_rule]
-    e = np.clip(exponent - 1 - 2 + next_exponent, -127, 127)
-
-    magnitude = np.ldexp(np.abs(values), -e[..., None])
-    midpoints = (E2M1_VALUES[:7] + E2M1_VALUES[1:8]) / 2
-    # On a midpoint the two searches give the two neighbours; one of them is even.
-    below, above = (np.searchsorted(midpoints, magnitude, side) for side in ("left", "right"))
-    codes = np.where(below % 2 == 0, below, above) + 8 * np.signbit(values)
+    e = np.clip(exponent - 1 - emax + next_exponent, -127, 127)
+    codes = round_to_element(np.ldexp(values, -e[..., None]), element)
 
     zero = amax == 0
     codes = np.where(zero[..., None], 0, codes).astype(np.uint8)
     scales = np.where(valid, np.where(zero, 0, e + 127), 255).astype(np.uint8)
-    return pack_e2m1(codes.reshape(w.shape)), scales.view(ml_dtypes.float8_e8m0fnu)
+    return codes.reshape(w.shape), scales.view(ml_dtypes.float8_e8m0fnu)
+
+
+def _widen(w: np.ndarray, dtype: Any) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # raised by a signaling NaN
+        return w.astype(dtype)
+
+
+def _finite_blocks(
+    values: np.ndarray, shape: tuple[int, ...], nonfinite: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of `values` along the last axis of `shape`, zero where one is not finite, and which are."""
+    blocks = values.reshape(shape)
+    finite = np.isfinite(blocks)
+    if nonfinite == "raise" and not finite.all():
+        position = np.argwhere(~finite.reshape(values.shape))[0].tolist()
+        raise ValueError(f"w: not finite at position {position}")
+    valid = np.asarray(finite.all(axis=-1))
+    return np.where(valid[..., None], blocks, 0), valid
+
+
+def quantize_mxfp4(
+    w: np.ndarray, scale_rule: str = "floor", nonfinite: str = "raise"
+) -> tuple[np.ndarray, np.ndarray]:
+    """MXFP4 of `w`, by `quantize_mx` with E2M1.
+
+    Returns
+    -------
+    blocks : uint8 ndarray of shape (..., K/2)
+        Two codes a byte, even k in the low nibble.
+    scales : float8_e8m0fnu ndarray of shape (..., K/32)
+    """
+    codes, scales = quantize_mx(w, E2M1, scale_rule, nonfinite)
+    return pack_e2m1(codes), scales
+
+
+def quantize_mxfp8(
+    w: np.ndarray, element: str = "e4m3", scale_rule: str = "floor", nonfinite: str = "raise"
+) -> tuple[np.ndarray, np.ndarray]:
+    """MXFP8 of `w`, by `quantize_mx` with E4M3 or E5M2.
+
+    Returns
+    -------
+    values : float8_e4m3fn or float8_e5m2 ndarray of shape (..., K)
+    scales : float8_e8m0fnu ndarray of shape (..., K/32)
+    """
+    codes, scales = quantize_mx(w, E4M3 if element == "e4m3" else E5M2, scale_rule, nonfinite)
+    return codes.view(ml_dtypes.float8_e4m3fn if element == "e4m3" else ml_dtypes.float8_e5m2), scales
 
 
 def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
@@ -92,12 +166,168 @@ def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray, dtype: Any = np.flo
     -------
     ndarray of shape (..., K)
     """
-    codes = unpack_e2m1(blocks).view(np.uint8).reshape(*scales.shape, 32)
+    shape = (*scales.shape[:-1], 32 * scales.shape[-1])
+    values = E2M1_VALUES[unpack_e2m1(blocks).view(np.uint8).reshape(shape)]
+    return round_once(values * np.repeat(_e8m0_values(scales), 32, axis=-1), dtype)
+
+
+def dequantize_mxfp8(values: np.ndarray, scales: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+    """Element times scale, exactly, rounded once to `dtype`.
+
+    `values` is float8_e4m3fn or float8_e5m2; otherwise as `dequantize_mxfp4`.
+    """
+    with np.errstate(invalid="ignore"):  # infinity times NaN
+        products = values.astype(np.float64) * np.repeat(_e8m0_values(scales), 32, axis=-1)
+    return round_once(products, dtype)
+
+
+def _e8m0_values(scales: np.ndarray) -> np.ndarray:
     exponents = scales.view(np.uint8).astype(np.int32) - 127
-    factors = np.where(exponents == 128, np.nan, np.ldexp(1.0, exponents))
-    values = E2M1_VALUES[codes] * factors[..., None]
-    with np.errstate(over="ignore"):
-        return values.reshape(*scales.shape[:-1], scales.shape[-1] * 32).astype(dtype)
+    return np.where(exponents == 128, np.nan, np.ldexp(1.0, exponents))
+
+
+def round_once(values: np.ndarray, dtype: Any) -> np.ndarray:
+    """float64 `values` of at most 48 bits rounded to nearest even in `dtype`, which `astype` does not do:
+    for bfloat16 it rounds to float32 first.
+
+    A float32 whose last bit is set to 1 where it is not exact (rounded to odd) is on the same side of every
+    16-bit value and of every midpoint of two as the exact value.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        nearest = values.astype(np.float32)
+        if np.dtype(dtype).itemsize != 2:
+            return values.astype(dtype)
+        back = nearest.astype(np.float64)
+        away = np.where(np.abs(values) > np.abs(back), 1, -1)
+        even = nearest.view(np.uint32) % 2 == 0
+        inexact = (values != back) & ~np.isnan(values)
+        odd = np.where(even & inexact, nearest.view(np.uint32) + away, nearest.view(np.uint32))
+        return odd.astype(np.uint32).view(np.float32).astype(dtype)
+
+
+def float_scale(amax: np.ndarray, largest: float) -> np.ndarray:
+    """float32(amax / largest), at least 2**-126 and at most the largest float32; 1 where amax is 0.
+
+    `amax` is float64. For a float32 amax this is a float32 division: float64 has over twice the bits.
+    """
+    info = np.finfo(np.float32)
+    scale = np.clip(amax / largest, float(info.smallest_normal), float(info.max)).astype(np.float32)
+    return np.where(amax == 0, np.float32(1), scale)
+
+
+def quantize_fp8_block(
+    w: np.ndarray,
+    block_shape: tuple[int | None, int | None] = (128, 128),
+    nonfinite: str = "raise",
+) -> tuple[np.ndarray, np.ndarray]:
+    """E4M3 and a float32 scale for each block of the last two axes.
+
+    The scale is `float_scale(amax, 448)` of the block's largest magnitude. Each value divided by it, in
+    float32 or, for float64 input, in float64, is rounded to E4M3 as by `round_to_element`. The exceptions: a
+    block of zeros of either sign has codes 0; with ``nonfinite="nan"`` a block with an infinity or a NaN has
+    scale NaN and codes 0.
+
+    Parameters
+    ----------
+    w : ndarray of shape (..., N, K)
+        float16, bfloat16, float32 or float64.
+    block_shape : (int or None, int or None)
+        None is the whole axis. The last blocks may be smaller.
+    nonfinite : {"raise", "nan"}
+
+    Returns
+    -------
+    values : float8_e4m3fn ndarray of shape (..., N, K)
+    scales : float32 ndarray of shape (..., ceil(N / block_shape[0]), ceil(K / block_shape[1]))
+    """
+    dtype = np.float64 if w.dtype == np.float64 else np.float32
+    values = _widen(w, dtype)
+    if nonfinite == "raise":
+        _finite_blocks(values, values.shape, nonfinite)
+    rows, columns = _block_of(w.shape, block_shape)
+    n, k = (-(-size // block) for size, block in zip(w.shape[-2:], (rows, columns), strict=True))
+    codes = np.zeros(w.shape, np.uint8)
+    scales = np.ones((*w.shape[:-2], n, k), np.float32)
+    for i, j in np.ndindex(n, k):
+        at = (..., slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns))
+        amax = np.abs(values[at]).max(axis=(-2, -1)).astype(np.float64)
+        finite = np.isfinite(amax)
+        scale = np.where(finite, float_scale(np.where(finite, amax, 0), 448), np.float32(np.nan))
+        has_codes = finite & (amax > 0)
+        divisor = np.where(has_codes, scale, 1).astype(dtype)[..., None, None]
+        quotients = np.where(has_codes[..., None, None], values[at], 0) / divisor
+        codes[at] = round_to_element(quotients, E4M3)
+        scales[..., i, j] = scale
+    return codes.view(ml_dtypes.float8_e4m3fn), scales
+
+
+def dequantize_fp8_block(
+    values: np.ndarray,
+    scales: np.ndarray,
+    block_shape: tuple[int | None, int | None] = (128, 128),
+    dtype: Any = np.float32,
+) -> np.ndarray:
+    """Element times scale, exactly, rounded once to `dtype`. `values` is float8_e4m3fn or its codes."""
+    (rows, columns), (n, k) = _block_of(values.shape, block_shape), values.shape[-2:]
+    factors = _widen(scales, np.float64).repeat(rows, axis=-2).repeat(columns, axis=-1)[..., :n, :k]
+    elements = values.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # 0 times infinity
+        return round_once(elements * factors, dtype)
+
+
+def _block_of(shape: tuple[int, ...], block_shape: tuple[int | None, int | None]) -> tuple[int, int]:
+    rows, columns = block_shape
+    return rows or max(shape[-2], 1), columns or max(shape[-1], 1)
+
+
+def quantize_nvfp4(w: np.ndarray, nonfinite: str = "raise") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E2M1, an E4M3 scale per 16 values of the last axis, and a float32 scale per tensor, the last two axes.
+
+    The tensor scale is `float_scale(amax, 448 * 6)` of the largest finite magnitude. All other arithmetic is
+    float32, or float64 for float64 input: the block scale is ``amax / 6 / tensor_scale`` of the block's
+    largest magnitude, rounded to E4M3; each value divided by ``block scale * tensor scale`` is rounded to
+    E2M1, both as by `round_to_element`. The exceptions: a block whose scale is zero has codes 0; with
+    ``nonfinite="nan"`` a block with an infinity or a NaN has scale NaN (byte 127) and codes 0.
+
+    Parameters
+    ----------
+    w : ndarray of shape (..., N, K) or (K,)
+        float16, bfloat16, float32 or float64; K a multiple of 16.
+    nonfinite : {"raise", "nan"}
+
+    Returns
+    -------
+    blocks : uint8 ndarray of shape (..., N, K/2) or (K/2,)
+    scales : float8_e4m3fn ndarray of shape (..., N, K/16) or (K/16,)
+    tensor_scale : float32 ndarray of shape (...) or ()
+    """
+    dtype = np.float64 if w.dtype == np.float64 else np.float32
+    values = _widen(w, dtype)
+    blocks, valid = _finite_blocks(values, (*w.shape[:-1], w.shape[-1] // 16, 16), nonfinite)
+    tensors = np.where(np.isfinite(values), np.abs(values), 0).reshape(*w.shape[:-2], -1)
+    tensor_scale = float_scale(tensors.max(axis=-1, initial=0).astype(np.float64), 448 * 6)
+    factor = tensor_scale.astype(dtype).reshape(*w.shape[:-2], *[1] * min(w.ndim, 2))
+
+    amax = np.abs(blocks).max(axis=-1)
+    scale_codes = round_to_element(amax / dtype(6) / factor, E4M3)
+    scales = E4M3.magnitudes[scale_codes].astype(dtype)
+    divisor = np.where(scales == 0, dtype(1), scales * factor)
+    codes = np.where(scale_codes[..., None] == 0, 0, round_to_element(blocks / divisor[..., None], E2M1))
+    scale_codes = np.where(valid, scale_codes, 127).astype(np.uint8)
+    packed = pack_e2m1(codes.astype(np.uint8).reshape(w.shape))
+    return packed, scale_codes.view(ml_dtypes.float8_e4m3fn), tensor_scale
+
+
+def dequantize_nvfp4(
+    blocks: np.ndarray, scales: np.ndarray, tensor_scale: np.ndarray, dtype: Any = np.float32
+) -> np.ndarray:
+    """Element times block scale times tensor scale, exactly, rounded once to `dtype`."""
+    elements = E2M1_VALUES[unpack_e2m1(blocks).view(np.uint8)].astype(np.float64)
+    block_scales = scales.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    tensor_scale = np.asarray(tensor_scale)
+    factor = tensor_scale.astype(np.float64).reshape(*tensor_scale.shape, *[1] * min(blocks.ndim, 2))
+    with np.errstate(invalid="ignore"):  # 0 times infinity
+        return round_once(elements * np.repeat(block_scales, 16, axis=-1) * factor, dtype)
 
 
 def pack_e2m1(codes: np.ndarray) -> np.ndarray:

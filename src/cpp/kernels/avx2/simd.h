@@ -49,6 +49,7 @@ inline U32 bit_and(U32 a, U32 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_
 inline U32 bit_or(U32 a, U32 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
 inline U32 bit_xor(U32 a, U32 b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
 inline U32 add_u32(U32 a, U32 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+inline U32 sub_u32(U32 a, U32 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
 inline U32 max_u32(U32 a, U32 b) { return {_mm256_max_epu32(a.lo, b.lo), _mm256_max_epu32(a.hi, b.hi)}; }
 template <int N>
 inline U32 shift_left(U32 a) {
@@ -111,9 +112,23 @@ inline void store_nibbles(uint8_t* p, U32 a) {
   const __m128i order = _mm_setr_epi8(0, 2, 8, 10, 4, 6, 12, 14, -1, -1, -1, -1, -1, -1, -1, -1);
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_shuffle_epi8(halves, order));
 }
+inline void store_bytes(uint8_t* p, U32 a) {
+  const __m256i mask = _mm256_set1_epi32(255);
+  // Words of the lanes 0..3, 8..11 | 4..7, 12..15 (a pack works within each half), put in order, then bytes.
+  const __m256i words = _mm256_packus_epi32(_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask));
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
 inline __m256 lookup(const float* table, __m256i index) {
   const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
   const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
   return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
 inline F32 lookup(const float* table, U32 index) { return {lookup(table, index.lo), lookup(table, index.hi)}; }
+inline __m256 lookup_8_bytes(const float* table, const uint8_t* p) {
+  return _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), 4);
+}
+inline F32 lookup_bytes(const float* table, const uint8_t* p) {
+  return {lookup_8_bytes(table, p), lookup_8_bytes(table, p + 8)};
+}

@@ -27,6 +27,7 @@ inline U32 bit_and(U32 a, U32 b) { return _mm512_and_si512(a, b); }
 inline U32 bit_or(U32 a, U32 b) { return _mm512_or_si512(a, b); }
 inline U32 bit_xor(U32 a, U32 b) { return _mm512_xor_si512(a, b); }
 inline U32 add_u32(U32 a, U32 b) { return _mm512_add_epi32(a, b); }
+inline U32 sub_u32(U32 a, U32 b) { return _mm512_sub_epi32(a, b); }
 inline U32 max_u32(U32 a, U32 b) { return _mm512_max_epu32(a, b); }
 template <int N>
 inline U32 shift_left(U32 a) {
@@ -70,4 +71,11 @@ inline void store_nibbles(uint8_t* p, U32 a) {
   const __m512i pairs = _mm512_or_si512(codes, _mm512_srli_epi64(codes, 28));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm512_cvtepi64_epi8(pairs));
 }
+inline void store_bytes(uint8_t* p, U32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
 inline F32 lookup(const float* table, U32 index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); }
+inline F32 lookup_bytes(const float* table, const uint8_t* p) {
+  const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_i32gather_ps(index, table, 4);
+}

@@ -6,6 +6,7 @@
 #include "formats/bf16.h"
 #include "formats/e2m1.h"
 #include "formats/e8m0.h"
+#include "formats/element.h"
 #include "formats/mxfp4.h"
 #include "kernels/kernel_table.h"
 #include "packing/panels.h"

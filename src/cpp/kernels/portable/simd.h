@@ -42,6 +42,7 @@ inline U32 bit_and(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] & b.v[i]); }
 inline U32 bit_or(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] | b.v[i]); }
 inline U32 bit_xor(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] ^ b.v[i]); }
 inline U32 add_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] + b.v[i]); }
+inline U32 sub_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] - b.v[i]); }
 inline U32 max_u32(U32 a, U32 b) { U32 r; MXFP4MOE_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 template <int N>
 inline U32 shift_left(U32 a) { U32 r; MXFP4MOE_LANES(a.v[i] << N); }
@@ -82,8 +83,14 @@ inline U32 load_nibbles(const uint8_t* p) { U32 r; MXFP4MOE_LANES((p[i / 2] >> (
 inline void store_nibbles(uint8_t* p, U32 a) {
   for (int i = 0; i < 8; ++i) p[i] = static_cast<uint8_t>((a.v[2 * i] & 15u) | a.v[2 * i + 1] << 4);
 }
+// The low bytes of the lanes, whatever is above.
+inline void store_bytes(uint8_t* p, U32 a) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(a.v[i]);
+}
 // table[index], 0 <= index < 16.
 inline F32 lookup(const float* table, U32 index) { F32 r; MXFP4MOE_LANES(table[index.v[i]]); }
+// table[p[i]] in lane i.
+inline F32 lookup_bytes(const float* table, const uint8_t* p) { F32 r; MXFP4MOE_LANES(table[p[i]]); }
 
 // clang-format on
 #undef MXFP4MOE_LANES

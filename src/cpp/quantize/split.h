@@ -1,0 +1,50 @@
+// How the quantizers share their work among threads.
+#pragma once
+
+#include <algorithm>
+
+#include "common/types.h"
+#include "threads/pool.h"
+
+namespace mxfp4moe {
+
+constexpr int64_t value_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
+// What is worth a thread of its own: 64 KiB of float32, some 10 us of work.
+constexpr int64_t kMinValuesPerThread = 16384;
+
+// Calls run(begin, end) for an even split of [0, num_units) over the threads.
+template <class Run>
+void split_units(int64_t num_units, int64_t values_per_unit, int num_threads, const Run& run) {
+  struct Split {
+    int64_t num_units;
+    const Run& run;
+  } split{num_units, run};
+  const int64_t least = std::max<int64_t>(1, kMinValuesPerThread / std::max<int64_t>(1, values_per_unit));
+  const int64_t useful = std::max<int64_t>(1, num_units / least);
+  parallel_run(
+      static_cast<int>(std::min<int64_t>(num_threads, useful)),
+      [](void* context, int thread, int threads) {
+        const Split& s = *static_cast<const Split*>(context);
+        const int64_t share = ceil_div(s.num_units, threads);
+        const int64_t begin = std::min(s.num_units, thread * share);
+        const int64_t end = std::min(s.num_units, begin + share);
+        if (begin < end) s.run(begin, end);
+      },
+      &split);
+}
+
+// Calls run(part, threads) for each of [0, num_parts), which run may itself share among `threads` threads: many
+// parts are split over the threads, each of few is given all of them.
+template <class Run>
+void split_parts(int64_t num_parts, int64_t values_per_part, int num_threads, const Run& run) {
+  if (num_parts < 4 * int64_t{num_threads}) {
+    for (int64_t part = 0; part < num_parts; ++part) run(part, num_threads);
+    return;
+  }
+  split_units(num_parts, values_per_part, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) run(part, 1);
+  });
+}
+
+}  // namespace mxfp4moe

@@ -1,0 +1,115 @@
+"""What the quantizers of all formats share: dtypes, argument checks and the calls of the MX formats."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from .. import _core
+from ..config import active_kernels, resolve_num_threads
+from ..errors import as_array, check_choice, describe, join_choices, type_error, value_error
+
+ScaleRule = Literal["floor", "ceil", "rceil", "even"]
+NonFinite = Literal["raise", "nan"]
+
+# Each in the order of an enumeration of the C++ library.
+FLOAT_DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
+SCALE_RULES = ("floor", "ceil", "rceil", "even")
+MX_ELEMENTS = ("e2m1", "e4m3", "e5m2")
+
+E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+E5M2 = np.dtype(ml_dtypes.float8_e5m2)
+E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+UINT8 = np.dtype(np.uint8)
+INT8 = np.dtype(np.int8)
+
+MX_BLOCK_SIZE = 32
+
+
+def as_values(w: Any, multiple: int, nonfinite: str) -> tuple[np.ndarray, bool]:
+    """`w` C-contiguous, its last axis a multiple of `multiple`; whether values that are not finite raise."""
+    values = as_array("w", w, FLOAT_DTYPES)
+    check_last_axis("w", values, multiple)
+    may_raise = check_choice("nonfinite", nonfinite, ("raise", "nan")) == "raise"
+    # ascontiguousarray turns a scalar into a row.
+    return np.ascontiguousarray(values).reshape(values.shape), may_raise
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """The memory of `array` in C order, copied if it is not contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def dtype_index(dtype: np.dtype[Any]) -> int:
+    """The number of a float dtype in the C++ library."""
+    return FLOAT_DTYPES.index(dtype)
+
+
+def kernels_and_threads() -> tuple[int, int]:
+    """What each call of the C++ library ends with."""
+    return active_kernels(), resolve_num_threads(None)
+
+
+def at_position(array: np.ndarray, flat_index: int) -> str:
+    """``value at position (i, j)``."""
+    position = tuple(int(i) for i in np.unravel_index(flat_index, array.shape))
+    return f"{array[position]} at position {position}"
+
+
+def raise_nonfinite(values: np.ndarray) -> None:
+    """Raise the error that names the first value that is not finite."""
+    index = int((~np.isfinite(values.reshape(-1))).argmax())
+    raise value_error("w", "finite values", at_position(values, index))
+
+
+def check_last_axis(name: str, array: np.ndarray, multiple: int) -> None:
+    """Raise unless `array` has an axis and the last is a multiple of `multiple`."""
+    expected = "at least one axis" if multiple == 1 else f"a last axis that is a multiple of {multiple}"
+    if array.ndim == 0 or array.shape[-1] % multiple:
+        raise value_error(name, expected, f"shape {array.shape}")
+
+
+def check_float_dtype(name: str, value: Any) -> np.dtype[Any]:
+    """`value` as one of the dtypes that weights may have."""
+    expected = join_choices(dtype.name for dtype in FLOAT_DTYPES)
+    if value is None:  # which would mean float64 to NumPy
+        raise type_error(name, expected, "None")
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except TypeError:
+        raise type_error(name, expected, describe(value)) from None
+    if dtype not in FLOAT_DTYPES:
+        raise type_error(name, expected, str(dtype))
+    return dtype
+
+
+def quantize_mx(w: Any, element: str, scale_rule: str, nonfinite: str) -> tuple[np.ndarray, np.ndarray]:
+    """Code bytes, of shape (..., K/2) for e2m1 and (..., K) for the others, and scales of an MX format."""
+    values, may_raise = as_values(w, MX_BLOCK_SIZE, nonfinite)
+    rule = SCALE_RULES.index(check_choice("scale_rule", scale_rule, SCALE_RULES))
+
+    *leading, k = values.shape
+    codes = np.empty((*leading, k // 2 if element == "e2m1" else k), np.uint8)
+    scales = np.empty((*leading, k // MX_BLOCK_SIZE), np.uint8)
+    if scales.size:
+        kinds = (dtype_index(values.dtype), MX_ELEMENTS.index(element), rule)
+        _core.quantize_mx(
+            as_bytes(values), kinds, codes.reshape(-1), scales.reshape(-1), *kernels_and_threads()
+        )
+        if may_raise and scales.max() == 255:  # NaN, the largest byte there is
+            raise_nonfinite(values)
+    return codes, scales.view(E8M0)
+
+
+def dequantize_mx(codes: np.ndarray, scales: np.ndarray, element: str, dtype: np.dtype[Any]) -> np.ndarray:
+    """The values of an MX array whose shapes have been checked."""
+    *leading, num_blocks = scales.shape
+    values = np.empty((*leading, num_blocks * MX_BLOCK_SIZE), dtype)
+    if values.size:
+        kinds = (dtype_index(dtype), MX_ELEMENTS.index(element))
+        memory = values.reshape(-1).view(np.uint8)
+        _core.dequantize_mx(as_bytes(codes), as_bytes(scales), kinds, memory, *kernels_and_threads())
+    return values
