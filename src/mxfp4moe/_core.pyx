@@ -349,7 +349,7 @@ def route(const float[:, ::1] logits, const float[::1] correction_bias, rule, fl
           int32_t[:, ::1] topk_ids, int num_threads):
     """Write weights and ids by `rule`: (scoring, renormalize, ids_given, scaling factor, num_groups, topk_group).
 
-    Return the first row that cannot be routed, or -1.
+    Return the first row that cannot be routed, -1 if there is none, or None if it is the bias that is wrong.
     """
     cdef cpp.RoutingArgs args
     cdef int64_t first_bad
@@ -372,7 +372,7 @@ def route(const float[:, ::1] logits, const float[::1] correction_bias, rule, fl
         first_bad = cpp.run_routing(args, num_threads)
     if first_bad == cpp.kNoRoutingMemory:
         raise MemoryError("no memory for the workspace of routing")
-    return first_bad
+    return None if first_bad == cpp.kBadBias else first_bad
 
 
 cdef (int64_t, int64_t) look_up(const int64_t[::1] input_ids, const id_t[:, :] tid2eid, int64_t num_experts,

@@ -225,6 +225,7 @@ cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
 
 cdef extern from "routing/routing.h" namespace "mxfp4moe" nogil:
     const int64_t kNoRoutingMemory
+    const int64_t kBadBias
 
     cdef enum class Scoring(int32_t):
         kSoftmax

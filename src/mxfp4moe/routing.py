@@ -15,7 +15,6 @@ from .errors import (
     check_bool,
     check_float32,
     check_positive_int,
-    check_shape,
     to_int64,
     value_error,
 )
@@ -330,7 +329,8 @@ def hash_topk(
     """
     logits = _check_logits("logits", logits)
     tokens = as_integer_array("input_ids", input_ids)
-    check_shape("input_ids", tokens, logits.shape[:-1])
+    if tokens.shape != logits.shape[:-1]:
+        raise value_error("input_ids", f"shape {logits.shape[:-1]}", f"shape {tokens.shape}")
     table = as_integer_array("tid2eid", tid2eid)
     if table.ndim != 2 or 0 in table.shape:
         raise value_error("tid2eid", "shape (vocab_size, top_k)", f"shape {table.shape}")
@@ -365,16 +365,13 @@ def _check_logits(name: str, value: Any) -> np.ndarray:
 
 
 def _check_bias(value: Any, num_experts: int) -> np.ndarray | None:
+    """`value` as contiguous float32, or None; the kernel looks for NaN and +inf."""
     if value is None:
         return None
     bias = as_array("correction_bias", value, _FLOAT_DTYPES)
-    check_shape("correction_bias", bias, (num_experts,))
-    bias = _as_float32(bias)
-    if not bias.max() < np.inf:  # NaN is not below
-        position = int((~(bias < np.inf)).argmax())
-        got = f"{bias[position]} at position ({position},)"
-        raise value_error("correction_bias", "finite values or -inf", got)
-    return bias
+    if bias.shape != (num_experts,):
+        raise value_error("correction_bias", f"shape ({num_experts},)", f"shape {bias.shape}")
+    return _as_float32(bias)
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:
@@ -411,28 +408,29 @@ def _hash_ids(tokens: np.ndarray, table: np.ndarray, num_experts: int) -> np.nda
 def _route(
     name: str, logits: np.ndarray, rule: _Rule, bias: np.ndarray | None, topk_ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    top_k = topk_ids.shape[-1]
     topk_weights = np.empty(topk_ids.shape, np.float32)
-    if topk_ids.size:
-        top_k = topk_ids.shape[-1]
-        bad_row = _core.route(
-            logits.reshape(-1, logits.shape[-1]),
-            bias,
-            rule,
-            topk_weights.reshape(-1, top_k),
-            topk_ids.reshape(-1, top_k),
-            resolve_num_threads(None),
-        )
-        if bad_row >= 0:
-            raise _unroutable(name, logits, _position(bad_row, logits.shape[:-1]))
+    bad_row = _core.route(
+        logits.reshape(-1, logits.shape[-1]),
+        bias,
+        rule,
+        topk_weights.reshape(-1, top_k),
+        topk_ids.reshape(-1, top_k),
+        resolve_num_threads(None),
+    )
+    if bad_row is None:
+        raise _not_below_infinity("correction_bias", bias)
+    if bad_row >= 0:
+        row = _position(bad_row, logits.shape[:-1])
+        if np.isneginf(logits[row]).all():
+            raise value_error(name, "a finite value in every row", f"only -inf in row {row}")
+        raise _not_below_infinity(name, logits, row)
     return topk_weights, topk_ids
 
 
-def _unroutable(name: str, logits: np.ndarray, row: tuple[int, ...]) -> ValueError:
-    bad = ~(logits[row] < np.inf)
-    if bad.any():
-        position = (*row, int(bad.argmax()))
-        return value_error(name, "finite values or -inf", f"{logits[position]} at position {position}")
-    return value_error(name, "a finite value in every row", f"only -inf in row {row}")
+def _not_below_infinity(name: str, array: Any, row: tuple[int, ...] = ()) -> ValueError:
+    position = (*row, int((~(array[row] < np.inf)).argmax()))
+    return value_error(name, "finite values or -inf", f"{array[position]} at position {position}")
 
 
 def _position(flat_index: int, shape: tuple[int, ...]) -> tuple[int, ...]:

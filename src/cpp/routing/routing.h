@@ -30,8 +30,10 @@ struct RoutingArgs {
 
 constexpr int64_t kRouted = -1;
 constexpr int64_t kNoRoutingMemory = -2;
+constexpr int64_t kBadBias = -3;
 
-// kRouted; or the first row with NaN or +inf, or, for kSoftmax, with nothing but -inf; or kNoRoutingMemory.
+// kRouted; or the first row with NaN or +inf, or, for kSoftmax, with nothing but -inf; or kNoRoutingMemory; or
+// kBadBias if the correction bias has NaN or +inf.
 // A row's result depends on nothing but the row, and has the same bits on every CPU.
 int64_t route(const RoutingArgs& args, int num_threads);
 
