@@ -211,10 +211,12 @@ class _Cursor:
         kind = self.scalar("<I")
         if kind in _SCALARS:
             size = struct.calcsize(_SCALARS[kind])
-            self.position += size * self.count(size, "elements of an array")
+            number = self.count(size, "elements of an array")
+            self.position += size * number
         elif kind == _STRING:
             for _ in range(self.count(8, "strings of an array")):
-                self.position += self.count(1, "bytes of a string")
+                number = self.count(1, "bytes of a string")
+                self.position += number
         elif kind == _ARRAY and nesting:
             for _ in range(self.count(12, "arrays of an array")):
                 self._skip_array(nesting - 1)
