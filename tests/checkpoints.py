@@ -407,6 +407,28 @@ def minimax_m3() -> Written:
     return Written(config, tensors, 1, golden)
 
 
+def minimax_m2() -> Written:
+    """The weights and the router of the Qwen3 file, with a correction bias; there is no golden result."""
+    golden, weights = qwen3_weights()
+    shape, block = golden["config"], "model.layers.0.block_sparse_moe"
+    tensors, quantization = STORAGES["fp8"](block, ("w1", "w3", "w2"), weights)
+    tensors[f"{block}.gate.weight"] = golden["router_weight"]
+    bias = np.linspace(-1, 1, shape["experts"], dtype=np.float32)
+    tensors[f"{block}.e_score_correction_bias"] = bias
+    config = {
+        "model_type": "minimax_m2",
+        "hidden_size": shape["hidden"],
+        "intermediate_size": shape["intermediate"],
+        "num_local_experts": shape["experts"],
+        "num_experts_per_tok": shape["topk"],
+        "num_hidden_layers": 1,
+        "scoring_func": "sigmoid",
+        "use_routing_bias": True,
+        "hidden_act": "silu",
+    }
+    return Written(_with(config, quantization), tensors, 0, golden)
+
+
 MODELS: dict[str, Callable[[], Written]] = {
     "gpt-oss": gpt_oss,
     "gpt-oss bfloat16": lambda: gpt_oss("bfloat16"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkpoints import PARTS, Fp4, gguf_blocks, load_golden, mixtral_weights, qwen3_weights
 from test_checkpoint import mutate
-from test_models import check_against_golden, dequantize
+from test_models import check_against_golden, dequantize, load
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
@@ -114,7 +114,7 @@ KINDS = ("MXFP4", "BF16", "F16", "F32")
 def test_golden_file(isa: str, tmp_path: Path, name: str, kind: str) -> None:
     architecture, keys, tensors, golden = MODELS[name](kind)
     path = write(tmp_path / "model.gguf", architecture, keys, tensors)
-    check_against_golden(mx.MoELayer.from_checkpoint(path), golden)
+    check_against_golden(load(path), golden)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,8 +228,8 @@ WRONG_KEYS: dict[str, tuple[Keys, str]] = {
     "scale": ({"expert_weights_scale": float("nan")}, "expert_weights_scale: expected a finite number"),
     "norm": ({"expert_weights_norm": 1}, "expert_weights_norm: expected a bool, got 1"),
     "experts": (
-        {"expert_count": 7},
-        r"ffn_gate_exps.weight: expected .* \[7, 96, 64\], got F32 \[8, 96, 64\]",
+        {"expert_gating_func": 2, "expert_count": 7},
+        r"exp_probs_b.bias: expected .* \[7\], got F32 \[8\]",
     ),
     "experts 0": ({"expert_count": 0}, r"expert_count: expected an integer in .*, got 0"),
     "top_k": ({"expert_used_count": 9}, r"expert_used_count: expected an integer in \[1, 8\], got 9"),
@@ -263,7 +263,7 @@ WRONG_TENSORS: dict[str, tuple[Callable[[Tensors], None], str]] = {
         _without("blk.0.ffn_gate_inp.weight"),
         "expected a tensor blk.<layer>.ffn_gate_inp.weight",
     ),
-    "gate missing": (_without(GATE), f"expected a tensor {GATE}, got none among 8"),
+    "gate missing": (_without(GATE), f"expected a tensor {GATE}, got none among 7"),
     "down missing": (_without("blk.0.ffn_down_exps.weight"), "a tensor blk.0.ffn_down_exps.weight, got none"),
     "bias missing": (_without("blk.0.ffn_up_exps.bias"), "a tensor blk.0.ffn_up_exps.bias, got none"),
     "router bias missing": (
@@ -356,7 +356,8 @@ def test_mutated_file_is_refused_or_read_in_full(tmp_path: Path, rng: np.random.
             num_refused += 1
             assert "expected" in str(error)
         else:
-            for array in dequantize(parts.experts).values():
-                assert array.shape[0] == parts.num_experts
+            with np.errstate(over="ignore", invalid="ignore"):  # a scale may have become 255
+                arrays = dequantize(parts.experts).values()
+            assert all(len(array) == parts.num_experts for array in arrays)
         path.unlink()
     assert num_refused > 200

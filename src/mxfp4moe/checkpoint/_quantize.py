@@ -15,7 +15,10 @@ _BLOCK_SHAPE = (128, 128)
 
 # What a quantizer returns: weights, scales and, for nvfp4, a scale of the tensor.
 _QUANTIZERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
-    "mxfp4": lambda w: quantizers.quantize_mxfp4(w),
+    "mxfp4": quantizers.quantize_mxfp4,
+    "mxfp8": quantizers.quantize_mxfp8,
+    "fp8_block": lambda w: quantizers.quantize_fp8_block(w, _BLOCK_SHAPE),
+    "nvfp4": quantizers.quantize_nvfp4,
 }
 
 
