@@ -182,7 +182,7 @@ class MoELayer:
         Parameters
         ----------
         path : str or os.PathLike
-            A Hugging Face model folder: config.json and one or several safetensors files.
+            A Hugging Face model folder (config.json and one or several safetensors files) or a GGUF file.
         layer : int
             Counted from 0 over all layers of the model, dense ones included.
         quantize : str, optional
