@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from exact_quantize import DTYPES, ELEMENTS, RULES, any_bits, exact_blocks, hard_blocks
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -16,13 +15,9 @@ from hypothesis.extra import numpy as hnp
 import mxfp4moe as mx
 from mxfp4moe import reference
 
-bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float4_e2m1fn = np.dtype(ml_dtypes.float4_e2m1fn)
 float8_e8m0fnu = np.dtype(ml_dtypes.float8_e8m0fnu)
 
-DTYPES = [np.dtype(np.float32), np.dtype(np.float16), bfloat16, np.dtype(np.float64)]
-RULES = ["floor", "ceil", "rceil", "even"]
-E2M1 = [Fraction(n, 2) for n in (0, 1, 2, 3, 4, 6, 8, 12)]
 MIDPOINTS = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]
 RULE = pytest.mark.parametrize("rule", RULES)
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -43,70 +38,16 @@ def assert_quantizes_to(w: np.ndarray, rule: str, codes: Any, scales: Any) -> No
 # --- the rule in exact rational arithmetic ------------------------------------------------------------------
 
 
-def power_of_two(exponent: int) -> Fraction:
-    return Fraction(2) ** exponent
-
-
-def exact_block(block: np.ndarray, rule: str) -> tuple[list[int], int]:
-    """Codes and scale byte of a finite block by the words of the format: nothing but comparing rationals."""
-    values = [Fraction(float(v)) for v in block]
-    amax = max(map(abs, values))
-    if amax == 0:
-        return [0] * 32, 0
-    if rule == "rceil":
-        e = next((e for e in range(-127, 128) if amax <= 6 * power_of_two(e)), 127)
-    else:
-        floor_log2 = next(p for p in range(1024, -1075, -1) if power_of_two(p) <= amax)
-        if rule == "even":  # half up to one mantissa bit: multiples of 2**(floor_log2 - 1)
-            step = power_of_two(floor_log2 - 1)
-            rounded = (amax / step + Fraction(1, 2)).__floor__() * step
-            floor_log2 += rounded >= power_of_two(floor_log2 + 1)
-        elif rule == "ceil":
-            floor_log2 += amax != power_of_two(floor_log2)
-        e = min(max(floor_log2 - 2, -127), 127)
-    codes = []
-    for value, negative in zip(values, np.signbit(block), strict=True):
-        scaled = abs(value) / power_of_two(e)
-        index = min(range(8), key=lambda i: (abs(E2M1[i] - scaled), i % 2))
-        codes.append(index + 8 * int(negative))
-    return codes, e + 127
-
-
-@functools.cache
-def hard_blocks(dtype: np.dtype[Any]) -> np.ndarray:
-    """Blocks whose largest values sit on and beside every threshold, over the whole range of `dtype`."""
-    rng = np.random.default_rng(0)
-    info = ml_dtypes.finfo(dtype)
-    amax = np.array([4, 4.5, 5, 5.25, 6, 6.5, 7, 7.5]).astype(dtype)
-    amax = np.concatenate([np.nextafter(amax, dtype.type(0)), amax, np.nextafter(amax, dtype.type(8))])
-    rows = amax[:, None] * rng.uniform(-1, 1, (len(amax), 32)).astype(dtype)
-    rows[:, 5] = amax
-    rows[::2, 5] *= -1
-    low, high = int(info.minexp), int(info.maxexp) - 4
-    exponents = [0, high, low, low - int(info.nmant) + 1, low + 3, -3]
-    scaled = [np.ldexp(rows.astype(np.float64), e).astype(dtype) for e in exponents]
-    edges = np.zeros((4, 32), dtype)
-    edges[0, 0], edges[1, 31], edges[2, 7] = info.max, -info.max, info.smallest_subnormal
-    edges[3, 1], edges[3, 2] = info.max, -info.smallest_subnormal
-    return np.concatenate([*scaled, edges])
-
-
-@functools.cache
-def exact_blocks(dtype: np.dtype[Any], rule: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [exact_block(block, rule) for block in hard_blocks(dtype)]
-    return np.array([codes for codes, _ in pairs]), np.array([[scale] for _, scale in pairs])
-
-
 @DTYPE
 @RULE
 def test_rules_are_exact(isa: str, dtype: np.dtype[Any], rule: str) -> None:
-    assert_quantizes_to(hard_blocks(dtype), rule, *exact_blocks(dtype, rule))
+    assert_quantizes_to(hard_blocks(dtype), rule, *exact_blocks(dtype, rule, "e2m1"))
 
 
 @DTYPE
 @RULE
 def test_reference_is_exact(dtype: np.dtype[Any], rule: str) -> None:
-    codes, scales = exact_blocks(dtype, rule)
+    codes, scales = exact_blocks(dtype, rule, "e2m1")
     got_blocks, got_scales = reference.quantize_mxfp4(hard_blocks(dtype), rule)
     np.testing.assert_array_equal(got_scales.view(np.uint8), scales)
     np.testing.assert_array_equal(codes_of(got_blocks), codes)
@@ -117,7 +58,7 @@ def test_reference_is_exact(dtype: np.dtype[Any], rule: str) -> None:
 def test_any_bits_as_the_reference(
     isa: str, rng: np.random.Generator, dtype: np.dtype[Any], rule: str
 ) -> None:
-    anything = np.frombuffer(rng.bytes(700 * 32 * dtype.itemsize), dtype).reshape(700, 32)
+    anything = any_bits(rng, dtype, (700, 32))
     smooth = rng.standard_normal((700, 32)) * 2.0 ** rng.integers(-20, 12, (700, 1))
     sparse = smooth * (rng.random((700, 32)) < 0.1)
     w = np.concatenate([anything, smooth.astype(dtype), sparse.astype(dtype)])
@@ -262,7 +203,7 @@ def test_dequantize_every_code_and_scale(isa: str, dtype: np.dtype[Any]) -> None
     codes = np.concatenate([codes[:16], codes[15::-1]])
     scales = np.arange(256, dtype=np.uint8)[:, None]
     blocks = np.tile(codes[0::2] | codes[1::2] << 4, (256, 1))
-    magnitudes = [float(v) for v in E2M1]
+    magnitudes = [float(v) for v in ELEMENTS["e2m1"].values]
     table = np.array(magnitudes + [-v for v in magnitudes])
     exact = table[codes] * np.array([2.0 ** (s - 127) for s in range(255)])[:, None]  # exact in float64
     with np.errstate(over="ignore"):

@@ -61,7 +61,8 @@ def at_position(array: np.ndarray, flat_index: int) -> str:
 
 def raise_nonfinite(values: np.ndarray) -> None:
     """Raise the error that names the first value that is not finite."""
-    index = int((~np.isfinite(values.reshape(-1))).argmax())
+    with np.errstate(invalid="ignore"):  # raised by a signaling NaN
+        index = int((~np.isfinite(values.reshape(-1))).argmax())
     raise value_error("w", "finite values", at_position(values, index))
 
 

@@ -250,7 +250,7 @@ def quantize_fp8_block(
     scales = np.ones((*w.shape[:-2], n, k), np.float32)
     for i, j in np.ndindex(n, k):
         at = (..., slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns))
-        amax = np.abs(values[at]).max(axis=(-2, -1)).astype(np.float64)
+        amax = _widen(np.abs(values[at]).max(axis=(-2, -1)), np.float64)
         finite = np.isfinite(amax)
         scale = np.where(finite, float_scale(np.where(finite, amax, 0), 448), np.float32(np.nan))
         has_codes = finite & (amax > 0)
