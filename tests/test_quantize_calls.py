@@ -1,4 +1,4 @@
-"""Shapes, forms of arrays and wrong arguments of the functions of quantize.py."""
+"""Shapes, forms of arrays and wrong arguments of the functions of mxfp4moe.quantize."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def unaligned(w: np.ndarray) -> np.ndarray:
     memory = np.zeros(w.nbytes + 1, np.uint8)
     copy = memory[1:].view(w.dtype).reshape(w.shape)
     copy[:] = w
-    assert not copy.flags.aligned
+    assert not copy.flags.aligned or w.dtype.itemsize == 1
     return copy
 
 
@@ -58,14 +58,63 @@ FORMS: dict[str, Callable[[np.ndarray], Any]] = {
 }
 
 
+QUANTIZERS: dict[str, Callable[[Any], tuple[np.ndarray, ...]]] = {
+    "mxfp4": mx.quantize_mxfp4,
+    "mxfp8": mx.quantize_mxfp8,
+    "mxfp8_e5m2": lambda w: mx.quantize_mxfp8(w, "e5m2"),
+    "fp8_block": lambda w: mx.quantize_fp8_block(w, (4, 40)),
+    "nvfp4": mx.quantize_nvfp4,
+}
+DEQUANTIZERS: dict[str, Callable[..., np.ndarray]] = {
+    "mxfp4": mx.dequantize_mxfp4,
+    "mxfp8": mx.dequantize_mxfp8,
+    "mxfp8_e5m2": mx.dequantize_mxfp8,
+    "fp8_block": lambda *arrays: mx.dequantize_fp8_block(*arrays, (4, 40)),
+    "nvfp4": mx.dequantize_nvfp4,
+}
+FORMAT = pytest.mark.parametrize("name", QUANTIZERS)
+
+
+def assert_same_bytes(got: tuple[np.ndarray, ...], expected: tuple[np.ndarray, ...]) -> None:
+    for a, b in zip(got, expected, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.tobytes() == b.tobytes()
+
+
 @DTYPE
-@pytest.mark.parametrize("form", FORMS)
-def test_forms_of_arrays(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], form: str) -> None:
+@FORMAT
+def test_forms_of_arrays(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], name: str) -> None:
     w = rng.standard_normal((6, 96)).astype(dtype)
-    blocks, scales = mx.quantize_mxfp4(w)
-    form_blocks, form_scales = mx.quantize_mxfp4(FORMS[form](w))
-    np.testing.assert_array_equal(form_blocks, blocks)
-    np.testing.assert_array_equal(form_scales.view(np.uint8), scales.view(np.uint8))
+    expected = QUANTIZERS[name](w)
+    for form in FORMS.values():
+        assert_same_bytes(QUANTIZERS[name](form(w)), expected)
+
+
+@FORMAT
+def test_forms_of_quantized_arrays(isa: str, rng: np.random.Generator, name: str) -> None:
+    arrays = QUANTIZERS[name](rng.standard_normal((3, 6, 96), np.float32))
+    expected = DEQUANTIZERS[name](*arrays)
+    for form in (np.asfortranarray, read_only, unaligned, lambda a: np.repeat(a, 2, axis=-1)[..., ::2]):
+        forms = [form(array) for array in arrays]
+        np.testing.assert_array_equal(DEQUANTIZERS[name](*forms), expected)
+
+
+@FORMAT
+def test_leading_axes_are_separate(isa: str, rng: np.random.Generator, name: str) -> None:
+    w = rng.standard_normal((2, 3, 5, 64), np.float32)
+    w[1] *= 100
+    together = QUANTIZERS[name](w)
+    for index in np.ndindex(2, 3):
+        assert_same_bytes(QUANTIZERS[name](w[index]), tuple(array[(*index, ...)] for array in together))
+
+
+@FORMAT
+@pytest.mark.parametrize("shape", [(0, 64), (3, 0), (2, 0, 32), (0, 4, 32)])
+def test_empty(isa: str, name: str, shape: tuple[int, ...]) -> None:
+    arrays = QUANTIZERS[name](np.zeros(shape, np.float32))
+    assert [array.shape[: len(shape) - 2] for array in arrays] == [shape[:-2]] * len(arrays)
+    values = DEQUANTIZERS[name](*arrays, bfloat16) if name != "fp8_block" else DEQUANTIZERS[name](*arrays)
+    assert values.shape == shape
 
 
 def test_broadcast_and_lists(isa: str) -> None:
@@ -77,15 +126,15 @@ def test_broadcast_and_lists(isa: str) -> None:
         np.testing.assert_array_equal(got_scales.view(np.uint8), [scales.view(np.uint8)] * 3)
 
 
-def test_inputs_are_not_written(isa: str, rng: np.random.Generator) -> None:
+@FORMAT
+def test_inputs_are_not_written(isa: str, rng: np.random.Generator, name: str) -> None:
     w = rng.standard_normal((4, 64), np.float32)
     before = w.copy()
-    blocks, scales = mx.quantize_mxfp4(w)
-    copies = blocks.copy(), scales.copy()
-    mx.dequantize_mxfp4(blocks, scales)
+    arrays = QUANTIZERS[name](w)
+    copies = tuple(array.copy() for array in arrays)
+    DEQUANTIZERS[name](*arrays)
     np.testing.assert_array_equal(w, before)
-    np.testing.assert_array_equal(blocks, copies[0])
-    np.testing.assert_array_equal(scales.view(np.uint8), copies[1].view(np.uint8))
+    assert_same_bytes(arrays, copies)
 
 
 # --- wrong calls --------------------------------------------------------------------------------------------
@@ -168,7 +217,70 @@ WRONG_CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "error", "message"), WRONG_CALLS)
+quantize_mxfp8: Any = mx.quantize_mxfp8
+quantize_fp8_block: Any = mx.quantize_fp8_block
+dequantize_fp8_block: Any = mx.dequantize_fp8_block
+quantize_nvfp4: Any = mx.quantize_nvfp4
+
+VALUES = np.zeros((2, 64), ml_dtypes.float8_e4m3fn)
+FLOAT_SCALES = np.ones((1, 1), np.float32)
+NVFP4_SCALES = np.zeros((2, 4), ml_dtypes.float8_e4m3fn)
+SIGNALING = np.array([[0x7F80, 0x7F81]], np.uint16).repeat(32, axis=1).view(bfloat16)  # infinity, then NaN
+
+WRONG_CALLS_8 = [
+    (lambda: quantize_mxfp8(ONES[:, :33]), ValueError, r"^w: .*multiple of 32, got shape \(2, 33\)"),
+    (lambda: quantize_mxfp8(ONES.astype(int)), TypeError, f"^w: .*{FLOATS}, got an array of int64"),
+    (lambda: quantize_mxfp8(ONES, "e2m1"), ValueError, "^element: expected 'e4m3' or 'e5m2', got 'e2m1'"),
+    (lambda: quantize_mxfp8(ONES, None), TypeError, "^element: .*got None"),
+    (lambda: quantize_mxfp8(ONES, scale_rule="up"), ValueError, "^scale_rule: expected 'floor'"),
+    (lambda: quantize_mxfp8(ONES, nonfinite="no"), ValueError, "^nonfinite: expected 'raise' or 'nan'"),
+    (lambda: quantize_mxfp8(SIGNALING), ValueError, r"^w: expected finite values, got inf at .*\(0, 0\)"),
+    (lambda: mx.dequantize_mxfp8(VALUES, SCALES[:, :1]), ValueError, r"^scales: .*\(2, 2\), got .*\(2, 1\)"),
+    (lambda: mx.dequantize_mxfp8(VALUES[:, :31], SCALES), ValueError, "^values: .*multiple of 32"),
+    (lambda: mx.dequantize_mxfp8(VALUES.view(np.uint8), SCALES), TypeError, "^values: .*float8_e4m3fn or"),
+    (lambda: mx.dequantize_mxfp8(VALUES, SCALES.astype(np.float32)), TypeError, "^scales: .*float8_e8m0fnu"),
+    (lambda: mx.dequantize_mxfp8(VALUES, SCALES, np.int8), TypeError, f"^dtype: expected {FLOATS}"),
+    (lambda: quantize_fp8_block(ONES[0]), ValueError, r"^w: expected at least two axes, got shape \(64,\)"),
+    (lambda: quantize_fp8_block(ONES.astype(bool)), TypeError, "^w: .*bool"),
+    (lambda: quantize_fp8_block(ONES, 128), TypeError, "^block_shape: expected a pair of .*, got 128"),
+    (lambda: quantize_fp8_block(ONES, (128,)), ValueError, "^block_shape: expected a pair .*got 1 values"),
+    (lambda: quantize_fp8_block(ONES, (0, 128)), ValueError, "^block_shape: .*at least 1, got 0"),
+    (lambda: quantize_fp8_block(ONES, (1.5, 128)), TypeError, "^block_shape: expected an integer, got 1.5"),
+    (lambda: quantize_fp8_block(SIGNALING), ValueError, r"^w: .* got inf at position \(0, 0\)"),
+    (
+        lambda: dequantize_fp8_block(VALUES[0], FLOAT_SCALES),
+        ValueError,
+        "^values: expected at least two axes",
+    ),
+    (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES[0]), ValueError, r"^scales: .*\(1, 1\), got"),
+    (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES, (1, 64)), ValueError, r"^scales: .*\(2, 1\), got"),
+    (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES.astype(float)), TypeError, "^scales: .*float32, got"),
+    (lambda: dequantize_fp8_block(ONES, FLOAT_SCALES), TypeError, "^values: .*float8_e4m3fn or uint8, got"),
+    (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES, dtype=None), TypeError, "^dtype: .*got None"),
+    (lambda: quantize_nvfp4(ONES[:, :33]), ValueError, r"^w: .*multiple of 16, got shape \(2, 33\)"),
+    (lambda: quantize_nvfp4(np.float32(1)), ValueError, r"^w: .*multiple of 16, got shape \(\)"),
+    (lambda: quantize_nvfp4(ONES, None), TypeError, "^nonfinite: .*got None"),
+    (lambda: quantize_nvfp4(SIGNALING), ValueError, r"^w: .* got inf at position \(0, 0\)"),
+    (
+        lambda: mx.dequantize_nvfp4(BLOCKS[:, :31], NVFP4_SCALES, np.float32(1)),
+        ValueError,
+        r"^blocks: expected shape \(2, 32\), got shape \(2, 31\)",
+    ),
+    (
+        lambda: mx.dequantize_nvfp4(BLOCKS, NVFP4_SCALES, np.ones(2, np.float32)),
+        ValueError,
+        r"^tensor_scale: expected shape \(\), got shape \(2,\)",
+    ),
+    (lambda: mx.dequantize_nvfp4(BLOCKS, NVFP4_SCALES, 1.0), TypeError, "^tensor_scale: .*float32, got"),
+    (
+        lambda: mx.dequantize_nvfp4(BLOCKS, NVFP4_SCALES.astype(np.float32), np.float32(1)),
+        TypeError,
+        "^scales: .*float8_e4m3fn or uint8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG_CALLS + WRONG_CALLS_8)
 def test_wrong_calls(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
