@@ -426,6 +426,8 @@ def minimax_m2() -> Written:
         "use_routing_bias": True,
         "hidden_act": "silu",
     }
+    assert quantization is not None
+    quantization["fmt"] = "float8_e4m3fn"
     return Written(_with(config, quantization), tensors, 0, golden)
 
 

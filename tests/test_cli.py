@@ -13,6 +13,7 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import ml_dtypes
 import numpy as np
 import pytest
@@ -88,6 +89,12 @@ def test_demo_keeps_a_checkpoint_that_it_can_take_again(
     assert "correct" in out
     assert err == ""
     assert folder.is_dir()
+
+
+def test_demo_takes_gpt_oss_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkpoints.qwen3("quark").write(tmp_path)
+    assert main(["demo", "--checkpoint", str(folder)]) == 1
+    assert "--checkpoint: expected a gpt-oss model folder, got a qwen3_moe one" in capsys.readouterr().err
 
 
 def test_demo_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:

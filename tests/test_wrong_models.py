@@ -141,7 +141,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "fp8 e5m2": (
         "qwen3 fp8",
         {"quantization_config.fmt": "e5m2"},
-        "fmt: expected 'e4m3' or None, got 'e5m2'",
+        "fmt: expected 'e4m3', 'float8_e4m3fn' or None, got 'e5m2'",
     ),
     "mxfp8 blocks": (
         "minimax-m3",
@@ -251,6 +251,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
         "minimax-m2",
         {"shared_intermediate_size": 96},
         "shared_intermediate_size: expected 0",
+    ),
+    "m2 factor": (
+        "minimax-m2",
+        {"routed_scaling_factor": 2.0},
+        "routed_scaling_factor: expected 1.0, 1 or None",
     ),
     "m3 scoring": (
         "minimax-m3",

@@ -18,6 +18,7 @@ from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import flag, integer
 from mxfp4moe.cli._signals import exit_on_termination, uninterrupted
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
+from mxfp4moe.errors import value_error
 
 if TYPE_CHECKING:
     from mxfp4moe._roofline import Run, Speed
@@ -79,6 +80,9 @@ def _run_layer(args: argparse.Namespace, path: Path, number: int) -> int:
     from mxfp4moe import _roofline, checkpoint, config
     from mxfp4moe.layer import MoELayer
 
+    model = checkpoint.open(path)
+    if model.model_type != "gpt_oss":
+        raise value_error("--checkpoint", "a gpt-oss model folder", f"a {model.model_type} one")
     begin = perf_counter()
     layer = MoELayer.from_checkpoint(path, number)
     print(f"Loaded in {perf_counter() - begin:.2f} s: {layer}", flush=True)

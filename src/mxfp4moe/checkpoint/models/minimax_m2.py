@@ -14,7 +14,9 @@ def read_model(config: Config) -> Model:
     scheme = find_scheme(config)
     num_experts = config.integer("num_local_experts")
     config.choice("scoring_func", ("sigmoid",), default="sigmoid")
+    # The model has neither; a configuration that asks for one would be computed wrongly.
     config.choice("shared_intermediate_size", (0, None), default=0)
+    config.choice("routed_scaling_factor", (1.0, 1, None), default=1.0)
     rule = correction_bias_rule(config, num_experts)
     return Model(
         hidden_size=config.integer("hidden_size", multiple_of=scheme.multiple_of),

@@ -12,9 +12,10 @@ MODEL_TYPES = ("minimax_m3_vl", "minimax_m3_vl_text")
 
 def read_model(config: Config) -> Model:
     """Read the configuration of MiniMax-M3, or of its text model alone."""
-    scheme = find_scheme(config)
+    whole = config
     if "text_config" in config.fields:
         config = config.section("text_config")
+    scheme = find_scheme(config if "quantization_config" in config.fields else whole)
     num_experts = config.integer("num_local_experts")
     config.choice("scoring_func", ("sigmoid",), default="sigmoid")
     config.choice("hidden_act", ("swigluoai", "silu"), default="swigluoai")  # silu is not what it computes

@@ -19,7 +19,7 @@ def find(quantization: Config) -> Scheme | None:
     """The scheme of ``quant_method: fp8`` with a ``weight_block_size``."""
     if quantization.fields.get("quant_method") != "fp8":
         return None
-    quantization.choice("fmt", ("e4m3", None), default=None)
+    quantization.choice("fmt", ("e4m3", "float8_e4m3fn", None), default=None)
     block = quantization.list_of("weight_block_size", int, 2)
     if block is None or min(block) < 1 or block[1] % 32:
         expected = "[rows, columns] above 0, columns a multiple of 32"
