@@ -152,6 +152,7 @@ def test_cpu_features_are_those_that_linux_lists() -> None:
     avx512 = flags >= {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
     assert features["avx512"] == avx512
     assert features["avx512_bf16"] == (avx512 and "avx512_bf16" in flags)
+    assert features["avx512_vbmi"] == (avx512 and "avx512vbmi" in flags)
     # Linux may refuse the permission to use what it lists.
     has_tiles = flags >= {"amx_tile", "amx_bf16"}
     assert features["amx_bf16"] == (has_tiles and _core.amx_status() == "")

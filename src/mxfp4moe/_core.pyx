@@ -47,6 +47,7 @@ def cpu_features():
         "avx2": bool(features & cpp.kCpuAvx2),
         "avx512": bool(features & cpp.kCpuAvx512),
         "avx512_bf16": bool(features & cpp.kCpuAvx512Bf16),
+        "avx512_vbmi": bool(features & cpp.kCpuAvx512Vbmi),
         "amx_bf16": bool(features & cpp.kCpuAmxBf16),
         "fast_bf16_dot": bool(features & cpp.kCpuFastBf16Dot),
     }
@@ -186,20 +187,27 @@ def layout_version():
 
 
 cdef class ExpertStorage:
-    """The packed bytes of all experts of one layer: one block of memory, exported read-only."""
+    """The packed bytes of all experts of one layer: one block of memory, exported read-only.
+
+    A matrix is w13 or w2. Its parts are its weights, block scales, float32 scales of sums, and bias; a part holds
+    as many bytes for each expert.
+    """
 
     cdef cpp.StorageShape shape
     cdef cpp.StorageLayout layout
     cdef uint8_t* data
 
-    def __cinit__(self, int64_t num_experts, int64_t hidden_size, int64_t intermediate_size,
-                  bint has_w13_bias, bint has_w2_bias):
-        self.shape = cpp.StorageShape(cpp.WeightFormat.kMxfp4, num_experts, hidden_size, intermediate_size,
-                                      has_w13_bias, has_w2_bias)
+    def __cinit__(self, int format, sizes, biases, bint interleaved, block_shape):
+        """`sizes`: experts, hidden, intermediate; `biases`: of w13, of w2; `block_shape`: 0 is a whole axis."""
+        self.shape.format = <cpp.WeightFormat>format
+        self.shape.num_experts, self.shape.hidden_size, self.shape.intermediate_size = sizes
+        self.shape.has_w13_bias, self.shape.has_w2_bias = biases
+        self.shape.interleaved = interleaved
+        self.shape.block_rows, self.shape.block_k = block_shape
         self.layout = cpp.storage_layout(self.shape)
         self.data = cpp.map_memory(self.layout.total) if self.layout.total >= 0 else NULL
         if self.data == NULL:
-            raise MemoryError(f"no memory for {num_experts} packed experts of {intermediate_size} x {hidden_size}")
+            raise MemoryError("no memory for {} packed experts of {} x {}".format(*sizes))
 
     def __dealloc__(self):
         if self.data != NULL:
@@ -212,58 +220,106 @@ cdef class ExpertStorage:
     def nbytes(self):
         return self.layout.total
 
-    cdef cpp.SourceMatrix matrix(self, bint is_w13, int order) noexcept:
+    def parts(self):
+        """(name, offset, bytes of an expert) of each part that is not empty."""
+        return [
+            (f"{name}_{part}" if part else name, layout.offset[i], layout.expert_bytes[i])
+            for name, layout in (("w13", self.layout.w13), ("w2", self.layout.w2))
+            for i, part in enumerate(("", "scales", "sum_scales", "bias"))
+            if layout.expert_bytes[i]
+        ]
+
+    cdef cpp.MatrixLayout* matrix(self, bint is_w13) noexcept:
+        return &self.layout.w13 if is_w13 else &self.layout.w2
+
+    cdef uint8_t* part(self, bint is_w13, int part, int64_t expert) noexcept:
+        cdef cpp.MatrixLayout* m = self.matrix(is_w13)
+        return self.data + m.offset[part] + expert * m.expert_bytes[part]
+
+    cdef cpp.SourceMatrix source(self, bint is_w13, int dtype) noexcept:
         cdef cpp.SourceMatrix m
-        m.codes = m.scales = m.up_codes = m.up_scales = NULL
+        m.format = self.shape.format
+        m.dtype = <cpp.DType>dtype
+        m.weights = m.scales = m.up_weights = m.up_scales = NULL
         m.num_rows = 2 * self.shape.intermediate_size if is_w13 else self.shape.hidden_size
-        m.k_blocks = (self.shape.hidden_size if is_w13 else self.shape.intermediate_size) // 32
-        m.order = <cpp.RowOrder>order
+        m.k = self.shape.hidden_size if is_w13 else self.shape.intermediate_size
+        m.order = self.order(is_w13)
         return m
 
-    cdef (int64_t, int64_t) offsets(self, bint is_w13, int64_t expert, const cpp.SourceMatrix& m) noexcept:
-        cdef int64_t blocks = expert * (m.num_rows // 16) * m.k_blocks
-        if is_w13:
-            return self.layout.w13 + blocks * 256, self.layout.w13_scales + blocks * 16
-        return self.layout.w2 + blocks * 256, self.layout.w2_scales + blocks * 16
+    cdef cpp.RowOrder order(self, bint is_w13) noexcept:
+        if not is_w13:
+            return cpp.RowOrder.kPlain
+        return cpp.RowOrder.kInterleaved if self.shape.interleaved else cpp.RowOrder.kConcatenated
 
-    def pack(self, bint is_w13, int64_t expert, int order, arrays, int num_threads):
-        """Pack one matrix of one expert: (codes, scales), or those of gate and then of up if they came apart."""
-        cdef cpp.SourceMatrix m = self.matrix(is_w13, order)
-        cdef (int64_t, int64_t) at = self.offsets(is_w13, expert, m)
-        cdef const uint8_t[:, ::1] codes = arrays[0], scales = arrays[1], up_codes, up_scales
-        m.codes = &codes[0, 0]
-        m.scales = &scales[0, 0]
-        if len(arrays) == 4:
-            up_codes, up_scales = arrays[2], arrays[3]
-            m.up_codes = &up_codes[0, 0]
-            m.up_scales = &up_scales[0, 0]
+    cdef cpp.PackedBytes packed(self, bint is_w13, int64_t expert) noexcept:
+        cdef cpp.PackedBytes p
+        p.weights = self.part(is_w13, <int>cpp.Part.kWeights, expert)
+        p.scales = self.part(is_w13, <int>cpp.Part.kScales, expert)
+        p.num_panels = self.matrix(is_w13).sizes.num_panels
+        return p
+
+    cdef cpp.PackedSumScales sum_scales(self, bint is_w13, int64_t expert) noexcept:
+        cdef cpp.PackedSumScales p
+        p.data = <float*>self.part(is_w13, <int>cpp.Part.kSumScales, expert)
+        p.num_panels = self.matrix(is_w13).sizes.num_panels
+        p.num_ranges = self.matrix(is_w13).sizes.num_ranges
+        p.scale_rows = self.matrix(is_w13).sizes.scale_rows
+        return p
+
+    def pack(self, bint is_w13, int64_t expert, weights, scales, int dtype, int num_threads):
+        """Pack the weights and block scales of one matrix of one expert.
+
+        Both are sequences of one array of byte rows, or of two, if gate and up came apart; `scales` may be empty.
+        """
+        cdef cpp.SourceMatrix m = self.source(is_w13, dtype)
+        cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
+        cdef const uint8_t[:, ::1] first = weights[0], second = weights[len(weights) - 1]
+        cdef const uint8_t[:, ::1] first_scales, second_scales
+        m.weights = &first[0, 0]
+        if len(weights) == 2:
+            m.up_weights = &second[0, 0]
+        if len(scales) > 0:
+            first_scales, second_scales = scales[0], scales[len(scales) - 1]
+            m.scales = &first_scales[0, 0]
+            if len(scales) == 2:
+                m.up_scales = &second_scales[0, 0]
         with nogil:
-            cpp.pack_mxfp4(m, self.data + at[0], self.data + at[1], num_threads)
+            cpp.pack_matrix(m, packed, num_threads)
 
-    def unpack(self, bint is_w13, int64_t expert, int order, uint8_t[:, ::1] codes, uint8_t[:, ::1] scales,
-               int num_threads):
-        """The inverse of `pack`, gate and up in one array."""
-        cdef cpp.SourceMatrix m = self.matrix(is_w13, order)
-        cdef (int64_t, int64_t) at = self.offsets(is_w13, expert, m)
+    def unpack(self, bint is_w13, int64_t expert, uint8_t[:, ::1] weights, uint8_t[:, ::1] scales, int num_threads):
+        """The inverse of `pack`, gate and up in one array; `scales` may be None."""
+        cdef cpp.SourceMatrix m = self.source(is_w13, 0)
+        cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
+        cdef uint8_t* scale_bytes = NULL
+        if scales is not None:
+            scale_bytes = &scales[0, 0]
         with nogil:
-            cpp.unpack_mxfp4(m, self.data + at[0], self.data + at[1], &codes[0, 0], &scales[0, 0], num_threads)
+            cpp.unpack_matrix(m, packed, &weights[0, 0], scale_bytes, num_threads)
 
-    cdef float* bias_row(self, bint is_w13, int64_t expert, int64_t num_rows) noexcept:
-        return <float*>(self.data + (self.layout.w13_bias if is_w13 else self.layout.w2_bias)) + expert * num_rows
+    def pack_sum_scales(self, bint is_w13, int64_t expert, const float[:, ::1] scales):
+        """Store one expert's float32 scales: gate rows before up rows if they are blocked apart."""
+        cpp.pack_sum_scales(self.matrix(is_w13).sum_blocks, &scales[0, 0], self.sum_scales(is_w13, expert))
 
-    def pack_bias(self, bint is_w13, int64_t expert, int order, const float[::1] bias):
-        """Store one expert's bias in packed row order."""
-        cdef int64_t rows = bias.shape[0], row
-        cdef float* to = self.bias_row(is_w13, expert, rows)
-        for row in range(rows):
-            to[row] = bias[cpp.source_row(<cpp.RowOrder>order, row, rows)]
+    def unpack_sum_scales(self, bint is_w13, int64_t expert, float[:, ::1] scales):
+        """The inverse of `pack_sum_scales`."""
+        cpp.unpack_sum_scales(self.matrix(is_w13).sum_blocks, self.sum_scales(is_w13, expert), &scales[0, 0])
 
-    def unpack_bias(self, bint is_w13, int64_t expert, int order, float[::1] bias):
+    def pack_bias(self, bint is_w13, int64_t expert, const float[::1] bias):
+        """Store one expert's bias in packed row order, zeros in the padding."""
+        cdef float* to = <float*>self.part(is_w13, <int>cpp.Part.kBias, expert)
+        cdef int64_t packed, row
+        for packed in range(16 * self.matrix(is_w13).sizes.num_panels):
+            row = cpp.source_row(self.order(is_w13), packed, bias.shape[0])
+            to[packed] = bias[row] if row >= 0 else 0
+
+    def unpack_bias(self, bint is_w13, int64_t expert, float[::1] bias):
         """The inverse of `pack_bias`."""
-        cdef int64_t rows = bias.shape[0], row
-        cdef const float* source = self.bias_row(is_w13, expert, rows)
-        for row in range(rows):
-            bias[cpp.source_row(<cpp.RowOrder>order, row, rows)] = source[row]
+        cdef const float* source = <const float*>self.part(is_w13, <int>cpp.Part.kBias, expert)
+        cdef int64_t packed, row
+        for packed in range(16 * self.matrix(is_w13).sizes.num_panels):
+            row = cpp.source_row(self.order(is_w13), packed, bias.shape[0])
+            if row >= 0:
+                bias[row] = source[packed]
 
 
 # --- fused experts ------------------------------------------------------------------------------------------

@@ -12,6 +12,11 @@ cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
 
     cdef enum class WeightFormat(int32_t):
         kMxfp4
+        kNvfp4
+        kMxfp8E4m3
+        kMxfp8E5m2
+        kFp8Block
+        kBf16
 
     cdef enum class ScaleRule(int32_t):
         kFloor
@@ -48,6 +53,7 @@ cdef extern from "cpu/features.h" namespace "mxfp4moe" nogil:
     const unsigned int kCpuAvx2
     const unsigned int kCpuAvx512
     const unsigned int kCpuAvx512Bf16
+    const unsigned int kCpuAvx512Vbmi
     const unsigned int kCpuAmxBf16
     const unsigned int kCpuFastBf16Dot
     unsigned int cpu_features()
@@ -111,18 +117,43 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
         kInterleaved
 
     cdef struct SourceMatrix:
-        const uint8_t* codes
+        WeightFormat format
+        DType dtype
+        const uint8_t* weights
         const uint8_t* scales
-        const uint8_t* up_codes
+        const uint8_t* up_weights
         const uint8_t* up_scales
         int64_t num_rows
-        int64_t k_blocks
+        int64_t k
         RowOrder order
 
+    cdef struct PackedBytes:
+        uint8_t* weights
+        uint8_t* scales
+        int64_t num_panels
+
+    cdef struct PackedMatrix:
+        int64_t num_panels
+        int64_t k_blocks
+        int64_t num_ranges
+        int64_t scale_rows
+
+    cdef struct SumScaleBlocks:
+        int64_t block_rows
+        cbool apart
+
+    cdef struct PackedSumScales:
+        float* data
+        int64_t num_panels
+        int64_t num_ranges
+        int64_t scale_rows
+
     int64_t source_row(RowOrder order, int64_t row, int64_t num_rows)
-    void pack_mxfp4(const SourceMatrix& source, uint8_t* weights, uint8_t* scales, int num_threads)
-    void unpack_mxfp4(const SourceMatrix& shape, const uint8_t* weights, const uint8_t* scales,
-                      uint8_t* codes, uint8_t* source_scales, int num_threads)
+    void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads)
+    void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
+                       int num_threads)
+    void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed)
+    void unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales)
 
 
 cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
@@ -133,14 +164,27 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         int64_t intermediate_size
         cbool has_w13_bias
         cbool has_w2_bias
+        cbool interleaved
+        int64_t block_rows
+        int64_t block_k
+
+    cdef enum class Part(int32_t):
+        kWeights
+        kScales
+        kSumScales
+        kBias
+
+    const int kNumParts
+
+    cdef struct MatrixLayout:
+        PackedMatrix sizes
+        SumScaleBlocks sum_blocks
+        int64_t[4] offset
+        int64_t[4] expert_bytes
 
     cdef struct StorageLayout:
-        int64_t w13
-        int64_t w13_scales
-        int64_t w2
-        int64_t w2_scales
-        int64_t w13_bias
-        int64_t w2_bias
+        MatrixLayout w13
+        MatrixLayout w2
         int64_t total
 
     StorageLayout storage_layout(const StorageShape& shape)

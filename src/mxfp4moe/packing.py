@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
-import ml_dtypes
 import numpy as np
 
 from . import _core
+from ._sources import Bias, Matrix, describe_experts, is_pair, tensor_scales
 from .config import resolve_num_threads
-from .errors import as_array, check_choice, describe, type_error, value_error
+from .errors import check_choice, check_positive_int, describe, type_error, value_error
+from .formats import BFLOAT16, FORMATS, WeightFormat
 
 __all__ = ["PackedExperts", "UnpackedExperts", "pack_experts"]
 
-FORMATS = ("mxfp4",)
 GATE_UP_LAYOUTS = ("concatenated", "interleaved")
 
-_BLOCK = 32
-_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
-_BLOCK_DTYPES = (np.dtype(np.uint8), np.dtype(np.int8))
-_SCALE_DTYPES = (np.dtype(np.uint8), _E8M0)
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_BIAS_DTYPES = (np.dtype(np.float32), _BFLOAT16)
+# Of bfloat16 weights: the numbers of the dtypes in the C++ library.
+_DTYPE_CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, BFLOAT16: 2}
+_BLOCK_SHAPE = (128, 128)
+_BLOCK_K_MULTIPLE = 32
 
-# Order of the rows of a source matrix, as packing/panels.h numbers it.
-_PLAIN = 0
-_ROW_ORDER = {"concatenated": 1, "interleaved": 2}
+BlockShape = tuple[int | None, int | None]
 
 
 class UnpackedExperts(NamedTuple):
@@ -34,25 +29,37 @@ class UnpackedExperts(NamedTuple):
 
     Attributes
     ----------
-    w13 : uint8 ndarray of shape (E, 2 * I, K / 2)
-        Rows in the order of the experts' `gate_up_layout`; a (gate, up) pair comes back concatenated.
-    w13_scales : uint8 or float8_e8m0fnu ndarray of shape (E, 2 * I, K / 32)
-    w2 : uint8 ndarray of shape (E, K, I / 2)
-    w2_scales : uint8 or float8_e8m0fnu ndarray of shape (E, K, I / 32)
+    w13 : ndarray of shape (E, 2 * I, K), or (E, 2 * I, K / 2) of two codes a byte
+        Rows in the order of the experts' `gate_up_layout`; a (gate, up) pair comes back concatenated. uint8 for
+        4-bit formats, else of the dtype that was packed; bfloat16 where float16 or float32 weights were rounded.
+    w13_scales : ndarray, or None for bfloat16
+        Block scales (E, 2 * I, K / 32 or K / 16) of the dtype that was packed; float32 scales of fp8_block in
+        the shape that `pack_experts` takes.
+    w2 : ndarray of shape (E, K, I) or (E, K, I / 2)
+    w2_scales : ndarray or None
     w13_bias : float32 or bfloat16 ndarray of shape (E, 2 * I), or None
     w2_bias : float32 or bfloat16 ndarray of shape (E, K), or None
-    w13_tensor_scale, w2_tensor_scale : None
-        Of formats that have a scale per tensor.
+    w13_tensor_scale : float32 ndarray of shape (E, 2), or None
+        Of gate and of up (nvfp4).
+    w2_tensor_scale : float32 ndarray of shape (E,), or None
     """
 
     w13: np.ndarray
-    w13_scales: np.ndarray
+    w13_scales: np.ndarray | None
     w2: np.ndarray
-    w2_scales: np.ndarray
+    w2_scales: np.ndarray | None
     w13_bias: np.ndarray | None = None
     w2_bias: np.ndarray | None = None
     w13_tensor_scale: np.ndarray | None = None
     w2_tensor_scale: np.ndarray | None = None
+
+
+class MatrixDtypes(NamedTuple):
+    """What the arrays of one matrix were when they were packed, and are when they are unpacked."""
+
+    weights: np.dtype
+    scales: np.dtype | None
+    bias: np.dtype | None
 
 
 class PackedExperts:
@@ -68,6 +75,8 @@ class PackedExperts:
     num_experts, hidden_size, intermediate_size : int
     gate_up_layout : str
         Row order of the `w13` that was packed.
+    block_shape : tuple or None
+        Rows and columns that share a float32 scale, None for the whole axis; None for all but fp8_block.
     nbytes : int
         Size of the packed weights, scales and biases in memory.
     data : memoryview
@@ -75,9 +84,9 @@ class PackedExperts:
     """
 
     __slots__ = (
-        "_bias_dtypes",
-        "_scale_dtypes",
+        "_dtypes",
         "_storage",
+        "block_shape",
         "format",
         "gate_up_layout",
         "hidden_size",
@@ -90,9 +99,9 @@ class PackedExperts:
     hidden_size: int
     intermediate_size: int
     gate_up_layout: str
+    block_shape: BlockShape | None
     _storage: _core.ExpertStorage
-    _bias_dtypes: tuple[np.dtype | None, np.dtype | None]
-    _scale_dtypes: tuple[np.dtype, np.dtype]
+    _dtypes: tuple[MatrixDtypes, MatrixDtypes]  # of w13, of w2
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         raise TypeError("PackedExperts: expected to be made by pack_experts(), got a direct call")
@@ -127,25 +136,26 @@ class PackedExperts:
     @property
     def has_w13_bias(self) -> bool:
         """Whether gate and up have a bias."""
-        return self._bias_dtypes[0] is not None
+        return self._dtypes[0].bias is not None
 
     @property
     def has_w2_bias(self) -> bool:
         """Whether the down projection has a bias."""
-        return self._bias_dtypes[1] is not None
+        return self._dtypes[1].bias is not None
 
     def __repr__(self) -> str:
+        block_shape = "" if self.block_shape is None else f"block_shape={self.block_shape}, "
         biases = [name for name, has in (("w13", self.has_w13_bias), ("w2", self.has_w2_bias)) if has]
         return (
             f"PackedExperts(format={self.format!r}, num_experts={self.num_experts}, "
             f"hidden_size={self.hidden_size}, intermediate_size={self.intermediate_size}, "
-            f"gate_up_layout={self.gate_up_layout!r}, bias={' and '.join(biases) or None!r}, "
+            f"gate_up_layout={self.gate_up_layout!r}, {block_shape}bias={' and '.join(biases) or None!r}, "
             f"nbytes={self.nbytes})"
         )
 
     def _key(self) -> tuple[object, ...]:
         sizes = (self.num_experts, self.hidden_size, self.intermediate_size)
-        return (self.format, self.gate_up_layout, sizes, self._bias_dtypes, self._scale_dtypes)
+        return (self.format, self.gate_up_layout, self.block_shape, sizes, self._dtypes)
 
     def __eq__(self, other: object) -> bool:
         """Whether both hold the same bytes in the same format, sizes and layout."""
@@ -165,28 +175,51 @@ class PackedExperts:
         -------
         UnpackedExperts
         """
-        order = _ROW_ORDER[self.gate_up_layout]
-        w13, w13_scales, w13_bias = self._unpack_matrix(True, order)
-        w2, w2_scales, w2_bias = self._unpack_matrix(False, _PLAIN)
-        return UnpackedExperts(w13, w13_scales, w2, w2_scales, w13_bias, w2_bias)
+        w13, w13_scales, w13_bias, w13_tensor_scale = self._unpack_matrix(True)
+        w2, w2_scales, w2_bias, w2_tensor_scale = self._unpack_matrix(False)
+        if w2_tensor_scale is not None:
+            w2_tensor_scale = w2_tensor_scale[:, 0]
+        return UnpackedExperts(
+            w13, w13_scales, w2, w2_scales, w13_bias, w2_bias, w13_tensor_scale, w2_tensor_scale
+        )
 
-    def _unpack_matrix(self, is_w13: bool, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _unpack_matrix(
+        self, is_w13: bool
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """Weights, scales, bias and tensor scales."""
+        format, dtypes, experts = FORMATS[self.format], self._dtypes[0 if is_w13 else 1], self.num_experts
         rows, k = self.hidden_size, self.intermediate_size
         if is_w13:
             rows, k = 2 * self.intermediate_size, self.hidden_size
-        blocks = np.empty((self.num_experts, rows, k // 2), np.uint8)
-        scales = np.empty((self.num_experts, rows, k // _BLOCK), np.uint8)
-        bias_dtype = self._bias_dtypes[0 if is_w13 else 1]
-        bias = None if bias_dtype is None else np.empty((self.num_experts, rows), np.float32)
+        weight_dtype = BFLOAT16 if self.format == "bf16" else dtypes.weights
+        weights = np.empty((experts, rows, *format.row_shapes(k)[1]), weight_dtype)
+        block_scales = sum_scales = bias = None
+        if format.scale_block:
+            block_scales = np.empty((experts, rows, k // format.scale_block), np.uint8)
+        if format.has_block_shape:
+            half = 2 if is_w13 and self.gate_up_layout == "concatenated" else 1
+            sum_scales = np.empty(
+                (experts, *_scale_shape(self.block_shape, (rows // half, k), half)), np.float32
+            )
+        if format.has_tensor_scale:
+            sum_scales = np.empty((experts, 2 if is_w13 else 1, 1), np.float32)
+        if dtypes.bias is not None:
+            bias = np.empty((experts, rows), np.float32)
         threads = resolve_num_threads(None)
-        for expert in range(self.num_experts):
-            self._storage.unpack(is_w13, expert, order, blocks[expert], scales[expert], threads)
+        for expert in range(experts):
+            bytes_of_expert = weights[expert].view(np.uint8)
+            scales_of_expert = None if block_scales is None else block_scales[expert]
+            self._storage.unpack(is_w13, expert, bytes_of_expert, scales_of_expert, threads)
+            if sum_scales is not None:
+                self._storage.unpack_sum_scales(is_w13, expert, sum_scales[expert])
             if bias is not None:
-                self._storage.unpack_bias(is_w13, expert, order, bias[expert])
-        scales = scales.view(self._scale_dtypes[0 if is_w13 else 1])
-        if bias is not None and bias_dtype == _BFLOAT16:
-            bias = (bias.view(np.uint32) >> 16).astype(np.uint16).view(_BFLOAT16)  # a cast would change NaNs
-        return blocks, scales, bias
+                self._storage.unpack_bias(is_w13, expert, bias[expert])
+        if bias is not None and dtypes.bias == BFLOAT16:
+            bias = (bias.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)  # a cast would change NaNs
+        if format.has_tensor_scale and sum_scales is not None and block_scales is not None:
+            return weights, block_scales.view(dtypes.scales), bias, sum_scales[:, :, 0]
+        scales = sum_scales if block_scales is None else block_scales.view(dtypes.scales)
+        return weights, scales, bias, None
 
 
 def pack_experts(
@@ -202,29 +235,50 @@ def pack_experts(
     w13_tensor_scale: Any = None,
     w2_tensor_scale: Any = None,
 ) -> PackedExperts:
-    """Pack the weights of E experts of hidden size K and intermediate size I, both multiples of 32.
+    """Pack the weights of E experts of hidden size K and intermediate size I.
 
+    K and I are multiples of 32 for the MX formats, of 16 for nvfp4, and free for fp8_block and bf16.
     Each of `w13`, `w2` and their scales is one array with a leading axis E, or a sequence of E arrays without
     it, so that a checkpoint with a tensor per expert needs no stacked copy. `w13` and `w13_scales` may also
     both be a pair (gate, up) of such arrays or sequences with I rows each.
 
+    =========  =====================================================  ================================
+    format     weights of an expert                                   scales
+    =========  =====================================================  ================================
+    mxfp4      uint8 or int8 (N, K / 2) or (N, K / 32, 16): E2M1      uint8 or float8_e8m0fnu
+               codes, two per byte, the low nibble the even k         (N, K / 32)
+    mxfp8      float8_e4m3fn, float8_e5m2, or uint8 (the bytes of     uint8 or float8_e8m0fnu
+               e4m3), (N, K)                                          (N, K / 32)
+    nvfp4      as mxfp4, or (N, K / 16, 8)                            float8_e4m3fn or uint8
+                                                                      (N, K / 16), and tensor scales
+    fp8_block  float8_e4m3fn or uint8 (N, K)                          float32, see `block_shape`
+    bf16       bfloat16, or float16 or float32, which are rounded     None
+               to bfloat16, (N, K)
+    =========  =====================================================  ================================
+
     Parameters
     ----------
-    w13 : uint8 or int8 array of shape (E, 2 * I, K / 2) or (E, 2 * I, K / 32, 16)
-        Gate and up projection: E2M1 codes, two per byte, the low nibble the even k.
-    w13_scales : uint8 or float8_e8m0fnu array of shape (E, 2 * I, K / 32)
-        E8M0 scales; byte s means 2**(s - 127), 255 NaN.
-    w2 : uint8 or int8 array of shape (E, K, I / 2) or (E, K, I / 32, 16)
+    w13 : array of shape (E, 2 * I, K)
+        Gate and up projection; packed codes as the table says.
+    w13_scales : array or None
+        Byte s of an E8M0 scale means 2**(s - 127), 255 NaN. A weight is its code times its scale; float32
+        scales, those of tensors too, multiply the float32 sum of their range of K.
+    w2 : array of shape (E, K, I)
         Down projection.
-    w2_scales : uint8 or float8_e8m0fnu array of shape (E, K, I / 32)
-    format : {"mxfp4"}
+    w2_scales : array or None
+    format : {"mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16"}
     w13_bias : float32 or bfloat16 array of shape (E, 2 * I), optional
         Rows in the order of `w13`; with a (gate, up) pair, gate then up.
     w2_bias : float32 or bfloat16 array of shape (E, K), optional
     gate_up_layout : {"concatenated", "interleaved"}
         Rows of `w13`: all of gate, then all of up, or gate_0, up_0, gate_1, ... (gpt-oss).
-    block_shape, w13_tensor_scale, w2_tensor_scale : None
-        Belong to other formats.
+    block_shape : (int or None, int or None), optional
+        Of fp8_block: the rows bn and columns bk that share a scale, None for a whole axis, (128, 128) if not
+        given; bk is a multiple of 32. `w13_scales` are (E, 2 * ceil(I / bn), ceil(K / bk)), gate and up blocked
+        apart, or, interleaved, (E, ceil(2 * I / bn), ceil(K / bk)); `w2_scales` (E, ceil(K / bn), ceil(I / bk)).
+    w13_tensor_scale : float32 array of shape (E, 2)
+        Of nvfp4: of gate and of up.
+    w2_tensor_scale : float32 array of shape (E,)
 
     Returns
     -------
@@ -235,7 +289,7 @@ def pack_experts(
     TypeError
         An array is of another dtype or kind.
     ValueError
-        Shapes do not fit each other, or K or I is no multiple of 32.
+        Shapes do not fit each other or the format.
 
     Examples
     --------
@@ -248,51 +302,63 @@ def pack_experts(
     >>> experts.num_experts, experts.hidden_size, experts.intermediate_size
     (4, 96, 64)
     """
-    check_choice("format", format, FORMATS)
+    spec = FORMATS[check_choice("format", format, tuple(FORMATS))]
     check_choice("gate_up_layout", gate_up_layout, GATE_UP_LAYOUTS)
-    for name, value in (
-        ("block_shape", block_shape),
-        ("w13_tensor_scale", w13_tensor_scale),
-        ("w2_tensor_scale", w2_tensor_scale),
-    ):
-        if value is not None:
-            raise value_error(name, f"None with format {format!r}", describe(value))
+    blocks = _check_block_shape(spec, block_shape)
 
-    order = _ROW_ORDER[gate_up_layout]
-    if _is_pair(w13_scales):
+    if is_pair(w13_scales if spec.has_scales else w13):
         if not isinstance(w13, (list, tuple)) or len(w13) != 2:
-            raise value_error("w13", "a (gate, up) pair like w13_scales", _describe_experts(w13))
+            raise value_error("w13", "a (gate, up) pair like w13_scales", describe_experts(w13))
         if gate_up_layout != "concatenated":
             raise value_error(
                 "gate_up_layout", "'concatenated' with a (gate, up) pair", describe(gate_up_layout)
             )
-        gate_up = tuple(_Matrix(f"w13[{i}]", w13[i], f"w13_scales[{i}]", w13_scales[i]) for i in range(2))
+        scales = w13_scales if spec.has_scales else (None, None)
+        gate_up = [Matrix(spec, f"w13[{i}]", w13[i], f"w13_scales[{i}]", scales[i]) for i in range(2)]
     else:
-        gate_up = (_Matrix("w13", w13, "w13_scales", w13_scales),)
-    down = _Matrix("w2", w2, "w2_scales", w2_scales)
+        gate_up = [Matrix(spec, "w13", w13, "w13_scales", w13_scales)]
+    down = Matrix(spec, "w2", w2, "w2_scales", w2_scales)
 
     num_experts, hidden, intermediate = len(down), down.rows, down.k
+    apart = gate_up_layout == "concatenated"
     for matrix in gate_up:
-        matrix.check(num_experts, 2 // len(gate_up) * intermediate, hidden)
-    down.check(num_experts, hidden, intermediate)
-    if hidden % _BLOCK:
-        raise value_error("w2", f"a number of rows (hidden size) that is a multiple of {_BLOCK}", str(hidden))
+        rows, halves = 2 // len(gate_up) * intermediate, 2 if apart and len(gate_up) == 1 else 1
+        scale_shape = _scales_of(spec, blocks, (rows // halves, hidden), halves)
+        matrix.check(num_experts, (rows, hidden), scale_shape)
+    down.check(num_experts, (hidden, intermediate), _scales_of(spec, blocks, (hidden, intermediate), 1))
+    if hidden % spec.k_multiple:
+        expected = f"a number of rows (hidden size) that is a multiple of {spec.k_multiple}"
+        raise value_error("w2", expected, str(hidden))
+    if {spec.weight_dtypes[m.dtype] for m in gate_up} != {spec.weight_dtypes[down.dtype]}:
+        raise type_error("w2", f"elements as in w13, {gate_up[0].dtype}", str(down.dtype))
+    for matrix in gate_up[1:]:
+        if matrix.dtype != gate_up[0].dtype or matrix.scale_dtype != gate_up[0].scale_dtype:
+            raise type_error(
+                matrix.name,
+                f"{gate_up[0].dtype} and scales of {gate_up[0].scale_dtype}, as in w13[0]",
+                f"{matrix.dtype} and {matrix.scale_dtype}",
+            )
     biases = (
-        _Bias("w13_bias", w13_bias, num_experts, 2 * intermediate),
-        _Bias("w2_bias", w2_bias, num_experts, hidden),
+        Bias("w13_bias", w13_bias, num_experts, 2 * intermediate),
+        Bias("w2_bias", w2_bias, num_experts, hidden),
+    )
+    per_tensor = (
+        tensor_scales(spec, "w13_tensor_scale", w13_tensor_scale, (num_experts, 2)),
+        tensor_scales(spec, "w2_tensor_scale", w2_tensor_scale, (num_experts,)),
     )
 
     storage = _core.ExpertStorage(
-        num_experts, hidden, intermediate, biases[0].dtype is not None, biases[1].dtype is not None
+        spec.weight_dtypes[down.dtype],
+        (num_experts, hidden, intermediate),
+        (biases[0].dtype is not None, biases[1].dtype is not None),
+        gate_up_layout == "interleaved",
+        (0, 0) if blocks is None else tuple(size or 0 for size in blocks),
     )
-    threads = resolve_num_threads(None)
     for expert in range(num_experts):
-        halves = [array for matrix in gate_up for array in matrix.expert(expert)]
-        storage.pack(True, expert, order, halves, threads)
-        storage.pack(False, expert, _PLAIN, down.expert(expert), threads)
-        for is_w13, bias in zip((True, False), biases, strict=True):
-            if bias.dtype is not None:
-                storage.pack_bias(is_w13, expert, order if is_w13 else _PLAIN, bias.expert(expert))
+        for i, matrices in enumerate((gate_up, [down])):
+            _pack_expert(storage, i == 0, expert, matrices, per_tensor[i])
+            if biases[i].dtype is not None:
+                storage.pack_bias(i == 0, expert, biases[i].expert(expert))
     return PackedExperts._make(
         _storage=storage,
         format=format,
@@ -300,110 +366,69 @@ def pack_experts(
         hidden_size=hidden,
         intermediate_size=intermediate,
         gate_up_layout=gate_up_layout,
-        _bias_dtypes=tuple(bias.dtype for bias in biases),
-        _scale_dtypes=(gate_up[0].scale_dtype, down.scale_dtype),
+        block_shape=blocks,
+        _dtypes=tuple(
+            MatrixDtypes(_unpacked_dtype(m.dtype), m.scale_dtype, bias.dtype)
+            for m, bias in zip((gate_up[0], down), biases, strict=True)
+        ),
     )
 
 
-def _is_pair(scales: Any) -> bool:
-    """Whether `scales` are a (gate, up) pair: of arrays with a leading E, or of sequences of E arrays."""
-    if not isinstance(scales, (list, tuple)) or len(scales) != 2:
-        return False
-    return all(isinstance(half, (list, tuple)) or np.ndim(half) == 3 for half in scales)
+def _pack_expert(
+    storage: _core.ExpertStorage,
+    is_w13: bool,
+    expert: int,
+    matrices: list[Matrix],
+    per_tensor: np.ndarray | None,
+) -> None:
+    """Pack the weights and scales of one matrix of one expert, which came as one array or as gate and up."""
+    spec = matrices[0].format
+    weights = [matrix.weights(expert) for matrix in matrices]
+    scales = [matrix.scale_bytes(expert) for matrix in matrices] if spec.scale_block else []
+    dtype = _DTYPE_CODES.get(matrices[0].dtype, 0)
+    storage.pack(is_w13, expert, weights, scales, dtype, resolve_num_threads(None))
+    if spec.has_block_shape:
+        rows = [matrix.sum_scales(expert) for matrix in matrices]
+        storage.pack_sum_scales(is_w13, expert, np.concatenate(rows))
+    elif per_tensor is not None:
+        storage.pack_sum_scales(is_w13, expert, np.ascontiguousarray(per_tensor[expert, :, None]))
 
 
-def _describe_experts(value: Any) -> str:
-    return f"a sequence of {len(value)}" if isinstance(value, (list, tuple)) else describe(value)
+def _unpacked_dtype(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.uint8) if dtype == np.int8 else dtype
 
 
-def _per_expert(
-    name: str, value: Any, dtypes: Sequence[np.dtype], ndims: tuple[int, ...]
-) -> list[np.ndarray]:
-    """One array per expert, each with one of the numbers of axes in `ndims`; nothing is copied that fits."""
-    if isinstance(value, (list, tuple)):
-        arrays = [as_array(f"{name}[{i}]", item, dtypes) for i, item in enumerate(value)]
-        bad = next((i for i, a in enumerate(arrays) if a.ndim not in ndims), None)
-        if bad is not None:
-            expected = " or ".join(map(str, ndims))
-            raise value_error(f"{name}[{bad}]", f"an array with {expected} axes", describe(arrays[bad]))
-    else:
-        stacked = as_array(name, value, dtypes)
-        if stacked.ndim - 1 not in ndims:
-            expected = " or ".join(str(n + 1) for n in ndims)
-            raise value_error(
-                name, f"an array with {expected} axes, or a sequence of arrays", describe(stacked)
-            )
-        arrays = list(stacked)
-    if not arrays:
-        raise value_error(name, "at least 1 expert", "0")
-    return arrays
+def _scales_of(
+    spec: WeightFormat, blocks: BlockShape | None, shape: tuple[int, int], halves: int
+) -> tuple[int, int]:
+    """Shape of the scales of `halves` matrices of `shape`, one below the other."""
+    if spec.has_block_shape:
+        return _scale_shape(blocks, shape, halves)
+    return halves * shape[0], shape[1] // max(spec.scale_block, 1)
 
 
-class _Matrix:
-    """Blocks and scales of one matrix of every expert, as they came."""
-
-    def __init__(self, name: str, blocks: Any, scales_name: str, scales: Any) -> None:
-        self.name, self.scales_name = name, scales_name
-        self._blocks = _per_expert(name, blocks, _BLOCK_DTYPES, (2, 3))
-        self._scales = _per_expert(scales_name, scales, _SCALE_DTYPES, (2,))
-        first = self._blocks[0]
-        self.rows = first.shape[0]
-        self.k = 2 * first.shape[1] if first.ndim == 2 else _BLOCK * first.shape[1]
-        self.scale_dtype = self._scales[0].dtype
-
-    def __len__(self) -> int:
-        return len(self._blocks)
-
-    def check(self, num_experts: int, rows: int, k: int) -> None:
-        """Raise unless every array has the shape that `num_experts` matrices of `rows` x `k` need."""
-        for name, arrays in ((self.name, self._blocks), (self.scales_name, self._scales)):
-            if len(arrays) != num_experts:
-                raise value_error(name, f"{num_experts} experts, as in w2", str(len(arrays)))
-        if min(rows, k) < 1 or k % _BLOCK:
-            raise value_error(
-                self.name, f"K a positive multiple of {_BLOCK} and at least 1 row", f"{rows} x {k}"
-            )
-        shapes = {2: (rows, k // 2), 3: (rows, k // _BLOCK, _BLOCK // 2)}
-        for expert, (blocks, scales) in enumerate(zip(self._blocks, self._scales, strict=True)):
-            for name, array, expected in (
-                (self.name, blocks, shapes[blocks.ndim]),
-                (self.scales_name, scales, (rows, k // _BLOCK)),
-            ):
-                if array.shape != expected:
-                    raise value_error(
-                        name, f"shape {expected} for each expert", f"{array.shape} for expert {expert}"
-                    )
-            if scales.dtype != self.scale_dtype:
-                raise type_error(self.scales_name, f"{self.scale_dtype} as for expert 0", f"{scales.dtype}")
-
-    def expert(self, index: int) -> list[np.ndarray]:
-        """Blocks and scales of one expert as C-contiguous bytes, [rows, k / 2] and [rows, k / 32]."""
-        arrays = (self._blocks[index], self._scales[index])
-        return [np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8) for array in arrays]
+def _scale_shape(blocks: BlockShape | None, shape: tuple[int, int], halves: int) -> tuple[int, int]:
+    rows, columns = (
+        -(-size // (block or max(size, 1))) for size, block in zip(shape, blocks or (None, None), strict=True)
+    )
+    return halves * rows, columns
 
 
-class _Bias:
-    """The bias of one matrix of every expert, or none."""
-
-    def __init__(self, name: str, value: Any, num_experts: int, rows: int) -> None:
-        self.dtype: np.dtype | None = None
-        if value is None:
-            return
-        self._arrays = _per_expert(name, value, _BIAS_DTYPES, (1,))
-        if len(self._arrays) != num_experts:
-            raise value_error(name, f"{num_experts} experts, as in w2", str(len(self._arrays)))
-        for expert, array in enumerate(self._arrays):
-            if array.shape != (rows,):
-                raise value_error(
-                    name, f"shape ({rows},) for each expert", f"{array.shape} for expert {expert}"
-                )
-        self.dtype = self._arrays[0].dtype
-        mixed = next((a.dtype for a in self._arrays if a.dtype != self.dtype), None)
-        if mixed is not None:
-            raise type_error(name, f"{self.dtype} as for expert 0", f"{mixed}")
-
-    def expert(self, index: int) -> np.ndarray:
-        array = np.ascontiguousarray(self._arrays[index])
-        if array.dtype == np.float32:
-            return array
-        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+def _check_block_shape(spec: WeightFormat, block_shape: Any) -> BlockShape | None:
+    if not spec.has_block_shape:
+        if block_shape is not None:
+            raise value_error("block_shape", f"None with format {spec.name!r}", describe(block_shape))
+        return None
+    if block_shape is None:
+        return _BLOCK_SHAPE
+    if not isinstance(block_shape, (list, tuple)):
+        raise type_error("block_shape", "a pair of integers or None", describe(block_shape))
+    if len(block_shape) != 2:
+        raise value_error("block_shape", "a pair of integers or None", f"{len(block_shape)} values")
+    rows, columns = (
+        None if size is None else check_positive_int(f"block_shape[{i}]", size)
+        for i, size in enumerate(block_shape)
+    )
+    if columns is not None and columns % _BLOCK_K_MULTIPLE:
+        raise value_error("block_shape[1]", f"a multiple of {_BLOCK_K_MULTIPLE} or None", str(columns))
+    return rows, columns

@@ -8,8 +8,8 @@ namespace mxfp4moe {
 
 enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
-enum class WeightFormat : int32_t { kMxfp4 };
-constexpr int kNumWeightFormats = 1;
+enum class WeightFormat : int32_t { kMxfp4, kNvfp4, kMxfp8E4m3, kMxfp8E5m2, kFp8Block, kBf16 };
+constexpr int kNumWeightFormats = 6;
 
 enum class ScaleRule : int32_t { kFloor, kCeil, kRceil, kEven };
 

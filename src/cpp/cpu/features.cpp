@@ -81,6 +81,7 @@ uint32_t detect(const char** amx_status) {
       bit(extended.ebx, 31)) {
     features |= kCpuAvx512;
   }
+  if ((features & kCpuAvx512) != 0 && bit(extended.ecx, 1)) features |= kCpuAvx512Vbmi;
   if ((features & kCpuAvx512) != 0 && extended.eax >= 1 && bit(cpuid(7, 1).eax, 5)) {
     features |= kCpuAvx512Bf16;
     if (is_amd()) features |= kCpuFastBf16Dot;

@@ -11,6 +11,7 @@ enum CpuFeature : uint32_t {
   kCpuAvx512Bf16 = 1u << 2,
   kCpuAmxBf16 = 1u << 3,      // tiles and bf16, and the kernel granted the permission to use them
   kCpuFastBf16Dot = 1u << 4,  // vdpbf16ps does twice the work of a float32 FMA in the same time (AMD Zen 4 and later)
+  kCpuAvx512Vbmi = 1u << 5,
 };
 
 // Detected once, at the first call.

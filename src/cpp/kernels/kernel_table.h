@@ -3,16 +3,10 @@
 #pragma once
 
 #include "common/types.h"
+#include "packing/panels.h"
 #include "quantize/quantize.h"
 
 namespace mxfp4moe {
-
-// One packed matrix of one expert.
-struct MatrixView {
-  const uint8_t* weights;
-  const uint8_t* scales;
-  int64_t k_blocks;
-};
 
 // Gathers the hidden states of up to sixteen tokens of a group into the layout that this table's GEMM reads
 // ("operand").
@@ -30,8 +24,7 @@ struct PackTokensArgs {
 // GEMM 1, bias and activation: panel pairs [pair_begin, pair_end) of one expert for one token group. Panel 2p
 // holds 16 gate rows, panel 2p + 1 the up rows of the same intermediate values. Writes the operand of GEMM 2.
 struct GateUpArgs {
-  MatrixView w13;
-  const float* bias;  // [pairs][2][16], or null
+  PackedMatrix w13;  // of the expert
   int64_t pair_begin, pair_end;
   const uint8_t* operand;
   int64_t num_tokens;
@@ -44,8 +37,7 @@ struct GateUpArgs {
 
 // GEMM 2 and combine: accumulators[token][row] += router_weight * (sum + bias), panels [panel_begin, panel_end).
 struct DownArgs {
-  MatrixView w2;
-  const float* bias;  // [panels][16], or null
+  PackedMatrix w2;
   int64_t panel_begin, panel_end;
   const uint8_t* intermediate;
   int64_t num_tokens;

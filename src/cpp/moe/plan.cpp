@@ -2,14 +2,14 @@
 
 #include <algorithm>
 
-#include "packing/panels.h"
-
 namespace mxfp4moe {
 namespace {
 
-// A group's work on one panel, in bytes of weights streamed: the memory's time plus the arithmetic's. About so
-// many tokens take as long as reading the weights once.
-constexpr int64_t kTokensPerRead = 4;
+// A group's work on one panel, in bytes of weights streamed: the memory's time plus the arithmetic's. About as many
+// tokens as a weight has bits take as long as reading the weights once.
+int64_t read_equivalent(int64_t bytes, int64_t tokens, WeightFormat format) {
+  return bytes + bytes * tokens / block_layout(format).weight_bits();
+}
 
 // Items per thread: enough that a thread slowed by a neighbour holds up the others for a few percent only.
 constexpr int64_t kItemsPerThread = 16;
@@ -19,11 +19,10 @@ constexpr int64_t kMinThreadBytes = 128 << 10;
 
 constexpr int64_t kMaxChunkTokens = 1 << 14;
 
-int64_t read_equivalent(int64_t bytes, int64_t tokens) { return bytes + bytes * tokens / kTokensPerRead; }
-
-// Bytes of the packed weights and scales of a [rows][k] matrix.
-int64_t matrix_bytes(WeightFormat, int64_t rows, int64_t k) {
-  return ceil_div(rows, kPanelRows) * ceil_div(k, kBlockK) * (kMxfp4BlockBytes + kScaleBlockBytes);
+// Bytes of the packed weights and block scales of one expert.
+int64_t matrix_bytes(WeightFormat format, const PackedMatrix& m) {
+  const BlockLayout block = block_layout(format);
+  return m.num_panels * m.k_blocks * (block.weight_bytes + block.scale_bytes);
 }
 
 }  // namespace
@@ -41,17 +40,16 @@ MoePlan make_plan(const KernelTable& kernels, const PackedLayer& layer, int64_t 
 }
 
 ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num_threads, int64_t* item_offsets) {
-  const int64_t pairs = ceil_div(layer.intermediate_size, kPanelRows);
-  const int64_t panels = ceil_div(layer.hidden_size, kPanelRows);
-  const int64_t w13_bytes = matrix_bytes(layer.format, 2 * layer.intermediate_size, layer.hidden_size);
-  const int64_t w2_bytes = matrix_bytes(layer.format, layer.hidden_size, layer.intermediate_size);
+  const int64_t pairs = layer.w13.num_panels / 2;
+  const int64_t w13_bytes = matrix_bytes(layer.format, layer.w13);
+  const int64_t w2_bytes = matrix_bytes(layer.format, layer.w2);
 
   int64_t used_experts = 0, gate_up_work = 0;
   for (int64_t e = 0; e < layer.num_experts; ++e) {
     const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
     if (tokens == 0) continue;
     ++used_experts;
-    gate_up_work += read_equivalent(w13_bytes, tokens);
+    gate_up_work += read_equivalent(w13_bytes, tokens, layer.format);
   }
 
   ChunkPlan plan;
@@ -62,7 +60,7 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num
   item_offsets[0] = 0;
   for (int64_t e = 0; e < layer.num_experts; ++e) {
     const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
-    const double exact = static_cast<double>(items) * static_cast<double>(read_equivalent(w13_bytes, tokens)) /
+    const double exact = static_cast<double>(items) * static_cast<double>(read_equivalent(w13_bytes, tokens, layer.format)) /
                          static_cast<double>(gate_up_work);
     const int64_t share = tokens == 0 ? 0 : std::clamp<int64_t>(static_cast<int64_t>(exact + 0.5), 1, pairs);
     item_offsets[e + 1] = item_offsets[e] + share;
@@ -73,7 +71,7 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num
   const int64_t operand = grouping.num_slots * round_up(layer.intermediate_size, kBlockK) * 2;
   int64_t down_items = std::min(items, used_experts * w2_bytes / std::max<int64_t>(operand, 1));
   down_items = std::max<int64_t>(down_items / plan.num_threads, 1) * plan.num_threads;
-  plan.num_down_items = std::min(down_items, ceil_div(panels, 2));
+  plan.num_down_items = std::min(down_items, ceil_div(layer.w2.num_panels, 2));
 
   plan.num_pack_items = 0;
   for (int64_t g = 0; g < grouping.num_groups; ++g) plan.num_pack_items += pack_items(grouping.groups[g]);

@@ -1,22 +1,17 @@
 // One call of the fused experts, as plain data.
 #pragma once
 
-#include "common/types.h"
+#include "packing/panels.h"
 
 namespace mxfp4moe {
 
-// Packed experts; every pointer is 64-byte aligned, biases stand in packed row order or are null.
 struct PackedLayer {
   WeightFormat format;
   int64_t num_experts;
   int64_t hidden_size;
   int64_t intermediate_size;
-  const uint8_t* w13;  // [num_experts][panels][k_blocks][256]
-  const uint8_t* w13_scales;
-  const uint8_t* w2;
-  const uint8_t* w2_scales;
-  const float* w13_bias;  // [num_experts][2 * intermediate_size]
-  const float* w2_bias;   // [num_experts][hidden_size]
+  PackedMatrix w13;  // of every expert; a multiple of four panels: the intermediate is padded to whole K-blocks
+  PackedMatrix w2;
 };
 
 struct Rows {

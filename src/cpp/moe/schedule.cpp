@@ -6,7 +6,6 @@
 #include "memory/workspace.h"
 #include "moe/group.h"
 #include "moe/plan.h"
-#include "packing/panels.h"
 #include "threads/pool.h"
 
 namespace mxfp4moe {
@@ -39,12 +38,6 @@ int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& c
   m->scratch_bytes = round_up(kernels.scratch_bytes(group, plan.max_k), 4096);
   m->scratch = arena->take<uint8_t>(m->scratch_bytes * num_threads);
   return arena->used();
-}
-
-MatrixView expert_matrix(const uint8_t* weights, const uint8_t* scales, int64_t expert, int64_t panels, int64_t k) {
-  const int64_t blocks = ceil_div(k, kBlockK);
-  return {weights + expert * panels * blocks * kMxfp4BlockBytes, scales + expert * panels * blocks * kScaleBlockBytes,
-          blocks};
 }
 
 // One chunk of tokens, shared by the threads that compute it.
@@ -103,11 +96,10 @@ class Chunk {
     const Grouping& g = m_.grouping;
     const int64_t* offsets = m_.item_offsets;
     const int64_t expert = std::upper_bound(offsets, offsets + layer.num_experts, item) - offsets - 1;
-    const int64_t pairs = ceil_div(layer.intermediate_size, kPanelRows);
+    const int64_t pairs = layer.w13.num_panels / 2;
     const int64_t part = item - offsets[expert], parts = offsets[expert + 1] - offsets[expert];
     GateUpArgs args;
-    args.w13 = expert_matrix(layer.w13, layer.w13_scales, expert, 2 * pairs, layer.hidden_size);
-    args.bias = layer.w13_bias == nullptr ? nullptr : layer.w13_bias + expert * 2 * pairs * kPanelRows;
+    args.w13 = expert_matrix(layer.w13, layer.format, expert);
     args.pair_begin = pairs * part / parts;
     args.pair_end = pairs * (part + 1) / parts;
     args.activation = p_.activation;
@@ -128,7 +120,7 @@ class Chunk {
   void down_item(int64_t item, uint8_t* scratch) const {
     const PackedLayer& layer = p_.layer;
     const Grouping& g = m_.grouping;
-    const int64_t panels = ceil_div(layer.hidden_size, kPanelRows), pairs = ceil_div(panels, 2);
+    const int64_t panels = layer.w2.num_panels, pairs = ceil_div(panels, 2);
     const int64_t stride = panels * kPanelRows;
     DownArgs args;
     args.panel_begin = 2 * (pairs * item / plan_.num_down_items);
@@ -143,8 +135,7 @@ class Chunk {
     }
     for (int64_t i = 0; i < g.num_groups; ++i) {
       const TokenGroup& group = g.groups[i];
-      args.w2 = expert_matrix(layer.w2, layer.w2_scales, group.expert, panels, layer.intermediate_size);
-      args.bias = layer.w2_bias == nullptr ? nullptr : layer.w2_bias + group.expert * stride;
+      args.w2 = expert_matrix(layer.w2, layer.format, group.expert);
       args.intermediate = group_operand(m_.intermediate, group, layer.intermediate_size);
       args.num_tokens = group.count;
       args.tokens = g.tokens + group.first;

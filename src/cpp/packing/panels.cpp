@@ -1,29 +1,48 @@
 #include "packing/panels.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "formats/bf16.h"
 #include "threads/pool.h"
 
 namespace mxfp4moe {
 
 int64_t source_row(RowOrder order, int64_t row, int64_t num_rows) {
-  if (order == RowOrder::kPlain) return row;
+  if (order == RowOrder::kPlain) return row < num_rows ? row : -1;
   const int64_t panel = row / kPanelRows;
   const int64_t intermediate = panel / 2 * kPanelRows + row % kPanelRows;
+  if (intermediate >= num_rows / 2) return -1;
   const int64_t up = panel % 2;
   return order == RowOrder::kConcatenated ? up * (num_rows / 2) + intermediate : 2 * intermediate + up;
 }
 
 namespace {
 
-// Rows of a (gate, up) pair number on from the first array to the second.
-template <class Byte>
-Byte* row_of(Byte* first, Byte* second, int64_t row, int64_t num_rows, int64_t row_bytes) {
-  const int64_t half = num_rows / 2;
-  return second != nullptr && row >= half ? second + (row - half) * row_bytes : first + row * row_bytes;
+constexpr int64_t kMaxRowBytes = kBlockK * 2;  // of a row in a packed K-block
+
+// Sizes in bytes of one row of a format.
+struct RowBytes {
+  int64_t block;          // weights of a packed K-block
+  int64_t block_scales;   // block scales of a K-block
+  int64_t source;         // weights of a source row
+  int64_t source_scales;  // block scales of a source row
+  int64_t k_blocks;
+};
+
+RowBytes row_bytes(const SourceMatrix& m) {
+  const BlockLayout layout = block_layout(m.format);
+  RowBytes b;
+  b.block = layout.weight_bytes / kPanelRows;
+  b.block_scales = layout.scale_bytes / kPanelRows;
+  b.source = m.k * layout.weight_bits() / 8;
+  if (m.format == WeightFormat::kBf16 && m.dtype == DType::kFloat32) b.source *= 2;
+  b.source_scales = m.k * b.block_scales / kBlockK;
+  b.k_blocks = ceil_div(m.k, kBlockK);
+  return b;
 }
 
-// One K-block of four rows, 16 bytes each with two k a byte, into a quad: word j gathers the four codes of k = j.
+// Four rows of 16 bytes, two k a byte, into a quad: word j gathers the four codes of k = j.
 // A byte holds k = 2 b (low) and 2 b + 1 (high) of one row.
 void pack_quad(const uint8_t* const rows[4], uint8_t* quad) {
   for (int b = 0; b < 16; ++b) {
@@ -47,76 +66,182 @@ void unpack_quad(const uint8_t* quad, uint8_t* const rows[4]) {
   }
 }
 
-struct PackTask {
+// The sixteen rows of a K-block, `bytes` each, to and from its packed form.
+void pack_rows(const uint8_t* const rows[kPanelRows], int64_t bytes, uint8_t* packed) {
+  if (bytes == kBlockK / 2) {
+    for (int q = 0; q < 4; ++q) pack_quad(rows + 4 * q, packed + 64 * q);
+  } else if (bytes == kBlockK) {
+    for (int r = 0; r < kPanelRows; ++r) {
+      uint8_t* to = packed + r / 2 * 64 + r % 2 * 8;
+      for (int l = 0; l < 4; ++l) std::memcpy(to + 16 * l, rows[r] + 8 * l, 8);
+    }
+  } else {
+    for (int r = 0; r < kPanelRows; ++r) std::memcpy(packed + r * kMaxRowBytes, rows[r], kMaxRowBytes);
+  }
+}
+
+void unpack_rows(const uint8_t* packed, int64_t bytes, uint8_t* const rows[kPanelRows]) {
+  if (bytes == kBlockK / 2) {
+    for (int q = 0; q < 4; ++q) unpack_quad(packed + 64 * q, rows + 4 * q);
+  } else if (bytes == kBlockK) {
+    for (int r = 0; r < kPanelRows; ++r) {
+      const uint8_t* from = packed + r / 2 * 64 + r % 2 * 8;
+      for (int l = 0; l < 4; ++l) std::memcpy(rows[r] + 8 * l, from + 16 * l, 8);
+    }
+  } else {
+    for (int r = 0; r < kPanelRows; ++r) std::memcpy(rows[r], packed + r * kMaxRowBytes, kMaxRowBytes);
+  }
+}
+
+// Rows of a (gate, up) pair number on from the first array to the second; null for padding.
+const uint8_t* row_of(const uint8_t* first, const uint8_t* second, int64_t row, const SourceMatrix& m, int64_t bytes) {
+  const int64_t half = m.num_rows / 2;
+  if (row < 0 || first == nullptr) return nullptr;
+  return second != nullptr && row >= half ? second + (row - half) * bytes : first + row * bytes;
+}
+
+// `count` elements of a row from k on, as the format stores them.
+void copy_weights(const SourceMatrix& m, const uint8_t* row, int64_t k, int64_t count, uint8_t* to) {
+  if (m.format == WeightFormat::kBf16 && m.dtype != DType::kBFloat16) {
+    for (int64_t i = 0; i < count; ++i) {
+      float value;
+      if (m.dtype == DType::kFloat32) {
+        std::memcpy(&value, row + (k + i) * 4, 4);
+      } else {
+        uint16_t half;
+        std::memcpy(&half, row + (k + i) * 2, 2);
+        value = f16_to_f32(half);
+      }
+      const uint16_t rounded = f32_to_bf16(value);
+      std::memcpy(to + i * 2, &rounded, 2);
+    }
+  } else {
+    const int64_t bits = block_layout(m.format).weight_bits();
+    std::memcpy(to, row + k * bits / 8, static_cast<size_t>(count * bits / 8));
+  }
+}
+
+struct Task {
   const SourceMatrix& matrix;
-  uint8_t* weights;
-  uint8_t* scales;
+  const PackedBytes& packed;
+  uint8_t* weights = nullptr;  // of unpacking
+  uint8_t* scales = nullptr;
 };
 
-void pack_panel(const PackTask& task, int64_t panel) {
+void pack_panel(const Task& task, int64_t panel) {
   const SourceMatrix& m = task.matrix;
-  const uint8_t* codes[kPanelRows];
-  const uint8_t* row_scales[kPanelRows];
+  const RowBytes bytes = row_bytes(m);
+  const bool in_place = m.format != WeightFormat::kBf16 || m.dtype == DType::kBFloat16;
+  const uint8_t* weights[kPanelRows];
+  const uint8_t* scales[kPanelRows];
   for (int r = 0; r < kPanelRows; ++r) {
     const int64_t row = source_row(m.order, panel * kPanelRows + r, m.num_rows);
-    codes[r] = row_of(m.codes, m.up_codes, row, m.num_rows, m.k_blocks * 16);
-    row_scales[r] = row_of(m.scales, m.up_scales, row, m.num_rows, m.k_blocks);
+    weights[r] = row_of(m.weights, m.up_weights, row, m, bytes.source);
+    scales[r] = row_of(m.scales, m.up_scales, row, m, bytes.source_scales);
   }
-  for (int64_t kb = 0; kb < m.k_blocks; ++kb) {
-    uint8_t* weights = task.weights + (panel * m.k_blocks + kb) * kMxfp4BlockBytes;
-    uint8_t* scales = task.scales + (panel * m.k_blocks + kb) * kScaleBlockBytes;
-    for (int q = 0; q < 4; ++q) {
-      const uint8_t* rows[4];
-      for (int i = 0; i < 4; ++i) rows[i] = codes[4 * q + i] + kb * 16;
-      pack_quad(rows, weights + 64 * q);
-    }
-    for (int r = 0; r < kPanelRows; ++r) scales[r] = row_scales[r][kb];
-  }
-}
-
-struct UnpackTask {
-  const SourceMatrix& matrix;
-  const uint8_t* weights;
-  const uint8_t* scales;
-  uint8_t* codes;
-  uint8_t* source_scales;
-};
-
-void unpack_panel(const UnpackTask& task, int64_t panel) {
-  const SourceMatrix& m = task.matrix;
-  for (int64_t kb = 0; kb < m.k_blocks; ++kb) {
-    const uint8_t* weights = task.weights + (panel * m.k_blocks + kb) * kMxfp4BlockBytes;
-    const uint8_t* scales = task.scales + (panel * m.k_blocks + kb) * kScaleBlockBytes;
-    for (int q = 0; q < 4; ++q) {
-      uint8_t* rows[4];
-      for (int i = 0; i < 4; ++i) {
-        const int64_t row = source_row(m.order, panel * kPanelRows + 4 * q + i, m.num_rows);
-        rows[i] = task.codes + (row * m.k_blocks + kb) * 16;
-        task.source_scales[row * m.k_blocks + kb] = scales[4 * q + i];
+  uint8_t staging[kPanelRows][kMaxRowBytes] = {};
+  for (int64_t kb = 0; kb < bytes.k_blocks; ++kb) {
+    const int64_t block = panel * bytes.k_blocks + kb;
+    const int64_t count = std::min<int64_t>(kBlockK, m.k - kb * kBlockK);
+    const uint8_t* rows[kPanelRows];
+    for (int r = 0; r < kPanelRows; ++r) {
+      if (weights[r] != nullptr && count == kBlockK && in_place) {
+        rows[r] = weights[r] + kb * bytes.block;
+        continue;
       }
-      unpack_quad(weights + 64 * q, rows);
+      rows[r] = staging[r];
+      std::memset(staging[r], 0, kMaxRowBytes);
+      if (weights[r] != nullptr) copy_weights(m, weights[r], kb * kBlockK, count, staging[r]);
+    }
+    pack_rows(rows, bytes.block, task.packed.weights + block * bytes.block * kPanelRows);
+    for (int r = 0; r < kPanelRows; ++r) {
+      for (int64_t i = 0; i < bytes.block_scales; ++i) {
+        const int64_t column = kb * bytes.block_scales + i;
+        task.packed.scales[(block * kPanelRows + r) * bytes.block_scales + i] =
+            scales[r] != nullptr && column < bytes.source_scales ? scales[r][column] : 0;
+      }
     }
   }
 }
 
-template <class Task, void (*kPanel)(const Task&, int64_t)>
+void unpack_panel(const Task& task, int64_t panel) {
+  const SourceMatrix& m = task.matrix;
+  const RowBytes bytes = row_bytes(m);
+  const int64_t bits = block_layout(m.format).weight_bits();
+  uint8_t staging[kPanelRows][kMaxRowBytes];
+  for (int64_t kb = 0; kb < bytes.k_blocks; ++kb) {
+    const int64_t block = panel * bytes.k_blocks + kb;
+    const int64_t count = std::min<int64_t>(kBlockK, m.k - kb * kBlockK);
+    uint8_t* rows[kPanelRows];
+    for (int r = 0; r < kPanelRows; ++r) rows[r] = staging[r];
+    unpack_rows(task.packed.weights + block * bytes.block * kPanelRows, bytes.block, rows);
+    for (int r = 0; r < kPanelRows; ++r) {
+      const int64_t row = source_row(m.order, panel * kPanelRows + r, m.num_rows);
+      if (row < 0) continue;
+      std::memcpy(task.weights + row * bytes.source + kb * bytes.block, staging[r],
+                  static_cast<size_t>(count * bits / 8));
+      for (int64_t i = 0; i < bytes.block_scales; ++i) {
+        const int64_t column = kb * bytes.block_scales + i;
+        if (column < bytes.source_scales) {
+          task.scales[row * bytes.source_scales + column] =
+              task.packed.scales[(block * kPanelRows + r) * bytes.block_scales + i];
+        }
+      }
+    }
+  }
+}
+
+template <void (*kPanel)(const Task&, int64_t)>
 void run_panels(void* context, int thread, int num_threads) {
   const Task& task = *static_cast<const Task*>(context);
-  const int64_t panels = task.matrix.num_rows / kPanelRows;
+  const int64_t panels = task.packed.num_panels;
   for (int64_t p = panels * thread / num_threads; p < panels * (thread + 1) / num_threads; ++p) kPanel(task, p);
+}
+
+// Calls f(packed value, row of the scales, range) for each packed scale; the row is -1 for padding.
+template <class F>
+void each_sum_scale(const SumScaleBlocks& blocks, const PackedSumScales& packed, F&& f) {
+  for (int64_t panel = 0; panel < packed.num_panels; ++panel) {
+    for (int64_t r = 0; r < packed.scale_rows; ++r) {
+      const int64_t row = source_row(blocks.order, panel * kPanelRows + r, blocks.num_rows);
+      for (int64_t range = 0; range < packed.num_ranges; ++range) {
+        f(packed.data + (panel * packed.num_ranges + range) * packed.scale_rows + r, row < 0 ? -1 : blocks.of_row(row),
+          range);
+      }
+    }
+  }
 }
 
 }  // namespace
 
-void pack_mxfp4(const SourceMatrix& source, uint8_t* weights, uint8_t* scales, int num_threads) {
-  PackTask task{source, weights, scales};
-  parallel_run(num_threads, run_panels<PackTask, pack_panel>, &task);
+void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads) {
+  Task task{source, packed};
+  parallel_run(num_threads, run_panels<pack_panel>, &task);
 }
 
-void unpack_mxfp4(const SourceMatrix& shape, const uint8_t* weights, const uint8_t* scales, uint8_t* codes,
-                  uint8_t* source_scales, int num_threads) {
-  UnpackTask task{shape, weights, scales, codes, source_scales};
-  parallel_run(num_threads, run_panels<UnpackTask, unpack_panel>, &task);
+void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
+                   int num_threads) {
+  SourceMatrix bfloat16 = shape;
+  bfloat16.dtype = DType::kBFloat16;
+  Task task{bfloat16, packed, weights, scales};
+  parallel_run(num_threads, run_panels<unpack_panel>, &task);
+}
+
+void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed) {
+  each_sum_scale(blocks, packed, [&](float* value, int64_t row, int64_t range) {
+    // As bytes, here and below: a copy as a float may change a NaN.
+    if (row < 0) {
+      *value = 0.0f;
+    } else {
+      std::memcpy(value, scales + row * packed.num_ranges + range, sizeof(float));
+    }
+  });
+}
+
+void unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales) {
+  each_sum_scale(blocks, packed, [&](float* value, int64_t row, int64_t range) {
+    if (row >= 0) std::memcpy(scales + row * packed.num_ranges + range, value, sizeof(float));
+  });
 }
 
 }  // namespace mxfp4moe

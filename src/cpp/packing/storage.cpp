@@ -1,53 +1,87 @@
 #include "packing/storage.h"
 
-#include "packing/panels.h"
+#include <initializer_list>
 
 namespace mxfp4moe {
 namespace {
+
 constexpr int64_t kAlignment = 4096;
 
-int64_t panels_of(int64_t rows) { return ceil_div(rows, kPanelRows); }
+MatrixLayout matrix_layout(const StorageShape& s, bool is_w13) {
+  const BlockLayout block = block_layout(s.format);
+  const int64_t rows = is_w13 ? 2 * s.intermediate_size : s.hidden_size;
+  const int64_t k = is_w13 ? s.hidden_size : s.intermediate_size;
+  MatrixLayout m{};
+  PackedMatrix& sizes = m.sizes;
+  sizes.num_panels = (is_w13 ? 2 * round_up(s.intermediate_size, kBlockK) : round_up(rows, kPanelRows)) / kPanelRows;
+  sizes.k_blocks = ceil_div(k, kBlockK);
+  if (block.sum_scales) {
+    const bool per_tensor = s.format == WeightFormat::kNvfp4;
+    const int64_t block_k = per_tensor || s.block_k == 0 || s.block_k > k ? k : s.block_k;
+    sizes.num_ranges = ceil_div(k, block_k);
+    sizes.range_blocks = ceil_div(block_k, kBlockK);
+    SumScaleBlocks& blocks = m.sum_blocks;
+    blocks.order = !is_w13         ? RowOrder::kPlain
+                   : s.interleaved ? RowOrder::kInterleaved
+                                   : RowOrder::kConcatenated;
+    blocks.apart = is_w13 && (per_tensor || !s.interleaved);
+    blocks.num_rows = rows;
+    const int64_t all = blocks.apart ? rows / 2 : rows;
+    blocks.block_rows = per_tensor || s.block_rows == 0 || s.block_rows > all ? all : s.block_rows;
+    // Do the rows of every panel lie in one block? Those of gate or up are every other row if they alternate.
+    const int64_t span = is_w13 && !blocks.apart ? 2 * kPanelRows : kPanelRows;
+    sizes.scale_rows = blocks.block_rows == all || blocks.block_rows % span == 0 ? 1 : kPanelRows;
+  }
+  const int64_t num_blocks = sizes.num_panels * sizes.k_blocks;
+  m.expert_bytes[static_cast<int>(Part::kWeights)] = num_blocks * block.weight_bytes;
+  m.expert_bytes[static_cast<int>(Part::kScales)] = num_blocks * block.scale_bytes;
+  m.expert_bytes[static_cast<int>(Part::kSumScales)] = sizes.num_panels * sizes.num_ranges * sizes.scale_rows * 4;
+  m.expert_bytes[static_cast<int>(Part::kBias)] =
+      (is_w13 ? s.has_w13_bias : s.has_w2_bias) ? sizes.num_panels * kPanelRows * 4 : 0;
+  return m;
+}
+
+const uint8_t* part_of(const MatrixLayout& m, Part part, const uint8_t* data) {
+  const int i = static_cast<int>(part);
+  return m.expert_bytes[i] == 0 ? nullptr : data + m.offset[i];
+}
+
+PackedMatrix view_matrix(const MatrixLayout& m, const uint8_t* data) {
+  PackedMatrix matrix = m.sizes;
+  matrix.weights = part_of(m, Part::kWeights, data);
+  matrix.scales = part_of(m, Part::kScales, data);
+  matrix.sum_scales = reinterpret_cast<const float*>(part_of(m, Part::kSumScales, data));
+  matrix.bias = reinterpret_cast<const float*>(part_of(m, Part::kBias, data));
+  return matrix;
+}
+
 }  // namespace
 
 StorageLayout storage_layout(const StorageShape& s) {
-  const int64_t hidden = round_up(s.hidden_size, kBlockK), intermediate = round_up(s.intermediate_size, kBlockK);
-  // A generous bound in floating point keeps the exact arithmetic below from overflowing.
-  const double elements = 3.0 * static_cast<double>(s.num_experts) * (static_cast<double>(hidden) + 32) *
-                          (static_cast<double>(intermediate) + 32);
-  if (elements > 4e18) return {0, 0, 0, 0, 0, 0, -1};
-  const int64_t w13_blocks = s.num_experts * 2 * panels_of(s.intermediate_size) * (hidden / kBlockK);
-  const int64_t w2_blocks = s.num_experts * panels_of(s.hidden_size) * (intermediate / kBlockK);
-  StorageLayout layout;
-  int64_t at = 0;
-  const auto place = [&at](int64_t bytes) {
-    const int64_t offset = at;
-    at = round_up(at + bytes, kAlignment);
-    return offset;
-  };
-  layout.w13 = place(w13_blocks * kMxfp4BlockBytes);
-  layout.w13_scales = place(w13_blocks * kScaleBlockBytes);
-  layout.w2 = place(w2_blocks * kMxfp4BlockBytes);
-  layout.w2_scales = place(w2_blocks * kScaleBlockBytes);
-  layout.w13_bias = place(s.has_w13_bias ? s.num_experts * 2 * panels_of(s.intermediate_size) * kPanelRows * 4 : 0);
-  layout.w2_bias = place(s.has_w2_bias ? s.num_experts * panels_of(s.hidden_size) * kPanelRows * 4 : 0);
-  layout.total = at;
+  StorageLayout layout{};
+  // A generous bound in floating point (padding, and at most a float32 scale for each row and K-block beside two
+  // bytes a weight) keeps the exact arithmetic below from overflowing.
+  const double bytes = 3.0 * 4.0 * static_cast<double>(s.num_experts) * (static_cast<double>(s.hidden_size) + 64) *
+                       (static_cast<double>(s.intermediate_size) + 64);
+  if (bytes > 4e18) {
+    layout.total = -1;
+    return layout;
+  }
+  layout.w13 = matrix_layout(s, true);
+  layout.w2 = matrix_layout(s, false);
+  for (MatrixLayout* m : {&layout.w13, &layout.w2}) {
+    for (int i = 0; i < kNumParts; ++i) {
+      m->offset[i] = layout.total;
+      layout.total = round_up(layout.total + s.num_experts * m->expert_bytes[i], kAlignment);
+    }
+  }
   return layout;
 }
 
 PackedLayer view_storage(const StorageShape& s, const uint8_t* data) {
   const StorageLayout layout = storage_layout(s);
-  PackedLayer layer;
-  layer.format = s.format;
-  layer.num_experts = s.num_experts;
-  layer.hidden_size = s.hidden_size;
-  layer.intermediate_size = s.intermediate_size;
-  layer.w13 = data + layout.w13;
-  layer.w13_scales = data + layout.w13_scales;
-  layer.w2 = data + layout.w2;
-  layer.w2_scales = data + layout.w2_scales;
-  layer.w13_bias = s.has_w13_bias ? reinterpret_cast<const float*>(data + layout.w13_bias) : nullptr;
-  layer.w2_bias = s.has_w2_bias ? reinterpret_cast<const float*>(data + layout.w2_bias) : nullptr;
-  return layer;
+  return {s.format, s.num_experts, s.hidden_size, s.intermediate_size, view_matrix(layout.w13, data),
+          view_matrix(layout.w2, data)};
 }
 
 }  // namespace mxfp4moe

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "moe/problem.h"
+#include "packing/panels.h"
 
 namespace mxfp4moe {
 
@@ -12,11 +13,25 @@ struct StorageShape {
   int64_t intermediate_size;
   bool has_w13_bias;
   bool has_w2_bias;
+  bool interleaved;    // rows of the source's w13
+  int64_t block_rows;  // of kFp8Block's scales; 0 is the whole axis
+  int64_t block_k;     // the same along K; else a multiple of 32
 };
 
-// Byte offset of each part and the size of all. Parts begin on 4096-byte boundaries.
+enum class Part : int32_t { kWeights, kScales, kSumScales, kBias };
+constexpr int kNumParts = 4;
+
+// One matrix of every expert: offset of each part, [num_experts] times so many bytes.
+struct MatrixLayout {
+  PackedMatrix sizes;  // pointers null
+  SumScaleBlocks sum_blocks;
+  int64_t offset[kNumParts];
+  int64_t expert_bytes[kNumParts];
+};
+
+// Parts begin on 4096-byte boundaries.
 struct StorageLayout {
-  int64_t w13, w13_scales, w2, w2_scales, w13_bias, w2_bias;
+  MatrixLayout w13, w2;
   int64_t total;
 };
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from ._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
 from .activation import activate
-from .quantize import dequantize_mxfp4
+from .quantize import dequantize_mxfp4, unpack_e2m1
 
 
 class ExpertArrays(NamedTuple):
@@ -17,13 +18,14 @@ class ExpertArrays(NamedTuple):
     Attributes
     ----------
     w13 : ndarray
-        MXFP4 blocks uint8 [E, 2I, K/2], or, without scales, weights [E, 2I, K] of any float dtype.
+        Of the format: MXFP4 and NVFP4 codes uint8 [E, 2I, K/2]; FP8 [E, 2I, K] of a float8 dtype, or uint8 that
+        are e4m3; else weights [E, 2I, K] of any float dtype, used as they are.
     w13_scales : ndarray or None
-        [E, 2I, K/32].
+        [E, 2I, K/32] (MX formats), [E, 2I, K/16] (nvfp4), float32 scales of blocks (fp8_block).
     w2 : ndarray
-        Blocks [E, K, I/2] or weights [E, K, I].
+        Codes [E, K, I/2] or weights [E, K, I].
     w2_scales : ndarray or None
-        [E, K, I/32].
+        [E, K, I/32] and so on.
     w13_bias : ndarray or None
         [E, 2I], rows as in `w13`.
     w2_bias : ndarray or None
@@ -31,6 +33,12 @@ class ExpertArrays(NamedTuple):
     gate_up_layout : str
         Rows of `w13`: all of gate, then all of up ("concatenated"), or gate_0, up_0, gate_1, ...
         ("interleaved").
+    format : str
+    block_shape : tuple or None
+        Of fp8_block: rows and columns that share a scale, None for a whole axis. Gate and up are blocked apart
+        if they are concatenated.
+    w13_tensor_scale, w2_tensor_scale : ndarray or None
+        Of nvfp4: float32 [E, 2], of gate and of up, and [E].
     """
 
     w13: np.ndarray
@@ -40,6 +48,10 @@ class ExpertArrays(NamedTuple):
     w13_bias: np.ndarray | None = None
     w2_bias: np.ndarray | None = None
     gate_up_layout: str = "concatenated"
+    format: str = "mxfp4"
+    block_shape: tuple[int | None, int | None] | None = None
+    w13_tensor_scale: np.ndarray | None = None
+    w2_tensor_scale: np.ndarray | None = None
 
 
 def fused_experts(
@@ -181,18 +193,61 @@ class _ExpertWeights(NamedTuple):
 def arrays_of(experts: Any) -> ExpertArrays:
     """The checkpoint arrays of a PackedExperts."""
     parts = experts.unpack()
-    matrices = parts.w13, parts.w13_scales, parts.w2, parts.w2_scales
-    return ExpertArrays(*matrices, parts.w13_bias, parts.w2_bias, experts.gate_up_layout)
+    matrices = parts.w13, parts.w13_scales, parts.w2, parts.w2_scales, parts.w13_bias, parts.w2_bias
+    how = experts.gate_up_layout, experts.format, experts.block_shape
+    return ExpertArrays(*matrices, *how, parts.w13_tensor_scale, parts.w2_tensor_scale)
 
 
 def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
-    def matrix(weights: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
-        return weights[expert] if scales is None else dequantize_mxfp4(weights[expert], scales[expert])
-
-    w13 = matrix(arrays.w13, arrays.w13_scales)
-    w13_bias = None if arrays.w13_bias is None else arrays.w13_bias[expert]
-    if arrays.gate_up_layout == "interleaved":
+    interleaved = arrays.gate_up_layout == "interleaved"
+    halves = 1 if interleaved else 2
+    w13 = _dequantize(arrays, arrays.w13[expert], _of(arrays.w13_scales, expert), halves)
+    w2 = _dequantize(arrays, arrays.w2[expert], _of(arrays.w2_scales, expert), 1)
+    w13_bias = _of(arrays.w13_bias, expert)
+    if interleaved:
         w13 = np.concatenate([w13[0::2], w13[1::2]])
         w13_bias = None if w13_bias is None else np.concatenate([w13_bias[0::2], w13_bias[1::2]])
-    w2_bias = None if arrays.w2_bias is None else arrays.w2_bias[expert]
-    return _ExpertWeights(w13, matrix(arrays.w2, arrays.w2_scales), w13_bias, w2_bias)
+    if arrays.w13_tensor_scale is not None and arrays.w2_tensor_scale is not None:
+        gate_up = np.repeat(arrays.w13_tensor_scale[expert].astype(np.float64), len(w13) // 2)
+        w13 = w13 * gate_up[:, None]
+        w2 = w2 * np.float64(arrays.w2_tensor_scale[expert])
+    return _ExpertWeights(w13, w2, w13_bias, _of(arrays.w2_bias, expert))
+
+
+def _of(array: np.ndarray | None, expert: int) -> np.ndarray | None:
+    return None if array is None else np.asarray(array[expert])
+
+
+def _dequantize(
+    arrays: ExpertArrays, weights: np.ndarray, scales: np.ndarray | None, halves: int
+) -> np.ndarray:
+    """The weights of one matrix, exactly: in float64 where float32 scales take part.
+
+    Such a scale multiplies the sum of its range of K in the kernels. Exactly, that is what multiplying the
+    weights gives.
+    """
+    if scales is None:
+        return weights
+    if arrays.format == "mxfp4":
+        return dequantize_mxfp4(weights, scales)
+    if arrays.format == "nvfp4":
+        values = unpack_e2m1(weights).astype(np.float32).reshape(*scales.shape, 16)
+        values *= scales.view(ml_dtypes.float8_e4m3fn).astype(np.float32)[..., None]
+        return values.reshape(len(weights), -1)
+    values = _fp8(weights)
+    if arrays.format == "mxfp8":
+        exponents = scales.view(np.uint8).astype(np.int32) - 127
+        factors = np.where(exponents == 128, np.nan, np.ldexp(1.0, exponents)).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (values.reshape(*scales.shape, 32) * factors[..., None]).reshape(values.shape)
+    rows, columns = arrays.block_shape or (None, None)
+    by_row = scales.astype(np.float64).reshape(halves, -1, scales.shape[-1])
+    by_row = by_row.repeat(rows or len(values), axis=1)[:, : len(values) // halves].reshape(len(values), -1)
+    with np.errstate(invalid="ignore"):
+        return values * by_row.repeat(columns or values.shape[1], axis=1)[:, : values.shape[1]]
+
+
+def _fp8(codes: np.ndarray) -> np.ndarray:
+    if codes.dtype == np.uint8:
+        codes = codes.view(ml_dtypes.float8_e4m3fn)
+    return codes.astype(np.float32)

@@ -9,7 +9,9 @@
 #include "formats/e2m1.h"
 #include "formats/e8m0.h"
 #include "formats/element.h"
+#include "formats/fp8.h"
 #include "formats/mxfp4.h"
+#include "formats/nvfp4.h"
 #include "kernels/kernel_table.h"
 #include "packing/panels.h"
 
@@ -18,12 +20,12 @@ namespace {
 #include "kernels/generic/unroll.h"
 #include "kernels/avx512/simd.h"
 #include "kernels/avx512/tile_lanes.h"
-#include "kernels/avx512/mxfp4_bf16.h"
+#include "kernels/avx512/elements_bf16.h"
 #include "kernels/amx/tile_config.h"
 #include "kernels/amx/tile.h"
 #include "kernels/amx/tile_table.h"
 }  // namespace
 
-extern const KernelTable kKernels_amx = make_tile_table("amx", kCpuAvx2 | kCpuAvx512 | kCpuAmxBf16, true);
+extern const KernelTable kKernels_amx = make_tile_table("amx", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi | kCpuAmxBf16, true);
 
 }  // namespace mxfp4moe

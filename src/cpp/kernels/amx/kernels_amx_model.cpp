@@ -7,7 +7,9 @@
 #include "formats/e2m1.h"
 #include "formats/e8m0.h"
 #include "formats/element.h"
+#include "formats/fp8.h"
 #include "formats/mxfp4.h"
+#include "formats/nvfp4.h"
 #include "kernels/kernel_table.h"
 #include "packing/panels.h"
 
@@ -16,7 +18,7 @@ namespace {
 #include "kernels/generic/unroll.h"
 #include "kernels/portable/simd.h"
 #include "kernels/portable/tile_lanes.h"
-#include "kernels/portable/mxfp4_bf16.h"
+#include "kernels/portable/elements_bf16.h"
 #include "kernels/amx/tile_config.h"
 #include "kernels/amx/tile_model.h"
 #include "kernels/amx/tile_table.h"

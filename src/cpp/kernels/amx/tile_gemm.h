@@ -10,8 +10,11 @@
 //
 // Up to two token blocks (32 tokens): one pass over K; weights are decoded into a small ring just ahead of the
 // tile loads (a load cannot forward from a store that has not reached L1). More: slabs of K whose decoded weights
-// stay in L1, decoded while the first two blocks are computed; C waits in memory between slabs.
-// Included inside a kernel table's own namespace, after the tile functions and a decoder of bfloat16 rows.
+// stay in L1, decoded while the first two blocks are computed; C waits in memory between slabs. Weights of bfloat16
+// are tiles where they stand.
+// Float32 scales: K is cut in segments, each within one range of K that has a scale; the C of a segment starts from
+// zero and is added to the sums times the scale. Slabs hold whole segments.
+// Included inside a kernel table's own namespace, after the tile functions and weight_formats.h.
 
 constexpr int kTileTokens = 16;
 constexpr int64_t kTileElements = kPanelRows * kBlockK;       // of a decoded A tile
@@ -24,13 +27,25 @@ struct PanelPair {
   const uint8_t* weights[2];
   const uint8_t* scales[2];
   int64_t k_blocks;
+  const float* sum_scales[2];  // [ranges][scale_rows]
+  int64_t range_blocks;
+  int64_t scale_rows;
 };
 
-inline PanelPair panel_pair(const MatrixView& m, int64_t first, int64_t second) {
-  const int64_t a = first * m.k_blocks, b = second * m.k_blocks;
-  return {{m.weights + a * kMxfp4BlockBytes, m.weights + b * kMxfp4BlockBytes},
-          {m.scales + a * kScaleBlockBytes, m.scales + b * kScaleBlockBytes},
-          m.k_blocks};
+template <class Decoder>
+inline PanelPair panel_pair(const PackedMatrix& m, int64_t first, int64_t second) {
+  const int64_t a = first * m.k_blocks, b = second * m.k_blocks, ranges = m.num_ranges * m.scale_rows;
+  PanelPair pair;
+  pair.weights[0] = m.weights + a * kWeightBytes<Decoder>;
+  pair.weights[1] = m.weights + b * kWeightBytes<Decoder>;
+  pair.scales[0] = m.scales + a * kScaleBytes<Decoder>;
+  pair.scales[1] = m.scales + b * kScaleBytes<Decoder>;
+  pair.k_blocks = m.k_blocks;
+  pair.sum_scales[0] = kHasSumScales<Decoder> ? m.sum_scales + first * ranges : nullptr;
+  pair.sum_scales[1] = kHasSumScales<Decoder> ? m.sum_scales + second * ranges : nullptr;
+  pair.range_blocks = m.range_blocks;
+  pair.scale_rows = m.scale_rows;
+  return pair;
 }
 
 // Token blocks of a group's operand. All hold 16 tokens but for the last one of a group of at most 32.
@@ -56,18 +71,41 @@ inline void configure_for(const TokenBlocks& blocks) {
   tile_configure(config);
 }
 
+// K-blocks [begin, end) of one panel pair.
+struct SlabRange {
+  int64_t begin, end;
+};
+
+// How the sums of a slab continue those before it.
 template <class Decoder>
-MXFP4MOE_INLINE void decode_tile(const uint8_t* weights, const uint8_t* scales, uint16_t* tile) {
-  unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
-    Decoder::each_vec(weights + 64 * q.value, scales + 4 * q.value, [&](auto i, auto, Vec row) MXFP4MOE_INLINE_LAMBDA {
-      store_vec(tile + (4 * q.value + i.value) * kBlockK, row);
-    });
-  });
-}
+class Segments {
+ public:
+  explicit Segments(const PanelPair& pair) : pair_(pair), range_end_(pair.range_blocks) {}
+
+  // The end of the segment that begins at `begin`, where the last one ended.
+  int64_t end(int64_t begin, int64_t slab_end) const {
+    if (!kHasSumScales<Decoder>) return slab_end;
+    const int64_t end = begin + kSlabBlocks < range_end_ ? begin + kSlabBlocks : range_end_;
+    return end < pair_.k_blocks ? end : pair_.k_blocks;
+  }
+  void next(int64_t end) {
+    if (!kHasSumScales<Decoder> || end != range_end_) return;
+    ++range_;
+    range_end_ += pair_.range_blocks;
+  }
+  float scale(int panel, int row) const {
+    return pair_.sum_scales[panel][pair_.scale_rows == 1 ? range_ : range_ * kPanelRows + row];
+  }
+
+ private:
+  const PanelPair& pair_;
+  int64_t range_ = 0;
+  int64_t range_end_;
+};
 
 template <int kBlocks>
-MXFP4MOE_INLINE void load_sums(const float* sums, bool first) {
-  if (first) {
+MXFP4MOE_INLINE void load_tiles(const float* sums, bool zero) {
+  if (zero) {
     tile_zero<0>();
     tile_zero<1>();
     if (kBlocks > 1) tile_zero<2>();
@@ -81,20 +119,40 @@ MXFP4MOE_INLINE void load_sums(const float* sums, bool first) {
 }
 
 template <int kBlocks>
-MXFP4MOE_INLINE void store_sums(float* sums) {
+MXFP4MOE_INLINE void store_tiles(float* sums) {
   tile_store<0>(sums, 64);
   tile_store<1>(sums + kSumFloats / 2, 64);
   if (kBlocks > 1) tile_store<2>(sums + kSumFloats, 64);
   if (kBlocks > 1) tile_store<3>(sums + kSumFloats * 3 / 2, 64);
 }
 
-// K-blocks [begin, end) of one panel pair.
-struct SlabRange {
-  int64_t begin, end;
-};
+template <class Decoder, int kBlocks>
+MXFP4MOE_INLINE void begin_segment(int64_t begin, const float* sums) {
+  load_tiles<kBlocks>(sums, kHasSumScales<Decoder> || begin == 0);
+}
 
-// Decodes K-blocks of a pair into `buffer`, `ahead` of their use, and multiplies them with the first one or two token
-// blocks. A buffer for all K-blocks keeps the decoded slab for the other token blocks.
+// Without float32 scales, C itself waits in `sums`; with them, C times the scale is added to them.
+template <class Decoder, int kBlocks>
+MXFP4MOE_INLINE void end_segment(const Segments<Decoder>& segments, int64_t begin, float* sums) {
+  if constexpr (!kHasSumScales<Decoder>) {
+    store_tiles<kBlocks>(sums);
+  } else {
+    alignas(64) float c[kBlocks * kSumFloats];
+    store_tiles<kBlocks>(c);
+    for (int panel = 0; panel < 2; ++panel) {
+      for (int row = 0; row < kPanelRows; ++row) {
+        const F32 scale = broadcast(segments.scale(panel, row));
+        for (int b = 0; b < kBlocks; ++b) {
+          const int64_t at = b * kSumFloats + panel * (kSumFloats / 2) + row * kTileTokens;
+          const F32 sum = begin == 0 ? broadcast(0.0f) : load(sums + at);
+          store(sums + at, mul_add(load(c + at), scale, sum));
+        }
+      }
+    }
+  }
+}
+
+// The decoded K-blocks of a pair: a slab of all of a range, or a ring; each holds the two panels' tiles.
 struct DecodeBuffer {
   uint16_t* tiles;
   int64_t mask;  // of block numbers: a ring of a power of two of blocks, or all
@@ -103,88 +161,151 @@ struct DecodeBuffer {
   uint16_t* at(int64_t block) const { return tiles + (block & mask) * (2 * kTileElements); }
 };
 
+// Whether packed weights are A tiles as they stand.
+template <class Decoder>
+constexpr bool kIsTile = Decoder::kFormat == WeightFormat::kBf16;
+
+template <class Decoder>
+MXFP4MOE_INLINE void decode_tile(const uint8_t* weights, const uint8_t* scales, uint16_t* tile) {
+  if constexpr (!kIsTile<Decoder>) {
+    constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kScaleBytes<Decoder> / 4;
+    unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
+      Decoder::each_vec(weights + kQuadBytes * q.value, scales + kQuadScales * q.value,
+                        [&](auto i, auto, const Vec& row) MXFP4MOE_INLINE_LAMBDA {
+                          store_vec(tile + (4 * q.value + i.value) * kBlockK, row);
+                        });
+    });
+  }
+}
+
+// Decodes K-blocks of a pair into `buffer`, `ahead` of their use, and multiplies them with the first one or two token
+// blocks. A buffer for all K-blocks keeps the decoded slab for the other token blocks.
 template <class Decoder, int kBlocks>
 MXFP4MOE_INLINE void decode_and_multiply(const PanelPair& pair, SlabRange range, const DecodeBuffer& buffer,
-                                         const TokenBlocks& tokens, float* sums) {
+                                         const TokenBlocks& tokens, Segments<Decoder> segments, float* sums) {
+  constexpr int kBytes = kWeightBytes<Decoder>, kScales = kScaleBytes<Decoder>;
   const int64_t tokens0 = tokens.tokens(0), tokens1 = kBlocks > 1 ? tokens.tokens(1) : kTileTokens;
   const uint16_t* b0 = tokens.data(0) + range.begin * kBlockK * tokens0;
   const uint16_t* b1 = tokens.data(kBlocks > 1) + range.begin * kBlockK * tokens1;
   const int64_t n = range.end - range.begin;
-  const uint8_t* w0 = pair.weights[0] + range.begin * kMxfp4BlockBytes;
-  const uint8_t* w1 = pair.weights[1] + range.begin * kMxfp4BlockBytes;
-  const uint8_t* s0 = pair.scales[0] + range.begin * kScaleBlockBytes;
-  const uint8_t* s1 = pair.scales[1] + range.begin * kScaleBlockBytes;
-  load_sums<kBlocks>(sums, range.begin == 0);
+  const uint8_t* w0 = pair.weights[0] + range.begin * kBytes;
+  const uint8_t* w1 = pair.weights[1] + range.begin * kBytes;
+  const uint8_t* s0 = pair.scales[0] + range.begin * kScales;
+  const uint8_t* s1 = pair.scales[1] + range.begin * kScales;
   for (int64_t i = 0; i < buffer.ahead && i < n; ++i) {
-    decode_tile<Decoder>(w0 + i * kMxfp4BlockBytes, s0 + i * kScaleBlockBytes, buffer.at(i));
-    decode_tile<Decoder>(w1 + i * kMxfp4BlockBytes, s1 + i * kScaleBlockBytes, buffer.at(i) + kTileElements);
+    decode_tile<Decoder>(w0 + i * kBytes, s0 + i * kScales, buffer.at(i));
+    decode_tile<Decoder>(w1 + i * kBytes, s1 + i * kScales, buffer.at(i) + kTileElements);
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t next = i + buffer.ahead;
-    const uint16_t* a = buffer.at(i);
-    uint16_t* decoded = buffer.at(next);
-    unroll<4>([&](auto line) MXFP4MOE_INLINE_LAMBDA {
-      __builtin_prefetch(w0 + next * kMxfp4BlockBytes + kWeightPrefetch + 64 * line.value);
-      __builtin_prefetch(w1 + next * kMxfp4BlockBytes + kWeightPrefetch + 64 * line.value);
-    });
-    // Decoding stands between tile operations, so that both are under way at once.
-    tile_load<4>(a, 64);
-    tile_load<6>(b0 + i * kBlockK * tokens0, 4 * tokens0);
-    tile_dot<0, 4, 6>();
-    if (next < n) decode_tile<Decoder>(w0 + next * kMxfp4BlockBytes, s0 + next * kScaleBlockBytes, decoded);
-    tile_load<5>(a + kTileElements, 64);
-    tile_dot<1, 5, 6>();
-    if (kBlocks > 1) {
-      tile_load<7>(b1 + i * kBlockK * tokens1, 4 * tokens1);
-      tile_dot<2, 4, 7>();
+  for (int64_t i = 0; i < n;) {
+    const int64_t begin = range.begin + i, end = segments.end(begin, range.end) - range.begin;
+    begin_segment<Decoder, kBlocks>(begin, sums);
+    for (; i < end; ++i) {
+      const int64_t next = i + buffer.ahead;
+      const void* a0 = kIsTile<Decoder> ? static_cast<const void*>(w0 + i * kBytes) : buffer.at(i);
+      const void* a1 = kIsTile<Decoder> ? static_cast<const void*>(w1 + i * kBytes) : buffer.at(i) + kTileElements;
+      uint16_t* decoded = buffer.at(next);
+      unroll<kBytes / 64>([&](auto line) MXFP4MOE_INLINE_LAMBDA {
+        __builtin_prefetch(w0 + next * kBytes + kWeightPrefetch + 64 * line.value);
+        __builtin_prefetch(w1 + next * kBytes + kWeightPrefetch + 64 * line.value);
+      });
+      // Decoding stands between tile operations, so that both are under way at once.
+      tile_load<4>(a0, 64);
+      tile_load<6>(b0 + i * kBlockK * tokens0, 4 * tokens0);
+      tile_dot<0, 4, 6>();
+      if (next < n) decode_tile<Decoder>(w0 + next * kBytes, s0 + next * kScales, decoded);
+      tile_load<5>(a1, 64);
+      tile_dot<1, 5, 6>();
+      if (kBlocks > 1) {
+        tile_load<7>(b1 + i * kBlockK * tokens1, 4 * tokens1);
+        tile_dot<2, 4, 7>();
+      }
+      if (next < n) decode_tile<Decoder>(w1 + next * kBytes, s1 + next * kScales, decoded + kTileElements);
+      if (kBlocks > 1) tile_dot<3, 5, 7>();
     }
-    if (next < n) {
-      decode_tile<Decoder>(w1 + next * kMxfp4BlockBytes, s1 + next * kScaleBlockBytes, decoded + kTileElements);
-    }
-    if (kBlocks > 1) tile_dot<3, 5, 7>();
+    end_segment<Decoder, kBlocks>(segments, begin, sums);
+    segments.next(range.begin + end);
   }
-  store_sums<kBlocks>(sums);
 }
 
+// A slab of tiles of both panels, one K-block after the other.
+struct SlabTiles {
+  const uint8_t* panels[2];
+  int64_t block_bytes;
+};
+
 // Multiplies a decoded slab with one or two token blocks of 16.
-template <int kBlocks>
-inline void multiply(const uint16_t* slab, SlabRange range, const TokenBlocks& tokens, int64_t block, float* sums) {
+template <class Decoder, int kBlocks>
+inline void multiply(const SlabTiles& slab, SlabRange range, const TokenBlocks& tokens, int64_t block,
+                     Segments<Decoder> segments, float* sums) {
   const uint16_t* b0 = tokens.data(block) + range.begin * kBlockK * kTileTokens;
   const uint16_t* b1 = tokens.data(block + kBlocks - 1) + range.begin * kBlockK * kTileTokens;
-  load_sums<kBlocks>(sums, range.begin == 0);
-  for (int64_t i = 0; i < range.end - range.begin; ++i) {
-    tile_load<4>(slab, 64);
-    tile_stream_load<6>(b0, 64);
-    tile_dot<0, 4, 6>();
-    tile_load<5>(slab + kTileElements, 64);
-    tile_dot<1, 5, 6>();
-    if (kBlocks > 1) {
-      tile_stream_load<7>(b1, 64);
-      tile_dot<2, 4, 7>();
-      tile_dot<3, 5, 7>();
+  const uint8_t* a0 = slab.panels[0];
+  const uint8_t* a1 = slab.panels[1];
+  for (int64_t begin = range.begin; begin < range.end;) {
+    const int64_t end = segments.end(begin, range.end);
+    begin_segment<Decoder, kBlocks>(begin, sums);
+    for (int64_t i = begin; i < end; ++i) {
+      tile_load<4>(a0, 64);
+      tile_stream_load<6>(b0, 64);
+      tile_dot<0, 4, 6>();
+      tile_load<5>(a1, 64);
+      tile_dot<1, 5, 6>();
+      if (kBlocks > 1) {
+        tile_stream_load<7>(b1, 64);
+        tile_dot<2, 4, 7>();
+        tile_dot<3, 5, 7>();
+      }
+      a0 += slab.block_bytes;
+      a1 += slab.block_bytes;
+      b0 += kTileElements;
+      b1 += kTileElements;
     }
-    slab += 2 * kTileElements;
-    b0 += kTileElements;
-    b1 += kTileElements;
+    end_segment<Decoder, kBlocks>(segments, begin, sums);
+    segments.next(end);
+    begin = end;
   }
-  store_sums<kBlocks>(sums);
+}
+
+// The end of the slab that begins at `begin`: of as many whole segments as fit.
+template <class Decoder>
+inline int64_t slab_end(const PanelPair& pair, int64_t begin, Segments<Decoder>* segments) {
+  const int64_t most = begin + kSlabBlocks < pair.k_blocks ? begin + kSlabBlocks : pair.k_blocks;
+  if (!kHasSumScales<Decoder>) return most;
+  int64_t end = begin;
+  for (int64_t next; end < most && (next = segments->end(end, most)) <= most; end = next) segments->next(next);
+  return end;
 }
 
 // sums[block][panel of the pair][16 rows][16 tokens].
 template <class Decoder>
-inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* slab, float* sums) {
-  if (tokens.count == 1) {
-    decode_and_multiply<Decoder, 1>(pair, {0, pair.k_blocks}, {slab, kRingBlocks - 1, kRingAhead}, tokens, sums);
-  } else if (tokens.count == 2) {
-    decode_and_multiply<Decoder, 2>(pair, {0, pair.k_blocks}, {slab, kRingBlocks - 1, kRingAhead}, tokens, sums);
-  } else {
-    for (int64_t begin = 0; begin < pair.k_blocks; begin += kSlabBlocks) {
-      const int64_t end = begin + kSlabBlocks < pair.k_blocks ? begin + kSlabBlocks : pair.k_blocks;
-      const SlabRange range{begin, end};
-      decode_and_multiply<Decoder, 2>(pair, range, {slab, -1, 1}, tokens, sums);
-      int64_t block = 2;
-      for (; block + 2 <= tokens.count; block += 2) multiply<2>(slab, range, tokens, block, sums + block * kSumFloats);
-      if (block < tokens.count) multiply<1>(slab, range, tokens, block, sums + block * kSumFloats);
+inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
+  Segments<Decoder> ahead(pair);
+  if (tokens.count <= 2) {
+    const DecodeBuffer ring{buffer, kRingBlocks - 1, kRingAhead};
+    if (tokens.count == 1) {
+      decode_and_multiply<Decoder, 1>(pair, {0, pair.k_blocks}, ring, tokens, ahead, sums);
+    } else {
+      decode_and_multiply<Decoder, 2>(pair, {0, pair.k_blocks}, ring, tokens, ahead, sums);
     }
+    return;
+  }
+  for (int64_t begin = 0; begin < pair.k_blocks;) {
+    const Segments<Decoder> segments = ahead;
+    const SlabRange range{begin, slab_end<Decoder>(pair, begin, &ahead)};
+    decode_and_multiply<Decoder, 2>(pair, range, {buffer, -1, 1}, tokens, segments, sums);
+    const uint8_t* tiles = reinterpret_cast<const uint8_t*>(buffer);
+    SlabTiles slab{{tiles, tiles + kTileElements * 2}, 2 * kTileElements * 2};
+    if (kIsTile<Decoder>) {
+      constexpr int kBytes = kWeightBytes<Decoder>;
+      slab = {{pair.weights[0] + begin * kBytes, pair.weights[1] + begin * kBytes}, kBytes};
+    }
+    int64_t block = 2;
+    for (; block + 2 <= tokens.count; block += 2) {
+      multiply<Decoder, 2>(slab, range, tokens, block, segments, sums + block * kSumFloats);
+    }
+    if (block < tokens.count) {
+      multiply<Decoder, 1>(slab, range, tokens, block, segments, sums + block * kSumFloats);
+    }
+    begin = range.end;
   }
 }

@@ -77,7 +77,7 @@ struct GateUpEpilogue {
   template <class Functor>
   void run() const {
     const ClampLimits limits = clamp_limits(args.activation);
-    const float* bias = args.bias != nullptr ? args.bias + pair * 2 * kPanelRows : nullptr;
+    const float* bias = args.w13.bias != nullptr ? args.w13.bias + pair * 2 * kPanelRows : nullptr;
     const int64_t row = padded_k(args.intermediate_size);
     for (int64_t b = 0; b < blocks.count; ++b) {
       const int64_t width = blocks.tokens(b);
@@ -115,7 +115,7 @@ void gate_up(const GateUpArgs& args) {
   const TokenBlocks blocks = token_blocks(args.operand, args.num_tokens, args.w13.k_blocks * kBlockK);
   configure_for(blocks);
   for (int64_t pair = args.pair_begin; pair < args.pair_end; ++pair) {
-    pair_sums<Decoder>(panel_pair(args.w13, 2 * pair, 2 * pair + 1), blocks, s.slab, s.sums);
+    pair_sums<Decoder>(panel_pair<Decoder>(args.w13, 2 * pair, 2 * pair + 1), blocks, s.slab, s.sums);
     GateUpEpilogue epilogue{args, blocks, pair, s.sums};
     with_activation(args.activation.kind, epilogue);
   }
@@ -129,11 +129,12 @@ inline void combine(const DownArgs& args, int64_t panel, int64_t block, const fl
   U32 r[16];
   for (int i = 0; i < 16; ++i) r[i] = bits(load(sums + i * kTileTokens));
   transpose16(r);
-  const F32 bias = args.bias != nullptr ? load(args.bias + panel * kPanelRows) : broadcast(0.0f);
+  const bool has_bias = args.w2.bias != nullptr;
+  const F32 bias = has_bias ? load(args.w2.bias + panel * kPanelRows) : broadcast(0.0f);
   for (int64_t t = 0; t < count; ++t) {
     float* sum = args.accumulators + args.tokens[first + t] * args.accumulator_stride + panel * kPanelRows;
     F32 value = from_bits(r[t]);
-    if (args.bias != nullptr) value = add(value, bias);
+    if (has_bias) value = add(value, bias);
     if (args.router_weights != nullptr) value = mul(value, broadcast(args.router_weights[first + t]));
     store(sum, add(load(sum), value));
   }
@@ -147,7 +148,7 @@ void down(const DownArgs& args) {
   for (int64_t panel = args.panel_begin; panel < args.panel_end; panel += 2) {
     // A last panel without a partner is computed twice and added once.
     const int64_t second = panel + 1 < args.panel_end ? panel + 1 : panel;
-    pair_sums<Decoder>(panel_pair(args.w2, panel, second), blocks, s.slab, s.sums);
+    pair_sums<Decoder>(panel_pair<Decoder>(args.w2, panel, second), blocks, s.slab, s.sums);
     for (int64_t b = 0; b < blocks.count; ++b) {
       combine(args, panel, b, s.sums + b * kSumFloats);
       if (second != panel) combine(args, second, b, s.sums + b * kSumFloats + kSumFloats / 2);

@@ -4,6 +4,7 @@
 #include "kernels/generic/math.h"
 #include "kernels/generic/activation.h"
 #include "kernels/generic/rows.h"
+#include "kernels/generic/weight_formats.h"
 #include "kernels/amx/tile_gemm.h"
 #include "kernels/amx/tile_kernels.h"
 #include "kernels/generic/read_memory.h"
@@ -14,7 +15,7 @@ constexpr KernelTable make_tile_table(const char* name, uint32_t required, bool 
           required,      automatic,
           group_tokens,  padded_tokens,
           operand_bytes, scratch_bytes,
-          pack_tokens,   {{gate_up<Mxfp4>, down<Mxfp4>}},
+          pack_tokens,   MXFP4MOE_ALL_FORMATS(gate_up, down),
           store_output,  kQuantizeKernels,
           read_memory,   peak_flops};
 }

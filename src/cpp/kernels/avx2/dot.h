@@ -18,6 +18,13 @@ MXFP4MOE_INLINE Acc multiply_add(Acc acc, Vec w, Vec x) { return _mm256_fmadd_ps
 MXFP4MOE_INLINE Acc zero_acc() { return _mm256_setzero_ps(); }
 MXFP4MOE_INLINE Acc load_acc(const float* p) { return _mm256_loadu_ps(p); }
 MXFP4MOE_INLINE void store_acc(float* p, Acc a) { _mm256_storeu_ps(p, a); }
+MXFP4MOE_INLINE Acc add_scaled(Acc sum, Acc acc, float scale) {
+  return _mm256_fmadd_ps(acc, _mm256_set1_ps(scale), sum);
+}
+template <int kFactor>
+MXFP4MOE_INLINE Acc scale_acc(Acc acc) {
+  return kFactor == 1 ? acc : _mm256_mul_ps(acc, _mm256_set1_ps(kFactor));
+}
 
 // The sums of the lanes of eight accumulators, in a fixed tree.
 inline __m256 sum_lanes8(const float* p) {

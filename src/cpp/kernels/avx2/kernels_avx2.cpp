@@ -9,7 +9,9 @@
 #include "formats/e2m1.h"
 #include "formats/e8m0.h"
 #include "formats/element.h"
+#include "formats/fp8.h"
 #include "formats/mxfp4.h"
+#include "formats/nvfp4.h"
 #include "kernels/kernel_table.h"
 #include "packing/panels.h"
 
@@ -18,7 +20,7 @@ namespace {
 #include "kernels/generic/unroll.h"
 #include "kernels/avx2/simd.h"
 #include "kernels/avx2/dot.h"
-#include "kernels/avx2/mxfp4.h"
+#include "kernels/avx2/elements.h"
 #include "kernels/generic/dot_table.h"
 }  // namespace
 

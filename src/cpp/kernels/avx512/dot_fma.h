@@ -17,8 +17,14 @@ MXFP4MOE_INLINE Vec load_vec(const Element* p) { return _mm512_loadu_ps(p); }
 MXFP4MOE_INLINE void store_vec(Element* p, Vec v) { _mm512_storeu_ps(p, v); }
 MXFP4MOE_INLINE Acc multiply_add(Acc acc, Vec w, Vec x) { return _mm512_fmadd_ps(w, x, acc); }
 
+// The bfloat16 in the low and in the high halves of the lanes, as float32.
+MXFP4MOE_INLINE Vec low_halves(__m512i words) { return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)); }
+MXFP4MOE_INLINE Vec high_halves(__m512i words) {
+  return _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
 inline void widen_block(const uint16_t* from, Element* to) {
   const __m512i words = _mm512_loadu_si512(from);
-  store_vec(to, _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)));
-  store_vec(to + 16, _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))));
+  store_vec(to, low_halves(words));
+  store_vec(to + 16, high_halves(words));
 }

@@ -9,7 +9,9 @@
 #include "formats/e2m1.h"
 #include "formats/e8m0.h"
 #include "formats/element.h"
+#include "formats/fp8.h"
 #include "formats/mxfp4.h"
+#include "formats/nvfp4.h"
 #include "kernels/kernel_table.h"
 #include "packing/panels.h"
 
@@ -19,7 +21,7 @@ namespace {
 #include "kernels/avx512/simd.h"
 #include "kernels/avx512/dot_fma.h"
 #include "kernels/avx512/lanes.h"
-#include "kernels/avx512/mxfp4_f32.h"
+#include "kernels/avx512/elements_f32.h"
 #include "kernels/generic/dot_table.h"
 }  // namespace
 

@@ -9,7 +9,9 @@
 #include "formats/e2m1.h"
 #include "formats/e8m0.h"
 #include "formats/element.h"
+#include "formats/fp8.h"
 #include "formats/mxfp4.h"
+#include "formats/nvfp4.h"
 #include "kernels/kernel_table.h"
 #include "packing/panels.h"
 
@@ -19,11 +21,11 @@ namespace {
 #include "kernels/avx512/simd.h"
 #include "kernels/avx512/dot_bf16.h"
 #include "kernels/avx512/lanes.h"
-#include "kernels/avx512/mxfp4_bf16.h"
+#include "kernels/avx512/elements_bf16.h"
 #include "kernels/generic/dot_table.h"
 }  // namespace
 
 extern const KernelTable kKernels_avx512bf16 =
-    make_dot_table("avx512bf16", "avx512", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Bf16 | kCpuFastBf16Dot);
+    make_dot_table("avx512bf16", "avx512", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi | kCpuAvx512Bf16 | kCpuFastBf16Dot);
 
 }  // namespace mxfp4moe

@@ -3,6 +3,13 @@
 MXFP4MOE_INLINE Acc zero_acc() { return _mm512_setzero_ps(); }
 MXFP4MOE_INLINE Acc load_acc(const float* p) { return _mm512_loadu_ps(p); }
 MXFP4MOE_INLINE void store_acc(float* p, Acc a) { _mm512_storeu_ps(p, a); }
+MXFP4MOE_INLINE Acc add_scaled(Acc sum, Acc acc, float scale) {
+  return _mm512_fmadd_ps(acc, _mm512_set1_ps(scale), sum);
+}
+template <int kFactor>
+MXFP4MOE_INLINE Acc scale_acc(Acc acc) {
+  return kFactor == 1 ? acc : _mm512_mul_ps(acc, _mm512_set1_ps(kFactor));
+}
 
 // The sums of the lanes of sixteen accumulators: four rounds, each adds two halves and halves the vectors.
 inline F32 sum_lanes(const float* p) {

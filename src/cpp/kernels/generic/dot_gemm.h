@@ -10,22 +10,37 @@
 //   all tokens; accumulators wait in L2 between slabs.
 //
 // An instruction set supplies (dot.h): Element, Vec (kVecElements of them, kParts to a K-block), Acc of kLanes
-// floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), sum_lanes;
+// floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), add_scaled(sum, acc,
+// scale), scale_acc<factor>(acc), sum_lanes;
 // its register budget: kDirectTokens, direct_rows(tokens), kSlabRows, kSlabTokens, kSlabBytes; and kDirectLimit,
 // the most tokens for which decoding the panel anew for each kDirectTokens is faster than a slab.
-// A weight format supplies a decoder: each_vec(quad, scales, f) calls f(Index<row>, Index<part>, Vec) for the vectors
-// of four rows, those of a row in ascending order of their parts.
+// A weight format supplies a decoder (weight_formats.h): each_vec(quad, scales, f) calls f(Index<row>, Index<part>, Vec)
+// for the vectors of four rows, those of a row in ascending order of their parts.
+// Float32 scales: K is cut in segments, each within one range of K that has a scale; a segment's lanes start from zero
+// and are added to the panel's lanes times the scale. Segments are no longer than a slab, which holds whole ones.
 // Included inside a kernel table's own namespace, after dot.h and unroll.h.
+
+constexpr int64_t kSlabBlocks = kSlabBytes / (kPanelRows * kBlockK * static_cast<int64_t>(sizeof(Element)));
 
 struct PanelView {
   const uint8_t* weights;
   const uint8_t* scales;
   int64_t k_blocks;
+  const float* sum_scales;  // [ranges][scale_rows]
+  int64_t range_blocks;
+  int64_t scale_rows;
 };
 
-inline PanelView panel_of(const MatrixView& m, int64_t panel) {
+template <class Decoder>
+inline PanelView panel_of(const PackedMatrix& m, int64_t panel) {
   const int64_t blocks = panel * m.k_blocks;
-  return {m.weights + blocks * kMxfp4BlockBytes, m.scales + blocks * kScaleBlockBytes, m.k_blocks};
+  const float* sum_scales = kHasSumScales<Decoder> ? m.sum_scales + panel * m.num_ranges * m.scale_rows : nullptr;
+  return {m.weights + blocks * kWeightBytes<Decoder>,
+          m.scales + blocks * kScaleBytes<Decoder>,
+          m.k_blocks,
+          sum_scales,
+          m.range_blocks,
+          m.scale_rows};
 }
 
 struct TokenRows {
@@ -34,42 +49,108 @@ struct TokenRows {
   int64_t count;
 };
 
+// A walk over the segments of a panel with float32 scales.
+class Segments {
+ public:
+  explicit Segments(const PanelView& panel) : panel_(panel), range_end_(panel.range_blocks) {}
+
+  // The end of the segment that begins at K-block `begin`, where the last one ended.
+  int64_t end(int64_t begin) const {
+    const int64_t range_end = range_end_ < panel_.k_blocks ? range_end_ : panel_.k_blocks;
+    return begin + kSlabBlocks < range_end ? begin + kSlabBlocks : range_end;
+  }
+  float scale(int row) const { return panel_.sum_scales[panel_.scale_rows == 1 ? range_ : range_ * kPanelRows + row]; }
+  void next(int64_t end) {
+    if (end != range_end_) return;
+    ++range_;
+    range_end_ += panel_.range_blocks;
+  }
+
+ private:
+  const PanelView& panel_;
+  int64_t range_ = 0;
+  int64_t range_end_;
+};
+
 // Lane sums of one panel: [token][16 rows][kLanes] floats.
 inline float* lanes_of(float* lanes, int64_t token, int row) { return lanes + (token * kPanelRows + row) * kLanes; }
+
+// lanes += scale * acc for some rows of a segment; the first segment starts the sum.
+template <class Decoder, int kRows, int kTokens>
+MXFP4MOE_INLINE void add_segment(const Acc (&acc)[kRows][kTokens], const Segments& segments, int first_row, bool first,
+                                 float* lanes) {
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    const float scale = segments.scale(first_row + r.value);
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+      float* sum = lanes_of(lanes, t.value, first_row + r.value);
+      const Acc exact = scale_acc<Decoder::kSumFactor>(acc[r.value][t.value]);
+      store_acc(sum, add_scaled(first ? zero_acc() : load_acc(sum), exact, scale));
+    });
+  });
+}
+
+// The K-blocks [begin, end) of some rows by some tokens, added to `acc`.
+template <class Decoder, int kRows, int kTokens>
+MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const TokenRows& tokens, int64_t begin,
+                                   int64_t end, Acc (&acc)[kRows][kTokens]) {
+  constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kScaleBytes<Decoder> / 4;
+  const uint8_t* w = panel.weights + begin * kWeightBytes<Decoder> + first_row / 4 * kQuadBytes;
+  const uint8_t* s = panel.scales + begin * kScaleBytes<Decoder> + first_row / 4 * kQuadScales;
+  const Element* x[kTokens];
+  unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
+  // Each walk brings its own lines of the next panel into L2, so that memory is busy during all of them.
+  const int64_t next = panel.k_blocks * kWeightBytes<Decoder>;
+  const int64_t next_scales = panel.k_blocks * kScaleBytes<Decoder>;
+  for (int64_t kb = begin; kb < end; ++kb) {
+    if (kScaleBytes<Decoder> != 0) __builtin_prefetch(s + next_scales, 0, 2);
+    unroll<kRows / 4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
+      unroll<kQuadBytes / 64>([&](auto line) MXFP4MOE_INLINE_LAMBDA {
+        __builtin_prefetch(w + next + kQuadBytes * q.value + 64 * line.value, 0, 2);
+      });
+      Decoder::each_vec(w + kQuadBytes * q.value, s + kQuadScales * q.value,
+                        [&](auto i, auto part, const Vec& row) MXFP4MOE_INLINE_LAMBDA {
+                          constexpr int r = 4 * q.value + i.value;
+                          unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+                            const Vec xs = load_vec(x[t.value] + kb * kBlockK + part.value * kVecElements);
+                            acc[r][t.value] = multiply_add(acc[r][t.value], row, xs);
+                          });
+                        });
+    });
+    w += kWeightBytes<Decoder>;
+    s += kScaleBytes<Decoder>;
+  }
+}
+
+template <int kRows, int kTokens>
+MXFP4MOE_INLINE void clear(Acc (&acc)[kRows][kTokens]) {
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { acc[r.value][t.value] = zero_acc(); });
+  });
+}
 
 template <class Decoder, int kRows, int kTokens>
 MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, const TokenRows& tokens, float* lanes) {
   static_assert(kRows % 4 == 0, "a quad holds four rows");
   Acc acc[kRows][kTokens];
-  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { acc[r.value][t.value] = zero_acc(); });
-  });
-  const uint8_t* w = panel.weights + first_row / 4 * 64;
-  const uint8_t* s = panel.scales + first_row;
-  const Element* x[kTokens];
-  unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
-  // Each walk brings its own lines of the next panel into L2, so that memory is busy during all of them.
-  const int64_t next = panel.k_blocks * kMxfp4BlockBytes;
-  for (int64_t kb = 0; kb < panel.k_blocks; ++kb) {
-    __builtin_prefetch(s + next / 16, 0, 2);
-    unroll<kRows / 4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
-      __builtin_prefetch(w + next + 64 * q.value, 0, 2);
-      Decoder::each_vec(w + 64 * q.value, s + 4 * q.value, [&](auto i, auto part, Vec row) MXFP4MOE_INLINE_LAMBDA {
-        constexpr int r = 4 * q.value + i.value;
-        unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-          const Vec xs = load_vec(x[t.value] + kb * kBlockK + part.value * kVecElements);
-          acc[r][t.value] = multiply_add(acc[r][t.value], row, xs);
-        });
+  if constexpr (kHasSumScales<Decoder>) {
+    Segments segments(panel);
+    for (int64_t kb = 0; kb < panel.k_blocks;) {
+      const int64_t end = segments.end(kb);
+      clear(acc);
+      direct_blocks<Decoder>(panel, first_row, tokens, kb, end, acc);
+      add_segment<Decoder>(acc, segments, first_row, kb == 0, lanes);
+      segments.next(end);
+      kb = end;
+    }
+  } else {
+    clear(acc);
+    direct_blocks<Decoder>(panel, first_row, tokens, 0, panel.k_blocks, acc);
+    unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+        store_acc(lanes_of(lanes, t.value, first_row + r.value), acc[r.value][t.value]);
       });
     });
-    w += kMxfp4BlockBytes;
-    s += kScaleBlockBytes;
   }
-  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-      store_acc(lanes_of(lanes, t.value, first_row + r.value), acc[r.value][t.value]);
-    });
-  });
 }
 
 template <class Decoder, int kTokens>
@@ -93,40 +174,43 @@ inline void for_token_tiles(int64_t count, F&& f) {
 
 template <class Decoder>
 inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num_blocks, Element* slab) {
-  const uint8_t* w = panel.weights + first_block * kMxfp4BlockBytes;
-  const uint8_t* s = panel.scales + first_block * kScaleBlockBytes;
+  constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kScaleBytes<Decoder> / 4;
+  const uint8_t* w = panel.weights + first_block * kWeightBytes<Decoder>;
+  const uint8_t* s = panel.scales + first_block * kScaleBytes<Decoder>;
   for (int64_t kb = 0; kb < num_blocks; ++kb) {
     unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
-      Decoder::each_vec(w + 64 * q.value, s + 4 * q.value, [&](auto i, auto part, Vec row) MXFP4MOE_INLINE_LAMBDA {
-        store_vec(slab + (4 * q.value + i.value) * kBlockK + part.value * kVecElements, row);
-      });
+      Decoder::each_vec(w + kQuadBytes * q.value, s + kQuadScales * q.value,
+                        [&](auto i, auto part, const Vec& row) MXFP4MOE_INLINE_LAMBDA {
+                          store_vec(slab + (4 * q.value + i.value) * kBlockK + part.value * kVecElements, row);
+                        });
     });
     slab += kPanelRows * kBlockK;
-    w += kMxfp4BlockBytes;
-    s += kScaleBlockBytes;
+    w += kWeightBytes<Decoder>;
+    s += kScaleBytes<Decoder>;
   }
 }
 
-// Some rows of a decoded slab.
+// Some rows of a decoded slab of the K-blocks [begin, end).
 struct SlabRows {
   const Element* weights;
-  int64_t num_blocks;
-  bool first;           // of the panel: accumulators start from zero
-  const uint8_t* next;  // a line of each K-block of the packed weights that are decoded next: brought into L2
+  int64_t begin, end;
+  int first_row;
+  const uint8_t* next;  // lines of the packed weights that are decoded next: brought into L2
+  const Segments* segments;
 };
 
-template <int kTokens>
-inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float* lanes) {
-  Acc acc[kSlabRows][kTokens];
-  unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-      acc[r.value][t.value] = slab.first ? zero_acc() : load_acc(lanes_of(lanes, t.value, r.value));
-    });
-  });
+// K-blocks [first, last) of the slab, added to `acc`. Each group of rows brings some lines of each K-block.
+template <class Decoder, int kTokens>
+MXFP4MOE_INLINE void slab_blocks(const SlabRows& slab, const TokenRows& tokens, int64_t first, int64_t last,
+                                 Acc (&acc)[kSlabRows][kTokens]) {
+  constexpr int kBytes = kWeightBytes<Decoder>;
+  constexpr int kLines = (kBytes / 64 * kSlabRows + kPanelRows - 1) / kPanelRows;
   const Element* x[kTokens];
   unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
-  for (int64_t kb = 0; kb < slab.num_blocks; ++kb) {
-    __builtin_prefetch(slab.next + kb * kMxfp4BlockBytes, 0, 2);
+  for (int64_t kb = first - slab.begin; kb < last - slab.begin; ++kb) {
+    unroll<kLines>([&](auto line) MXFP4MOE_INLINE_LAMBDA {
+      __builtin_prefetch(slab.next + kb * kBytes + 64 * line.value, 0, 2);
+    });
     const Element* w = slab.weights + kb * (kPanelRows * kBlockK);
     unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
       constexpr int at = part.value * kVecElements;
@@ -140,30 +224,70 @@ inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float*
       });
     });
   }
-  unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-    unroll<kTokens>(
-        [&](auto t) MXFP4MOE_INLINE_LAMBDA { store_acc(lanes_of(lanes, t.value, r.value), acc[r.value][t.value]); });
-  });
+}
+
+template <class Decoder, int kTokens>
+inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float* lanes) {
+  Acc acc[kSlabRows][kTokens];
+  if constexpr (kHasSumScales<Decoder>) {
+    Segments segments = *slab.segments;
+    for (int64_t kb = slab.begin; kb < slab.end;) {
+      const int64_t end = segments.end(kb);
+      clear(acc);
+      slab_blocks<Decoder>(slab, tokens, kb, end, acc);
+      add_segment<Decoder>(acc, segments, slab.first_row, kb == 0, lanes);
+      segments.next(end);
+      kb = end;
+    }
+  } else {
+    unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+        const float* sum = lanes_of(lanes, t.value, slab.first_row + r.value);
+        acc[r.value][t.value] = slab.begin == 0 ? zero_acc() : load_acc(sum);
+      });
+    });
+    slab_blocks<Decoder>(slab, tokens, slab.begin, slab.end, acc);
+    unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+        store_acc(lanes_of(lanes, t.value, slab.first_row + r.value), acc[r.value][t.value]);
+      });
+    });
+  }
+}
+
+// The end of the slab that begins at `begin`: whole segments, or an even share of what is left.
+template <class Decoder>
+inline int64_t slab_end(const PanelView& panel, int64_t begin, Segments* segments) {
+  if constexpr (kHasSumScales<Decoder>) {
+    int64_t end = begin, next = segments->end(begin);
+    for (; end < panel.k_blocks && next - begin <= kSlabBlocks; next = segments->end(end)) {
+      end = next;
+      segments->next(end);
+    }
+    return end;
+  }
+  const int64_t left = panel.k_blocks - begin;
+  return begin + ceil_div(left, ceil_div(left, kSlabBlocks));
 }
 
 template <class Decoder>
 inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes) {
-  constexpr int64_t kSlabBlocks = kSlabBytes / (kPanelRows * kBlockK * static_cast<int64_t>(sizeof(Element)));
-  const int64_t num_slabs = ceil_div(panel.k_blocks, kSlabBlocks);
-  int64_t begin = 0;
-  for (int64_t left = num_slabs; left > 0; --left) {
-    const int64_t blocks = ceil_div(panel.k_blocks - begin, left);
-    decode_slab<Decoder>(panel, begin, blocks, slab);
+  constexpr int kBytes = kWeightBytes<Decoder>;
+  Segments ahead(panel);
+  for (int64_t begin = 0; begin < panel.k_blocks;) {
+    const Segments segments = ahead;
+    const int64_t end = slab_end<Decoder>(panel, begin, &ahead);
+    decode_slab<Decoder>(panel, begin, end - begin, slab);
     // Past the panel's end the next panel begins.
-    const uint8_t* next = panel.weights + (begin + blocks) * kMxfp4BlockBytes;
+    const uint8_t* next = panel.weights + end * kBytes;
     for_token_tiles<kSlabTokens>(tokens.count, [&](auto size, int64_t t) {
       const TokenRows tile{tokens.x + t * tokens.stride + begin * kBlockK, tokens.stride, size.value};
       for (int r = 0; r < kPanelRows; r += kSlabRows) {
-        const SlabRows rows{slab + r * kBlockK, blocks, begin == 0, next + r / kSlabRows % 4 * 64};
-        slab_rows_loop<size.value>(rows, tile, lanes_of(lanes, t, r));
+        const SlabRows rows{slab + r * kBlockK, begin, end, r, next + r * (kBytes / 64) / kPanelRows * 64, &segments};
+        slab_rows_loop<Decoder, size.value>(rows, tile, lanes_of(lanes, t, 0));
       }
     });
-    begin += blocks;
+    begin = end;
   }
 }
 
@@ -194,7 +318,7 @@ inline void panel_sums_by(const PanelView& panel, const TokenRows& tokens, Eleme
 template <class Decoder>
 inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
   if constexpr (has_ordinary<Decoder>(0)) {
-    if (Decoder::is_ordinary(panel.scales, panel.k_blocks * kScaleBlockBytes)) {
+    if (Decoder::is_ordinary(panel.scales, panel.k_blocks * kScaleBytes<Decoder>)) {
       return panel_sums_by<typename Decoder::Ordinary>(panel, tokens, slab, lanes, sums);
     }
   }

@@ -78,7 +78,7 @@ struct GateUpEpilogue {
     const ClampLimits limits = clamp_limits(args.activation);
     const int64_t row = padded_k(args.intermediate_size);
     uint16_t* out = reinterpret_cast<uint16_t*>(args.intermediate) + pair * kPanelRows;
-    const float* bias = args.bias != nullptr ? args.bias + pair * 2 * kPanelRows : nullptr;
+    const float* bias = args.w13.bias != nullptr ? args.w13.bias + pair * 2 * kPanelRows : nullptr;
     for (int64_t t = 0; t < args.num_tokens; ++t) {
       F32 gate = load(gate_sums + t * kPanelRows);
       F32 up = load(up_sums + t * kPanelRows);
@@ -104,7 +104,7 @@ void gate_up(const GateUpArgs& args) {
   const TokenRows tokens = widen_operand(args.operand, args.num_tokens, k, s.tokens);
   for (int64_t pair = args.pair_begin; pair < args.pair_end; ++pair) {
     for (int half = 0; half < 2; ++half) {
-      panel_sums<Decoder>(panel_of(args.w13, 2 * pair + half), tokens, s.slab, s.lanes, s.sums[half]);
+      panel_sums<Decoder>(panel_of<Decoder>(args.w13, 2 * pair + half), tokens, s.slab, s.lanes, s.sums[half]);
     }
     GateUpEpilogue epilogue{args, pair, s.sums[0], s.sums[1]};
     with_activation(args.activation.kind, epilogue);
@@ -118,12 +118,13 @@ void down(const DownArgs& args) {
   carve_scratch(args.scratch, args.num_tokens, k, &s);
   const TokenRows tokens = widen_operand(args.intermediate, args.num_tokens, k, s.tokens);
   for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
-    panel_sums<Decoder>(panel_of(args.w2, panel), tokens, s.slab, s.lanes, s.sums[0]);
-    const F32 bias = args.bias != nullptr ? load(args.bias + panel * kPanelRows) : broadcast(0.0f);
+    panel_sums<Decoder>(panel_of<Decoder>(args.w2, panel), tokens, s.slab, s.lanes, s.sums[0]);
+    const bool has_bias = args.w2.bias != nullptr;
+    const F32 bias = has_bias ? load(args.w2.bias + panel * kPanelRows) : broadcast(0.0f);
     for (int64_t t = 0; t < args.num_tokens; ++t) {
       float* sum = args.accumulators + args.tokens[t] * args.accumulator_stride + panel * kPanelRows;
       F32 value = load(s.sums[0] + t * kPanelRows);
-      if (args.bias != nullptr) value = add(value, bias);
+      if (has_bias) value = add(value, bias);
       if (args.router_weights != nullptr) value = mul(value, broadcast(args.router_weights[t]));
       store(sum, add(load(sum), value));
     }

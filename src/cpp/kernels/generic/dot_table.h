@@ -1,9 +1,10 @@
-// Everything above one instruction set's simd.h and dot.h, and the table that it makes.
+// Everything above one instruction set's simd.h, dot.h and elements, and the table that it makes.
 // Included inside a kernel table's own namespace.
 
 #include "kernels/generic/math.h"
 #include "kernels/generic/activation.h"
 #include "kernels/generic/rows.h"
+#include "kernels/generic/weight_formats.h"
 #include "kernels/generic/dot_gemm.h"
 #include "kernels/generic/dot_kernels.h"
 #include "kernels/generic/dot_peak.h"
@@ -15,7 +16,7 @@ constexpr KernelTable make_dot_table(const char* name, const char* isa, uint32_t
           required,      true,
           group_tokens,  padded_tokens,
           operand_bytes, scratch_bytes,
-          pack_tokens,   {{gate_up<Mxfp4>, down<Mxfp4>}},
+          pack_tokens,   MXFP4MOE_ALL_FORMATS(gate_up, down),
           store_output,  kQuantizeKernels,
           read_memory,   peak_flops};
 }

@@ -29,6 +29,13 @@ MXFP4MOE_INLINE Acc multiply_add(const Acc& acc, const Vec& w, const Vec& x) {
 MXFP4MOE_INLINE Acc zero_acc() { return {{Float4{0, 0, 0, 0}, Float4{0, 0, 0, 0}}}; }
 MXFP4MOE_INLINE Acc load_acc(const float* p) { return load_vec(p); }
 MXFP4MOE_INLINE void store_acc(float* p, const Acc& a) { store_vec(p, a); }
+MXFP4MOE_INLINE Acc add_scaled(const Acc& sum, const Acc& acc, float scale) {
+  return {{sum.v[0] + acc.v[0] * scale, sum.v[1] + acc.v[1] * scale}};
+}
+template <int kFactor>
+MXFP4MOE_INLINE Acc scale_acc(const Acc& acc) {
+  return acc;
+}
 
 inline F32 sum_lanes(const float* p) {
   F32 r;

@@ -7,7 +7,9 @@
 #include "formats/e2m1.h"
 #include "formats/e8m0.h"
 #include "formats/element.h"
+#include "formats/fp8.h"
 #include "formats/mxfp4.h"
+#include "formats/nvfp4.h"
 #include "kernels/kernel_table.h"
 #include "packing/panels.h"
 
@@ -16,7 +18,7 @@ namespace {
 #include "kernels/generic/unroll.h"
 #include "kernels/portable/simd.h"
 #include "kernels/portable/dot.h"
-#include "kernels/portable/mxfp4.h"
+#include "kernels/portable/elements.h"
 #include "kernels/generic/dot_table.h"
 }  // namespace
 

@@ -1,0 +1,176 @@
+// Decodes elements to float32 rows.
+// Included inside a kernel table's own namespace, after avx2/dot.h.
+
+// The e8m0 bytes with which every value of e2m1 is zero or a normal bfloat16, and the largest of them.
+constexpr int kLeastOrdinaryScale = 2, kMostOrdinaryScale = 252;
+
+// What a scale takes off the exponents of the largest ordinary one, in the low and in the high half of a lane.
+struct ExponentTable {
+  uint32_t low[256], high[256];
+};
+constexpr ExponentTable make_exponent_table() {
+  ExponentTable t{};
+  for (uint32_t s = 0; s <= kMostOrdinaryScale; ++s) {
+    t.low[s] = (kMostOrdinaryScale - s) << 7;
+    t.high[s] = t.low[s] << 16;
+  }
+  return t;
+}
+constexpr ExponentTable kExponents = make_exponent_table();
+constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
+constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<E4m3>();
+
+// The bytes of the bfloat16 of the sixteen codes at scale byte s, for byte shuffles; -0 is 0.
+struct CodeBytes {
+  alignas(16) uint8_t low[16], high[16];
+};
+constexpr CodeBytes make_code_bytes(int s) {
+  CodeBytes t{};
+  for (int code = 0; code < 16; ++code) {
+    const uint16_t value = code == 8 ? 0 : mxfp4_bf16(code, s);
+    t.low[code] = static_cast<uint8_t>(value);
+    t.high[code] = static_cast<uint8_t>(value >> 8);
+  }
+  return t;
+}
+
+MXFP4MOE_INLINE __m256i load_table(const uint8_t* p) {
+  return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+// Two byte shuffles give the high and the low bytes of the bfloat16 of 32 codes: of two rows, whose codes are the low
+// (or the high) nibbles of the even and of the odd bytes. Unpacked, they stand side by side in 32-bit lanes: the value
+// of row kFirst in the low half, that of row kFirst + 2 in the high half.
+template <int kFirst>
+MXFP4MOE_INLINE void code_words(const uint8_t* quad, const CodeBytes& table, __m256i (&words)[kParts]) {
+  unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quad + 32 * half.value));
+    const __m256i nibbles = kFirst == 0 ? bytes : _mm256_srli_epi16(bytes, 4);
+    const __m256i codes = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+    const __m256i high = _mm256_shuffle_epi8(load_table(table.high), codes);
+    const __m256i low = _mm256_shuffle_epi8(load_table(table.low), codes);
+    words[2 * half.value] = _mm256_unpacklo_epi8(low, high);
+    words[2 * half.value + 1] = _mm256_unpackhi_epi8(low, high);
+  });
+}
+
+constexpr CodeBytes kUnscaled = make_code_bytes(127), kMostOrdinary = make_code_bytes(kMostOrdinaryScale);
+
+MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm256_mul_ps(v, _mm256_set1_ps(scale)); }
+
+using E2m1Scale = float;
+MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kE4m3F32.values[byte]; }
+
+// The first two vectors of a row are k < 16.
+template <class ScaleOf, class F>
+MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
+  unroll<2>([&](auto first) MXFP4MOE_INLINE_LAMBDA {
+    __m256i words[kParts];
+    code_words<first.value>(quad, kUnscaled, words);
+    constexpr Index<first.value + 2> second{};
+    unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
+      f(first, part, scale_vec(low_halves(words[part.value]), scale_of(first, Index<part.value / 2>{})));
+    });
+    unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
+      f(second, part, scale_vec(high_halves(words[part.value]), scale_of(second, Index<part.value / 2>{})));
+    });
+  });
+}
+
+// Where all scales of a panel are ordinary, a saturating subtraction lowers the exponents and leaves zeros: a port that
+// FMAs do not use.
+struct OrdinaryMxfp4 {
+  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    unroll<2>([&](auto first) MXFP4MOE_INLINE_LAMBDA {
+      __m256i words[kParts];
+      code_words<first.value>(quad, kMostOrdinary, words);
+      const __m256i exponents =
+          _mm256_or_si256(_mm256_set1_epi32(static_cast<int>(kExponents.low[scales[first.value]])),
+                          _mm256_set1_epi32(static_cast<int>(kExponents.high[scales[first.value + 2]])));
+      unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
+        words[part.value] = _mm256_subs_epu16(words[part.value], exponents);
+      });
+      unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
+        f(Index<first.value>{}, part, low_halves(words[part.value]));
+      });
+      unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
+        f(Index<first.value + 2>{}, part, high_halves(words[part.value]));
+      });
+    });
+  }
+};
+
+struct Mxfp4 {
+  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const auto scale_of = [&](auto row, auto) MXFP4MOE_INLINE_LAMBDA { return kE8m0F32.values[scales[row.value]]; };
+    each_e2m1(quad, scale_of, f);
+  }
+
+  using Ordinary = OrdinaryMxfp4;
+  static bool is_ordinary(const uint8_t* scales, int64_t n) {
+    uint8_t most = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const uint8_t above_least = static_cast<uint8_t>(scales[i] - kLeastOrdinaryScale);
+      most = above_least > most ? above_least : most;
+    }
+    return most <= kMostOrdinaryScale - kLeastOrdinaryScale;
+  }
+};
+
+// As float16, which conversion takes for nothing: e5m2 is its upper byte; e4m3, moved right by one, is divided by
+// 2^8 and has no NaN.
+constexpr int kE4m3Factor = 256;
+MXFP4MOE_INLINE __m256i e4m3_to_f16(__m256i upper_bytes) {
+  const __m256i values =
+      _mm256_and_si256(_mm256_srai_epi16(upper_bytes, 1), _mm256_set1_epi16(static_cast<short>(0xbf80)));
+  const __m256i nan = _mm256_set1_epi16(0x3f80);
+  return _mm256_or_si256(values, _mm256_cmpeq_epi16(_mm256_and_si256(values, nan), nan));
+}
+
+// Unpacking bytes gives sixteen k of a row of the pair; its quarters change places, as dot.h orders k.
+template <class ToF16, class F>
+MXFP4MOE_INLINE void each_fp8(const uint8_t* quad, ToF16&& to_f16, F&& f) {
+  unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {
+    unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
+      const __m256i codes =
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quad + 64 * pair.value + 32 * half.value));
+      unroll<2>([&](auto row) MXFP4MOE_INLINE_LAMBDA {
+        const __m256i zero = _mm256_setzero_si256();
+        const __m256i bytes = row.value == 0 ? _mm256_unpacklo_epi8(zero, codes) : _mm256_unpackhi_epi8(zero, codes);
+        const __m256i halves = _mm256_permute4x64_epi64(to_f16(bytes), 0xd8);
+        constexpr Index<2 * pair.value + row.value> index{};
+        f(index, Index<2 * half.value>{}, _mm256_cvtph_ps(_mm256_castsi256_si128(halves)));
+        f(index, Index<2 * half.value + 1>{}, _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)));
+      });
+    });
+  });
+}
+template <class F>
+MXFP4MOE_INLINE void each_e4m3(const uint8_t* quad, F&& f) {
+  each_fp8(quad, [](__m256i v) MXFP4MOE_INLINE_LAMBDA { return e4m3_to_f16(v); }, f);
+}
+template <class F>
+MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
+  each_fp8(quad, [](__m256i v) MXFP4MOE_INLINE_LAMBDA { return v; }, f);
+}
+
+template <class F>
+MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
+      const uint8_t* p = quad + 64 * i.value + 32 * half.value;
+      const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+      const __m256i zero = _mm256_setzero_si256();
+      f(i, Index<2 * half.value>{}, _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, words)));
+      f(i, Index<2 * half.value + 1>{}, _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, words)));
+    });
+  });
+}

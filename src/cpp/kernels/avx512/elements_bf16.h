@@ -1,0 +1,86 @@
+// Decodes elements to bfloat16 rows, for kernels whose Vec is a zmm register of 32 bfloat16. Needs AVX512_VBMI.
+// Included inside a kernel table's own namespace, after shift_words<N>(words): which instruction shifts is the kernels'
+// choice.
+
+constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
+constexpr Nvfp4TableBf16 kNvfp4Bf16 = make_nvfp4_table_bf16();
+constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
+constexpr Fp8ByteTables kE4m3Bytes = make_fp8_byte_tables<E4m3>();
+constexpr Fp8ByteTables kE5m2Bytes = make_fp8_byte_tables<E5m2>();
+constexpr int kE4m3Factor = 1;
+
+// A quad's 32 words hold one code of each of four rows. vpermw looks at five index bits, so a shift brings the next
+// row's code down and the bits above it do no harm: the table holds the codes twice.
+struct Mxfp4 {
+  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const __m512i words = _mm512_loadu_si512(quad);
+    unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+      const __m512i table = _mm512_load_si512(kMxfp4Bf16.row[scales[i.value]]);
+      f(i, Index<0>{}, _mm512_permutexvar_epi16(shift_words<4 * i.value>(words), table));
+    });
+  }
+};
+
+// The sixteen values of the codes at one scale.
+using E2m1Scale = const uint16_t*;
+MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kNvfp4Bf16.row[byte]; }
+
+// One table of two scales: index bit 4 chooses the half of k.
+template <class ScaleOf, class F>
+MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
+  const __m512i words = _mm512_loadu_si512(quad);
+  const __m512i second_half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(scale_of(i, Index<0>{})));
+    const __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(scale_of(i, Index<1>{})));
+    const __m512i table = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+    // (words & 15) | second_half
+    const __m512i index =
+        _mm512_ternarylogic_epi32(shift_words<4 * i.value>(words), _mm512_set1_epi16(15), second_half, 0xea);
+    f(i, Index<0>{}, _mm512_permutexvar_epi16(index, table));
+  });
+}
+
+// Two byte look-ups by the seven bits of the magnitude; the sign is the code's. Unpacking gives the two rows of a pair.
+template <class F>
+MXFP4MOE_INLINE void each_fp8(const Fp8ByteTables& tables, const uint8_t* quad, F&& f) {
+  const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+  unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {
+    const __m512i codes = _mm512_loadu_si512(quad + 64 * pair.value);
+    const __m512i low =
+        _mm512_permutex2var_epi8(_mm512_load_si512(tables.low), codes, _mm512_load_si512(tables.low + 64));
+    const __m512i high =
+        _mm512_permutex2var_epi8(_mm512_load_si512(tables.high), codes, _mm512_load_si512(tables.high + 64));
+    const __m512i signed_high = _mm512_ternarylogic_epi32(high, codes, sign, 0xf8);  // high | (codes & sign)
+    f(Index<2 * pair.value>{}, Index<0>{}, _mm512_unpacklo_epi8(low, signed_high));
+    f(Index<2 * pair.value + 1>{}, Index<0>{}, _mm512_unpackhi_epi8(low, signed_high));
+  });
+}
+template <class F>
+MXFP4MOE_INLINE void each_e4m3(const uint8_t* quad, F&& f) {
+  each_fp8(kE4m3Bytes, quad, f);
+}
+template <class F>
+MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
+  each_fp8(kE5m2Bytes, quad, f);
+}
+
+template <class F>
+MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA { f(i, Index<0>{}, _mm512_loadu_si512(quad + 64 * i.value)); });
+}
+
+// Even and odd k as float32 times a power of two: the upper halves are the products, exactly.
+MXFP4MOE_INLINE __m512i scale_vec(__m512i v, float scale) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m512 factor = _mm512_set1_ps(scale);
+  const __m512 even = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(v, 16)), factor);
+  const __m512 odd = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_and_si512(v, upper)), factor);
+  // (even >> 16) | (odd & upper)
+  return _mm512_ternarylogic_epi32(_mm512_srli_epi32(_mm512_castps_si512(even), 16), _mm512_castps_si512(odd), upper,
+                                   0xf8);
+}

@@ -1,0 +1,84 @@
+// Decodes elements to float32 rows: a K-block is the even k, then the odd k.
+// Included inside a kernel table's own namespace, after avx512/dot_fma.h.
+
+constexpr Mxfp4TableF32 kMxfp4F32 = make_mxfp4_table_f32();
+constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
+constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<E4m3>();
+
+MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm512_mul_ps(v, _mm512_set1_ps(scale)); }
+
+// vpermps looks at the four low index bits of each 32-bit lane: nibble i is row i at even k, nibble 4 + i at odd k.
+struct Mxfp4 {
+  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const __m512i words = _mm512_loadu_si512(quad);
+    unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+      const __m512 table = _mm512_load_ps(kMxfp4F32.row[scales[i.value]]);
+      f(i, Index<0>{}, _mm512_permutexvar_ps(_mm512_srli_epi32(words, 4 * i.value), table));
+      f(i, Index<1>{}, _mm512_permutexvar_ps(_mm512_srli_epi32(words, 16 + 4 * i.value), table));
+    });
+  }
+};
+
+using E2m1Scale = float;
+MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kE4m3F32.values[byte]; }
+
+// The first eight lanes of both vectors are k < 16.
+template <class ScaleOf, class F>
+MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
+  const __m512i words = _mm512_loadu_si512(quad);
+  const __m512 values = _mm512_loadu_ps(kE2m1Values);
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const __m512 scale = _mm512_mask_broadcastss_ps(_mm512_set1_ps(scale_of(i, Index<0>{})), 0xff00,
+                                                    _mm_set_ss(scale_of(i, Index<1>{})));
+    f(i, Index<0>{}, _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(words, 4 * i.value), values), scale));
+    f(i, Index<1>{}, _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(words, 16 + 4 * i.value), values), scale));
+  });
+}
+
+// As float16, which conversion takes for nothing: e5m2 is its upper byte; e4m3, moved right by one, is divided by
+// 2^8 and has no NaN.
+constexpr int kE4m3Factor = 256;
+MXFP4MOE_INLINE __m512i e4m3_to_f16(__m512i upper_bytes) {
+  const __m512i values = _mm512_and_si512(_mm512_srai_epi16(upper_bytes, 1), _mm512_set1_epi16(static_cast<short>(0xbf80)));
+  const __m512i nan = _mm512_set1_epi16(0x3f80);
+  return _mm512_mask_mov_epi16(values, _mm512_cmpeq_epi16_mask(_mm512_and_si512(values, nan), nan),
+                               _mm512_set1_epi16(0x7e00));
+}
+
+template <class ToF16, class F>
+MXFP4MOE_INLINE void each_fp8(const uint8_t* quad, ToF16&& to_f16, F&& f) {
+  alignas(64) static constexpr uint16_t kEvenThenOdd[32] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                                                            1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  const __m512i order = _mm512_load_si512(kEvenThenOdd);
+  const auto emit = [&](auto row, __m512i upper_bytes) MXFP4MOE_INLINE_LAMBDA {
+    const __m512i halves = _mm512_permutexvar_epi16(order, to_f16(upper_bytes));
+    f(row, Index<0>{}, _mm512_cvtph_ps(_mm512_castsi512_si256(halves)));
+    f(row, Index<1>{}, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)));
+  };
+  unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {
+    const __m512i codes = _mm512_loadu_si512(quad + 64 * pair.value);
+    emit(Index<2 * pair.value>{}, _mm512_unpacklo_epi8(_mm512_setzero_si512(), codes));
+    emit(Index<2 * pair.value + 1>{}, _mm512_unpackhi_epi8(_mm512_setzero_si512(), codes));
+  });
+}
+template <class F>
+MXFP4MOE_INLINE void each_e4m3(const uint8_t* quad, F&& f) {
+  each_fp8(quad, [](__m512i v) MXFP4MOE_INLINE_LAMBDA { return e4m3_to_f16(v); }, f);
+}
+template <class F>
+MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
+  each_fp8(quad, [](__m512i v) MXFP4MOE_INLINE_LAMBDA { return v; }, f);
+}
+
+template <class F>
+MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const __m512i words = _mm512_loadu_si512(quad + 64 * i.value);
+    f(i, Index<0>{}, low_halves(words));
+    f(i, Index<1>{}, high_halves(words));
+  });
+}

@@ -1,0 +1,81 @@
+// The weight formats as decoders: how a quad of a K-block (four rows, see packing/panels.h) becomes vectors. A format
+// says which elements it has and where its scales are applied; how elements are decoded is the instruction set's:
+//
+//   each_e2m1(quad, scale_of, f)  four-bit codes times scale_of(Index<row>, Index<k / 16>), of type E2m1Scale
+//   each_e4m3(quad, f), each_e5m2(quad, f), each_bf16(quad, f)   unscaled; e4m3 values are divided by kE4m3Factor
+//   e4m3_scale(byte)                     as an E2m1Scale
+//   scale_vec(vec, float)                exact, but for overflow and underflow
+//   Mxfp4                                faster than each_e2m1
+//
+// `kSumFactor`: sums are multiplied by it before their float32 scale.
+// Included inside a kernel table's own namespace, after the headers of an instruction set.
+
+// Of a K-block of a panel.
+template <class Decoder>
+constexpr int kWeightBytes = block_layout(Decoder::kFormat).weight_bytes;
+template <class Decoder>
+constexpr int kScaleBytes = block_layout(Decoder::kFormat).scale_bytes;
+template <class Decoder>
+constexpr bool kHasSumScales = block_layout(Decoder::kFormat).sum_scales;
+
+struct Nvfp4 {
+  static constexpr WeightFormat kFormat = WeightFormat::kNvfp4;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const auto scale_of = [&](auto row, auto half)
+                              MXFP4MOE_INLINE_LAMBDA { return e4m3_scale(scales[2 * row.value + half.value]); };
+    each_e2m1(quad, scale_of, f);
+  }
+};
+
+template <WeightFormat kFormat_>
+struct Mxfp8 {
+  static constexpr WeightFormat kFormat = kFormat_;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
+      const float scale = kE8m0F32.values[scales[row.value]];
+      // In two steps, neither of which overflows before the other: a weight of zero stays zero.
+      constexpr bool kTwice = kFormat == WeightFormat::kMxfp8E4m3 && kE4m3Factor != 1;
+      f(row, part, scale_vec(kTwice ? scale_vec(vec, kE4m3Factor) : vec, scale));
+    };
+    if constexpr (kFormat == WeightFormat::kMxfp8E4m3) {
+      each_e4m3(quad, scaled);
+    } else {
+      each_e5m2(quad, scaled);
+    }
+  }
+};
+
+struct Fp8Block {
+  static constexpr WeightFormat kFormat = WeightFormat::kFp8Block;
+  static constexpr int kSumFactor = kE4m3Factor;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t*, F&& f) {
+    each_e4m3(quad, f);
+  }
+};
+
+struct Bf16 {
+  static constexpr WeightFormat kFormat = WeightFormat::kBf16;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t*, F&& f) {
+    each_bf16(quad, f);
+  }
+};
+
+// The functions gate_up<Decoder> and down<Decoder> of each format, in the order of WeightFormat.
+#define MXFP4MOE_ALL_FORMATS(gate_up, down)                                                        \
+  {                                                                                                \
+    {gate_up<Mxfp4>, down<Mxfp4>}, {gate_up<Nvfp4>, down<Nvfp4>},                                  \
+        {gate_up<Mxfp8<WeightFormat::kMxfp8E4m3>>, down<Mxfp8<WeightFormat::kMxfp8E4m3>>},         \
+        {gate_up<Mxfp8<WeightFormat::kMxfp8E5m2>>, down<Mxfp8<WeightFormat::kMxfp8E5m2>>},         \
+        {gate_up<Fp8Block>, down<Fp8Block>}, { gate_up<Bf16>, down<Bf16> }                         \
+  }

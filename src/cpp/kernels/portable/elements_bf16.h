@@ -1,0 +1,69 @@
+// Decodes elements to bfloat16 rows, one by one.
+// Included inside a kernel table's own namespace, after portable/tile_lanes.h.
+
+constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
+constexpr Nvfp4TableBf16 kNvfp4Bf16 = make_nvfp4_table_bf16();
+constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
+constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<E4m3>();
+constexpr Fp8TableF32 kE5m2F32 = make_fp8_table_f32<E5m2>();
+constexpr int kE4m3Factor = 1;
+
+// The sixteen values of the codes at one scale.
+using E2m1Scale = const uint16_t*;
+MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kNvfp4Bf16.row[byte]; }
+
+template <class ScaleOf, class F>
+MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const E2m1Scale tables[2] = {scale_of(i, Index<0>{}), scale_of(i, Index<1>{})};
+    Vec row;
+    for (int k = 0; k < kBlockK; ++k) {
+      row.v[k] = tables[k / 16][(quad[2 * k + i.value / 2] >> (4 * (i.value & 1))) & 15];
+    }
+    f(i, Index<0>{}, row);
+  });
+}
+
+struct Mxfp4 {
+  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const auto scale_of = [&](auto row, auto) MXFP4MOE_INLINE_LAMBDA { return kMxfp4Bf16.row[scales[row.value]]; };
+    each_e2m1(quad, scale_of, f);
+  }
+};
+
+template <class F>
+MXFP4MOE_INLINE void each_fp8(const Fp8TableF32& table, const uint8_t* quad, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const uint8_t* codes = quad + i.value / 2 * 64 + i.value % 2 * 8;
+    Vec row;
+    for (int k = 0; k < kBlockK; ++k) row.v[k] = exact_bf16(table.values[codes[k / 8 * 16 + k % 8]]);
+    f(i, Index<0>{}, row);
+  });
+}
+template <class F>
+MXFP4MOE_INLINE void each_e4m3(const uint8_t* quad, F&& f) {
+  each_fp8(kE4m3F32, quad, f);
+}
+template <class F>
+MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
+  each_fp8(kE5m2F32, quad, f);
+}
+
+template <class F>
+MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    Vec row;
+    std::memcpy(row.v, quad + 64 * i.value, sizeof(row.v));
+    f(i, Index<0>{}, row);
+  });
+}
+
+MXFP4MOE_INLINE Vec scale_vec(const Vec& v, float scale) {
+  Vec row;
+  for (int k = 0; k < kBlockK; ++k) row.v[k] = exact_bf16(bf16_to_f32(v.v[k]) * scale);
+  return row;
+}

@@ -1,0 +1,156 @@
+"""The arrays that `pack_experts` is given: checked, and handed out expert by expert without a copy of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import as_array, describe, type_error, value_error
+from .formats import BFLOAT16, WeightFormat
+
+_BIAS_DTYPES = (np.dtype(np.float32), BFLOAT16)
+_FLOAT32 = (np.dtype(np.float32),)
+
+
+def is_pair(arrays: Any) -> bool:
+    """Whether `arrays` are a (gate, up) pair: of arrays with a leading E, or of sequences of E arrays."""
+    if not isinstance(arrays, (list, tuple)) or len(arrays) != 2:
+        return False
+    return all(isinstance(half, (list, tuple)) or np.ndim(half) == 3 for half in arrays)
+
+
+def describe_experts(value: Any) -> str:
+    """What came in the place of arrays of experts."""
+    return f"a sequence of {len(value)}" if isinstance(value, (list, tuple)) else describe(value)
+
+
+def per_expert(name: str, value: Any, dtypes: Sequence[np.dtype], ndims: Sequence[int]) -> list[np.ndarray]:
+    """One array per expert, each with one of the numbers of axes in `ndims`; nothing is copied that fits."""
+    if isinstance(value, (list, tuple)):
+        arrays = [as_array(f"{name}[{i}]", item, dtypes) for i, item in enumerate(value)]
+        bad = next((i for i, a in enumerate(arrays) if a.ndim not in ndims), None)
+        if bad is not None:
+            expected = " or ".join(map(str, ndims))
+            raise value_error(f"{name}[{bad}]", f"an array with {expected} axes", describe(arrays[bad]))
+    else:
+        stacked = as_array(name, value, dtypes)
+        if stacked.ndim - 1 not in ndims:
+            expected = " or ".join(str(n + 1) for n in ndims)
+            raise value_error(
+                name, f"an array with {expected} axes, or a sequence of arrays", describe(stacked)
+            )
+        arrays = list(stacked)
+    if not arrays:
+        raise value_error(name, "at least 1 expert", "0")
+    return arrays
+
+
+def _check_same_dtype(name: str, arrays: list[np.ndarray]) -> np.dtype:
+    dtype = arrays[0].dtype
+    other = next((array.dtype for array in arrays if array.dtype != dtype), None)
+    if other is not None:
+        raise type_error(name, f"{dtype} as for expert 0", f"{other}")
+    return dtype
+
+
+def _check_shape(name: str, arrays: list[np.ndarray], shapes: dict[int, tuple[int, ...]]) -> None:
+    """Raise unless each array has the shape that `shapes` has for its number of axes."""
+    for expert, array in enumerate(arrays):
+        if array.shape != shapes[array.ndim]:
+            expected = f"shape {shapes[array.ndim]} for each expert"
+            raise value_error(name, expected, f"{array.shape} for expert {expert}")
+
+
+class Matrix:
+    """Weights and scales of one matrix of every expert, as they came."""
+
+    def __init__(
+        self, format: WeightFormat, name: str, weights: Any, scales_name: str, scales: Any
+    ) -> None:
+        self.format, self.name, self.scales_name = format, name, scales_name
+        ndims = [1 + n for n in format.row_shapes(0)]
+        self._weights = per_expert(name, weights, tuple(format.weight_dtypes), ndims)
+        self._scales: list[np.ndarray] = []
+        self.scale_dtype: np.dtype | None = None
+        if format.has_scales:
+            self._scales = per_expert(scales_name, scales, format.scale_dtypes, (2,))
+            self.scale_dtype = self._scales[0].dtype
+        elif scales is not None:
+            raise value_error(scales_name, f"None with format {format.name!r}", describe(scales))
+        self.dtype = self._weights[0].dtype
+        self.rows = self._weights[0].shape[0]
+        self.k = format.k_of(self._weights[0].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def check(self, num_experts: int, shape: tuple[int, int], scale_shape: tuple[int, int]) -> None:
+        """Raise unless the arrays are those of `num_experts` matrices of `shape`, with scales of `scale_shape`."""
+        pairs = [(self.name, self._weights), (self.scales_name, self._scales)][: 2 if self._scales else 1]
+        for name, arrays in pairs:
+            if len(arrays) != num_experts:
+                raise value_error(name, f"{num_experts} experts, as in w2", str(len(arrays)))
+        (rows, k), multiple = shape, self.format.k_multiple
+        if min(rows, k) < 1 or k % multiple:
+            expected = f"K a positive multiple of {multiple} and at least 1 row"
+            raise value_error(self.name, expected, f"{rows} x {k}")
+        _check_shape(
+            self.name, self._weights, {1 + n: (rows, *row) for n, row in self.format.row_shapes(k).items()}
+        )
+        _check_shape(self.scales_name, self._scales, {2: scale_shape})
+        _check_same_dtype(self.name, self._weights)
+        if self._scales:
+            _check_same_dtype(self.scales_name, self._scales)
+
+    def weights(self, expert: int) -> np.ndarray:
+        """The weights of one expert as C-contiguous rows of bytes."""
+        return _byte_rows(self._weights[expert])
+
+    def scale_bytes(self, expert: int) -> np.ndarray:
+        """The block scales of one expert as C-contiguous rows of bytes."""
+        return _byte_rows(self._scales[expert])
+
+    def sum_scales(self, expert: int) -> np.ndarray:
+        """The float32 scales of one expert."""
+        return self._scales[expert]
+
+
+def _byte_rows(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
+
+
+class Bias:
+    """The bias of one matrix of every expert, or none."""
+
+    def __init__(self, name: str, value: Any, num_experts: int, rows: int) -> None:
+        self.dtype: np.dtype | None = None
+        if value is None:
+            return
+        self._arrays = per_expert(name, value, _BIAS_DTYPES, (1,))
+        if len(self._arrays) != num_experts:
+            raise value_error(name, f"{num_experts} experts, as in w2", str(len(self._arrays)))
+        _check_shape(name, self._arrays, {1: (rows,)})
+        self.dtype = _check_same_dtype(name, self._arrays)
+
+    def expert(self, index: int) -> np.ndarray:
+        """The bias of one expert as float32."""
+        array = np.ascontiguousarray(self._arrays[index])
+        if array.dtype == np.float32:
+            return array
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def tensor_scales(format: WeightFormat, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The float32 scales per tensor, [experts, rows of scales], of a format that has them."""
+    if not format.has_tensor_scale:
+        if value is not None:
+            raise value_error(name, f"None with format {format.name!r}", describe(value))
+        return None
+    if value is None:
+        raise value_error(name, f"a float32 array of shape {shape} with format {format.name!r}", "None")
+    array = as_array(name, value, _FLOAT32)
+    if array.shape != shape:
+        raise value_error(name, f"shape {shape}", f"shape {array.shape}")
+    return array.reshape(shape[0], -1)

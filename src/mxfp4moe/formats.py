@@ -1,0 +1,76 @@
+"""The weight formats: what the arrays of a matrix look like in a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+_UINT8, _INT8 = np.dtype(np.uint8), np.dtype(np.int8)
+_FLOAT32 = np.dtype(np.float32)
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+_E5M2 = np.dtype(ml_dtypes.float8_e5m2)
+_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """One value of the `format` of `pack_experts`.
+
+    Attributes
+    ----------
+    name : str
+    weight_dtypes : dict of dtype to int
+        What a weight array may be: the number of the packed format (common/types.h in the C++ sources).
+    element_bits : int
+        Of one weight in that array; 0: those of the dtype.
+    k_multiple : int
+        What K and I must be multiples of.
+    scale_dtypes : tuple of dtype
+        Empty: no scales.
+    scale_block : int
+        Weights that share a block scale, along K; 0: the scales are float32 and of any block shape.
+    has_tensor_scale : bool
+    """
+
+    name: str
+    weight_dtypes: dict[np.dtype, int]
+    element_bits: int = 0
+    k_multiple: int = 1
+    scale_dtypes: tuple[np.dtype, ...] = ()
+    scale_block: int = 0
+    has_tensor_scale: bool = False
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether there are scales beside the tensor scale."""
+        return bool(self.scale_dtypes)
+
+    @property
+    def has_block_shape(self) -> bool:
+        """Whether the scales are float32, one for each block of rows and columns."""
+        return self.has_scales and self.scale_block == 0
+
+    def row_shapes(self, k: int) -> dict[int, tuple[int, ...]]:
+        """Shapes of a row of `k` weights, by number of axes."""
+        if self.element_bits != 4:
+            return {1: (k,)}
+        return {1: (k // 2,), 2: (k // self.scale_block, self.scale_block // 2)}
+
+    def k_of(self, row_shape: tuple[int, ...]) -> int:
+        """The number of weights of a row of that shape."""
+        return int(np.prod(row_shape, dtype=np.int64)) * (2 if self.element_bits == 4 else 1)
+
+
+FORMATS: dict[str, WeightFormat] = {
+    f.name: f
+    for f in (
+        WeightFormat("mxfp4", {_UINT8: 0, _INT8: 0}, 4, 32, (_UINT8, _E8M0), 32),
+        WeightFormat("mxfp8", {_E4M3: 2, _E5M2: 3, _UINT8: 2}, 8, 32, (_UINT8, _E8M0), 32),
+        WeightFormat("nvfp4", {_UINT8: 1, _INT8: 1}, 4, 16, (_E4M3, _UINT8), 16, True),
+        WeightFormat("fp8_block", {_E4M3: 4, _UINT8: 4}, 8, 1, (_FLOAT32,)),
+        WeightFormat("bf16", {BFLOAT16: 5, np.dtype(np.float16): 5, _FLOAT32: 5}),
+    )
+}
