@@ -17,6 +17,8 @@ float8_e8m0fnu = np.dtype(ml_dtypes.float8_e8m0fnu)
 ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh")
 LAYOUTS = ("concatenated", "interleaved")
 BIASES = ("none", "w13", "w2", "both")
+# The fields of ExpertArrays that are arrays of every format.
+ARRAYS = ExpertArrays._fields[:6]
 
 
 class Shape(NamedTuple):
@@ -60,8 +62,8 @@ class Problem(NamedTuple):
 
 
 def pack(arrays: ExpertArrays, **options: Any) -> mx.PackedExperts:
-    biases = {"w13_bias": arrays.w13_bias, "w2_bias": arrays.w2_bias}
-    options = {"format": "mxfp4", "gate_up_layout": arrays.gate_up_layout, **biases, **options}
+    given = {name: getattr(arrays, name) for name in ExpertArrays._fields[4:]}
+    options = {**given, **options}
     return mx.pack_experts(arrays.w13, arrays.w13_scales, arrays.w2, arrays.w2_scales, **options)
 
 

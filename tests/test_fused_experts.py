@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from problems import (
     ACTIVATIONS,
+    ARRAYS,
     BIASES,
     LAYOUTS,
     Problem,
@@ -259,7 +260,7 @@ def test_expert_map_parts_sum_to_the_whole(isa, rng):
     arrays = problem.arrays
     total = np.zeros((11, 64), dtype=np.float32)
     for part in (slice(0, 2), slice(2, 3), slice(3, 6)):
-        local = arrays._replace(**{f: getattr(arrays, f)[part] for f in arrays._fields[:-1]})
+        local = arrays._replace(**{f: getattr(arrays, f)[part] for f in ARRAYS})
         expert_map = np.full(6, -1)
         expert_map[part] = np.arange(part.stop - part.start)
         total += problem._replace(arrays=local).run(expert_map=expert_map)

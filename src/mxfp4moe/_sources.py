@@ -66,9 +66,7 @@ def _check_shape(name: str, arrays: list[np.ndarray], shapes: dict[int, tuple[in
 class Matrix:
     """Weights and scales of one matrix of every expert, as they came."""
 
-    def __init__(
-        self, format: WeightFormat, name: str, weights: Any, scales_name: str, scales: Any
-    ) -> None:
+    def __init__(self, format: WeightFormat, name: str, weights: Any, scales_name: str, scales: Any) -> None:
         self.format, self.name, self.scales_name = format, name, scales_name
         ndims = [1 + n for n in format.row_shapes(0)]
         self._weights = per_expert(name, weights, tuple(format.weight_dtypes), ndims)

@@ -13,20 +13,13 @@ constexpr uint16_t exact_bf16(float value) {
   return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, value) >> 16);
 }
 
-struct E4m3 {
-  static constexpr float value(int code) { return e4m3_value(static_cast<uint8_t>(code)); }
-};
-struct E5m2 {
-  static constexpr float value(int code) { return e5m2_value(static_cast<uint8_t>(code)); }
-};
-
 struct Fp8TableF32 {
   alignas(64) float values[256];
 };
-template <class Element>
+template <float (*kValue)(uint8_t)>
 constexpr Fp8TableF32 make_fp8_table_f32() {
   Fp8TableF32 t{};
-  for (int code = 0; code < 256; ++code) t.values[code] = Element::value(code);
+  for (int code = 0; code < 256; ++code) t.values[code] = kValue(static_cast<uint8_t>(code));
   return t;
 }
 
@@ -35,11 +28,11 @@ struct Fp8ByteTables {
   alignas(64) uint8_t low[128];
   alignas(64) uint8_t high[128];
 };
-template <class Element>
+template <float (*kValue)(uint8_t)>
 constexpr Fp8ByteTables make_fp8_byte_tables() {
   Fp8ByteTables t{};
   for (int code = 0; code < 128; ++code) {
-    const uint16_t bits = exact_bf16(Element::value(code));
+    const uint16_t bits = exact_bf16(kValue(static_cast<uint8_t>(code)));
     t.low[code] = static_cast<uint8_t>(bits);
     t.high[code] = static_cast<uint8_t>(bits >> 8);
   }

@@ -209,8 +209,9 @@ def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
         w13_bias = None if w13_bias is None else np.concatenate([w13_bias[0::2], w13_bias[1::2]])
     if arrays.w13_tensor_scale is not None and arrays.w2_tensor_scale is not None:
         gate_up = np.repeat(arrays.w13_tensor_scale[expert].astype(np.float64), len(w13) // 2)
-        w13 = w13 * gate_up[:, None]
-        w2 = w2 * np.float64(arrays.w2_tensor_scale[expert])
+        with np.errstate(invalid="ignore"):
+            w13 = w13 * gate_up[:, None]
+            w2 = w2 * np.float64(arrays.w2_tensor_scale[expert])
     return _ExpertWeights(w13, w2, w13_bias, _of(arrays.w2_bias, expert))
 
 

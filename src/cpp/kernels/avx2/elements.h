@@ -18,7 +18,7 @@ constexpr ExponentTable make_exponent_table() {
 }
 constexpr ExponentTable kExponents = make_exponent_table();
 constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
-constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<E4m3>();
+constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
 
 // The bytes of the bfloat16 of the sixteen codes at scale byte s, for byte shuffles; -0 is 0.
 struct CodeBytes {

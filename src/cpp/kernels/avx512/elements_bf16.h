@@ -5,8 +5,8 @@
 constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
 constexpr Nvfp4TableBf16 kNvfp4Bf16 = make_nvfp4_table_bf16();
 constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
-constexpr Fp8ByteTables kE4m3Bytes = make_fp8_byte_tables<E4m3>();
-constexpr Fp8ByteTables kE5m2Bytes = make_fp8_byte_tables<E5m2>();
+constexpr Fp8ByteTables kE4m3Bytes = make_fp8_byte_tables<e4m3_value>();
+constexpr Fp8ByteTables kE5m2Bytes = make_fp8_byte_tables<e5m2_value>();
 constexpr int kE4m3Factor = 1;
 
 // A quad's 32 words hold one code of each of four rows. vpermw looks at five index bits, so a shift brings the next

@@ -3,7 +3,7 @@
 
 constexpr Mxfp4TableF32 kMxfp4F32 = make_mxfp4_table_f32();
 constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
-constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<E4m3>();
+constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
 
 MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm512_mul_ps(v, _mm512_set1_ps(scale)); }
 

@@ -2,7 +2,7 @@
 // Included inside a kernel table's own namespace, after portable/dot.h.
 
 constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
-constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<E4m3>();
+constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
 typedef uint8_t Byte8 __attribute__((vector_size(8)));
 typedef uint16_t Word8 __attribute__((vector_size(16)));
 typedef uint32_t Uint4 __attribute__((vector_size(16)));

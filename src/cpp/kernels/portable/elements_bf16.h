@@ -4,8 +4,8 @@
 constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
 constexpr Nvfp4TableBf16 kNvfp4Bf16 = make_nvfp4_table_bf16();
 constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
-constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<E4m3>();
-constexpr Fp8TableF32 kE5m2F32 = make_fp8_table_f32<E5m2>();
+constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
+constexpr Fp8TableF32 kE5m2F32 = make_fp8_table_f32<e5m2_value>();
 constexpr int kE4m3Factor = 1;
 
 // The sixteen values of the codes at one scale.

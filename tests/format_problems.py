@@ -1,0 +1,147 @@
+"""Problems in every weight format, made from those of problems.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from problems import Problem, Shape, bfloat16, random_problem
+
+from mxfp4moe import reference
+from mxfp4moe.reference import ExpertArrays
+
+# Name, of the weights' dtype where a format has several, and the block shape of fp8_block.
+FORMATS: dict[str, dict[str, Any]] = {
+    "mxfp4": {"format": "mxfp4"},
+    "mxfp8-e4m3": {"format": "mxfp8", "dtype": ml_dtypes.float8_e4m3fn},
+    "mxfp8-e5m2": {"format": "mxfp8", "dtype": ml_dtypes.float8_e5m2},
+    "nvfp4": {"format": "nvfp4"},
+    "fp8_block-128": {"format": "fp8_block", "block_shape": (128, 128)},
+    "fp8_block-24x64": {"format": "fp8_block", "block_shape": (24, 64)},
+    "fp8_block-rows": {"format": "fp8_block", "block_shape": (1, None)},
+    "fp8_block-tensor": {"format": "fp8_block", "block_shape": (None, None)},
+    "bf16": {"format": "bf16"},
+}
+FREE_SIZES = tuple(name for name in FORMATS if name.startswith(("fp8_block", "bf16")))
+
+
+def scale_rows(arrays: ExpertArrays, block_shape: Any, matrix: str) -> np.ndarray:
+    """Row of the scales of each row of `matrix`."""
+    rows = getattr(arrays, matrix).shape[1]
+    apart = matrix == "w13" and arrays.gate_up_layout == "concatenated"
+    part = rows // 2 if apart else rows
+    block = block_shape[0] or part
+    return np.arange(rows) // part * -(-part // block) + np.arange(rows) % part // block
+
+
+def dequantized(arrays: ExpertArrays) -> dict[str, np.ndarray]:
+    """w13 (rows as they are) and w2 in float64."""
+    plain = arrays._replace(gate_up_layout="concatenated") if arrays.format == "mxfp4" else arrays
+    both = [reference.moe._expert_weights(plain, e) for e in range(len(arrays.w13))]
+    return {name: np.stack([getattr(w, name) for w in both]).astype(np.float64) for name in ("w13", "w2")}
+
+
+def exact_arrays(rng: np.random.Generator, arrays: ExpertArrays, name: str) -> ExpertArrays:
+    """The weights of MXFP4 `arrays`, which must be multiples of 1/2 up to 12, exactly in another format.
+
+    Scales are random powers of two.
+    """
+    how = FORMATS[name]
+    format = how["format"]
+    if format == "mxfp4":
+        return arrays
+    weights = dequantized(arrays)
+    result: dict[str, Any] = {"format": format, "w13_scales": None, "w2_scales": None}
+    for matrix, w in weights.items():
+        experts, rows, k = w.shape
+        if format == "bf16":
+            result[matrix] = w.astype(bfloat16)
+        elif format == "mxfp8":
+            exponents = rng.integers(-2, 2, (experts, rows, k // 32))
+            result[matrix + "_scales"] = (127 + exponents).astype(np.uint8)
+            result[matrix] = (w * np.ldexp(1.0, -exponents.repeat(32, axis=-1))).astype(how["dtype"])
+        elif format == "nvfp4":
+            halves = 2 if matrix == "w13" else 1
+            exponents = rng.integers(-3, 4, (experts, halves))
+            factors = np.ldexp(1.0, exponents)
+            scales = getattr(arrays, matrix + "_scales").astype(np.float64)
+            scales = np.ldexp(1.0, scales.astype(int) - 127).repeat(2, axis=-1)
+            gate_or_up = np.arange(rows) * halves // rows
+            if matrix == "w13" and arrays.gate_up_layout == "interleaved":
+                gate_or_up = np.arange(rows) % 2
+            scales = scales / factors[:, gate_or_up, None]
+            result[matrix] = getattr(arrays, matrix)
+            result[matrix + "_scales"] = scales.astype(ml_dtypes.float8_e4m3fn)
+            result[matrix + "_tensor_scale"] = factors.astype(np.float32).reshape((experts, 2)[:halves])
+        else:
+            block_k = how["block_shape"][1] or k
+            by_row = scale_rows(arrays, how["block_shape"], matrix)
+            exponents = rng.integers(-2, 2, (experts, by_row.max() + 1, -(-k // block_k)))
+            factors = np.ldexp(1.0, exponents)
+            by_weight = factors[:, by_row].repeat(block_k, axis=-1)[..., :k]
+            result[matrix] = (w / by_weight).astype(ml_dtypes.float8_e4m3fn)
+            result[matrix + "_scales"] = factors.astype(np.float32)
+            result["block_shape"] = how["block_shape"]
+    converted = arrays._replace(**result)
+    for matrix, w in dequantized(converted).items():
+        assert np.array_equal(
+            w,
+            np.concatenate([weights[matrix][:, 0::2], weights[matrix][:, 1::2]], axis=1)
+            if matrix == "w13" and arrays.gate_up_layout == "interleaved"
+            else weights[matrix],
+        )
+    return converted
+
+
+def format_problem(rng: np.random.Generator, shape: Shape, name: str, **options: Any) -> Problem:
+    """Random weights of order 1 / sqrt(K) in a format, whatever the sizes; hidden states as in `random_problem`."""
+    how = FORMATS[name]
+    if how["format"] == "mxfp4":
+        return random_problem(rng, shape, **options)
+    m, k, i, e, _ = shape
+    even = Shape(m, -(-k // 32) * 32, -(-i // 32) * 32, e, shape.top_k)
+    problem = random_problem(rng, even, **options)
+    arrays = problem.arrays
+    cut: dict[str, Any] = {"format": how["format"], "w13_scales": None, "w2_scales": None}
+    if arrays.w13_bias is not None:
+        cut["w13_bias"] = arrays.w13_bias[:, : 2 * i]
+    if arrays.w2_bias is not None:
+        cut["w2_bias"] = arrays.w2_bias[:, :k]
+    for matrix, rows, columns in (("w13", 2 * i, k), ("w2", k, i)):
+        w = rng.standard_normal((e, rows, columns)) / np.sqrt(columns)
+        cut.update(_random_matrix(rng, w, matrix, how, arrays))
+    hidden = np.ascontiguousarray(problem.hidden_states[:, :k])
+    return problem._replace(hidden_states=hidden, arrays=arrays._replace(**cut))
+
+
+def _random_matrix(
+    rng: np.random.Generator, w: np.ndarray, matrix: str, how: dict[str, Any], arrays: ExpertArrays
+) -> dict[str, Any]:
+    """Codes and scales for weights like `w`; not its best quantization: all that matters is that values vary."""
+    experts, rows, k = w.shape
+    format, deviation = how["format"], 1 / np.sqrt(k)
+    if format == "bf16":
+        return {matrix: w.astype(bfloat16)}
+    if format == "mxfp8":
+        exponents = rng.integers(-2, 2, (experts, rows, k // 32)) + round(np.log2(deviation))
+        values = w * np.ldexp(1.0, -exponents.repeat(32, axis=-1))
+        return {matrix: values.astype(how["dtype"]), matrix + "_scales": (127 + exponents).astype(np.uint8)}
+    if format == "nvfp4":
+        halves = 2 if matrix == "w13" else 1
+        tensor = rng.uniform(0.5, 2, (experts, halves)).astype(np.float32) * np.float32(deviation / 3)
+        return {
+            matrix: rng.integers(0, 256, (experts, rows, k // 2), dtype=np.uint8),
+            matrix + "_scales": rng.uniform(0.5, 2, (experts, rows, k // 16)).astype(ml_dtypes.float8_e4m3fn),
+            matrix + "_tensor_scale": tensor.reshape((experts, 2)[:halves]),
+        }
+    rows_of = scale_rows(arrays._replace(**{matrix: w}), how["block_shape"], matrix)
+    block_k = how["block_shape"][1] or k
+    scales = rng.uniform(0.5, 2, (experts, rows_of.max() + 1, -(-k // block_k))).astype(np.float32)
+    scales *= np.float32(deviation / 32)
+    values = w / scales[:, rows_of].repeat(block_k, axis=-1)[..., :k]
+    return {
+        matrix: values.astype(ml_dtypes.float8_e4m3fn),
+        matrix + "_scales": scales,
+        "block_shape": how["block_shape"],
+    }
