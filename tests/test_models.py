@@ -23,7 +23,7 @@ from problems import rel_l2
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
-from mxfp4moe.checkpoint import ExpertWeights
+from mxfp4moe.checkpoint import ExpertWeights, LayerParts
 from mxfp4moe.packing import FORMATS
 
 # Of the contract's own roundings, and a margin: a bfloat16 output adds its rounding.
@@ -139,3 +139,43 @@ def test_weights_are_read_exactly(tmp_path: Path, model: Any, storage: str) -> N
     got = dequantize(parts.experts)
     for part in PARTS:
         assert np.array_equal(got[part], expected[part].values())
+
+
+# --- what it computes, without kernels ----------------------------------------------------------------------
+
+
+def expert(parts: LayerParts, matrices: dict[str, np.ndarray], index: int, x: np.ndarray) -> np.ndarray:
+    """One expert of MXFP4, FP8 or float weights without biases, in float64."""
+    shared = len(matrices["gate"]) == 1
+    limit = parts.shared_limit if shared else parts.limit
+    gate, up = x @ matrices["gate"][index].T, x @ matrices["up"][index].T
+    if limit is not None:
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    if parts.activation == "silu":
+        hidden = gate / (1 + np.exp(-gate)) * up
+    else:
+        assert parts.activation == "swigluoai"
+        hidden = gate / (1 + np.exp(-(parts.alpha or 1.702) * gate)) * (up + 1)
+    return np.asarray(hidden @ matrices["down"][index].T)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith("gpt-oss")])
+def test_parts_give_the_golden_result_in_float64(tmp_path: Path, name: str) -> None:
+    written = MODELS[name]()
+    golden = written.golden
+    parts = checkpoint.read_layer(written.write(tmp_path), written.layer)
+    hidden_states = golden["hidden_states"].astype(np.float64)
+    logits = (hidden_states @ parts.router_weight.astype(np.float64).T).astype(np.float32)
+    second = golden["input_ids"] if parts.routing.rule == "hash_topk" else parts.top_k
+    weights, ids = getattr(mx, parts.routing.rule)(logits, second, **parts.routing.arguments)
+    matrices = {part: m.astype(np.float64) for part, m in dequantize(parts.experts).items()}
+    result = np.zeros_like(hidden_states)
+    for token, slot in np.ndindex(ids.shape):
+        x = hidden_states[token]
+        result[token] += weights[token, slot] * expert(parts, matrices, ids[token, slot], x)
+    result *= parts.routed_scaling_factor
+    if parts.shared_experts is not None:
+        matrices = {part: m.astype(np.float64) for part, m in dequantize(parts.shared_experts).items()}
+        result += expert(parts, matrices, 0, hidden_states)
+    # The golden result is float32 arithmetic in three products of at most 256 terms, and so are its logits.
+    assert rel_l2(result, golden["expected"]) <= 3 * np.sqrt(256) * 2.0**-24 + 2.0**-20

@@ -12,6 +12,7 @@ import checkpoints
 import numpy as np
 import pytest
 from checkpoints import BFLOAT16, Written
+from test_checkpoint import mutate
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
@@ -353,3 +354,31 @@ def test_layers_that_are_dense(tmp_path: Path) -> None:
         checkpoint.read_layer(folder, 4)
     with pytest.raises(ValueError, match=message):
         mx.load_layers(folder, [1, 2])
+
+
+@pytest.mark.parametrize("field", ["num_experts", "num_hidden_layers"])
+def test_huge_numbers_are_refused_at_once(tmp_path: Path, field: str) -> None:
+    written = SOURCES[_COMPRESSED]()
+    written.config[field] = 2**31 - 1
+    refuses(tmp_path, written, rf"{field}: expected an integer in \[1, \d+\], got 2147483647")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_mutated_config_is_refused_or_read_in_full(
+    tmp_path: Path, rng: np.random.Generator, source: str
+) -> None:
+    written = SOURCES[source]()
+    content = (written.write(tmp_path) / "config.json").read_bytes()
+    num_refused = 0
+    for _ in range(60):
+        (tmp_path / "config.json").write_bytes(mutate(content, rng))
+        try:
+            opened = checkpoint.open(tmp_path)
+            parts = opened.read_layer(written.layer)
+        except (ValueError, TypeError, OSError) as error:
+            num_refused += 1
+            assert "expected" in str(error)
+        else:
+            assert parts.router_weight.shape == (opened.num_experts, opened.hidden_size)
+            assert parts.nbytes > 0
+    assert num_refused > 15

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from mxfp4moe.checkpoint._config import Config
     from mxfp4moe.checkpoint.huggingface import ModelFolder
 
+# Above any model; lists of layers and of experts are made before the tensors can contradict.
+_MAX_LAYERS = 100_000
+_MAX_EXPERTS = 65_536
+
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -92,4 +96,11 @@ def read_activation(config: Config) -> str:
 
 def read_num_layers(config: Config) -> int | None:
     """``num_hidden_layers``, if the configuration has it."""
-    return config.integer("num_hidden_layers") if "num_hidden_layers" in config.fields else None
+    if "num_hidden_layers" not in config.fields:
+        return None
+    return config.integer("num_hidden_layers", maximum=_MAX_LAYERS)
+
+
+def read_num_experts(config: Config, *names: str) -> int:
+    """The number of experts; of several names of its field, the first one found counts."""
+    return config.integer(*names, maximum=_MAX_EXPERTS)

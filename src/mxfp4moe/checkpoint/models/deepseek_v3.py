@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._model import Model, Names, Rule, TensorSpec, read_activation, read_num_layers
+from mxfp4moe.checkpoint._model import (
+    Model,
+    Names,
+    Rule,
+    TensorSpec,
+    read_activation,
+    read_num_experts,
+    read_num_layers,
+)
 from mxfp4moe.checkpoint.schemes import FLOATS, find_scheme
 
 MODEL_TYPES = ("deepseek_v3", "deepseek_v32", "kimi_k2")
@@ -12,7 +20,7 @@ MODEL_TYPES = ("deepseek_v3", "deepseek_v32", "kimi_k2")
 def read_model(config: Config) -> Model:
     """Read the configuration of DeepSeek-V3 and models made like it."""
     scheme = find_scheme(config)
-    num_experts = config.integer("n_routed_experts")
+    num_experts = read_num_experts(config, "n_routed_experts")
     top_k = config.integer("num_experts_per_tok", maximum=num_experts)
     intermediate = config.integer("moe_intermediate_size", multiple_of=scheme.multiple_of)
     config.choice("topk_method", ("noaux_tc",), default="noaux_tc")

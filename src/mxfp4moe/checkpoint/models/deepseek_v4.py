@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._model import Model, Names, Rule, TensorSpec, read_activation, read_num_layers
+from mxfp4moe.checkpoint._model import (
+    Model,
+    Names,
+    Rule,
+    TensorSpec,
+    read_activation,
+    read_num_experts,
+    read_num_layers,
+)
 from mxfp4moe.checkpoint.schemes import FLOATS, deepseek_fp4, find_scheme, fp8_block
 
 MODEL_TYPES = ("deepseek_v4",)
@@ -18,7 +26,7 @@ def read_model(config: Config) -> Model:
         scheme = deepseek_fp4.SCHEME
         if not config.section("quantization_config").fields:
             shared_scheme = fp8_block.scheme((128, 128), "scale")
-    num_experts = config.integer("n_routed_experts")
+    num_experts = read_num_experts(config, "n_routed_experts")
     config.choice("scoring_func", ("sqrtsoftplus",), default="sqrtsoftplus")
     config.choice("norm_topk_prob", (True,), default=True)
     num_layers = read_num_layers(config)

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._model import Model, Names, Rule, read_num_layers
+from mxfp4moe.checkpoint._model import Model, Names, Rule, read_num_experts, read_num_layers
 from mxfp4moe.checkpoint._parts import ExpertWeights
 from mxfp4moe.checkpoint.huggingface import ModelFolder
 from mxfp4moe.checkpoint.schemes import FLOATS, Scheme, plain
@@ -22,7 +22,7 @@ def read_model(config: Config) -> Model:
     """Read the configuration of gpt-oss."""
     quantization = config.section("quantization_config")
     quantization.choice("quant_method", ("mxfp4",), default="mxfp4")
-    num_experts = config.integer("num_local_experts")
+    num_experts = read_num_experts(config, "num_local_experts")
     return Model(
         hidden_size=config.integer("hidden_size", multiple_of=32),
         intermediate_size=config.integer("intermediate_size", multiple_of=32),

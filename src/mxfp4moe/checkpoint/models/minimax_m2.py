@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._model import Model, Names, Rule, TensorSpec, read_activation, read_num_layers
+from mxfp4moe.checkpoint._model import (
+    Model,
+    Names,
+    Rule,
+    TensorSpec,
+    read_activation,
+    read_num_experts,
+    read_num_layers,
+)
 from mxfp4moe.checkpoint.schemes import FLOATS, find_scheme
 
 MODEL_TYPES = ("minimax_m2",)
@@ -12,7 +20,7 @@ MODEL_TYPES = ("minimax_m2",)
 def read_model(config: Config) -> Model:
     """Read the configuration of MiniMax-M2."""
     scheme = find_scheme(config)
-    num_experts = config.integer("num_local_experts")
+    num_experts = read_num_experts(config, "num_local_experts")
     config.choice("scoring_func", ("sigmoid",), default="sigmoid")
     # The model has neither; a configuration that asks for one would be computed wrongly.
     config.choice("shared_intermediate_size", (0, None), default=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._model import Model, Names, read_num_layers
+from mxfp4moe.checkpoint._model import Model, Names, read_num_experts, read_num_layers
 from mxfp4moe.checkpoint.models.minimax_m2 import correction_bias_rule
 from mxfp4moe.checkpoint.schemes import find_scheme
 
@@ -16,7 +16,7 @@ def read_model(config: Config) -> Model:
     if "text_config" in config.fields:
         config = config.section("text_config")
     scheme = find_scheme(config if "quantization_config" in config.fields else whole)
-    num_experts = config.integer("num_local_experts")
+    num_experts = read_num_experts(config, "num_local_experts")
     config.choice("scoring_func", ("sigmoid",), default="sigmoid")
     config.choice("hidden_act", ("swigluoai", "silu"), default="swigluoai")  # silu is not what it computes
     rule = correction_bias_rule(config, num_experts)

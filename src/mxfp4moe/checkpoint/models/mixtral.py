@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._model import Model, Names, Rule, read_activation, read_num_layers
+from mxfp4moe.checkpoint._model import Model, Names, Rule, read_activation, read_num_experts, read_num_layers
 from mxfp4moe.checkpoint.schemes import find_scheme
 
 MODEL_TYPES = ("mixtral",)
@@ -14,7 +14,7 @@ _MATRICES = ("w1", "w3", "w2")
 def read_model(config: Config) -> Model:
     """Read the configuration of Mixtral."""
     scheme = find_scheme(config)
-    num_experts = config.integer("num_local_experts")
+    num_experts = read_num_experts(config, "num_local_experts")
     return Model(
         hidden_size=config.integer("hidden_size", multiple_of=scheme.multiple_of),
         intermediate_size=config.integer("intermediate_size", multiple_of=scheme.multiple_of),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._model import Model, Names, Rule, read_activation, read_num_layers
+from mxfp4moe.checkpoint._model import Model, Names, Rule, read_activation, read_num_experts, read_num_layers
 from mxfp4moe.checkpoint.schemes import find_scheme
 
 MODEL_TYPES = ("qwen3_moe",)
@@ -12,7 +12,7 @@ MODEL_TYPES = ("qwen3_moe",)
 def read_model(config: Config) -> Model:
     """Read the configuration of Qwen3-MoE."""
     scheme = find_scheme(config)
-    num_experts = config.integer("num_experts", "num_local_experts")
+    num_experts = read_num_experts(config, "num_experts", "num_local_experts")
     rule = Rule("topk_softmax", {"renormalize": config.boolean("norm_topk_prob", default=False)})
     step = config.integer("decoder_sparse_step", default=1)
     dense = set(config.list_of("mlp_only_layers", int) or ())
