@@ -58,6 +58,14 @@ def test_example_prints_what_it_says() -> None:
     assert f"# {result.stdout}" in EXAMPLE.read_text()
 
 
+def test_formats_page_shows_the_measured_errors() -> None:
+    script = ROOT / "bench" / "quantization_error.py"
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
+    tables = result.stdout.strip().split("\n\n")
+    page = (ROOT / "docs" / "formats.md").read_text()
+    assert len(tables) == 2 and all(table in page for table in tables)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_within_the_repository(page: str) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text())
