@@ -95,7 +95,7 @@ def exact_arrays(rng: np.random.Generator, arrays: ExpertArrays, name: str) -> E
 
 
 def format_problem(rng: np.random.Generator, shape: Shape, name: str, **options: Any) -> Problem:
-    """Random weights of order 1 / sqrt(K) in a format, whatever the sizes; hidden states as in `random_problem`."""
+    """Random weights of order 1 / sqrt(K) in a format; hidden states as in `random_problem`."""
     how = FORMATS[name]
     if how["format"] == "mxfp4":
         return random_problem(rng, shape, **options)
@@ -118,7 +118,7 @@ def format_problem(rng: np.random.Generator, shape: Shape, name: str, **options:
 def _random_matrix(
     rng: np.random.Generator, w: np.ndarray, matrix: str, how: dict[str, Any], arrays: ExpertArrays
 ) -> dict[str, Any]:
-    """Codes and scales for weights like `w`; not its best quantization: all that matters is that values vary."""
+    """Codes and scales for weights like `w`: values that vary, not the best quantization."""
     experts, rows, k = w.shape
     format, deviation = how["format"], 1 / np.sqrt(k)
     if format == "bf16":

@@ -1,4 +1,4 @@
-"""The arrays that `pack_experts` is given: checked, and handed out expert by expert without a copy of them all."""
+"""The arrays that `pack_experts` is given: checked, handed out expert by expert, not copied as a whole."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Matrix:
         return len(self._weights)
 
     def check(self, num_experts: int, shape: tuple[int, int], scale_shape: tuple[int, int]) -> None:
-        """Raise unless the arrays are those of `num_experts` matrices of `shape`, with scales of `scale_shape`."""
+        """Raise unless these are `num_experts` matrices of `shape`, with scales of `scale_shape`."""
         pairs = [(self.name, self._weights), (self.scales_name, self._scales)][: 2 if self._scales else 1]
         for name, arrays in pairs:
             if len(arrays) != num_experts:

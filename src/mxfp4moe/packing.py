@@ -30,8 +30,8 @@ class UnpackedExperts(NamedTuple):
     Attributes
     ----------
     w13 : ndarray of shape (E, 2 * I, K), or (E, 2 * I, K / 2) of two codes a byte
-        Rows in the order of the experts' `gate_up_layout`; a (gate, up) pair comes back concatenated. uint8 for
-        4-bit formats, else of the dtype that was packed; bfloat16 where float16 or float32 weights were rounded.
+        Rows in the order of the experts' `gate_up_layout`; a (gate, up) pair comes back concatenated. uint8
+        for 4-bit formats, else of the dtype that was packed; bfloat16 where float16 or float32 was rounded.
     w13_scales : ndarray, or None for bfloat16
         Block scales (E, 2 * I, K / 32 or K / 16) of the dtype that was packed; float32 scales of fp8_block in
         the shape that `pack_experts` takes.
@@ -216,10 +216,12 @@ class PackedExperts:
                 self._storage.unpack_bias(is_w13, expert, bias[expert])
         if bias is not None and dtypes.bias == BFLOAT16:
             bias = (bias.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)  # a cast would change NaNs
-        if format.has_tensor_scale and sum_scales is not None and block_scales is not None:
-            return weights, block_scales.view(dtypes.scales), bias, sum_scales[:, :, 0]
-        scales = sum_scales if block_scales is None else block_scales.view(dtypes.scales)
-        return weights, scales, bias, None
+        typed_scales = None
+        if block_scales is not None and dtypes.scales is not None:
+            typed_scales = block_scales.view(dtypes.scales)
+        if format.has_tensor_scale and sum_scales is not None:
+            return weights, typed_scales, bias, sum_scales[:, :, 0]
+        return weights, sum_scales if typed_scales is None else typed_scales, bias, None
 
 
 def pack_experts(
@@ -274,8 +276,9 @@ def pack_experts(
         Rows of `w13`: all of gate, then all of up, or gate_0, up_0, gate_1, ... (gpt-oss).
     block_shape : (int or None, int or None), optional
         Of fp8_block: the rows bn and columns bk that share a scale, None for a whole axis, (128, 128) if not
-        given; bk is a multiple of 32. `w13_scales` are (E, 2 * ceil(I / bn), ceil(K / bk)), gate and up blocked
-        apart, or, interleaved, (E, ceil(2 * I / bn), ceil(K / bk)); `w2_scales` (E, ceil(K / bn), ceil(I / bk)).
+        given; bk is a multiple of 32. `w13_scales` are (E, 2 * ceil(I / bn), ceil(K / bk)), gate and up
+        blocked apart, or, interleaved, (E, ceil(2 * I / bn), ceil(K / bk)); `w2_scales` are
+        (E, ceil(K / bn), ceil(I / bk)).
     w13_tensor_scale : float32 array of shape (E, 2)
         Of nvfp4: of gate and of up.
     w2_tensor_scale : float32 array of shape (E,)

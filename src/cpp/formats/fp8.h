@@ -9,9 +9,7 @@
 
 namespace mxfp4moe {
 
-constexpr uint16_t exact_bf16(float value) {
-  return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, value) >> 16);
-}
+constexpr uint16_t exact_bf16(float value) { return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, value) >> 16); }
 
 struct Fp8TableF32 {
   alignas(64) float values[256];

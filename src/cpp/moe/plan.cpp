@@ -60,7 +60,8 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num
   item_offsets[0] = 0;
   for (int64_t e = 0; e < layer.num_experts; ++e) {
     const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
-    const double exact = static_cast<double>(items) * static_cast<double>(read_equivalent(w13_bytes, tokens, layer.format)) /
+    const double exact = static_cast<double>(items) *
+                         static_cast<double>(read_equivalent(w13_bytes, tokens, layer.format)) /
                          static_cast<double>(gate_up_work);
     const int64_t share = tokens == 0 ? 0 : std::clamp<int64_t>(static_cast<int64_t>(exact + 0.5), 1, pairs);
     item_offsets[e + 1] = item_offsets[e] + share;

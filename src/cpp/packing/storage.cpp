@@ -21,9 +21,7 @@ MatrixLayout matrix_layout(const StorageShape& s, bool is_w13) {
     sizes.num_ranges = ceil_div(k, block_k);
     sizes.range_blocks = ceil_div(block_k, kBlockK);
     SumScaleBlocks& blocks = m.sum_blocks;
-    blocks.order = !is_w13         ? RowOrder::kPlain
-                   : s.interleaved ? RowOrder::kInterleaved
-                                   : RowOrder::kConcatenated;
+    blocks.order = !is_w13 ? RowOrder::kPlain : s.interleaved ? RowOrder::kInterleaved : RowOrder::kConcatenated;
     blocks.apart = is_w13 && (per_tensor || !s.interleaved);
     blocks.num_rows = rows;
     const int64_t all = blocks.apart ? rows / 2 : rows;
@@ -80,7 +78,11 @@ StorageLayout storage_layout(const StorageShape& s) {
 
 PackedLayer view_storage(const StorageShape& s, const uint8_t* data) {
   const StorageLayout layout = storage_layout(s);
-  return {s.format, s.num_experts, s.hidden_size, s.intermediate_size, view_matrix(layout.w13, data),
+  return {s.format,
+          s.num_experts,
+          s.hidden_size,
+          s.intermediate_size,
+          view_matrix(layout.w13, data),
           view_matrix(layout.w2, data)};
 }
 

@@ -18,8 +18,8 @@ class ExpertArrays(NamedTuple):
     Attributes
     ----------
     w13 : ndarray
-        Of the format: MXFP4 and NVFP4 codes uint8 [E, 2I, K/2]; FP8 [E, 2I, K] of a float8 dtype, or uint8 that
-        are e4m3; else weights [E, 2I, K] of any float dtype, used as they are.
+        Of the format: MXFP4 and NVFP4 codes uint8 [E, 2I, K/2]; FP8 [E, 2I, K] of a float8 dtype, or uint8
+        that are e4m3; else weights [E, 2I, K] of any float dtype, used as they are.
     w13_scales : ndarray or None
         [E, 2I, K/32] (MX formats), [E, 2I, K/16] (nvfp4), float32 scales of blocks (fp8_block).
     w2 : ndarray
@@ -35,8 +35,8 @@ class ExpertArrays(NamedTuple):
         ("interleaved").
     format : str
     block_shape : tuple or None
-        Of fp8_block: rows and columns that share a scale, None for a whole axis. Gate and up are blocked apart
-        if they are concatenated.
+        Of fp8_block: rows and columns that share a scale, None for a whole axis. Gate and up are blocked
+        apart if they are concatenated.
     w13_tensor_scale, w2_tensor_scale : ndarray or None
         Of nvfp4: float32 [E, 2], of gate and of up, and [E].
     """
@@ -242,8 +242,9 @@ def _dequantize(
         with np.errstate(over="ignore", invalid="ignore"):
             return (values.reshape(*scales.shape, 32) * factors[..., None]).reshape(values.shape)
     rows, columns = arrays.block_shape or (None, None)
-    by_row = scales.astype(np.float64).reshape(halves, -1, scales.shape[-1])
-    by_row = by_row.repeat(rows or len(values), axis=1)[:, : len(values) // halves].reshape(len(values), -1)
+    by_half = scales.astype(np.float64).reshape(halves, -1, scales.shape[-1])
+    by_half = by_half.repeat(rows or len(values), axis=1)[:, : len(values) // halves]
+    by_row = by_half.reshape(len(values), -1)
     with np.errstate(invalid="ignore"):
         return values * by_row.repeat(columns or values.shape[1], axis=1)[:, : values.shape[1]]
 

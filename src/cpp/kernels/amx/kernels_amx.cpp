@@ -26,6 +26,7 @@ namespace {
 #include "kernels/amx/tile_table.h"
 }  // namespace
 
-extern const KernelTable kKernels_amx = make_tile_table("amx", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi | kCpuAmxBf16, true);
+extern const KernelTable kKernels_amx =
+    make_tile_table("amx", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi | kCpuAmxBf16, true);
 
 }  // namespace mxfp4moe

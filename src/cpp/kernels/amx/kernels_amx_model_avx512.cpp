@@ -26,6 +26,7 @@ namespace {
 #include "kernels/amx/tile_table.h"
 }  // namespace
 
-extern const KernelTable kKernels_amx_model_avx512 = make_tile_table("amx_model_avx512", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi, false);
+extern const KernelTable kKernels_amx_model_avx512 =
+    make_tile_table("amx_model_avx512", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi, false);
 
 }  // namespace mxfp4moe

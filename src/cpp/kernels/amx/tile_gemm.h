@@ -171,9 +171,8 @@ MXFP4MOE_INLINE void decode_tile(const uint8_t* weights, const uint8_t* scales, 
     constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kScaleBytes<Decoder> / 4;
     unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
       Decoder::each_vec(weights + kQuadBytes * q.value, scales + kQuadScales * q.value,
-                        [&](auto i, auto, const Vec& row) MXFP4MOE_INLINE_LAMBDA {
-                          store_vec(tile + (4 * q.value + i.value) * kBlockK, row);
-                        });
+                        [&](auto i, auto, const Vec& row)
+                            MXFP4MOE_INLINE_LAMBDA { store_vec(tile + (4 * q.value + i.value) * kBlockK, row); });
     });
   }
 }

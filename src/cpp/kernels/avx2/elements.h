@@ -94,12 +94,10 @@ struct OrdinaryMxfp4 {
       unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
         words[part.value] = _mm256_subs_epu16(words[part.value], exponents);
       });
-      unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
-        f(Index<first.value>{}, part, low_halves(words[part.value]));
-      });
-      unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
-        f(Index<first.value + 2>{}, part, high_halves(words[part.value]));
-      });
+      unroll<kParts>([&](auto part)
+                         MXFP4MOE_INLINE_LAMBDA { f(Index<first.value>{}, part, low_halves(words[part.value])); });
+      unroll<kParts>([&](auto part)
+                         MXFP4MOE_INLINE_LAMBDA { f(Index<first.value + 2>{}, part, high_halves(words[part.value])); });
     });
   }
 };

@@ -43,7 +43,8 @@ MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
 // 2^8 and has no NaN.
 constexpr int kE4m3Factor = 256;
 MXFP4MOE_INLINE __m512i e4m3_to_f16(__m512i upper_bytes) {
-  const __m512i values = _mm512_and_si512(_mm512_srai_epi16(upper_bytes, 1), _mm512_set1_epi16(static_cast<short>(0xbf80)));
+  const __m512i values =
+      _mm512_and_si512(_mm512_srai_epi16(upper_bytes, 1), _mm512_set1_epi16(static_cast<short>(0xbf80)));
   const __m512i nan = _mm512_set1_epi16(0x3f80);
   return _mm512_mask_mov_epi16(values, _mm512_cmpeq_epi16_mask(_mm512_and_si512(values, nan), nan),
                                _mm512_set1_epi16(0x7e00));

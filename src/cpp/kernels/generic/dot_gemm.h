@@ -10,12 +10,11 @@
 //   all tokens; accumulators wait in L2 between slabs.
 //
 // An instruction set supplies (dot.h): Element, Vec (kVecElements of them, kParts to a K-block), Acc of kLanes
-// floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), add_scaled(sum, acc,
-// scale), scale_acc<factor>(acc), sum_lanes;
-// its register budget: kDirectTokens, direct_rows(tokens), kSlabRows, kSlabTokens, kSlabBytes; and kDirectLimit,
-// the most tokens for which decoding the panel anew for each kDirectTokens is faster than a slab.
-// A weight format supplies a decoder (weight_formats.h): each_vec(quad, scales, f) calls f(Index<row>, Index<part>, Vec)
-// for the vectors of four rows, those of a row in ascending order of their parts.
+// floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), add_scaled(sum,
+// acc, scale), scale_acc<factor>(acc), sum_lanes; its register budget: kDirectTokens, direct_rows(tokens), kSlabRows,
+// kSlabTokens, kSlabBytes; and kDirectLimit, the most tokens for which decoding the panel anew for each kDirectTokens
+// is faster than a slab. A weight format supplies a decoder (weight_formats.h): each_vec(quad, scales, f) calls
+// f(Index<row>, Index<part>, Vec) for the vectors of four rows, those of a row in ascending order of their parts.
 // Float32 scales: K is cut in segments, each within one range of K that has a scale; a segment's lanes start from zero
 // and are added to the panel's lanes times the scale. Segments are no longer than a slab, which holds whole ones.
 // Included inside a kernel table's own namespace, after dot.h and unroll.h.
@@ -208,9 +207,8 @@ MXFP4MOE_INLINE void slab_blocks(const SlabRows& slab, const TokenRows& tokens, 
   const Element* x[kTokens];
   unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
   for (int64_t kb = first - slab.begin; kb < last - slab.begin; ++kb) {
-    unroll<kLines>([&](auto line) MXFP4MOE_INLINE_LAMBDA {
-      __builtin_prefetch(slab.next + kb * kBytes + 64 * line.value, 0, 2);
-    });
+    unroll<kLines>([&](auto line)
+                       MXFP4MOE_INLINE_LAMBDA { __builtin_prefetch(slab.next + kb * kBytes + 64 * line.value, 0, 2); });
     const Element* w = slab.weights + kb * (kPanelRows * kBlockK);
     unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
       constexpr int at = part.value * kVecElements;

@@ -72,10 +72,12 @@ struct Bf16 {
 };
 
 // The functions gate_up<Decoder> and down<Decoder> of each format, in the order of WeightFormat.
-#define MXFP4MOE_ALL_FORMATS(gate_up, down)                                                        \
-  {                                                                                                \
-    {gate_up<Mxfp4>, down<Mxfp4>}, {gate_up<Nvfp4>, down<Nvfp4>},                                  \
-        {gate_up<Mxfp8<WeightFormat::kMxfp8E4m3>>, down<Mxfp8<WeightFormat::kMxfp8E4m3>>},         \
-        {gate_up<Mxfp8<WeightFormat::kMxfp8E5m2>>, down<Mxfp8<WeightFormat::kMxfp8E5m2>>},         \
-        {gate_up<Fp8Block>, down<Fp8Block>}, { gate_up<Bf16>, down<Bf16> }                         \
+#define MXFP4MOE_ALL_FORMATS(gate_up, down)                                                \
+  {                                                                                        \
+    {gate_up<Mxfp4>, down<Mxfp4>}, {gate_up<Nvfp4>, down<Nvfp4>},                          \
+        {gate_up<Mxfp8<WeightFormat::kMxfp8E4m3>>, down<Mxfp8<WeightFormat::kMxfp8E4m3>>}, \
+        {gate_up<Mxfp8<WeightFormat::kMxfp8E5m2>>, down<Mxfp8<WeightFormat::kMxfp8E5m2>>}, \
+        {gate_up<Fp8Block>, down<Fp8Block>}, {                                             \
+      gate_up<Bf16>, down<Bf16>                                                            \
+    }                                                                                      \
   }
