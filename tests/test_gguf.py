@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkpoints import PARTS, Fp4, gguf_blocks, load_golden, mixtral_weights, qwen3_weights
 from test_checkpoint import mutate
-from test_models import check_against_golden, dequantize, load
+from test_models import check_against_golden, dequantize
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
@@ -114,7 +114,7 @@ KINDS = ("MXFP4", "BF16", "F16", "F32")
 def test_golden_file(isa: str, tmp_path: Path, name: str, kind: str) -> None:
     architecture, keys, tensors, golden = MODELS[name](kind)
     path = write(tmp_path / "model.gguf", architecture, keys, tensors)
-    check_against_golden(load(path), golden)
+    check_against_golden(mx.MoELayer.from_checkpoint(path), golden)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -24,18 +24,9 @@ from problems import rel_l2
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
 from mxfp4moe.checkpoint import ExpertWeights, LayerParts
-from mxfp4moe.packing import FORMATS
 
 # Of the contract's own roundings, and a margin: a bfloat16 output adds its rounding.
 BOUNDS = [(BFLOAT16, 2.8e-3), (np.float32, 2.2e-3)]
-
-
-def load(path: Path, layer: int = 0) -> mx.MoELayer:
-    needed = checkpoint.read_layer(path, layer)
-    for weights in (needed.experts, needed.shared_experts):
-        if weights is not None and weights.format not in FORMATS:
-            pytest.skip(f"pack_experts has no {weights.format} yet")
-    return mx.MoELayer.from_checkpoint(path, layer)
 
 
 def check_against_golden(layer: mx.MoELayer, golden: dict[str, Any]) -> None:
@@ -58,14 +49,14 @@ def check_against_golden(layer: mx.MoELayer, golden: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_golden_checkpoint(isa: str, tmp_path: Path, name: str) -> None:
     written = MODELS[name]()
-    layer = load(written.write(tmp_path), written.layer)
+    layer = mx.MoELayer.from_checkpoint(written.write(tmp_path), written.layer)
     check_against_golden(layer, written.golden)
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "qwen3 compressed-tensors mxfp4"])
 def test_golden_checkpoint_in_several_files(tmp_path: Path, name: str) -> None:
     written = MODELS[name]()
-    layer = load(written.write(tmp_path, num_files=5), written.layer)
+    layer = mx.MoELayer.from_checkpoint(written.write(tmp_path, num_files=5), written.layer)
     check_against_golden(layer, written.golden)
 
 
@@ -76,6 +67,28 @@ def test_floats_quantized_while_loaded(tmp_path: Path, name: str) -> None:
     layer = mx.MoELayer.from_checkpoint(written.write(tmp_path), written.layer, quantize="mxfp4")
     assert layer.experts.format == "mxfp4"
     check_against_golden(layer, written.golden)
+
+
+QUANTIZERS: dict[str, Any] = {
+    "mxfp4": mx.quantize_mxfp4,
+    "mxfp8": mx.quantize_mxfp8,
+    "fp8_block": lambda w: mx.quantize_fp8_block(w, (128, 128)),
+    "nvfp4": mx.quantize_nvfp4,
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("storage", ["bfloat16", "float32", "fused"])
+def test_quantizing_is_quantizing_each_matrix(tmp_path: Path, kind: str, storage: str) -> None:
+    written = qwen3(storage)
+    layer = mx.MoELayer.from_checkpoint(written.write(tmp_path), written.layer, quantize=kind)
+    _, weights = qwen3_weights()
+    gate, up, down = (QUANTIZERS[kind](weights[part].values()) for part in PARTS)
+    options: dict[str, Any] = {"block_shape": (128, 128)} if kind == "fp8_block" else {}
+    if kind == "nvfp4":
+        options = {"w13_tensor_scale": np.stack([gate[2], up[2]], axis=-1), "w2_tensor_scale": down[2]}
+    matrices = (gate[0], up[0]), (gate[1], up[1]), down[0], down[1]
+    assert layer.experts == mx.pack_experts(*matrices, format=kind, **options)
 
 
 # --- what is read, number by number -------------------------------------------------------------------------
