@@ -84,6 +84,7 @@ class ExpertStorage:
         biases: tuple[bool, bool],
         interleaved: bool,
         block_shape: tuple[int, ...],
+        bytes: np.ndarray | None = None,
     ) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     @property

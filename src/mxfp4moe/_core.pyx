@@ -2,7 +2,8 @@
 """The binding to the C++ library: typed memoryviews in, plain numbers out. Private; callers check the arguments."""
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
 
 from mxfp4moe cimport _cpp as cpp
 
@@ -189,6 +190,7 @@ def layout_version():
 cdef class ExpertStorage:
     """The packed bytes of all experts of one layer: one block of memory, exported read-only.
 
+    Made to be packed into, or of packed `bytes`, which stay where they are if they are aligned for the kernels.
     A matrix is w13 or w2. Its parts are its weights, block scales, float32 scales of sums, and bias; a part holds
     as many bytes for each expert.
     """
@@ -196,8 +198,10 @@ cdef class ExpertStorage:
     cdef cpp.StorageShape shape
     cdef cpp.StorageLayout layout
     cdef uint8_t* data
+    cdef const uint8_t[::1] borrowed  # keeps alive what `data` points to, if that is not its own
+    cdef bint owned
 
-    def __cinit__(self, int format, sizes, biases, bint interleaved, block_shape):
+    def __cinit__(self, int format, sizes, biases, bint interleaved, block_shape, const uint8_t[::1] bytes=None):
         """`sizes`: experts, hidden, intermediate; `biases`: of w13, of w2; `block_shape`: 0 is a whole axis."""
         self.shape.format = <cpp.WeightFormat>format
         self.shape.num_experts, self.shape.hidden_size, self.shape.intermediate_size = sizes
@@ -205,12 +209,21 @@ cdef class ExpertStorage:
         self.shape.interleaved = interleaved
         self.shape.block_rows, self.shape.block_k = block_shape
         self.layout = cpp.storage_layout(self.shape)
+        if bytes is not None and bytes.shape[0] != self.layout.total:
+            raise ValueError(f"bytes: expected {self.layout.total}, got {bytes.shape[0]}")
+        if bytes is not None and <uintptr_t>&bytes[0] % 64 == 0:
+            self.borrowed = bytes
+            self.data = <uint8_t*>&bytes[0]
+            return
         self.data = cpp.map_memory(self.layout.total) if self.layout.total >= 0 else NULL
+        self.owned = True
         if self.data == NULL:
             raise MemoryError("no memory for {} packed experts of {} x {}".format(*sizes))
+        if bytes is not None:
+            memcpy(self.data, &bytes[0], bytes.shape[0])
 
     def __dealloc__(self):
-        if self.data != NULL:
+        if self.data != NULL and self.owned:
             cpp.unmap_memory(self.data, self.layout.total)
 
     def __getbuffer__(self, Py_buffer* view, int flags):

@@ -13,11 +13,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import checkpoint, routing
+from mxfp4moe._packed import open_layer, save_layer
+from mxfp4moe.checkpoint._checkpoint import check_layer_number
 from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
 from mxfp4moe.checkpoint._quantize import check_quantize, quantize_weights
+from mxfp4moe.checkpoint.packed import PackedCheckpoint
 from mxfp4moe.errors import (
+    PackedFormatError,
     as_array,
     as_integer_array,
+    check_bool,
     check_choice,
     check_positive_int,
     check_real,
@@ -182,7 +187,8 @@ class MoELayer:
         Parameters
         ----------
         path : str or os.PathLike
-            A Hugging Face model folder (config.json and one or several safetensors files) or a GGUF file.
+            A Hugging Face model folder (config.json and one or several safetensors files), a GGUF file, or a
+            packed folder, from which layers are mapped and not copied.
         layer : int
             Counted from 0 over all layers of the model, dense ones included.
         quantize : str, optional
@@ -208,10 +214,91 @@ class MoELayer:
         >>> layer = mx.MoELayer.from_checkpoint("gpt-oss-20b", layer=3)  # doctest: +SKIP
         """
         check_quantize(quantize)
-        result = cls._from_parts(checkpoint.read_layer(path, layer), quantize)
+        layer = check_layer_number(layer)
+        model = checkpoint.open(path)
+        if isinstance(model, PackedCheckpoint):
+            if quantize is not None:
+                raise value_error("quantize", "None for layers that are packed", describe(quantize))
+            result = model.open_layer(layer, cls)
+        else:
+            result = cls._from_parts(model.read_layer(layer), quantize)
         result.layer_number = int(layer)
         result._source = f"{os.fspath(path)!r}, layer={int(layer)}, "
         return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layer to a packed file, from which `open` maps it.
+
+        The file appears under its name when it is complete.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+
+        Raises
+        ------
+        TypeError
+            The layer routes by a function that is not of this package.
+        OSError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> layer.save("layer-3.packed")  # doctest: +SKIP
+        """
+        save_layer(self, path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], verify: bool = False) -> Self:
+        """Open a layer that `save` or ``mxfp4moe pack`` wrote.
+
+        The weights are memory-mapped read-only: this takes milliseconds, they are read when they are used,
+        and processes that open the same file share one copy. The file must not be shortened while in use.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+        verify : bool, default False
+            Read the whole file and compare its checksums.
+
+        Returns
+        -------
+        MoELayer
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        PackedFormatError
+            It is no packed file of a layer, of another version, or damaged.
+
+        Examples
+        --------
+        >>> layer = mx.MoELayer.open("layer-3.packed")  # doctest: +SKIP
+        """
+        arguments, number = open_layer(path, check_bool("verify", verify))
+        try:
+            result = cls(**arguments)
+        except (TypeError, ValueError) as error:
+            raise PackedFormatError(f"{os.fspath(path)}: {error}") from None
+        result.layer_number = number
+        result._source = f"{os.fspath(path)!r}, "
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arrays = ("experts", "shared_experts", "router_weight", "router_bias")
+        options = (
+            "top_k",
+            "routing",
+            "activation",
+            "alpha",
+            "limit",
+            "routed_scaling_factor",
+            "shared_limit",
+        )
+        arguments = {name: getattr(self, name) for name in arrays + options}
+        arguments["routing_arguments"] = dict(self.routing_arguments)
+        return _unpickle, (type(self), arguments, self.layer_number, self._source)
 
     @classmethod
     def _from_parts(cls, parts: LayerParts, quantize: str | None) -> Self:
@@ -393,6 +480,14 @@ class MoELayer:
         if array.ndim < 1 or array.shape[-1] != self.hidden_size:
             raise value_error("hidden_states", f"shape (..., {self.hidden_size})", f"shape {array.shape}")
         return array
+
+
+def _unpickle(
+    layer_class: type[MoELayer], arguments: dict[str, Any], number: int | None, source: str
+) -> MoELayer:
+    result = layer_class(**arguments)
+    result.layer_number, result._source = number, source
+    return result
 
 
 def _aligned_rows(matrix: NDArray[Any]) -> NDArray[np.float32]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+import os
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
 
 from . import _core
 from ._sources import Bias, Matrix, describe_experts, is_pair, tensor_scales
 from .config import resolve_num_threads
-from .errors import check_choice, check_positive_int, describe, type_error, value_error
+from .errors import check_bool, check_choice, check_positive_int, describe, type_error, value_error
 from .formats import BFLOAT16, FORMATS, WeightFormat
 
 __all__ = ["PackedExperts", "UnpackedExperts", "pack_experts"]
@@ -124,6 +125,69 @@ class PackedExperts:
 
     def __deepcopy__(self, memo: object) -> PackedExperts:
         return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the packed experts to a file, from which `open` maps them.
+
+        The file appears under its name when it is complete, and is the same on every machine.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        from ._packed import save_experts
+
+        save_experts(self, path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], verify: bool = False) -> PackedExperts:
+        """Open packed experts that `save` wrote.
+
+        They are memory-mapped read-only: this takes milliseconds, weights are read when they are used, and
+        processes that open the same file share one copy. The file must not be shortened while it is in use.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+        verify : bool, default False
+            Read the whole file and compare its checksums.
+
+        Returns
+        -------
+        PackedExperts
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        PackedFormatError
+            It is no file of packed experts, of another version, or damaged.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> w = np.ones((2, 64, 32), np.float32)
+        >>> experts = mx.pack_experts(w, None, np.ones((2, 32, 32), np.float32), None, format="bf16")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     experts.save(f"{folder}/layer.packed")
+        ...     mx.PackedExperts.open(f"{folder}/layer.packed") == experts
+        True
+        """
+        from ._packed import open_experts
+
+        return open_experts(path, check_bool("verify", verify))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        from ._packed import reduce_experts
+
+        return reduce_experts(self, int(protocol))
 
     @property
     def nbytes(self) -> int:
@@ -307,7 +371,7 @@ def pack_experts(
     """
     spec = FORMATS[check_choice("format", format, tuple(FORMATS))]
     check_choice("gate_up_layout", gate_up_layout, GATE_UP_LAYOUTS)
-    blocks = _check_block_shape(spec, block_shape)
+    blocks = check_block_shape(spec, block_shape)
 
     if is_pair(w13_scales if spec.has_scales else w13):
         if not isinstance(w13, (list, tuple)) or len(w13) != 2:
@@ -417,7 +481,7 @@ def _scale_shape(blocks: BlockShape | None, shape: tuple[int, int], halves: int)
     return halves * rows, columns
 
 
-def _check_block_shape(spec: WeightFormat, block_shape: Any) -> BlockShape | None:
+def check_block_shape(spec: WeightFormat, block_shape: Any) -> BlockShape | None:
     if not spec.has_block_shape:
         if block_shape is not None:
             raise value_error("block_shape", f"None with format {spec.name!r}", describe(block_shape))

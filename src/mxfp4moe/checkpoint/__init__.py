@@ -16,6 +16,7 @@ from mxfp4moe.checkpoint._reader import HuggingFaceCheckpoint
 from mxfp4moe.checkpoint.gguf import GgufCheckpoint
 from mxfp4moe.checkpoint.huggingface import ModelFolder
 from mxfp4moe.checkpoint.models import MODELS
+from mxfp4moe.checkpoint.packed import PackedCheckpoint, is_packed
 from mxfp4moe.errors import describe, type_error, value_error
 
 __all__ = [
@@ -41,8 +42,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     path : str or os.PathLike
-        A Hugging Face model folder (config.json and safetensors files), or a GGUF file (of one in several
-        parts, any of them).
+        A Hugging Face model folder (config.json and safetensors files), a GGUF file (of one in several
+        parts, any of them), a folder that ``mxfp4moe pack`` wrote, or a packed file of a layer.
 
     Returns
     -------
@@ -59,6 +60,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         raise type_error("path", "a str or os.PathLike", describe(path))
     if "\0" in os.fspath(path):
         raise value_error("path", "no null character", describe(os.fspath(path)))
+    if is_packed(Path(path)):
+        return PackedCheckpoint(Path(path))
     if Path(path).suffix.lower() == ".gguf":
         return GgufCheckpoint(Path(path))
     return HuggingFaceCheckpoint(ModelFolder(path))

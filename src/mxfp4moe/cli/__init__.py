@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from mxfp4moe import __version__
-from mxfp4moe.cli import bench, demo, info, quantize
+from mxfp4moe.cli import bench, demo, info, inspect, pack, quantize, run
 
-_COMMANDS = (info, demo, bench, quantize)
+_COMMANDS = (info, demo, bench, inspect, quantize, pack, run)
 
 _EPILOG = """\
 exit status: 0 all is well; 1 an error, or a check that failed; 2 wrong arguments; 130 interrupted

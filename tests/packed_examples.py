@@ -1,0 +1,98 @@
+"""Packed experts of every format, and layers with every kind of routing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import mxfp4moe as mx
+
+E, K, INTERMEDIATE = 3, 64, 32
+BF16 = np.dtype(ml_dtypes.bfloat16)
+FORMATS = (
+    "mxfp4",
+    "mxfp4 of gpt-oss",
+    "mxfp8 e4m3",
+    "mxfp8 e5m2",
+    "nvfp4",
+    "fp8_block",
+    "fp8_block rows",
+    "bf16",
+)
+
+
+def make_experts(rng: np.random.Generator, name: str, num_experts: int = E) -> mx.PackedExperts:
+    """Small experts; the names say what is special."""
+    e4m3 = ml_dtypes.float8_e4m3fn
+
+    def w(*shape: int) -> np.ndarray:
+        return rng.standard_normal((num_experts, *shape)).astype(np.float32)
+
+    w13, w2 = w(2 * INTERMEDIATE, K), w(K, INTERMEDIATE)
+    if name == "mxfp4":
+        return mx.pack_experts(*mx.quantize_mxfp4(w13), *mx.quantize_mxfp4(w2))
+    if name == "mxfp4 of gpt-oss":
+        (b13, s13), (b2, s2) = mx.quantize_mxfp4(w13), mx.quantize_mxfp4(w2)
+        biases = {"w13_bias": w(2 * INTERMEDIATE).astype(BF16), "w2_bias": w(K)}
+        return mx.pack_experts(b13, s13.view(np.uint8), b2, s2, gate_up_layout="interleaved", **biases)
+    if name.startswith("mxfp8"):
+        element = name.split()[1]
+        args = (*mx.quantize_mxfp8(w13, element=element), *mx.quantize_mxfp8(w2, element=element))
+        return mx.pack_experts(*args, format="mxfp8", w2_bias=w(K))
+    if name == "nvfp4":
+        (b13, s13), (b2, s2) = ((rng.integers(0, 256, (*a.shape[:-1], a.shape[-1] // 2), np.uint8),
+                                 (1 + rng.random((*a.shape[:-1], a.shape[-1] // 16))).astype(e4m3))
+                                for a in (w13, w2))  # fmt: skip
+        scales = {"w13_tensor_scale": np.abs(w(2)), "w2_tensor_scale": np.abs(w(1)[:, 0])}
+        return mx.pack_experts(b13, s13, b2, s2, format="nvfp4", **scales)
+    if name.startswith("fp8_block"):
+        block = (None, 32) if name.endswith("rows") else (16, 32)
+        rows13, rows2 = (INTERMEDIATE, K) if block[0] is None else block[:1] * 2
+        s13, s2 = np.abs(w(2 * INTERMEDIATE // rows13, K // 32)), np.abs(w(K // rows2, INTERMEDIATE // 32))
+        return mx.pack_experts(
+            w13.astype(e4m3), s13, w2.astype(e4m3), s2, format="fp8_block", block_shape=block
+        )
+    return mx.pack_experts(
+        w13.astype(BF16), None, w2.astype(BF16), None, format="bf16", w13_bias=w(2 * INTERMEDIATE)
+    )
+
+
+ROUTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "qwen": {"routing": "topk_softmax", "routing_arguments": {"renormalize": False}, "activation": "gelu"},
+    "gpt-oss": {"activation": "swigluoai", "alpha": 1.5, "limit": np.inf, "router_bias": np.ones(E, BF16)},
+    "deepseek v3": {
+        "routing": "grouped_topk",
+        "routing_arguments": {
+            "num_groups": 3,
+            "topk_group": 2,
+            "correction_bias": np.arange(E, dtype=np.float32),
+            "routed_scaling_factor": np.float32(2.5),
+        },
+        "shared": True,
+    },
+    "deepseek v4": {
+        "routing": "hash_topk",
+        "routing_arguments": {"tid2eid": np.array([[0, 1], [2, 0], [1, 2], [0, 2]], np.int64)},
+        "limit": 10.0,
+        "shared": True,
+        "shared_limit": 7.0,
+    },
+    "minimax": {
+        "routing": "topk_sigmoid",
+        "routing_arguments": {"correction_bias": np.zeros(E, np.float32)},
+        "routed_scaling_factor": 2.0,
+        "shared": True,
+    },
+}
+
+
+def make_layer(rng: np.random.Generator, routing: str, format: str = "mxfp4") -> mx.MoELayer:
+    """A small layer that routes to two experts."""
+    options = dict(ROUTINGS[routing])
+    if options.pop("shared", False):
+        options["shared_experts"] = make_experts(rng, "bf16", num_experts=1)
+    weight = rng.standard_normal((E, K), np.float32)
+    return mx.MoELayer(make_experts(rng, format), weight, top_k=2, **options)

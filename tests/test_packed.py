@@ -1,0 +1,530 @@
+"""Packed experts and layers in files and pickles: equal, shared between processes, never taken unchecked."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from packed_examples import FORMATS, INTERMEDIATE, ROUTINGS, E, K, make_experts, make_layer
+from test_packed_file import with_table
+
+import mxfp4moe as mx
+from mxfp4moe.packed_file import PackedFile
+
+
+def assert_same_experts(got: mx.PackedExperts, expected: mx.PackedExperts) -> None:
+    assert got == expected
+    assert hash(got) == hash(expected)
+    assert (repr(got), got.nbytes, bytes(got.data)) == (repr(expected), expected.nbytes, bytes(expected.data))
+    assert memoryview(got.data).readonly
+    for a, b in zip(got.unpack(), expected.unpack(), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def run(experts: mx.PackedExperts, rng: np.random.Generator) -> np.ndarray:
+    x = rng.standard_normal((7, K), np.float32)
+    ids = rng.integers(0, E, (7, 2))
+    return mx.fused_experts(x, experts, np.ones((7, 2), np.float32), ids)
+
+
+# --- experts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_experts_come_back_from_a_file(isa: str, tmp_path: Path, rng: np.random.Generator, name: str) -> None:
+    experts = make_experts(rng, name)
+    experts.save(tmp_path / "a.packed")
+    for verify in (False, True):
+        opened = mx.PackedExperts.open(str(tmp_path / "a.packed"), verify=verify)
+        assert_same_experts(opened, experts)
+        seeds = (np.random.default_rng(1), np.random.default_rng(1))
+        assert np.array_equal(*(run(e, seed) for e, seed in zip((opened, experts), seeds, strict=True)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.packed"]
+
+
+def test_opened_experts_are_the_mapping(tmp_path: Path, rng: np.random.Generator) -> None:
+    make_experts(rng, "mxfp4").save(tmp_path / "a")
+    opened = mx.PackedExperts.open(tmp_path / "a")
+    address = np.asarray(opened.data).ctypes.data
+    assert address % 4096 == 0
+    with open("/proc/self/maps") as maps:
+        assert any(
+            int(line.split("-")[0], 16) <= address < int(line.split("-")[1].split()[0], 16)
+            for line in maps
+            if line.rstrip().endswith(str(tmp_path / "a"))
+        )
+    (tmp_path / "a").unlink()
+    assert_same_experts(opened, copy.copy(opened))
+
+
+def test_each_expert_has_a_checksum(tmp_path: Path, rng: np.random.Generator) -> None:
+    make_experts(rng, "mxfp4 of gpt-oss").save(tmp_path / "a")
+    parts = PackedFile(tmp_path / "a").parts
+    assert all(len(part.checksums) == E for part in parts.values())
+    content = bytearray((tmp_path / "a").read_bytes())
+    w2 = parts["experts/w2"]
+    content[(w2.begin + 2 * w2.end) // 3 + 5] ^= 1
+    (tmp_path / "a").write_bytes(content)
+    mx.PackedExperts.open(tmp_path / "a")
+    with pytest.raises(mx.PackedFormatError, match="a: .* of part 'experts/w2', row 2, got .* damaged"):
+        mx.PackedExperts.open(tmp_path / "a", verify=True)
+
+
+@pytest.mark.parametrize("verify", [1, None, "yes"])
+def test_verify_is_a_bool(tmp_path: Path, rng: np.random.Generator, verify: Any) -> None:
+    make_experts(rng, "bf16").save(tmp_path / "a")
+    with pytest.raises(TypeError, match="verify: expected a bool, got"):
+        mx.PackedExperts.open(tmp_path / "a", verify=verify)
+
+
+# --- layers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_layer_comes_back_from_a_file(tmp_path: Path, rng: np.random.Generator, routing: str) -> None:
+    layer = make_layer(rng, routing)
+    layer.save(tmp_path / "a")
+    x, ids = rng.standard_normal((5, K), np.float32), rng.integers(0, 4, 5)
+    for opened in (mx.MoELayer.open(tmp_path / "a", verify=True), pickle.loads(pickle.dumps(layer))):
+        assert np.array_equal(opened(x, ids), layer(x, ids))
+        assert opened.routing == layer.routing
+        assert {n: np.asarray(v).tolist() for n, v in opened.routing_arguments.items()} == {
+            n: np.asarray(v).tolist() for n, v in layer.routing_arguments.items()
+        }
+        for name in ("top_k", "activation", "alpha", "limit", "routed_scaling_factor", "shared_limit"):
+            assert getattr(opened, name) == getattr(layer, name)
+        assert repr(opened).split("activation")[1] == repr(layer).split("activation")[1]
+    assert repr(str(tmp_path / "a")) in repr(mx.MoELayer.open(tmp_path / "a"))
+
+
+def test_layer_with_a_function_of_ones_own_is_not_saved(tmp_path: Path, rng: np.random.Generator) -> None:
+    def route(logits: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        return mx.topk_softmax(logits, top_k)
+
+    weight = np.ones((E, K), np.float32)
+    layer = mx.MoELayer(make_experts(rng, "bf16"), weight, top_k=1, routing=route)
+    with pytest.raises(
+        TypeError, match="routing: expected the name of a routing function, .* to be saved, got"
+    ):
+        layer.save(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_the_other_kind_are_refused_by_name(tmp_path: Path, rng: np.random.Generator) -> None:
+    layer = make_layer(rng, "default")
+    layer.save(tmp_path / "layer")
+    layer.experts.save(tmp_path / "experts")
+    with pytest.raises(
+        mx.PackedFormatError, match="layer: expected packed experts, .* got a packed layer, which MoELayer"
+    ):
+        mx.PackedExperts.open(tmp_path / "layer")
+    with pytest.raises(
+        mx.PackedFormatError, match="experts: expected a packed layer, .* got packed experts, which"
+    ):
+        mx.MoELayer.open(tmp_path / "experts")
+
+
+# --- wrong contents behind right checksums ------------------------------------------------------------------
+
+
+def edited(path: Path, edit: Any) -> Path:
+    path.write_bytes(with_table(path.read_bytes(), edit))
+    return path
+
+
+def setting(**fields: Any) -> Any:
+    return lambda table: table["meta"]["experts"].update(fields)
+
+
+def deleting(name: str) -> Any:
+    return lambda table: table["meta"]["experts"].pop(name)
+
+
+WRONG_EXPERTS: dict[str, tuple[Any, str]] = {
+    "kind": (lambda t: t["meta"].update(kind="cake"), "expected packed experts, .*, got kind 'cake'"),
+    "kind a list": (lambda t: t["meta"].update(kind=[]), r"expected packed experts, .*, got kind \[\]"),
+    "layout": (
+        lambda t: t["meta"].update(layout_version=99),
+        "packed layout 1, got layout 99: use the mxfp4moe",
+    ),
+    "no fields": (lambda t: t["meta"].pop("experts"), "experts: fields: expected format, .*, got None"),
+    "field missing": (deleting("format"), "experts: fields: expected format, num_experts"),
+    "field unknown": (setting(colour="red"), "experts: fields: expected format, num_experts"),
+    "format": (setting(format="int3"), "experts: format: expected 'mxfp4', .*, got 'int3'"),
+    "format a list": (setting(format=[1]), "experts: format: expected 'mxfp4'"),
+    "format of other sizes": (setting(format="nvfp4"), "experts: "),
+    "more experts": (setting(num_experts=E + 1), "expected parts .*, got"),
+    "no experts": (setting(num_experts=0), r"experts: num_experts: expected a multiple of 1 in \[1, "),
+    "experts a float": (setting(num_experts=3.0), "experts: num_experts: expected"),
+    "experts true": (setting(num_experts=True), "experts: num_experts: expected"),
+    "2^63 experts": (setting(num_experts=2**63), "experts: num_experts: expected"),
+    "experts of 4000 digits": (setting(num_experts=10**4000), "experts: num_experts: expected"),
+    "sizes that overflow": (
+        setting(num_experts=2**40, hidden_size=2**40, intermediate_size=2**40),
+        "experts: ",
+    ),
+    "hidden_size odd": (setting(hidden_size=33), "experts: hidden_size: expected a multiple of 32"),
+    "layout of gate and up": (
+        setting(gate_up_layout="up"),
+        "experts: gate_up_layout: expected 'concatenated'",
+    ),
+    "block_shape": (setting(block_shape=[16, 32]), "experts: block_shape: expected None with format 'mxfp4'"),
+    "dtypes a string": (setting(w13_dtypes="uint8"), "experts: w13_dtypes: expected one each of"),
+    "dtypes too few": (setting(w13_dtypes=["uint8", None]), "experts: w13_dtypes: expected one each of"),
+    "dtype unknown": (
+        setting(w2_dtypes=["uint9", "uint8", None]),
+        "experts: w2_dtypes: expected one each of",
+    ),
+    "dtype a list": (setting(w2_dtypes=[[], "uint8", None]), "experts: w2_dtypes: expected one each of"),
+    "scales missing": (setting(w2_dtypes=["uint8", None, None]), "experts: w2_dtypes: expected one each of"),
+    "a bias more": (
+        setting(w2_dtypes=["uint8", "uint8", "float32"]),
+        r"experts: bytes: expected \d+, got \d+",
+    ),
+    "part renamed": (lambda t: t["parts"][0].update(name="experts/x"), "expected parts .*, got .*experts/x"),
+    "part of another shape": (
+        lambda t: t["parts"][0].update(shape=[1, E * t["parts"][0]["shape"][1]], crc32=[0]),
+        "expected parts .*, got",
+    ),
+    "part of another dtype": (lambda t: t["parts"][0].update(dtype="I8"), "expected parts .*, got"),
+    "parts exchanged": (lambda t: t["parts"].reverse(), "expected parts .*, got"),
+    "parts of another name": (
+        lambda t: [p.update(name="x" + p["name"]) for p in t["parts"]] and None,
+        "got 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_EXPERTS)
+def test_wrong_experts_are_refused(tmp_path: Path, rng: np.random.Generator, case: str) -> None:
+    edit, message = WRONG_EXPERTS[case]
+    make_experts(rng, "mxfp4").save(tmp_path / "a")
+    edited(tmp_path / "a", lambda table: edit(table) and None)
+    with pytest.raises(
+        mx.PackedFormatError, match=f"{tmp_path / 'a'}: .*{message}|{tmp_path / 'a'}: {message}"
+    ):
+        mx.PackedExperts.open(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("block_shape", "message"),
+    [
+        (None, "block_shape: expected a list of two sizes or nulls, got None"),
+        ([16], "block_shape: expected a pair of integers or None, got 1 values"),
+        ([0, 32], r"block_shape\[0\]: expected an integer of at least 1, got 0"),
+        ([16, 33], r"block_shape\[1\]: expected a multiple of 32 or None, got 33"),
+        ([16.5, 32], r"block_shape\[0\]: expected an integer, got 16.5"),
+        ([2**63, 32], "block_shape: expected sizes of at most"),
+        ([4, 32], r"expected parts .*, got"),
+    ],
+)
+def test_wrong_block_shape_is_refused(
+    tmp_path: Path, rng: np.random.Generator, block_shape: Any, message: str
+) -> None:
+    make_experts(rng, "fp8_block").save(tmp_path / "a")
+    edited(tmp_path / "a", lambda t: setting(block_shape=block_shape)(t))
+    with pytest.raises(mx.PackedFormatError, match=f"a: (experts: )?{message}"):
+        mx.PackedExperts.open(tmp_path / "a")
+
+
+WRONG_LAYERS: dict[str, tuple[Any, str]] = {
+    "field missing": (lambda m: m.pop("top_k"), "expected fields activation, .*, got"),
+    "field unknown": (lambda m: m.update(x=1), "expected fields activation, .*, got"),
+    "top_k": (lambda m: m.update(top_k=E + 1), r"top_k: expected an integer in \[1, 3\], got 4"),
+    "top_k a string": (lambda m: m.update(top_k="2"), "top_k: expected an integer, got '2'"),
+    "routing": (lambda m: m.update(routing="nearest"), "routing: expected 'topk_softmax'"),
+    "routing a number": (lambda m: m.update(routing=3), "expected a routing function by name"),
+    "arguments a list": (lambda m: m.update(routing_arguments=[]), "expected a routing function by name"),
+    "argument unknown": (
+        lambda m: m.update(routing_arguments={"x": 1}),
+        "a: .*unexpected keyword argument 'x'",
+    ),
+    "argument top_k": (lambda m: m.update(routing_arguments={"top_k": 1}), "a: .*multiple values"),
+    "argument a list": (
+        lambda m: m.update(routing_arguments={"renormalize": []}),
+        "renormalize: expected a bool",
+    ),
+    "activation": (lambda m: m.update(activation="relu"), "activation: expected 'silu'"),
+    "activation a list": (lambda m: m.update(activation=[]), "activation: expected 'silu'"),
+    "alpha": (lambda m: m.update(alpha=1.5), "alpha: expected None"),
+    "limit": (lambda m: m.update(limit=-1), "limit: expected"),
+    "limit of 400 digits": (lambda m: m.update(limit=10**400), "limit: expected"),
+    "factor": (lambda m: m.update(routed_scaling_factor=0), "routed_scaling_factor: expected"),
+    "factor infinite": (lambda m: m.update(routed_scaling_factor="inf"), "routed_scaling_factor: expected"),
+    "number": (lambda m: m.update(layer_number=-1), "expected a layer_number of at least 0, got -1"),
+    "number a float": (
+        lambda m: m.update(layer_number=1.0),
+        "expected a layer_number of at least 0, got 1.0",
+    ),
+    "shared experts": (lambda m: m.update(shared_experts={}), "shared_experts: fields: expected format"),
+    "shared experts without parts": (
+        lambda m: m.update(shared_experts=m["experts"] | {"num_experts": 1}),
+        r"shared_experts: bytes: expected \d+, got 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_LAYERS)
+def test_wrong_layers_are_refused(tmp_path: Path, rng: np.random.Generator, case: str) -> None:
+    edit, message = WRONG_LAYERS[case]
+    make_layer(rng, "default").save(tmp_path / "a")
+    edited(tmp_path / "a", lambda table: edit(table["meta"]) and None)
+    with pytest.raises(mx.PackedFormatError, match=message) as info:
+        mx.MoELayer.open(tmp_path / "a")
+    assert str(info.value).startswith(f"{tmp_path / 'a'}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("router_weight", {"name": "x"}, "expected a part router_weight, got"),
+        ("router_weight", {"shape": [K, E], "crc32": [0]}, r"router_weight: expected shape \(3, 64\), got"),
+        ("router_weight", {"dtype": "I32"}, "router_weight: expected an array of float32"),
+        ("router_bias", {"dtype": "U32"}, "router_bias: expected an array of float32"),
+    ],
+)
+def test_wrong_router_is_refused(
+    tmp_path: Path, rng: np.random.Generator, name: str, part: dict[str, Any], message: str
+) -> None:
+    make_layer(rng, "gpt-oss").save(tmp_path / "a")
+    edited(
+        tmp_path / "a",
+        lambda table: next(entry for entry in table["parts"] if entry["name"] == name).update(part),
+    )
+    with pytest.raises(mx.PackedFormatError, match=message):
+        mx.MoELayer.open(tmp_path / "a")
+
+
+# --- pickle -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_pickled_experts_are_equal(rng: np.random.Generator, name: str, protocol: int) -> None:
+    experts = make_experts(rng, name)
+    assert_same_experts(pickle.loads(pickle.dumps(experts, protocol)), experts)
+
+
+def test_out_of_band_buffers_are_not_copied(tmp_path: Path, rng: np.random.Generator) -> None:
+    make_experts(rng, "mxfp4").save(tmp_path / "a")
+    for experts in (make_experts(rng, "bf16"), mx.PackedExperts.open(tmp_path / "a")):
+        buffers: list[pickle.PickleBuffer] = []
+        data = pickle.dumps(experts, 5, buffer_callback=buffers.append)
+        assert len(data) < 1000
+        assert [buffer.raw().nbytes for buffer in buffers] == [experts.nbytes]
+        again = pickle.loads(data, buffers=buffers)
+        assert_same_experts(again, experts)
+        assert np.shares_memory(np.asarray(again.data), np.asarray(experts.data))
+
+
+def test_layer_pickles_its_weights_out_of_band(rng: np.random.Generator) -> None:
+    layer = make_layer(rng, "deepseek v3")
+    assert layer.shared_experts is not None
+    buffers: list[pickle.PickleBuffer] = []
+    pickle.dumps(layer, 5, buffer_callback=buffers.append)
+    sizes = [buffer.raw().nbytes for buffer in buffers]
+    assert {layer.experts.nbytes, layer.shared_experts.nbytes} <= set(sizes)
+
+
+def test_unaligned_buffers_are_copied(rng: np.random.Generator) -> None:
+    experts = make_experts(rng, "fp8_block")
+    data = pickle.dumps(experts, 5, buffer_callback=lambda buffer: False)
+    memory = bytearray(experts.nbytes + 64)
+    offset = 1 + -np.frombuffer(memory, np.uint8).ctypes.data % 64
+    memory[offset : offset + experts.nbytes] = experts.data
+    again = pickle.loads(data, buffers=[memoryview(memory)[offset : offset + experts.nbytes]])
+    assert_same_experts(again, experts)
+    assert not np.shares_memory(np.asarray(again.data), np.frombuffer(memory, np.uint8))
+
+
+@pytest.mark.parametrize("size", [0, 4096, -1])
+def test_buffers_of_another_size_are_refused(rng: np.random.Generator, size: int) -> None:
+    experts = make_experts(rng, "mxfp4")
+    data = pickle.dumps(experts, 5, buffer_callback=lambda buffer: False)
+    buffer = bytes(experts.data)[:size]
+    with pytest.raises(mx.PackedFormatError, match=r"pickle: bytes: expected \d+, got \d+"):
+        pickle.loads(data, buffers=[buffer])
+
+
+def test_pickles_of_another_layout_are_refused(rng: np.random.Generator) -> None:
+    make, (version, fields, data) = make_experts(rng, "mxfp4").__reduce_ex__(4)
+    with pytest.raises(mx.PackedFormatError, match="pickle: expected packed layout 1, got layout 2"):
+        make(version + 1, fields, data)
+    with pytest.raises(mx.PackedFormatError, match="pickle: num_experts: expected"):
+        make(version, fields | {"num_experts": -1}, data)
+
+
+def _sum(experts: mx.PackedExperts) -> float:
+    return float(run(experts, np.random.default_rng(0)).sum())
+
+
+def test_experts_travel_to_another_process(rng: np.random.Generator) -> None:
+    experts = make_experts(rng, "mxfp4")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_sum, (experts,)) == _sum(experts)
+
+
+# --- memory and time ----------------------------------------------------------------------------------------
+
+_MAPPED = """
+import sys, numpy as np, mxfp4moe as mx
+experts = mx.PackedExperts.open(sys.argv[1])
+total = int(np.asarray(experts.data).sum(dtype=np.int64))  # touches every page
+print(total, flush=True)
+sys.stdin.readline()
+"""
+
+
+def mapped_memory(process: int, path: Path) -> dict[str, int]:
+    """Bytes of the mapping of `path` in a process, as the kernel counts them."""
+    result: dict[str, int] = {}
+    inside = False
+    for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if "-" in name.split(" ")[0]:
+            inside = line.endswith(str(path))
+        elif inside and rest.endswith(" kB"):
+            result[name] = result.get(name, 0) + 1024 * int(rest.split()[0])
+    return result
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/<pid>/smaps")
+def test_processes_share_the_memory(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "a.packed"
+    w13, w2 = rng.random((8, 512, 512), np.float32), rng.random((8, 512, 256), np.float32)
+    mx.pack_experts(w13, None, w2, None, format="bf16").save(path)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", _MAPPED, str(path)], **pipes) for _ in range(2)]
+    try:
+        totals = [process.stdout.readline() for process in processes]  # type: ignore[union-attr]
+        memory = [mapped_memory(process.pid, path) for process in processes]
+    finally:
+        for process in processes:
+            process.communicate("\n", timeout=60)
+    assert totals[0] == totals[1]
+    nbytes = mx.PackedExperts.open(path).nbytes
+    for counts in memory:
+        assert counts["Rss"] >= nbytes
+        assert counts["Private_Dirty"] == 0
+        assert counts["Private_Clean"] + counts["Shared_Clean"] == counts["Rss"]
+        # Of pages that two processes map, each is charged half.
+        assert counts["Shared_Clean"] >= nbytes
+        assert counts["Pss"] <= counts["Rss"] / 2 + 4096
+
+
+def test_opening_reads_no_weights(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "a.packed"
+    w13, w2 = np.ones((16, 1024, 1024), np.float32), np.ones((16, 1024, 512), np.float32)
+    mx.pack_experts(w13, None, w2, None, format="bf16").save(path)
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        opened = mx.PackedExperts.open(path)
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.02
+    assert mapped_memory(multiprocessing.current_process().pid or 0, path)["Rss"] < opened.nbytes / 4
+
+
+def test_files_are_the_same_for_every_instruction_set(tmp_path: Path) -> None:
+    contents = []
+    for isa in mx.supported_isas():
+        with mx.use_isa(isa):
+            make_experts(np.random.default_rng(3), "mxfp4").save(tmp_path / isa)
+        contents.append((tmp_path / isa).read_bytes())
+    assert len(set(contents)) == 1
+
+
+# --- packed folders -----------------------------------------------------------------------------------------
+
+
+def write_folder(folder: Path, rng: np.random.Generator) -> list[mx.MoELayer]:
+    layers = [make_layer(rng, "default"), make_layer(rng, "minimax")]
+    for number, layer in zip((1, 3), layers, strict=True):
+        layer.save(folder / f"layer-{number:05d}.packed")
+    files = {str(n): f"layer-{n:05d}.packed" for n in (3, 1)}
+    index = {"packed_layers": 1, "model_type": "mixtral", "num_layers": 5, "layers": files}
+    (folder / "packed_layers.json").write_text(json.dumps(index))
+    return layers
+
+
+def test_folder_is_read_like_a_checkpoint(tmp_path: Path, rng: np.random.Generator) -> None:
+    layers = write_folder(tmp_path, rng)
+    x = rng.standard_normal((4, K), np.float32)
+    model = mx.checkpoint.open(tmp_path)
+    assert (model.moe_layers, model.num_layers, model.model_type) == ((1, 3), 5, "mixtral")
+    assert (model.hidden_size, model.intermediate_size, model.num_experts, model.top_k) == (
+        K,
+        INTERMEDIATE,
+        E,
+        2,
+    )
+    assert model.describe_layer(3).shared_source == "packed bf16"
+    for loaded in (mx.load_layers(tmp_path), [mx.MoELayer.from_checkpoint(tmp_path, n) for n in (1, 3)]):
+        assert [layer.layer_number for layer in loaded] == [1, 3]
+        assert all(np.array_equal(a(x), b(x)) for a, b in zip(loaded, layers, strict=True))
+    again = mx.pack_experts(**model.read_layer(3).experts.arguments())
+    assert again == layers[1].experts
+    with pytest.raises(ValueError, match="layer: expected one that has experts .1, 3., got 2, a dense layer"):
+        mx.MoELayer.from_checkpoint(tmp_path, 2)
+    with pytest.raises(ValueError, match="quantize: expected None for layers that are packed, got 'mxfp4'"):
+        mx.MoELayer.from_checkpoint(tmp_path, 1, quantize="mxfp4")
+
+
+def test_single_file_is_a_checkpoint_of_one_layer(tmp_path: Path, rng: np.random.Generator) -> None:
+    layer = make_layer(rng, "default")
+    layer.layer_number = 7
+    layer.save(tmp_path / "a")
+    assert mx.checkpoint.open(tmp_path / "a").moe_layers == (7,)
+    assert mx.MoELayer.from_checkpoint(tmp_path / "a", 7).layer_number == 7
+    with pytest.raises(ValueError, match="layer: expected one that has experts .7., got 0"):
+        mx.MoELayer.from_checkpoint(tmp_path / "a", 0)
+
+
+WRONG_INDEXES: dict[str, tuple[dict[str, Any], str]] = {
+    "version": ({"packed_layers": 2}, "expected packed_layers 1, got 2"),
+    "no layers": ({"layers": {}}, "expected layers such as"),
+    "layers a list": ({"layers": []}, "expected layers such as"),
+    "another folder": ({"layers": {"1": "../layer-00001.packed"}}, "expected layers such as"),
+    "another file": ({"layers": {"1": "layer-00003.packed"}}, "expected layers such as"),
+    "name a list": ({"layers": {"1": []}}, "expected layers such as"),
+    "beyond the last": ({"num_layers": 3}, "expected layers such as"),
+    "number of layers": ({"num_layers": 10**9}, r"expected num_layers in \[1, 100000\], got 1000000000"),
+    "no model_type": ({"model_type": 3}, "expected a string as model_type, got 3"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_INDEXES)
+def test_wrong_index_is_refused(tmp_path: Path, rng: np.random.Generator, case: str) -> None:
+    fields, message = WRONG_INDEXES[case]
+    write_folder(tmp_path, rng)
+    path = tmp_path / "packed_layers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(mx.PackedFormatError, match=f"packed_layers.json: {message}"):
+        mx.load_layers(tmp_path)
+
+
+def test_files_that_do_not_fit_the_index_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    layers = write_folder(tmp_path, rng)
+    layers[0].layer_number = 2
+    layers[0].save(tmp_path / "layer-00003.packed")
+    with pytest.raises(mx.PackedFormatError, match="layer-00003.packed: expected layer 3, got layer 2"):
+        mx.load_layers(tmp_path)
+    (tmp_path / "layer-00003.packed").unlink()
+    with pytest.raises(
+        FileNotFoundError, match="layer-00003.packed: expected a file, got nothing at that path"
+    ):
+        mx.load_layers(tmp_path)
+    (tmp_path / "packed_layers.json").write_bytes(b"[")
+    with pytest.raises(mx.PackedFormatError, match="packed_layers.json: expected a JSON object, got"):
+        mx.load_layers(tmp_path)
