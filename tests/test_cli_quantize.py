@@ -87,6 +87,23 @@ def test_mxfp4(
         assert all(np.array_equal(a(x), b(x)) for a, b in zip(read, quantized, strict=True))
 
 
+@pytest.mark.parametrize(("model_type", "fused"), [("qwen3_moe", True), ("mixtral", False)])
+def test_fp8_block(tmp_path: Path, rng: np.random.Generator, model_type: str, fused: bool) -> None:
+    (tmp_path / "a").mkdir()
+    source = write_model(tmp_path / "a", rng, model_type, fused)
+    assert main(["quantize", str(tmp_path / "a"), str(tmp_path / "b"), "--format", "fp8_block"]) == 0
+    result = read_folder(tmp_path / "b")
+    assert_rest_unchanged(source, result)
+    for name, w in matrices(source).items():
+        values, scales = mx.quantize_fp8_block(w, block_shape=(128, 128))
+        assert_same(result.pop(f"{name}.weight"), values)
+        assert_same(result.pop(f"{name}.weight_scale_inv"), scales)
+    assert result == {}
+    config = json.loads((tmp_path / "b" / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["weight_block_size"]) == ("fp8", [128, 128])
+    assert [layer.experts.format for layer in mx.load_layers(tmp_path / "b")] == ["fp8_block"] * LAYERS
+
+
 def test_mxfp4_of_gpt_oss(tmp_path: Path, rng: np.random.Generator) -> None:
     (tmp_path / "a").mkdir()
     source = write_model(tmp_path / "a", rng, "gpt_oss")
