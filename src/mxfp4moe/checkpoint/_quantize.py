@@ -22,9 +22,12 @@ _QUANTIZERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
 }
 
 
+QUANTIZE_FORMATS = tuple(_QUANTIZERS)
+
+
 def check_quantize(name: object) -> str | None:
     """`name` as a format to quantize to, or None."""
-    return None if name is None else check_choice("quantize", name, tuple(_QUANTIZERS))
+    return None if name is None else check_choice("quantize", name, QUANTIZE_FORMATS)
 
 
 def quantize_weights(weights: ExpertWeights, name: str) -> ExpertWeights:

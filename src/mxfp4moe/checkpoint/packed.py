@@ -24,7 +24,10 @@ _MAX_LAYERS = 100_000
 
 def is_packed(path: Path) -> bool:
     """Whether `path` is a packed file or a packed folder."""
-    return is_packed_file(path) or (path / FOLDER_INDEX).is_file()
+    try:
+        return is_packed_file(path) or (path / FOLDER_INDEX).is_file()
+    except OSError:  # paths that are no paths are refused by name elsewhere
+        return False
 
 
 def layer_file_name(layer: int) -> str:

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from mxfp4moe._progress import ProgressBar
+from mxfp4moe.checkpoint._quantize import QUANTIZE_FORMATS
 
 _DESCRIPTION = """\
 Packs every layer that has experts, once and for all: the folder that is written is loaded in milliseconds,
@@ -25,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("source", metavar="SRC", type=Path, help="a model folder or a GGUF file")
     parser.add_argument("destination", metavar="DST", type=Path, help="the folder to write")
     parser.add_argument(
-        "--quantize", choices=("mxfp4",), help="quantize bfloat16 experts while they are read"
+        "--quantize", choices=QUANTIZE_FORMATS, help="quantize bfloat16 experts while they are read"
     )
     parser.add_argument("--force", action="store_true", help="replace a model folder at DST")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mxfp4moe.checkpoint._quantize import QUANTIZE_FORMATS
 from mxfp4moe.cli._arguments import integer
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "--input-ids", type=Path, metavar="IDS.npy", help="token ids, for layers that route by them"
     )
     parser.add_argument(
-        "--quantize", choices=("mxfp4",), help="quantize bfloat16 experts while they are read"
+        "--quantize", choices=QUANTIZE_FORMATS, help="quantize bfloat16 experts while they are read"
     )
     parser.add_argument("--num-threads", type=integer(1), metavar="N", help="all cores that are allowed")
     parser.set_defaults(run=run)
