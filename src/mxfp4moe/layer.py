@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import checkpoint, routing
 from mxfp4moe._packed import open_layer, save_layer
+from mxfp4moe._router import aligned_rows, compute_logits
 from mxfp4moe.checkpoint._checkpoint import check_layer_number
 from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
 from mxfp4moe.checkpoint._quantize import check_quantize, quantize_weights
@@ -36,9 +37,6 @@ from mxfp4moe.packing import PackedExperts, pack_experts
 
 _HIDDEN_DTYPES = (ml_dtypes.bfloat16, np.float16, np.float32)
 _ROUTER_DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
-_ALIGNMENT = 16  # floats; 64 bytes
-_CHUNK = 8192  # floats; above this, a BLAS may split one dot product over threads
-_TOKENS = 1024  # routed at a time, which bounds the float32 copy of the hidden states
 
 
 ROUTING_RULES = ("topk_softmax", "topk_sigmoid", "topk_sqrt_softplus", "grouped_topk", "hash_topk")
@@ -140,7 +138,7 @@ class MoELayer:
 
         weight = as_array("router_weight", router_weight, _ROUTER_DTYPES)
         check_shape("router_weight", weight, (self.num_experts, self.hidden_size))
-        self._weight_rows = _aligned_rows(weight)
+        self._weight_rows = aligned_rows(weight)
         self.router_weight = self._weight_rows[:, : self.hidden_size]
         self.router_weight.flags.writeable = False
         self.router_bias: NDArray[np.float32] | None = None
@@ -227,20 +225,10 @@ class MoELayer:
         return result
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the layer to a packed file, from which `open` maps it.
+        """Write the layer to a packed file at `path`, from which `open` maps it.
 
-        The file appears under its name when it is complete.
-
-        Parameters
-        ----------
-        path : str or os.PathLike
-
-        Raises
-        ------
-        TypeError
-            The layer routes by a function that is not of this package.
-        OSError
-            The file cannot be written.
+        The file appears under its name when it is complete. A layer that routes by a function that is not of
+        this package is a TypeError; an OSError says why the file cannot be written.
 
         Examples
         --------
@@ -386,19 +374,7 @@ class MoELayer:
         """Return the logits that `route` chooses by: float32 of shape (..., num_experts)."""
         hidden_states = self._check_hidden_states(hidden_states)
         tokens = hidden_states.reshape(-1, self.hidden_size)
-        logits = np.zeros((len(tokens), self.num_experts), np.float32)
-        for first in range(0, len(tokens), _TOKENS):
-            with np.errstate(over="ignore"):
-                rows = _aligned_rows(tokens[first : first + _TOKENS].astype(ml_dtypes.bfloat16))
-            # One dot product for each (token, expert), always of equally long and equally aligned rows.
-            # A matrix product would change its order of summation with the number of rows; this gives a
-            # token the same bits in any batch.
-            for begin in range(0, rows.shape[1], _CHUNK):
-                part = np.s_[:, begin : begin + _CHUNK]
-                with np.errstate(over="ignore", invalid="ignore"):
-                    logits[first : first + _TOKENS] += np.vecdot(rows[part][:, None], self._weight_rows[part])
-        if self.router_bias is not None:
-            logits += self.router_bias
+        logits = compute_logits(tokens, self._weight_rows, self.router_bias)
         return logits.reshape(*hidden_states.shape[:-1], self.num_experts)
 
     def __call__(
@@ -487,17 +463,6 @@ def _unpickle(
 ) -> MoELayer:
     result = layer_class(**arguments)
     result.layer_number, result._source = number, source
-    return result
-
-
-def _aligned_rows(matrix: NDArray[Any]) -> NDArray[np.float32]:
-    """A float32 copy of `matrix`, its rows zero-padded so that each starts at a multiple of 64 bytes."""
-    rows, columns = matrix.shape
-    padded = -(-columns // _ALIGNMENT) * _ALIGNMENT
-    memory = np.zeros(rows * padded + _ALIGNMENT, np.float32)
-    offset = -(memory.ctypes.data // 4) % _ALIGNMENT
-    result = memory[offset : offset + rows * padded].reshape(rows, padded)
-    result[:, :columns] = matrix
     return result
 
 

@@ -127,18 +127,10 @@ class PackedExperts:
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the packed experts to a file, from which `open` maps them.
+        """Write the packed experts to a file at `path`, from which `open` maps them.
 
-        The file appears under its name when it is complete, and is the same on every machine.
-
-        Parameters
-        ----------
-        path : str or os.PathLike
-
-        Raises
-        ------
-        OSError
-            The file cannot be written.
+        The file appears under its name when it is complete, and is the same on every machine. An OSError says
+        why it cannot be written.
         """
         from ._packed import save_experts
 
