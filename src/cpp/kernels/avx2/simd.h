@@ -126,9 +126,3 @@ inline __m256 lookup(const float* table, __m256i index) {
   return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
 inline F32 lookup(const float* table, U32 index) { return {lookup(table, index.lo), lookup(table, index.hi)}; }
-inline __m256 lookup_8_bytes(const float* table, const uint8_t* p) {
-  return _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), 4);
-}
-inline F32 lookup_bytes(const float* table, const uint8_t* p) {
-  return {lookup_8_bytes(table, p), lookup_8_bytes(table, p + 8)};
-}

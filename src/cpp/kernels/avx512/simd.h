@@ -73,7 +73,3 @@ inline void store_nibbles(uint8_t* p, U32 a) {
 }
 inline void store_bytes(uint8_t* p, U32 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 inline F32 lookup(const float* table, U32 index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); }
-inline F32 lookup_bytes(const float* table, const uint8_t* p) {
-  const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm512_i32gather_ps(index, table, 4);
-}

@@ -71,23 +71,17 @@ inline void store_codes(uint8_t* p, U32 codes) {
   }
 }
 
-struct Fp8Values {
-  float values[256];
-};
-constexpr Fp8Values fp8_values(float (*value)(uint8_t)) {
-  Fp8Values t{};
-  for (int code = 0; code < 256; ++code) t.values[code] = value(static_cast<uint8_t>(code));
-  return t;
-}
 template <class Element>
-constexpr Fp8Values kFp8Values = fp8_values(Element::kMantissaBits == 3 ? e4m3_value : e5m2_value);
+constexpr Fp8TableF32 kFp8Values = make_fp8_table_f32<Element::kMantissaBits == 3 ? e4m3_value : e5m2_value>();
 
 template <class Element>
 inline F32 load_values(const uint8_t* codes) {
   if constexpr (Element::kBits == 4) {
     return lookup(kE2m1Values, load_nibbles(codes));
   } else {
-    return lookup_bytes(kFp8Values<Element>.values, codes);
+    float values[16];  // gather instructions are no faster, and much slower where microcode guards them
+    for (int i = 0; i < 16; ++i) values[i] = kFp8Values<Element>.values[codes[i]];
+    return load(values);
   }
 }
 

@@ -89,8 +89,6 @@ inline void store_bytes(uint8_t* p, U32 a) {
 }
 // table[index], 0 <= index < 16.
 inline F32 lookup(const float* table, U32 index) { F32 r; MXFP4MOE_LANES(table[index.v[i]]); }
-// table[p[i]] in lane i.
-inline F32 lookup_bytes(const float* table, const uint8_t* p) { F32 r; MXFP4MOE_LANES(table[p[i]]); }
 
 // clang-format on
 #undef MXFP4MOE_LANES
