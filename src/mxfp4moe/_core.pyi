@@ -123,6 +123,20 @@ def fused_experts(
     num_threads: int,
 ) -> None: ...
 
+# linear
+class LinearStorage:
+    def __init__(self, rows: np.ndarray, num_rows: int, num_terms: int, num_threads: int) -> None: ...
+
+def linear(
+    weight: LinearStorage,
+    kernels: int,
+    hidden_states: np.ndarray,
+    hidden_dtype: int,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    num_threads: int,
+) -> None: ...
+
 # routing
 def route(
     logits: np.ndarray,

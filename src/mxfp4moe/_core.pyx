@@ -391,6 +391,64 @@ def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden
         raise MemoryError("no memory for the workspace of fused_experts")
 
 
+# --- linear -------------------------------------------------------------------------------------------------
+
+
+cdef class LinearStorage:
+    """The packed bytes of a matrix of `num_rows` x `k` weights, each the sum of `num_terms` of bfloat16."""
+
+    cdef cpp.LinearShape shape
+    cdef uint8_t* data
+
+    def __cinit__(self, const uint8_t[:, ::1] rows, int64_t num_rows, int64_t num_terms, int num_threads):
+        """`rows`: for each panel of 16 rows of weights, the 16 rows of bytes of each term, zeros for padding."""
+        cdef cpp.SourceMatrix source
+        cdef cpp.PackedBytes packed
+        self.shape.num_rows = num_rows
+        self.shape.k = rows.shape[1] // 2
+        self.shape.num_terms = num_terms
+        self.data = cpp.map_memory(cpp.linear_bytes(self.shape))
+        if self.data == NULL:
+            raise MemoryError(f"no memory for a packed matrix of {num_rows} x {self.shape.k}")
+        source.format = cpp.WeightFormat.kBf16
+        source.dtype = cpp.DType.kBFloat16
+        source.weights = &rows[0, 0]
+        source.scales = source.up_weights = source.up_scales = NULL
+        source.num_rows = rows.shape[0]
+        source.k = self.shape.k
+        source.order = cpp.RowOrder.kPlain
+        packed.weights = self.data
+        packed.scales = NULL
+        packed.num_panels = rows.shape[0] // 16
+        with nogil:
+            cpp.pack_matrix(source, packed, num_threads)
+
+    def __dealloc__(self):
+        if self.data != NULL:
+            cpp.unmap_memory(self.data, cpp.linear_bytes(self.shape))
+
+
+def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
+           const float[::1] bias, float[:, ::1] out, int num_threads):
+    """Write hidden_states @ weight.T + bias; rows of `hidden_states` are bytes, `bias` may be None."""
+    cdef cpp.LinearProblem problem
+    cdef cpp.Status status
+    problem.shape = weight.shape
+    problem.weight = cpp.view_linear(weight.shape, weight.data)
+    problem.bias = NULL
+    if bias is not None:
+        problem.bias = &bias[0]
+    problem.hidden_states.data = <uint8_t*>&hidden_states[0, 0]
+    problem.hidden_states.stride = hidden_states.strides[0]
+    problem.hidden_states.dtype = <cpp.DType>hidden_dtype
+    problem.num_tokens = hidden_states.shape[0]
+    problem.out = &out[0, 0]
+    with nogil:
+        status = cpp.run_linear(cpp.kernel_table(kernels), problem, num_threads)
+    if status == cpp.Status.kOutOfMemory:
+        raise MemoryError("no memory for the workspace of router logits")
+
+
 # --- roofline -----------------------------------------------------------------------------------------------
 
 

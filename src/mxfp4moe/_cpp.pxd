@@ -80,6 +80,10 @@ cdef extern from "measure/roofline.h" namespace "mxfp4moe" nogil:
 
 
 cdef extern from "moe/problem.h" namespace "mxfp4moe" nogil:
+    cdef enum class Status:
+        kOk
+        kOutOfMemory
+
     cdef struct PackedLayer:
         pass
 
@@ -101,10 +105,6 @@ cdef extern from "moe/problem.h" namespace "mxfp4moe" nogil:
 
 
 cdef extern from "moe/schedule.h" namespace "mxfp4moe" nogil:
-    cdef enum class Status:
-        kOk
-        kOutOfMemory
-
     Status run_fused_experts "mxfp4moe::fused_experts"(
         const KernelTable& kernels, const MoeProblem& problem, int num_threads)
 
@@ -189,6 +189,25 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
 
     StorageLayout storage_layout(const StorageShape& shape)
     PackedLayer view_storage(const StorageShape& shape, const uint8_t* data)
+
+
+cdef extern from "moe/linear.h" namespace "mxfp4moe" nogil:
+    cdef struct LinearShape:
+        int64_t num_rows
+        int64_t k
+        int64_t num_terms
+
+    cdef struct LinearProblem:
+        LinearShape shape
+        PackedMatrix weight
+        const float* bias
+        Rows hidden_states
+        int64_t num_tokens
+        float* out
+
+    PackedMatrix view_linear(const LinearShape& shape, const uint8_t* data)
+    int64_t linear_bytes(const LinearShape& shape)
+    Status run_linear "mxfp4moe::linear"(const KernelTable& kernels, const LinearProblem& problem, int num_threads)
 
 
 cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:

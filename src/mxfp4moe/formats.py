@@ -14,6 +14,9 @@ _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 _E5M2 = np.dtype(ml_dtypes.float8_e5m2)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 
+# As common/types.h numbers them.
+FLOAT_CODES = {BFLOAT16: 2, np.dtype(np.float16): 1, _FLOAT32: 0}
+
 
 @dataclass(frozen=True)
 class WeightFormat:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import checkpoint, routing
+from mxfp4moe._linear import PackedLinear
 from mxfp4moe._packed import open_layer, save_layer
-from mxfp4moe._router import aligned_rows, compute_logits
+from mxfp4moe._router import unroutable_value
 from mxfp4moe.checkpoint._checkpoint import check_layer_number
 from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
 from mxfp4moe.checkpoint._quantize import check_quantize, quantize_weights
@@ -32,12 +33,10 @@ from mxfp4moe.errors import (
     type_error,
     value_error,
 )
-from mxfp4moe.moe import check_activation, check_out, fused_experts
+from mxfp4moe.moe import check_activation, check_hidden_states, check_out, fused_experts
 from mxfp4moe.packing import PackedExperts, pack_experts
 
-_HIDDEN_DTYPES = (ml_dtypes.bfloat16, np.float16, np.float32)
 _ROUTER_DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
-
 
 ROUTING_RULES = ("topk_softmax", "topk_sigmoid", "topk_sqrt_softplus", "grouped_topk", "hash_topk")
 """Functions of `mxfp4moe` that a layer can route by."""
@@ -138,9 +137,9 @@ class MoELayer:
 
         weight = as_array("router_weight", router_weight, _ROUTER_DTYPES)
         check_shape("router_weight", weight, (self.num_experts, self.hidden_size))
-        self._weight_rows = aligned_rows(weight)
-        self.router_weight = self._weight_rows[:, : self.hidden_size]
+        self.router_weight: NDArray[np.float32] = weight.astype(np.float32, order="C")
         self.router_weight.flags.writeable = False
+        self._router = PackedLinear(self.router_weight)
         self.router_bias: NDArray[np.float32] | None = None
         if router_bias is not None:
             bias = as_array("router_bias", router_bias, _ROUTER_DTYPES)
@@ -341,7 +340,7 @@ class MoELayer:
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Choose each token's experts, in float32 on the hidden states rounded to bfloat16.
 
-        A token's logits do not depend on what else is in the batch.
+        A token's logits are the same bits in any batch and for any number of threads.
 
         Parameters
         ----------
@@ -359,23 +358,32 @@ class MoELayer:
         Raises
         ------
         TypeError, ValueError
-            If `hidden_states` or `input_ids` has another dtype or shape, or a logit is NaN.
+            If `hidden_states` or `input_ids` has another dtype or shape, or a logit is NaN or infinite.
         """
-        hidden_states = self._check_hidden_states(hidden_states)
+        return self._route(hidden_states, input_ids, None)
+
+    def _route(
+        self, hidden_states: ArrayLike, input_ids: ArrayLike | None, num_threads: int | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        hidden_states = check_hidden_states(hidden_states, self.hidden_size)
         if self.routing == "hash_topk":
             if input_ids is None:
                 raise type_error("input_ids", "token ids, by which this layer routes", "None")
             input_ids = as_integer_array("input_ids", input_ids)
             check_shape("input_ids", input_ids, hidden_states.shape[:-1])
-        topk_weights, topk_ids = self._apply_routing(self.router_logits(hidden_states), input_ids)
-        return topk_weights, topk_ids
+        logits = self._router(hidden_states, self.router_bias, num_threads)
+        try:
+            return self._apply_routing(logits, input_ids)
+        except ValueError as error:
+            got = unroutable_value(hidden_states, logits) if isinstance(self.routing, str) else None
+            if got is None:
+                raise
+            expected = "values to route by that are finite in bfloat16"
+            raise value_error("hidden_states", expected, f"{got} ({error})") from error
 
     def router_logits(self, hidden_states: ArrayLike) -> NDArray[np.float32]:
         """Return the logits that `route` chooses by: float32 of shape (..., num_experts)."""
-        hidden_states = self._check_hidden_states(hidden_states)
-        tokens = hidden_states.reshape(-1, self.hidden_size)
-        logits = compute_logits(tokens, self._weight_rows, self.router_bias)
-        return logits.reshape(*hidden_states.shape[:-1], self.num_experts)
+        return self._router(check_hidden_states(hidden_states, self.hidden_size), self.router_bias)
 
     def __call__(
         self,
@@ -407,7 +415,7 @@ class MoELayer:
         TypeError, ValueError
             As `route` and `fused_experts`.
         """
-        topk_weights, topk_ids = self.route(hidden_states, input_ids)
+        topk_weights, topk_ids = self._route(hidden_states, input_ids, num_threads)
         routed = partial(
             fused_experts,
             hidden_states,
@@ -421,7 +429,7 @@ class MoELayer:
         )
         if self.shared_experts is None and self.routed_scaling_factor == 1:
             return routed(out=out)
-        hidden = self._check_hidden_states(hidden_states)
+        hidden = check_hidden_states(hidden_states, self.hidden_size)
         if out is not None:
             original = hidden_states if isinstance(hidden_states, np.ndarray) else hidden
             check_out(out, original, {"input_ids": input_ids})
@@ -450,12 +458,6 @@ class MoELayer:
             out=np.empty(hidden_states.shape, np.float32),
             num_threads=num_threads,
         )
-
-    def _check_hidden_states(self, hidden_states: ArrayLike) -> NDArray[Any]:
-        array = as_array("hidden_states", hidden_states, _HIDDEN_DTYPES)
-        if array.ndim < 1 or array.shape[-1] != self.hidden_size:
-            raise value_error("hidden_states", f"shape (..., {self.hidden_size})", f"shape {array.shape}")
-        return array
 
 
 def _unpickle(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, SupportsIndex
 
-import ml_dtypes
 import numpy as np
 
 from . import _core
@@ -22,6 +21,7 @@ from .errors import (
     type_error,
     value_error,
 )
+from .formats import FLOAT_CODES
 from .packing import PackedExperts
 from .routing import topk_softmax
 
@@ -31,11 +31,8 @@ ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh")
 _SWIGLUOAI_ALPHA = 1.702
 _SWIGLUOAI_LIMIT = 7.0
 
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# As common/types.h numbers them.
-_DTYPE_CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, _BFLOAT16: 2}
-_FLOAT_DTYPES = tuple(_DTYPE_CODES)
-_WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), _BFLOAT16, np.dtype(np.float64))
+_FLOAT_DTYPES = tuple(FLOAT_CODES)
+_WEIGHT_DTYPES = (*reversed(_FLOAT_DTYPES), np.dtype(np.float64))
 _MAX_TOKENS = 2**31 - 1
 
 
@@ -117,7 +114,7 @@ def fused_experts(
     """
     if not isinstance(experts, PackedExperts):
         raise type_error("experts", "PackedExperts", describe(experts))
-    hidden = _check_hidden_states(hidden_states, experts.hidden_size)
+    hidden = check_hidden_states(hidden_states, experts.hidden_size)
     leading = hidden.shape[:-1]
     ids = _check_slots("topk_ids", as_integer_array("topk_ids", topk_ids), leading)
     weights = _check_slots("topk_weights", as_array("topk_weights", topk_weights, _WEIGHT_DTYPES), leading)
@@ -147,13 +144,13 @@ def fused_experts(
         experts._storage,
         active_kernels(),
         rows.view(np.uint8),
-        _DTYPE_CODES[rows.dtype],
+        FLOAT_CODES[rows.dtype],
         _as_float32(weights.reshape(local_ids.shape)),
         local_ids,
         function,
         on_input,
         buffer.view(np.uint8),
-        _DTYPE_CODES[result.dtype],
+        FLOAT_CODES[result.dtype],
         threads,
     )
     if target is None:
@@ -213,7 +210,7 @@ def fused_moe(
     """
     if not isinstance(experts, PackedExperts):
         raise type_error("experts", "PackedExperts", describe(experts))
-    hidden = _check_hidden_states(hidden_states, experts.hidden_size)
+    hidden = check_hidden_states(hidden_states, experts.hidden_size)
     num_logits = experts.num_experts
     if expert_map is not None:
         num_logits = as_integer_array("expert_map", expert_map).size
@@ -238,7 +235,8 @@ def fused_moe(
     )
 
 
-def _check_hidden_states(value: Any, hidden_size: int) -> np.ndarray:
+def check_hidden_states(value: Any, hidden_size: int) -> np.ndarray:
+    """`value` as an array of tokens with a contiguous last axis; copied only if needed."""
     hidden = as_array("hidden_states", value, _FLOAT_DTYPES)
     if hidden.ndim == 0 or hidden.shape[-1] != hidden_size:
         raise value_error("hidden_states", f"shape (..., {hidden_size})", f"shape {hidden.shape}")

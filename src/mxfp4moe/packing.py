@@ -11,14 +11,12 @@ from . import _core
 from ._sources import Bias, Matrix, describe_experts, is_pair, tensor_scales
 from .config import resolve_num_threads
 from .errors import check_bool, check_choice, check_positive_int, describe, type_error, value_error
-from .formats import BFLOAT16, FORMATS, WeightFormat
+from .formats import BFLOAT16, FLOAT_CODES, FORMATS, WeightFormat
 
 __all__ = ["PackedExperts", "UnpackedExperts", "pack_experts"]
 
 GATE_UP_LAYOUTS = ("concatenated", "interleaved")
 
-# Of bfloat16 weights: the numbers of the dtypes in the C++ library.
-_DTYPE_CODES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, BFLOAT16: 2}
 _BLOCK_SHAPE = (128, 128)
 _BLOCK_K_MULTIPLE = 32
 
@@ -444,7 +442,7 @@ def _pack_expert(
     spec = matrices[0].format
     weights = [matrix.weights(expert) for matrix in matrices]
     scales = [matrix.scale_bytes(expert) for matrix in matrices] if spec.scale_block else []
-    dtype = _DTYPE_CODES.get(matrices[0].dtype, 0)
+    dtype = FLOAT_CODES.get(matrices[0].dtype, 0)
     storage.pack(is_w13, expert, weights, scales, dtype, resolve_num_threads(None))
     if spec.has_block_shape:
         rows = [matrix.sum_scales(expert) for matrix in matrices]

@@ -5,6 +5,8 @@
 
 namespace mxfp4moe {
 
+enum class Status { kOk, kOutOfMemory };
+
 struct PackedLayer {
   WeightFormat format;
   int64_t num_experts;

@@ -6,8 +6,6 @@
 
 namespace mxfp4moe {
 
-enum class Status { kOk, kOutOfMemory };
-
 // Sizes, ids and overlaps have been checked by the caller. Never throws.
 Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int num_threads);
 

@@ -1,0 +1,164 @@
+#include "moe/linear.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <numeric>
+
+#include "memory/workspace.h"
+#include "threads/pool.h"
+
+namespace mxfp4moe {
+namespace {
+
+// Less work than this is not worth another thread (about 10 us of reading).
+constexpr int64_t kMinThreadBytes = 128 << 10;
+
+// The instruction sets with tiles compute two panels at a time.
+constexpr int64_t kPartRows = 2 * kPanelRows;
+
+// The blocks of a workspace that one thread uses.
+struct ThreadMemory {
+  uint8_t* operand;
+  float* sums;  // [tokens of a group][panels][16]
+  uint8_t* scratch;
+};
+
+struct Job {
+  const KernelTable& kernels;
+  const LinearProblem& problem;
+  const LinearPlan& plan;
+  const int32_t* rows;  // 0, 1, ...: a group's tokens are consecutive
+  uint8_t* memory;      // of each thread
+  int64_t thread_bytes;
+  std::atomic<int64_t> next_item{0};
+};
+
+int64_t take_thread(Arena* arena, const KernelTable& kernels, const LinearProblem& p, const LinearPlan& plan,
+                    ThreadMemory* m) {
+  const int64_t k = p.weight.k_blocks * kBlockK;
+  m->operand = arena->take<uint8_t>(kernels.operand_bytes(kernels.padded_tokens(plan.group_tokens), k));
+  m->sums = arena->take<float>(plan.group_tokens * p.weight.num_panels * kPanelRows);
+  m->scratch = arena->take<uint8_t>(kernels.scratch_bytes(plan.group_tokens, k));
+  return round_up(arena->used(), 4096);
+}
+
+// Tokens [first, first + count) as the operand of the GEMM.
+void pack_group(const Job& job, int64_t first, int64_t count, uint8_t* operand) {
+  const LinearProblem& p = job.problem;
+  const int64_t padded = job.kernels.padded_tokens(count);
+  for (int64_t t = 0; t < count; t += 16) {
+    job.kernels.pack_tokens({p.hidden_states.data + first * p.hidden_states.stride, p.hidden_states.stride,
+                             p.hidden_states.dtype, job.rows + t, std::min<int64_t>(16, count - t),
+                             std::min<int64_t>(16, padded - t), p.shape.k,
+                             operand + job.kernels.operand_bytes(t, p.shape.k)});
+  }
+}
+
+// The logits of rows [row, end) of a panel, from the sums of its terms one after the other.
+void add_terms(const LinearProblem& p, const float* sums, int64_t row, int64_t end, float* out) {
+  const int64_t num_terms = p.shape.num_terms;
+  for (int64_t r = 0; row < end; ++r, ++row) {
+    float value = sums[r];
+    if (num_terms > 1 && std::isfinite(value)) {
+      float rest = sums[(num_terms - 1) * kPanelRows + r];
+      for (int64_t t = num_terms - 2; t > 0; --t) rest += sums[t * kPanelRows + r];
+      value += rest;
+    }
+    out[row] = p.bias != nullptr ? value + p.bias[row] : value;
+  }
+}
+
+void run_item(const Job& job, int64_t item, const ThreadMemory& m) {
+  const LinearProblem& p = job.problem;
+  const int64_t group = item / job.plan.row_parts, part = item % job.plan.row_parts;
+  const int64_t first = group * job.plan.group_tokens;
+  const int64_t count = std::min(job.plan.group_tokens, p.num_tokens - first);
+  const int64_t pairs = ceil_div(p.shape.num_rows, kPartRows);
+  const int64_t row_begin = pairs * part / job.plan.row_parts * kPartRows;
+  const int64_t row_end = std::min(pairs * (part + 1) / job.plan.row_parts * kPartRows, p.shape.num_rows);
+  const int64_t stride = p.weight.num_panels * kPanelRows;
+
+  pack_group(job, first, count, m.operand);
+  DownArgs args;
+  args.w2 = p.weight;
+  args.panel_begin = row_begin / kPanelRows * p.shape.num_terms;
+  args.panel_end = ceil_div(row_end, kPanelRows) * p.shape.num_terms;
+  args.intermediate = m.operand;
+  args.num_tokens = count;
+  args.tokens = job.rows;
+  args.router_weights = nullptr;
+  args.accumulators = m.sums;
+  args.accumulator_stride = stride;
+  args.scratch = m.scratch;
+  for (int64_t t = 0; t < count; ++t) {
+    float* sums = m.sums + t * stride;
+    std::fill(sums + args.panel_begin * kPanelRows, sums + args.panel_end * kPanelRows, 0.0f);
+  }
+  job.kernels.weights[static_cast<int>(WeightFormat::kBf16)].down(args);
+  for (int64_t t = 0; t < count; ++t) {
+    float* out = p.out + (first + t) * p.shape.num_rows;
+    for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
+      add_terms(p, m.sums + t * stride + row * p.shape.num_terms, row, std::min(row + kPanelRows, row_end), out);
+    }
+  }
+}
+
+void run_thread(void* context, int thread, int) {
+  Job& job = *static_cast<Job*>(context);
+  Arena arena(job.memory + thread * job.thread_bytes);
+  ThreadMemory memory;
+  take_thread(&arena, job.kernels, job.problem, job.plan, &memory);
+  const int64_t num_items = job.plan.num_groups * job.plan.row_parts;
+  for (int64_t item; (item = job.next_item.fetch_add(1, std::memory_order_relaxed)) < num_items;) {
+    run_item(job, item, memory);
+  }
+}
+
+}  // namespace
+
+PackedMatrix view_linear(const LinearShape& shape, const uint8_t* data) {
+  PackedMatrix m{};
+  m.num_panels = ceil_div(shape.num_rows, kPanelRows) * shape.num_terms;
+  m.k_blocks = ceil_div(shape.k, kBlockK);
+  m.weights = data;
+  return m;
+}
+
+int64_t linear_bytes(const LinearShape& shape) {
+  const PackedMatrix m = view_linear(shape, nullptr);
+  return m.num_panels * m.k_blocks * block_layout(WeightFormat::kBf16).weight_bytes;
+}
+
+LinearPlan plan_linear(const KernelTable& kernels, const LinearProblem& p, int num_threads) {
+  const int64_t bytes = linear_bytes(p.shape), tokens = p.num_tokens;
+  // Sixteen tokens take about as long as reading the weights once.
+  const int64_t work = bytes + bytes / 16 * tokens;
+  const int64_t threads = std::clamp<int64_t>(work / kMinThreadBytes, 1, num_threads);
+  const int64_t fewest = ceil_div(tokens, kernels.group_tokens(p.weight.k_blocks * kBlockK));
+  const int64_t groups = std::min(round_up(fewest, threads), ceil_div(tokens, 16));
+  LinearPlan plan;
+  plan.group_tokens = tokens <= 16 ? tokens : round_up(ceil_div(tokens, groups), 16);
+  plan.num_groups = ceil_div(tokens, plan.group_tokens);
+  plan.row_parts = std::min(ceil_div(threads, plan.num_groups), ceil_div(p.shape.num_rows, kPartRows));
+  plan.num_threads = static_cast<int>(std::min(threads, plan.num_groups * plan.row_parts));
+  return plan;
+}
+
+Status linear(const KernelTable& kernels, const LinearProblem& problem, int num_threads) {
+  if (problem.num_tokens == 0) return Status::kOk;
+  const LinearPlan plan = plan_linear(kernels, problem, num_threads);
+  Arena sizes(nullptr);
+  ThreadMemory memory;
+  const int64_t thread_bytes = take_thread(&sizes, kernels, problem, plan, &memory);
+  const int64_t rows_bytes = round_up(plan.group_tokens * static_cast<int64_t>(sizeof(int32_t)), 64);
+  const Workspace workspace(rows_bytes + plan.num_threads * thread_bytes);
+  if (workspace.data() == nullptr) return Status::kOutOfMemory;
+  int32_t* rows = reinterpret_cast<int32_t*>(workspace.data());
+  std::iota(rows, rows + plan.group_tokens, 0);
+  Job job{kernels, problem, plan, rows, workspace.data() + rows_bytes, thread_bytes};
+  parallel_run(plan.num_threads, run_thread, &job);
+  return Status::kOk;
+}
+
+}  // namespace mxfp4moe
