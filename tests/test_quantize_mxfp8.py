@@ -117,7 +117,6 @@ def test_every_16_bit_value_as_the_largest(isa: str, dtype: np.dtype[Any], rule:
     assert (codes & 127).max() < (0x7F if element == "e4m3" else 0x7C)  # neither NaN nor infinity
 
 
-@pytest.mark.emulation
 @ELEMENT
 @DTYPE
 def test_midpoints_and_their_neighbours(isa: str, dtype: np.dtype[Any], element: str) -> None:
@@ -147,7 +146,6 @@ def check_midpoints(dtype: np.dtype[Any], element: str, exponent: int) -> None:
     np.testing.assert_array_equal(codes[:, 6], len(values) - 1)
 
 
-@pytest.mark.emulation
 @DTYPE
 @RULE
 @ELEMENT
@@ -205,7 +203,6 @@ def test_float64_beyond_float32(isa: str, value: float, code: int, scale: int) -
     np.testing.assert_array_equal(scales, scale)
 
 
-@pytest.mark.emulation
 @DTYPE
 @RULE
 @ELEMENT
@@ -222,7 +219,6 @@ def test_zero_blocks(isa: str, dtype: np.dtype[Any], rule: str, element: str) ->
     np.testing.assert_array_equal(scales, [[0], [0], [0], [127]])
 
 
-@pytest.mark.emulation
 @DTYPE
 @ELEMENT
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -np.nan])
