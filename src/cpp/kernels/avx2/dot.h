@@ -7,7 +7,7 @@ using Acc = __m256;
 constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 
 constexpr int kDirectTokens = 3;
-constexpr int64_t kDirectLimit = 3;
+constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens; }
 constexpr int direct_rows(int) { return 4; }
 constexpr int kSlabRows = 4, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 24 << 10;

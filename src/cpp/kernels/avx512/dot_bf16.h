@@ -9,7 +9,10 @@ using Acc = __m512;
 constexpr int kParts = 1, kVecElements = 32, kLanes = 16;
 
 constexpr int kDirectTokens = 6;
-constexpr int64_t kDirectLimit = INT64_MAX;
+// Decoding eight bits and scaling does not hide.
+constexpr int64_t direct_limit(WeightFormat format) {
+  return format == WeightFormat::kMxfp4 || format == WeightFormat::kBf16 ? INT64_MAX : kDirectTokens;
+}
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 8 : 4; }
 constexpr int kSlabRows = 4, kSlabTokens = 6;
 constexpr int64_t kSlabBytes = 24 << 10;

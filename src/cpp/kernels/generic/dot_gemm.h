@@ -12,11 +12,15 @@
 // An instruction set supplies (dot.h): Element, Vec (kVecElements of them, kParts to a K-block), Acc of kLanes
 // floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), add_scaled(sum,
 // acc, scale), scale_acc<factor>(acc), sum_lanes; its register budget: kDirectTokens, direct_rows(tokens), kSlabRows,
-// kSlabTokens, kSlabBytes; and kDirectLimit, the most tokens for which decoding the panel anew for each kDirectTokens
-// is faster than a slab. A weight format supplies a decoder (weight_formats.h): each_vec(quad, scales, f) calls
-// f(Index<row>, Index<part>, Vec) for the vectors of four rows, those of a row in ascending order of their parts.
-// Float32 scales: K is cut in segments, each within one range of K that has a scale; a segment's lanes start from zero
-// and are added to the panel's lanes times the scale. Segments are no longer than a slab, which holds whole ones.
+// kSlabTokens, kSlabBytes; and direct_limit(format), the most tokens for which decoding the panel anew for each
+// kDirectTokens beats a slab.
+//
+// A weight format supplies a decoder (weight_formats.h): each_vec(quad, scales, f) calls f(Index<row>, Index<part>,
+// Vec) for the vectors of four rows, those of a row in ascending order of their parts.
+//
+// Float32 scales: K is cut in segments, each within one range of K that has a scale; a segment's lanes start from
+// zero and are added to the panel's lanes times the scale. Segments are no longer than a slab, which holds whole ones.
+//
 // Included inside a kernel table's own namespace, after dot.h and unroll.h.
 
 constexpr int64_t kSlabBlocks = kSlabBytes / (kPanelRows * kBlockK * static_cast<int64_t>(sizeof(Element)));
@@ -74,16 +78,40 @@ class Segments {
 // Lane sums of one panel: [token][16 rows][kLanes] floats.
 inline float* lanes_of(float* lanes, int64_t token, int row) { return lanes + (token * kPanelRows + row) * kLanes; }
 
-// lanes += scale * acc for some rows of a segment; the first segment starts the sum.
+// total += scale * acc for some rows of a segment.
 template <class Decoder, int kRows, int kTokens>
-MXFP4MOE_INLINE void add_segment(const Acc (&acc)[kRows][kTokens], const Segments& segments, int first_row, bool first,
-                                 float* lanes) {
+MXFP4MOE_INLINE void add_segment(const Acc (&acc)[kRows][kTokens], const Segments& segments, int first_row,
+                                 Acc (&total)[kRows][kTokens]) {
   unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
     const float scale = segments.scale(first_row + r.value);
     unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-      float* sum = lanes_of(lanes, t.value, first_row + r.value);
       const Acc exact = scale_acc<Decoder::kSumFactor>(acc[r.value][t.value]);
-      store_acc(sum, add_scaled(first ? zero_acc() : load_acc(sum), exact, scale));
+      total[r.value][t.value] = add_scaled(total[r.value][t.value], exact, scale);
+    });
+  });
+}
+
+template <int kRows, int kTokens>
+MXFP4MOE_INLINE void clear(Acc (&acc)[kRows][kTokens]) {
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { acc[r.value][t.value] = zero_acc(); });
+  });
+}
+
+template <int kRows, int kTokens>
+MXFP4MOE_INLINE void load_lanes(float* lanes, int first_row, Acc (&acc)[kRows][kTokens]) {
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+      acc[r.value][t.value] = load_acc(lanes_of(lanes, t.value, first_row + r.value));
+    });
+  });
+}
+
+template <int kRows, int kTokens>
+MXFP4MOE_INLINE void store_lanes(const Acc (&acc)[kRows][kTokens], int first_row, float* lanes) {
+  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+      store_acc(lanes_of(lanes, t.value, first_row + r.value), acc[r.value][t.value]);
     });
   });
 }
@@ -120,35 +148,27 @@ MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const 
   }
 }
 
-template <int kRows, int kTokens>
-MXFP4MOE_INLINE void clear(Acc (&acc)[kRows][kTokens]) {
-  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { acc[r.value][t.value] = zero_acc(); });
-  });
-}
-
 template <class Decoder, int kRows, int kTokens>
 MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, const TokenRows& tokens, float* lanes) {
   static_assert(kRows % 4 == 0, "a quad holds four rows");
   Acc acc[kRows][kTokens];
   if constexpr (kHasSumScales<Decoder>) {
+    Acc total[kRows][kTokens];
+    clear(total);
     Segments segments(panel);
     for (int64_t kb = 0; kb < panel.k_blocks;) {
       const int64_t end = segments.end(kb);
       clear(acc);
       direct_blocks<Decoder>(panel, first_row, tokens, kb, end, acc);
-      add_segment<Decoder>(acc, segments, first_row, kb == 0, lanes);
+      add_segment<Decoder>(acc, segments, first_row, total);
       segments.next(end);
       kb = end;
     }
+    store_lanes(total, first_row, lanes);
   } else {
     clear(acc);
     direct_blocks<Decoder>(panel, first_row, tokens, 0, panel.k_blocks, acc);
-    unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-        store_acc(lanes_of(lanes, t.value, first_row + r.value), acc[r.value][t.value]);
-      });
-    });
+    store_lanes(acc, first_row, lanes);
   }
 }
 
@@ -226,31 +246,26 @@ MXFP4MOE_INLINE void slab_blocks(const SlabRows& slab, const TokenRows& tokens, 
 
 template <class Decoder, int kTokens>
 inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float* lanes) {
-  Acc acc[kSlabRows][kTokens];
+  Acc acc[kSlabRows][kTokens], sum[kSlabRows][kTokens];
+  if (slab.begin == 0) {
+    clear(sum);
+  } else {
+    load_lanes(lanes, slab.first_row, sum);
+  }
   if constexpr (kHasSumScales<Decoder>) {
     Segments segments = *slab.segments;
     for (int64_t kb = slab.begin; kb < slab.end;) {
       const int64_t end = segments.end(kb);
       clear(acc);
       slab_blocks<Decoder>(slab, tokens, kb, end, acc);
-      add_segment<Decoder>(acc, segments, slab.first_row, kb == 0, lanes);
+      add_segment<Decoder>(acc, segments, slab.first_row, sum);
       segments.next(end);
       kb = end;
     }
   } else {
-    unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-        const float* sum = lanes_of(lanes, t.value, slab.first_row + r.value);
-        acc[r.value][t.value] = slab.begin == 0 ? zero_acc() : load_acc(sum);
-      });
-    });
-    slab_blocks<Decoder>(slab, tokens, slab.begin, slab.end, acc);
-    unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-        store_acc(lanes_of(lanes, t.value, slab.first_row + r.value), acc[r.value][t.value]);
-      });
-    });
+    slab_blocks<Decoder>(slab, tokens, slab.begin, slab.end, sum);
   }
+  store_lanes(sum, slab.first_row, lanes);
 }
 
 // The end of the slab that begins at `begin`: whole segments, or an even share of what is left.
@@ -300,7 +315,7 @@ constexpr bool has_ordinary(long) {
 
 template <class Decoder>
 inline void panel_sums_by(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
-  if (tokens.count <= kDirectLimit) {
+  if (tokens.count <= direct_limit(Decoder::kFormat)) {
     for_token_tiles<kDirectTokens>(tokens.count, [&](auto size, int64_t t) {
       direct_tile<Decoder, size.value>(panel, {tokens.x + t * tokens.stride, tokens.stride, size.value}, lanes);
       for (int i = 0; i < size.value; ++i) store(sums + (t + i) * kPanelRows, sum_lanes(lanes_of(lanes, i, 0)));

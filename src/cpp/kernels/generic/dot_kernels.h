@@ -35,8 +35,8 @@ inline int64_t carve_scratch(uint8_t* base, int64_t num_tokens, int64_t k, Scrat
     return p;
   };
   uint8_t* tokens = take(kWidens ? num_tokens * padded_k(k) * static_cast<int64_t>(sizeof(Element)) : 0);
-  uint8_t* slab = take(num_tokens <= kDirectLimit ? 0 : kSlabBytes);
-  uint8_t* lanes = take((num_tokens <= kDirectLimit ? kDirectTokens : num_tokens) * kPanelRows * kLanes * 4);
+  uint8_t* slab = take(kSlabBytes);
+  uint8_t* lanes = take((num_tokens < kDirectTokens ? kDirectTokens : num_tokens) * kPanelRows * kLanes * 4);
   uint8_t* gate = take(num_tokens * kPanelRows * 4);
   uint8_t* up = take(num_tokens * kPanelRows * 4);
   if (base != nullptr) {

@@ -12,7 +12,7 @@ using Acc = Vec;
 constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 
 constexpr int kDirectTokens = 1;
-constexpr int64_t kDirectLimit = 1;
+constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens; }
 constexpr int direct_rows(int) { return 4; }
 constexpr int kSlabRows = 2, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 16 << 10;
