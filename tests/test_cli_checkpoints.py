@@ -277,3 +277,21 @@ def test_wrong_layer_and_output_of_run(
     with pytest.raises(SystemExit) as exit_info:
         main(["run", "--checkpoint", str(model)])
     assert exit_info.value.code == 2
+
+
+def test_gguf_files(tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf", reason="the gguf package, which writes the file, is not installed")
+    from test_gguf import mixtral, write
+
+    path = write(tmp_path / "model.gguf", *mixtral()[:3])
+    assert main(["inspect", str(path), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["layers"]
+    assert (row["format"], row["layer"]) == ("mxfp4", 0)
+    assert main(["pack", str(path), str(tmp_path / "packed")]) == 0
+    layer = mx.MoELayer.from_checkpoint(path)
+    x = rng.standard_normal((3, layer.hidden_size), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    for checkpoint in (path, tmp_path / "packed"):
+        files = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "y.npy")]
+        assert main(["run", "--checkpoint", str(checkpoint), *files]) == 0
+        assert np.array_equal(np.load(tmp_path / "y.npy"), layer(x))
