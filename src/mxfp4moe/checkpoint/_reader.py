@@ -95,7 +95,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         arguments = dict(rule.arguments)
         for argument, (name, dtypes, shape) in rule.tensors.items():
             array = self._folder.tensor(f"{block}.{name}", dtypes, shape)
-            arguments[argument] = array if array.dtype.kind in "iu" else array.astype(np.float32)
+            # As the routing functions compute with them, which saves a conversion with each call.
+            arguments[argument] = array.astype(
+                np.int64 if array.dtype.kind in "iu" else np.float32, copy=False
+            )
         table = arguments.get("tid2eid")
         if table is not None and table.size and not 0 <= table.min() <= table.max() < self.num_experts:
             place = f"{self.path}: tensor {block}.{rule.tensors['tid2eid'].name}"
