@@ -1,5 +1,6 @@
 # Builds bench/panel_cycles.cpp for each kernel table, or for those that are named, into build/.
-# The flags are those of src/cpp/CMakeLists.txt. Run it from the root of the repository; CXX is the compiler.
+# The flags are those of src/cpp/CMakeLists.txt. Run it from the root of the repository; CXX is the compiler, CXXFLAGS
+# are added: with -fsyntax-only it checks that all compile, in a few seconds.
 set -euo pipefail
 
 avx2="-mavx2 -mfma -mf16c"
@@ -26,6 +27,6 @@ mkdir -p build
 for table; do
   echo "build/panel_cycles_$table"
   # shellcheck disable=SC2086
-  "${CXX:-g++}" -std=c++17 -O3 -fno-math-errno -ffp-contract=off -Isrc/cpp ${flags[$table]} \
+  "${CXX:-g++}" -std=c++17 -O3 -fno-math-errno -ffp-contract=off -Isrc/cpp ${flags[$table]} ${CXXFLAGS:-} \
     -DKERNELS="\"kernels/${sources[$table]}\"" bench/panel_cycles.cpp -o "build/panel_cycles_$table"
 done

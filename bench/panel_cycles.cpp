@@ -1,4 +1,4 @@
-// Cycles of the inner loop: one panel (tiles: two) of MXFP4 weights by m tokens, all operands in L1.
+// Cycles of the inner loop: one panel (tiles: two) of weights of each format by m tokens, all operands in L1.
 //
 // What the memory and the caches take away from a call shows beside this: a call cannot be faster than its panels
 // are here. Two lengths of K are timed; their difference gives the cycles of a K-block, what is left is what a panel
@@ -9,7 +9,7 @@
 //   g++ -std=c++17 -O3 -fno-math-errno -ffp-contract=off -Isrc/cpp -mavx2 -mfma -mf16c
 //     -DKERNELS='"kernels/avx2/kernels_avx2.cpp"' bench/panel_cycles.cpp -o build/panel_cycles_avx2
 //
-// with -DTILES for tables of tile kernels. Run: build/panel_cycles_avx2 [tokens...]
+// with -DTILES for tables of tile kernels. Run: build/panel_cycles_avx2 [formats and tokens...]
 #include KERNELS
 
 #include <time.h>
@@ -39,31 +39,64 @@ uint8_t* allocate(int64_t bytes) {
   return p;
 }
 
+// Float32 scales are those of blocks of 128 rows and columns.
+constexpr int64_t kRangeBlocks = 4;
+
 // Two panels more than are multiplied: kernels prefetch the next ones.
+constexpr int64_t kAllBlocks = 4 * kMaxBlocks;
+constexpr int64_t kMaxWeightBytes = block_layout(WeightFormat::kBf16).weight_bytes;
+constexpr int64_t kMaxScaleBytes = block_layout(WeightFormat::kNvfp4).scale_bytes;
+
 struct Operands {
-  uint8_t* weights = allocate(4 * kMaxBlocks * kMxfp4BlockBytes);
-  uint8_t* scales = allocate(4 * kMaxBlocks * kScaleBlockBytes);
+  uint8_t* weights = allocate(kAllBlocks * kMaxWeightBytes);
+  uint8_t* scales = allocate(kAllBlocks * kMaxScaleBytes);
+  float* sum_scales = reinterpret_cast<float*>(allocate(kAllBlocks * 4));
   uint8_t* tokens = allocate(kMaxTokens * kTokenStride * 4);
   uint8_t* slab = allocate(64 << 10);
   float* lanes = reinterpret_cast<float*>(allocate(kMaxTokens * kPanelRows * 16 * 4));
   float* sums = reinterpret_cast<float*>(allocate(kMaxTokens * kPanelRows * 16 * 4));
 
   Operands() {
-    for (int64_t i = 0; i < 4 * kMaxBlocks * kMxfp4BlockBytes; ++i) weights[i] = static_cast<uint8_t>(std::rand());
-    std::memset(scales, 120, static_cast<size_t>(4 * kMaxBlocks * kScaleBlockBytes));
+    // Of every format an ordinary value: no infinity, NaN or subnormal slows a loop down.
+    for (int64_t i = 0; i < kAllBlocks * kMaxWeightBytes; ++i) {
+      weights[i] = static_cast<uint8_t>((std::rand() & 0x87) | 0x38);
+    }
+    std::memset(scales, 120, static_cast<size_t>(kAllBlocks * kMaxScaleBytes));
+    for (int64_t i = 0; i < kAllBlocks; ++i) sum_scales[i] = 1;
   }
 };
+
+template <class Decoder>
+constexpr bool kHasRanges = Decoder::kFormat == WeightFormat::kFp8Block;
+template <class Decoder>
+constexpr int64_t kBlockBytes = kWeightBytes<Decoder> + kScaleBytes<Decoder>;
+
+template <class Decoder>
+PackedMatrix matrix_of(const Operands& operands, int64_t k_blocks) {
+  PackedMatrix m{};
+  m.num_panels = 4;
+  m.k_blocks = k_blocks;
+  m.range_blocks = kHasRanges<Decoder> ? kRangeBlocks : k_blocks;
+  m.num_ranges = ceil_div(k_blocks, m.range_blocks);
+  m.scale_rows = 1;
+  m.weights = operands.weights;
+  m.scales = operands.scales;
+  m.sum_scales = operands.sum_scales;
+  return m;
+}
 
 #if defined(TILES)
 constexpr int kPanels = 2;
 
-int64_t bytes_of_block(int64_t num_tokens) {
-  const bool slab = num_tokens > 2 * kTileTokens;
-  return kPanels * (kMxfp4BlockBytes + kScaleBlockBytes) + padded_tokens(num_tokens) * kBlockK * 2 +
+template <class Decoder>
+int64_t operand_bytes_of_block(int64_t num_tokens) {
+  const bool slab = num_tokens > 2 * kTileTokens && !kIsTile<Decoder>;
+  return kPanels * kBlockBytes<Decoder> + padded_tokens(num_tokens) * kBlockK * 2 +
          (slab ? kPanels * kTileElements * 2 : 0);
 }
 
 // Configures the tiles for the tokens, and computes panels while it lives.
+template <class Decoder>
 class Loop {
  public:
   Loop(const Operands& operands, int64_t num_tokens) : operands_(operands), num_tokens_(num_tokens) {
@@ -72,9 +105,8 @@ class Loop {
   ~Loop() { tile_release(); }
 
   void run(int64_t k_blocks) const {
-    const MatrixView matrix{operands_.weights, operands_.scales, k_blocks};
-    pair_sums<Mxfp4>(panel_pair(matrix, 0, 1), blocks(k_blocks * kBlockK), reinterpret_cast<uint16_t*>(operands_.slab),
-                     operands_.sums);
+    pair_sums<Decoder>(panel_pair<Decoder>(matrix_of<Decoder>(operands_, k_blocks), 0, 1), blocks(k_blocks * kBlockK),
+                       reinterpret_cast<uint16_t*>(operands_.slab), operands_.sums);
   }
 
  private:
@@ -86,19 +118,21 @@ class Loop {
 #else
 constexpr int kPanels = 1;
 
-int64_t bytes_of_block(int64_t num_tokens) {
+template <class Decoder>
+int64_t operand_bytes_of_block(int64_t num_tokens) {
   const int64_t elements = num_tokens + (num_tokens > kDirectLimit ? kPanelRows : 0);
-  return kMxfp4BlockBytes + kScaleBlockBytes + elements * kBlockK * static_cast<int64_t>(sizeof(Element));
+  return kBlockBytes<Decoder> + elements * kBlockK * static_cast<int64_t>(sizeof(Element));
 }
 
+template <class Decoder>
 class Loop {
  public:
   Loop(const Operands& operands, int64_t num_tokens) : operands_(operands), num_tokens_(num_tokens) {}
 
   void run(int64_t k_blocks) const {
     const TokenRows tokens{reinterpret_cast<const Element*>(operands_.tokens), kTokenStride, num_tokens_};
-    panel_sums<Mxfp4>(panel_of({operands_.weights, operands_.scales, k_blocks}, 0), tokens,
-                      reinterpret_cast<Element*>(operands_.slab), operands_.lanes, operands_.sums);
+    panel_sums<Decoder>(panel_of<Decoder>(matrix_of<Decoder>(operands_, k_blocks), 0), tokens,
+                        reinterpret_cast<Element*>(operands_.slab), operands_.lanes, operands_.sums);
   }
 
  private:
@@ -146,10 +180,15 @@ double cycles_per_second() {
   return kAdditions / seconds;
 }
 
+constexpr const char* kNames[kNumWeightFormats] = {"mxfp4", "nvfp4", "mxfp8-e4m3", "mxfp8-e5m2", "fp8_block", "bf16"};
+
+template <class Decoder>
 void measure(const Operands& operands, int64_t num_tokens) {
-  const int64_t fit = kOperandBytes / bytes_of_block(num_tokens) / 2 * 2;
-  const int64_t k_blocks = fit < 4 ? 4 : fit > kMaxBlocks ? kMaxBlocks : fit;
-  const Loop loop(operands, num_tokens);
+  // Half of K is timed as well, and holds whole ranges.
+  constexpr int64_t unit = 2 * (kHasRanges<Decoder> ? kRangeBlocks : 2);
+  const int64_t fit = kOperandBytes / operand_bytes_of_block<Decoder>(num_tokens) / unit * unit;
+  const int64_t k_blocks = fit < unit ? unit : fit > kMaxBlocks ? kMaxBlocks : fit;
+  const Loop<Decoder> loop(operands, num_tokens);
   double clock = 0, whole = 1, half = 1;
   for (int round = 0; round < 3; ++round) {  // in turns, so that all three see the machine at its best
     const double rate = cycles_per_second();
@@ -160,10 +199,52 @@ void measure(const Operands& operands, int64_t num_tokens) {
   }
   const double block = (whole - half) * clock / static_cast<double>(k_blocks - k_blocks / 2) / kPanels;
   const double panel = whole * clock / kPanels - block * static_cast<double>(k_blocks);
-  std::printf("%6d %8d %12.1f %12.2f %12.1f %11.2f %8.2f\n", static_cast<int>(num_tokens), static_cast<int>(k_blocks),
-              block, block / static_cast<double>(num_tokens), panel, (kMxfp4BlockBytes + kScaleBlockBytes) / block,
-              clock / 1e9);
+  std::printf("%-10s %6d %8d %12.1f %12.2f %12.1f %11.2f %8.2f\n", kNames[static_cast<int>(Decoder::kFormat)],
+              static_cast<int>(num_tokens), static_cast<int>(k_blocks), block, block / static_cast<double>(num_tokens),
+              panel, kBlockBytes<Decoder> / block, clock / 1e9);
 }
+
+using Measure = void (*)(const Operands&, int64_t);
+
+struct MeasureFormat {
+  Measure measure;
+  Measure again;  // the macro makes pairs
+};
+
+constexpr MeasureFormat kMeasure[kNumWeightFormats] = MXFP4MOE_ALL_FORMATS(measure, measure);
+
+int format_named(const char* text) {
+  for (int i = 0; i < kNumWeightFormats; ++i) {
+    if (std::strcmp(text, kNames[i]) == 0) return i;
+  }
+  return -1;
+}
+
+// Names of formats and numbers of tokens, in any order; none of either kind: all.
+struct Choice {
+  bool formats[kNumWeightFormats] = {};
+  bool tokens[kMaxTokens + 1] = {};
+
+  // The argument that is neither, or null.
+  const char* read(int count, char** arguments) {
+    bool any_format = false, any_tokens = false;
+    for (int i = 0; i < count; ++i) {
+      const int format = format_named(arguments[i]);
+      char* end;
+      const long m = std::strtol(arguments[i], &end, 10);
+      if (format >= 0) {
+        formats[format] = any_format = true;
+      } else if (*end == 0 && 1 <= m && m <= kMaxTokens) {
+        tokens[m] = any_tokens = true;
+      } else {
+        return arguments[i];
+      }
+    }
+    for (bool& chosen : formats) chosen |= !any_format;
+    for (int m : {1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128}) tokens[m] |= !any_tokens;
+    return nullptr;
+  }
+};
 
 }  // namespace
 }  // namespace mxfp4moe
@@ -176,18 +257,19 @@ int main(int argc, char** argv) {
     return 1;
   }
 #endif
-  const Operands operands;
-  std::printf("tokens K-blocks cycles/block    per token cycles/panel bytes/cycle      GHz\n");
-  if (argc == 1) {
-    for (int m : {1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128}) measure(operands, m);
+  Choice choice;
+  if (const char* wrong = choice.read(argc - 1, argv + 1)) {
+    std::printf("expected tokens from 1 to %d or a format, got %s\nformats:", static_cast<int>(kMaxTokens), wrong);
+    for (const char* name : kNames) std::printf(" %s", name);
+    std::puts("");
+    return 1;
   }
-  for (int i = 1; i < argc; ++i) {
-    const long m = std::strtol(argv[i], nullptr, 10);
-    if (m < 1 || m > kMaxTokens) {
-      std::printf("tokens: expected a number from 1 to %d, got %s\n", static_cast<int>(kMaxTokens), argv[i]);
-      return 1;
+  const Operands operands;
+  std::puts("format     tokens K-blocks cycles/block    per token cycles/panel bytes/cycle      GHz");
+  for (int format = 0; format < kNumWeightFormats; ++format) {
+    for (int64_t m = 1; choice.formats[format] && m <= kMaxTokens; ++m) {
+      if (choice.tokens[m]) kMeasure[format].measure(operands, m);
     }
-    measure(operands, m);
   }
   return 0;
 }

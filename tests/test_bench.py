@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -262,13 +263,26 @@ def test_module_command() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_inner_loop_builds_and_runs() -> None:
     root = Path(__file__).parent.parent
-    subprocess.run(["bash", "bench/build.sh", "portable"], cwd=root, check=True, capture_output=True)
-    command = [root / "build" / "panel_cycles_portable"]
-    done = subprocess.run([*command, "1", "3"], capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["tokens", "1", "3"]
-    failed = subprocess.run([*command, "0"], capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert "tokens: expected a number from 1 to 128, got 0" in failed.stdout
+    unoptimized = {**os.environ, "CXXFLAGS": "-O0"}  # builds in a fraction of the time
+    subprocess.run(
+        ["bash", "bench/build.sh", "portable"], cwd=root, check=True, capture_output=True, env=unoptimized
+    )
+    program = str(root / "build" / "panel_cycles_portable")
+
+    def lines(*arguments: str) -> list[list[str]]:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)
+        return [line.split() for line in done.stdout.splitlines()]
+
+    header, *rows = lines("1")
+    assert header[:2] == ["format", "tokens"]
+    # As they are numbered in the packed layout.
+    names = ["mxfp4", "nvfp4", "mxfp8-e4m3", "mxfp8-e5m2", "fp8_block", "bf16"]
+    assert [row[:2] for row in rows] == [[name, "1"] for name in names]
+    assert [row[:2] for row in lines("3", "nvfp4", "40")[1:]] == [["nvfp4", "3"], ["nvfp4", "40"]]
+    for wrong in ("0", "129", "1x", "fp4"):
+        failed = subprocess.run([program, wrong], capture_output=True, text=True, check=False)
+        assert failed.returncode == 1
+        assert f"expected tokens from 1 to 128 or a format, got {wrong}\n" in failed.stdout
 
 
 # ---- problems ----
