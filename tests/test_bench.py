@@ -92,6 +92,7 @@ def test_json_has_every_figure(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         {"name": "numpy", "isa": None, "kernels": None},
     ]
     assert result["wanted_experts"] == 6
+    assert result["expert_bytes"] == 3 * 96 * 64 * 17 / 32
     assert result["read_bytes_per_s"] >= result["median_read_bytes_per_s"] > 0
     assert result["peak_flop_per_s"][isa] >= result["median_peak_flop_per_s"][isa] > 0
     assert set(result["fma_peak_flop_per_s"]) == {isa} & {"avx2", "avx512"}
@@ -222,7 +223,7 @@ def test_wrong_usage_is_status_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hidden-size", "65"], "hidden_size: expected a multiple of 32, got 65"),
+        (["--hidden-size", "65"], "hidden_size: expected a multiple of 32 in mxfp4, got 65"),
         (["--num-experts", "1"], "top_k: expected at most num_experts = 1, got 2"),
         (["--threads", "1025"], "num_threads: expected an integer in [1, 1024], got 1025"),
         (["--json", "/nowhere/a.json"], "/nowhere/a.json: expected a file in a folder that exists"),
@@ -249,7 +250,10 @@ def test_wrong_results_are_reported(
     compute = contenders.fused_experts
     monkeypatch.setattr(contenders, "fused_experts", lambda *args, **options: 1.1 * compute(*args, **options))
     assert main([*TINY, "--tokens", "1", "--peers", "numpy"]) == 1
-    message = r"error: numpy, 1 tokens: relative L2 difference 9\.\de-02 from \w+, expected at most 0.05"
+    message = (
+        r"error: custom, mxfp4, numpy, 1 tokens: relative L2 difference 9\.\de-02 from \w+, "
+        r"expected at most 0\.05"
+    )
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -351,14 +355,16 @@ def test_fewer_experts_where_memory_is_short(
     assert 4 <= cut.num_experts < 32
     assert 2 * cut.num_experts * shape.expert_bytes < 1_500_000_000
     assert memory.fit(shape, 4, 1_500_000_000).num_experts < cut.num_experts
-    with pytest.raises(ValueError, match=r"memory: expected room for 4 experts of gpt-oss-20b, got 0\.7 GB"):
+    with pytest.raises(
+        ValueError, match=r"memory: expected room for 4 experts of gpt-oss-20b, mxfp4, got 0\.7 GB"
+    ):
         memory.fit(shape, 2, 7 * 10**8)
     assert memory.available_memory() > 0
     assert memory.last_cache_bytes() > 0
 
     monkeypatch.setattr(memory, "fit", lambda *args: TINY_SHAPE)
     assert main([*TINY, "--num-experts", "9", "--tokens", "1"]) == 0
-    assert "tiny: 6 experts instead of 9" in capsys.readouterr().err
+    assert "custom, mxfp4: 6 experts instead of 9" in capsys.readouterr().err
 
 
 # ---- contenders ----
@@ -424,7 +430,7 @@ def test_contenders_take_turns_until_their_time_is_up(rng: np.random.Generator) 
     arrays = problem.random_arrays(TINY_SHAPE, rng)
     experts = problem.pack(TINY_SHAPE, arrays)
     machine = measure.Machine([contenders.Ours("portable", TINY_SHAPE, experts, 1)], experts, 1)
-    stopwatch = measure.Stopwatch(TINY_SHAPE, experts, machine)
+    stopwatch = measure.Stopwatch(TINY_SHAPE, machine)
     advanced: list[float] = []
     cell = measure.Cell(3, [Recorder("A"), Recorder("B")], 1e-9)
     router = problem.Router(TINY_SHAPE, "uniform", rng)
@@ -437,7 +443,7 @@ def test_contenders_take_turns_until_their_time_is_up(rng: np.random.Generator) 
     assert len(machine.bandwidths) == len(machine.peaks["portable"]) == 2 * measure.MIN_CALLS
     assert sum(advanced) == pytest.approx(1)
     distinct = len(set(re.findall(r"\d+", order[2])))
-    assert series[0].calls[0].nbytes == pytest.approx(experts.nbytes * distinct / 6)
+    assert series[0].calls[0].nbytes == TINY_SHAPE.expert_bytes * distinct
 
 
 def test_ratio_is_over_the_rounds_that_both_did(rng: np.random.Generator) -> None:

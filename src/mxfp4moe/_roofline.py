@@ -16,10 +16,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mxfp4moe import _core, config
+from mxfp4moe.formats import FORMATS
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.packing import PackedExperts
 
 _PEAK_SECONDS = 3e-3  # of one measurement of the peak
+
+
+def expert_bytes(
+    format: str,
+    hidden_size: int,
+    intermediate_size: int,
+    block_shape: tuple[int | None, int | None] | None = None,
+) -> int:
+    """Bytes of one expert, as the roofline counts them: weights and all scales as they are in a checkpoint.
+
+    Padding of the packed layout does not count, nor do biases.
+    """
+    spec = FORMATS[format]
+    gate_or_up = spec.nbytes(intermediate_size, hidden_size, block_shape)
+    return 2 * gate_or_up + spec.nbytes(hidden_size, intermediate_size, block_shape)
 
 
 class Speed(NamedTuple):
@@ -122,6 +138,9 @@ def best_speed(speeds: list[Speed]) -> Speed:
 def measure(layer: MoELayer, roofline: Roofline, batches: list[np.ndarray[Any, Any]]) -> Run:
     """Call `layer` once for each batch of hidden states, each time after a sample of the roofline."""
     layer(batches[0], num_threads=roofline.num_threads)  # wakes threads, touches the workspace
+    experts = layer.experts
+    sizes = layer.hidden_size, layer.intermediate_size
+    bytes_of_expert = expert_bytes(experts.format, *sizes, experts.block_shape)
     run = Run(batches, [], [], [])
     for hidden_states in batches:
         run.speeds.append(roofline.sample())
@@ -129,7 +148,12 @@ def measure(layer: MoELayer, roofline: Roofline, batches: list[np.ndarray[Any, A
         run.results.append(layer(hidden_states, num_threads=roofline.num_threads))
         seconds = perf_counter() - begin
         num_distinct = np.unique(layer.route(hidden_states)[1]).size
-        nbytes = layer.experts.nbytes * num_distinct / layer.num_experts
         slots = len(hidden_states) * layer.top_k
-        run.calls.append(Call(seconds, nbytes, 2.0 * slots * 3 * layer.hidden_size * layer.intermediate_size))
+        run.calls.append(
+            Call(
+                seconds,
+                num_distinct * bytes_of_expert,
+                2.0 * slots * 3 * layer.hidden_size * layer.intermediate_size,
+            )
+        )
     return run

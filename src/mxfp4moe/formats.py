@@ -66,6 +66,18 @@ class WeightFormat:
         """The number of weights of a row of that shape."""
         return int(np.prod(row_shape, dtype=np.int64)) * (2 if self.element_bits == 4 else 1)
 
+    def nbytes(self, rows: int, k: int, block_shape: tuple[int | None, int | None] | None = None) -> int:
+        """Bytes of the weights and scales of `rows` rows of `k` weights in a checkpoint.
+
+        Those of a bf16 matrix after rounding to bfloat16.
+        """
+        bits = rows * k * (self.element_bits or 8 * BFLOAT16.itemsize)
+        scales = rows * k // self.scale_block if self.scale_block else 0
+        if self.has_block_shape:
+            block_rows, block_k = block_shape or (None, None)
+            scales += 4 * -(-rows // (block_rows or rows)) * -(-k // (block_k or k))
+        return bits // 8 + scales + (4 if self.has_tensor_scale else 0)
+
 
 FORMATS: dict[str, WeightFormat] = {
     f.name: f

@@ -105,13 +105,21 @@ def _shards(shape: GptOssShape) -> list[dict[str, Spec]]:
     ]
 
 
-def middle_scale(num_columns: int) -> int:
+def weight_rms(num_columns: int) -> float:
+    """Root mean square of random weights that give sums of order 1.
+
+    1.6 takes the sums into the curved part of the activation and now and then to its clamp.
+    """
+    return 1.6 / math.sqrt(num_columns)
+
+
+def middle_scale(num_columns: int, code_rms: float = 2.93) -> int:
     """The scale byte around which random codes give sums of order 1.
 
-    The root mean square of a random code is 2.93, that of scales of one power of two less, none and one more
-    is 1.32; 1.6 takes the sums into the curved part of the activation and now and then to its clamp.
+    The root mean square of a random E2M1 code is 2.93, that of scales of one power of two less, none and one
+    more is 1.32.
     """
-    return 127 + round(math.log2(1.6 / (2.93 * 1.32 * math.sqrt(num_columns))))
+    return 127 + round(math.log2(weight_rms(num_columns) / (1.32 * code_rms)))
 
 
 def _config(shape: GptOssShape) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import flag, integer
@@ -37,10 +37,18 @@ def add_parser(subparsers: Any) -> None:
         type=_names,
         default=["G"],
         metavar="NAME,...",
-        help="of the layer: G (gpt-oss-20b), Q (qwen3-30b), gpt-oss-120b, deepseek-v4-flash, mixtral (G)",
+        help="of the layer: G (gpt-oss-20b), Q (qwen3-30b), F (qwen3-30b-fp8: Q in fp8_block), gpt-oss-120b, "
+        "deepseek-v4-flash, mixtral (G)",
+    )
+    parser.add_argument(
+        "--format",
+        type=_names,
+        metavar="NAME,...",
+        help="of the weights, or all: mxfp4, mxfp8 (e4m3), nvfp4, fp8_block (128 x 128), bf16 (the shape's)",
     )
     for size in _SIZES:
-        parser.add_argument(flag(size), type=integer(1), metavar="N", help="instead of the shape's")
+        flags = [flag(size), "--experts"] if size == "num_experts" else [flag(size)]
+        parser.add_argument(*flags, type=integer(1), metavar="N", help="instead of the shape's")
     parser.add_argument(
         "--tokens", type=_numbers, default=_TOKENS, metavar="N,...", help="of a call (1,4,16,64,256,1024)"
     )
@@ -82,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
     text = sys.stderr if args.json == "-" else sys.stdout
     print(f"mxfp4moe {__version__}, {num_threads} threads, {args.routing} routing", file=text, flush=True)
     results = []
-    for shape in shapes:
-        result = _measure(args, shape, isas, peers, num_threads)
+    for plan in [_plan(shape, peers) for shape in shapes]:
+        result = _measure(args, plan, isas, num_threads)
         print(f"\n{report.format_table(result)}", file=text, flush=True)
         results.append(result)
     print(f"\n{report.LEGEND}", file=text)
@@ -106,38 +114,55 @@ def run(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _measure(
-    args: argparse.Namespace, shape: Shape, isas: list[str], peers: list[type[Peer]], num_threads: int
-) -> Result:
-    """Build the layer of one shape, time all numbers of tokens, and drop it again."""
-    import numpy as np
+class _Plan(NamedTuple):
+    """What is measured: a shape that fits into the memory, and the peers that know its format."""
 
-    from mxfp4moe.cli._bench import memory, problem, report
-    from mxfp4moe.cli._bench.contenders import Contender, Ours
-    from mxfp4moe.cli._bench.measure import Cell, Machine, Stopwatch
+    shape: Shape
+    wanted_experts: int
+    peers: list[type[Peer]]
+    nbytes: int  # of all copies of the weights
 
-    wanted = shape.num_experts
+
+def _plan(shape: Shape, peers: list[type[Peer]]) -> _Plan:
+    from mxfp4moe.cli._bench import memory
+
+    for peer in peers:
+        if shape.format not in peer.formats:
+            print(f"{shape.title}: left out: {peer.name}, which does not know the format", file=sys.stderr)
+    peers = [peer for peer in peers if shape.format in peer.formats]
     copies = 2 + sum(peer.copies for peer in peers)  # the checkpoint's arrays and the packed ones
     available = memory.available_memory()
-    shape = memory.fit(shape, copies, available)
-    if shape.num_experts < wanted:
+    fitting = memory.fit(shape, copies, available)
+    if fitting.num_experts < shape.num_experts:
         print(
-            f"{shape.name}: {shape.num_experts} experts instead of {wanted}, "
+            f"{shape.title}: {fitting.num_experts} experts instead of {shape.num_experts}, "
             f"for {available / 1e9:.1f} GB of memory are available",
             file=sys.stderr,
         )
-    gigabytes = copies * shape.num_experts * shape.expert_bytes / 1e9
-    print(f"preparing {shape.name}: {gigabytes:.1f} GB", file=sys.stderr, flush=True)
+    nbytes = int(copies * fitting.num_experts * fitting.expert_bytes)
+    return _Plan(fitting, shape.num_experts, peers, nbytes)
+
+
+def _measure(args: argparse.Namespace, plan: _Plan, isas: list[str], num_threads: int) -> Result:
+    """Build the layer of one shape, time all numbers of tokens, and drop it again."""
+    import numpy as np
+
+    from mxfp4moe.cli._bench import problem, report
+    from mxfp4moe.cli._bench.contenders import Contender, Ours
+    from mxfp4moe.cli._bench.measure import Cell, Machine, Stopwatch
+
+    shape = plan.shape
+    print(f"preparing {shape.title}: {plan.nbytes / 1e9:.1f} GB", file=sys.stderr, flush=True)
     arrays = problem.random_arrays(shape, np.random.default_rng(args.seed))
     experts = problem.pack(shape, arrays)
     ours = [Ours(isa, shape, experts, num_threads) for isa in isas]
-    others = [peer(shape, arrays, num_threads) for peer in peers]
+    others = [peer(shape, arrays, num_threads) for peer in plan.peers]
     del arrays  # the peers keep them, if there are any
     contenders: list[Contender] = [*ours, *others]
     machine = Machine(ours, experts, num_threads)
-    stopwatch = Stopwatch(shape, experts, machine)
+    stopwatch = Stopwatch(shape, machine)
     progress = ProgressBar(
-        f"measuring {shape.name}", len(args.tokens), f"{len(args.tokens)} numbers of tokens"
+        f"measuring {shape.title}", len(args.tokens), f"{len(args.tokens)} numbers of tokens"
     )
     series = []
     for num_tokens in args.tokens:
@@ -147,7 +172,7 @@ def _measure(
         series += stopwatch.measure(cell, router, progress.advance)
     result = report.summarize(shape, machine, series)
     result["contenders"] = [report.describe_contender(contender) for contender in contenders]
-    result["wanted_experts"] = wanted
+    result["wanted_experts"] = plan.wanted_experts
     return result
 
 
@@ -180,11 +205,18 @@ _seconds.__name__ = "number"
 
 def _shapes(args: argparse.Namespace) -> list[Shape]:
     from mxfp4moe.cli._bench.problem import SHAPES
+    from mxfp4moe.formats import FORMATS
 
     _check_names(args, "shape", args.shape, SHAPES)
+    formats = [] if args.format is None else list(FORMATS) if args.format == ["all"] else args.format
+    _check_names(args, "format", formats, FORMATS)
     sizes = {size: getattr(args, size) for size in _SIZES if getattr(args, size) is not None}
-    shapes = [SHAPES[name] for name in args.shape]
-    return [replace(shape, name="custom" if sizes else shape.name, **sizes) for shape in shapes]
+    shapes = []
+    for shape in (SHAPES[name] for name in args.shape):
+        # A layer with fewer experts is still that model's.
+        name = "custom" if sizes.keys() - {"num_experts"} else shape.name
+        shapes += [replace(shape, name=name, format=f, **sizes) for f in formats or [shape.format]]
+    return shapes
 
 
 def _isas(args: argparse.Namespace) -> list[str]:

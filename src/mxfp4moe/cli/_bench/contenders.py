@@ -34,6 +34,7 @@ class Contender(Protocol):
 class Peer(Contender, Protocol):
     """Another implementation, built from the checkpoint's arrays."""
 
+    formats: tuple[str, ...]  # that it computes
     copies: float  # of the weights, that it holds itself
 
     def __init__(self, shape: Shape, arrays: ExpertArrays, num_threads: int) -> None: ...

@@ -87,9 +87,8 @@ class Cell:
 class Stopwatch:
     """Times calls of one layer beside samples of the machine."""
 
-    def __init__(self, shape: Shape, experts: PackedExperts, machine: Machine) -> None:
+    def __init__(self, shape: Shape, machine: Machine) -> None:
         self._shape, self._machine = shape, machine
-        self._expert_bytes = experts.nbytes / experts.num_experts
 
     def measure(self, cell: Cell, router: Router, advance: Callable[[float], None]) -> list[Series]:
         """Time the contenders in alternation; `advance` is told the share of the cell that has been done."""
@@ -116,7 +115,7 @@ class Stopwatch:
         begin = perf_counter()
         call()
         end = perf_counter()
-        nbytes = self._expert_bytes * np.unique(batch.topk_ids).size
+        nbytes = self._shape.expert_bytes * np.unique(batch.topk_ids).size
         series.calls.append(Call(end - begin, nbytes, self._shape.flops(series.num_tokens)))
         series.seconds += end - before
 

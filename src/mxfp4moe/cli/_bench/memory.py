@@ -47,7 +47,7 @@ def fit(shape: Shape, copies: float, available: int) -> Shape:
     num_experts = min(shape.num_experts, int(room // (copies * shape.expert_bytes)))
     if num_experts < shape.top_k:
         raise ValueError(
-            f"memory: expected room for {shape.top_k} experts of {shape.name}, "
+            f"memory: expected room for {shape.top_k} experts of {shape.title}, "
             f"got {available / 1e9:.1f} GB, enough for {max(0, num_experts)}"
         )
     return replace(shape, num_experts=num_experts)

@@ -8,20 +8,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from mxfp4moe.cli._bench.problem import Batch, Shape
+from mxfp4moe.formats import FORMATS
 from mxfp4moe.reference import E2M1_VALUES, ExpertArrays
 
 # Both values of each byte, taken together: NumPy gathers single words fastest.
 _CODES = np.arange(256)
 _PAIRS = np.stack([E2M1_VALUES[_CODES & 15], E2M1_VALUES[_CODES >> 4]], axis=-1).view(np.uint64).ravel()
+_E4M3_VALUES = _CODES.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 class NumpyPeer:
     """A loop over the experts that were chosen: weights to float32, two matrix products."""
 
     name = "numpy"
+    formats: tuple[str, ...] = tuple(FORMATS)
     isa: str | None = None
     copies = 0.0
 
@@ -50,11 +54,11 @@ class NumpyPeer:
         result = np.zeros_like(hidden)
         for expert in np.unique(ids):
             tokens, slots = np.nonzero(ids == expert)
-            gate_up = hidden[tokens] @ _dequantize(arrays.w13, arrays.w13_scales, expert).T
+            gate_up = hidden[tokens] @ _dequantize(arrays, "w13", expert).T
             if arrays.w13_bias is not None:
                 gate_up += arrays.w13_bias[expert]
             inner = self._activate(gate_up[:, 0::2], gate_up[:, 1::2])
-            down = inner @ _dequantize(arrays.w2, arrays.w2_scales, expert).T
+            down = inner @ _dequantize(arrays, "w2", expert).T
             if arrays.w2_bias is not None:
                 down += arrays.w2_bias[expert]
             result[tokens] += weights[tokens, slots, None] * down
@@ -79,9 +83,34 @@ class NumpyPeer:
         return limits
 
 
-def _dequantize(blocks: np.ndarray, scales: Any, expert: int) -> np.ndarray:
-    rows, num_blocks = scales[expert].shape
-    values = _PAIRS[blocks[expert]].view(np.float32).reshape(rows, num_blocks, 32)
-    values *= np.ldexp(np.float32(1), scales[expert].astype(np.int32) - 127)[..., None]
-    weights: np.ndarray = values.reshape(rows, num_blocks * 32)
-    return weights
+def _dequantize(arrays: ExpertArrays, matrix: str, expert: int) -> np.ndarray:
+    """The weights of one matrix of one expert as float32."""
+    codes = getattr(arrays, matrix)[expert]
+    spec = FORMATS[arrays.format]
+    if not spec.has_scales:
+        plain: np.ndarray = codes.astype(np.float32)
+        return plain
+    table = _PAIRS if spec.element_bits == 4 else _E4M3_VALUES
+    values: np.ndarray = table[codes.view(np.uint8)].view(np.float32)
+    rows, k = values.shape
+    scales, block_k = _row_scales(arrays, matrix, expert, rows)
+    block_k = block_k or k
+    whole = k // block_k  # blocks; the last one may be shorter
+    blocks = values[:, : whole * block_k].reshape(rows, whole, block_k)
+    blocks *= scales[:, :whole, None]
+    values[:, whole * block_k :] *= scales[:, whole:]
+    return values
+
+
+def _row_scales(arrays: ExpertArrays, matrix: str, expert: int, rows: int) -> tuple[np.ndarray, int | None]:
+    """The float32 scales of each row, and how many columns have the same one."""
+    spec = FORMATS[arrays.format]
+    scales = getattr(arrays, f"{matrix}_scales")[expert]
+    if spec.has_block_shape:
+        block_rows, block_k = arrays.block_shape or (None, None)
+        return scales.repeat(block_rows or rows, axis=0)[:rows], block_k
+    if not spec.has_tensor_scale:
+        return np.ldexp(np.float32(1), scales.astype(np.int32) - 127), spec.scale_block
+    per_tensor = np.atleast_1d(getattr(arrays, f"{matrix}_tensor_scale")[expert])
+    by_row = np.tile(per_tensor, rows // len(per_tensor))  # gate and up rows alternate
+    return _E4M3_VALUES[scales.view(np.uint8)] * by_row[:, None], spec.scale_block

@@ -1,8 +1,9 @@
-"""The peer onnxruntime: its operator com.microsoft.QMoE on MXFP4 weights.
+"""The peer onnxruntime: its operator com.microsoft.QMoE on MXFP4 or NVFP4 weights.
 
-The CPU kernel takes `quant_type="fp4"` with `weights_prepacked=1`, which means the checkpoint's bytes: blocks
-[E, 2I, K/2] and [E, K, I/2], float8e8m0 scales per 32, gate and up rows interleaved (`swiglu_fusion=1`), and
-a float32 scale for each expert. `swiglu` with alpha 1 and beta 0 is silu(gate) * up.
+The CPU kernel takes `quant_type` "fp4" or "nvfp4" with `weights_prepacked=1`, which means the checkpoint's
+bytes: blocks [E, 2I, K/2] and [E, K, I/2], float8e8m0 scales per 32 or float8e4m3fn scales per 16, gate and
+up rows interleaved (`swiglu_fusion=1`), and a float32 scale for each expert. `swiglu` with alpha 1 and beta 0
+is silu(gate) * up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 from mxfp4moe.cli._bench.problem import Batch, Shape
 from mxfp4moe.reference import ExpertArrays
 
+# quant_type, block_size and type of the scales of each format.
+_FORMATS = {"mxfp4": ("fp4", 32, "FLOAT8E8M0"), "nvfp4": ("nvfp4", 16, "FLOAT8E4M3FN")}
 _ALPHA_BETA = {"silu": (1.0, 0.0), "swigluoai": (1.702, 1.0)}
 # Of the operator, in its order; "" stands for one that is not given.
 _INPUTS = ["hidden_states", "router_probs", "w13", "w13_scales", "w13_bias", "w2", "w2_scales", "w2_bias"]
@@ -28,22 +31,23 @@ class OnnxruntimePeer:
     """QMoE on the CPU, with float32 inputs and results: the fastest of the types that it takes."""
 
     name = "onnxruntime"
+    formats: tuple[str, ...] = tuple(_FORMATS)
     isa: str | None = None
     copies = 2.0
 
     def __init__(self, shape: Shape, arrays: ExpertArrays, num_threads: int) -> None:
         onnx, ort = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
         types = onnx.TensorProto
-        ones = np.ones(shape.num_experts, np.float32)
+        scale_type = getattr(types, _FORMATS[shape.format][2])
         given = {
             "w13": (arrays.w13, types.UINT8),
-            "w13_scales": (arrays.w13_scales, types.FLOAT8E8M0),
+            "w13_scales": (_bytes(arrays.w13_scales), scale_type),
             "w13_bias": (arrays.w13_bias, types.FLOAT),
             "w2": (arrays.w2, types.UINT8),
-            "w2_scales": (arrays.w2_scales, types.FLOAT8E8M0),
+            "w2_scales": (_bytes(arrays.w2_scales), scale_type),
             "w2_bias": (arrays.w2_bias, types.FLOAT),
-            "w13_global_scale": (ones, types.FLOAT),
-            "w2_global_scale": (ones, types.FLOAT),
+            "w13_global_scale": (_global_scale(arrays, "w13"), types.FLOAT),
+            "w2_global_scale": (_global_scale(arrays, "w2"), types.FLOAT),
         }
         constants = {name: value for name, value in given.items() if value[0] is not None}
         self._ort, self._num_experts = ort, shape.num_experts
@@ -62,8 +66,8 @@ class OnnxruntimePeer:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # of several classes, all of its own
             raise ValueError(
-                f"onnxruntime {ort.__version__}: expected a CPU kernel of QMoE with quant_type 'fp4', "
-                f"got: {error}"
+                f"onnxruntime {ort.__version__}: expected a CPU kernel of QMoE with quant_type "
+                f"{_FORMATS[shape.format][0]!r}, got: {error}"
             ) from None
 
     @staticmethod
@@ -95,11 +99,27 @@ class OnnxruntimePeer:
         return call
 
 
+def _bytes(scales: Any) -> np.ndarray:
+    return np.asarray(scales).view(np.uint8)
+
+
+def _global_scale(arrays: ExpertArrays, matrix: str) -> np.ndarray:
+    """One float32 for each expert; gate and up share theirs."""
+    scale = getattr(arrays, f"{matrix}_tensor_scale")
+    if scale is None:
+        return np.ones(len(arrays.w2), np.float32)
+    by_expert = scale.reshape(len(scale), -1)
+    if (by_expert != by_expert[:, :1]).any():
+        raise ValueError(f"onnxruntime: expected the same {matrix}_tensor_scale for gate and up")
+    return np.ascontiguousarray(by_expert[:, 0])
+
+
 def _model(onnx: Any, shape: Shape, constants: dict[str, tuple[Any, int]]) -> bytes:
     """A model of one node, whose weights are elsewhere."""
     helper, types = onnx.helper, onnx.TensorProto
     if shape.activation not in _ALPHA_BETA:
         raise ValueError(f"onnxruntime: expected the activation silu or swigluoai, got {shape.activation}")
+    quant_type, block_size, _ = _FORMATS[shape.format]
     alpha, beta = _ALPHA_BETA[shape.activation]
     attributes = {
         "k": shape.top_k,
@@ -107,10 +127,10 @@ def _model(onnx: Any, shape: Shape, constants: dict[str, tuple[Any, int]]) -> by
         "activation_alpha": alpha,
         "activation_beta": beta,
         "swiglu_fusion": 1,
-        "quant_type": "fp4",
+        "quant_type": quant_type,
         "weights_prepacked": 1,
         "expert_weight_bits": 4,
-        "block_size": 32,
+        "block_size": block_size,
         "normalize_routing_weights": 0,
     }
     if shape.limit is not None:

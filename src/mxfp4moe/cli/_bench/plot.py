@@ -37,7 +37,8 @@ def save(results: Sequence[Result], path: str) -> None:
     for name, colour in colours.items():
         axes.scatter([], [], c=colour, label=name)
     for result, marker in zip(results, _MARKERS * len(results), strict=False):
-        axes.scatter([], [], c="grey", marker=marker, label=result["shape"]["name"])
+        shape = result["shape"]
+        axes.scatter([], [], c="grey", marker=marker, label=f"{shape['name']}, {shape['format']}")
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte of weights", ylabel="FLOP/s")
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from mxfp4moe.cli._synthetic import middle_scale
-from mxfp4moe.packing import PackedExperts, pack_experts
+from mxfp4moe._roofline import expert_bytes
+from mxfp4moe.cli._bench.weights import MatrixSizes, random_matrix
+from mxfp4moe.formats import FORMATS
+from mxfp4moe.packing import BlockShape, PackedExperts, pack_experts
 from mxfp4moe.reference import ExpertArrays
 from mxfp4moe.routing import topk_softmax
 
 ROUTINGS = ("uniform", "zipf", "hot")
+_BLOCK_SHAPE = (128, 128)
 _HOT_LEAD = 1e3  # of the hot expert's score: no noise reaches it
 
 
@@ -33,12 +35,23 @@ class Shape:
     format: str = "mxfp4"
 
     def __post_init__(self) -> None:
+        multiple = FORMATS[self.format].k_multiple
         for name in ("hidden_size", "intermediate_size"):
             size = getattr(self, name)
-            if size % 32:
-                raise ValueError(f"{name}: expected a multiple of 32, got {size}")
+            if size % multiple:
+                raise ValueError(f"{name}: expected a multiple of {multiple} in {self.format}, got {size}")
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k: expected at most num_experts = {self.num_experts}, got {self.top_k}")
+
+    @property
+    def title(self) -> str:
+        """Name and format."""
+        return f"{self.name}, {self.format}"
+
+    @property
+    def block_shape(self) -> BlockShape | None:
+        """Rows and columns of a scale of fp8_block."""
+        return _BLOCK_SHAPE if FORMATS[self.format].has_block_shape else None
 
     @property
     def expert_weights(self) -> int:
@@ -48,7 +61,7 @@ class Shape:
     @property
     def expert_bytes(self) -> int:
         """Bytes of the weights and scales of one expert."""
-        return self.expert_weights * 17 // 32
+        return expert_bytes(self.format, self.hidden_size, self.intermediate_size, self.block_shape)
 
     def flops(self, num_tokens: int) -> float:
         """Operations of a call."""
@@ -63,33 +76,33 @@ SHAPES = {
     "deepseek-v4-flash": Shape("deepseek-v4-flash", 4096, 2048, 256, 6, limit=10.0),
     "mixtral": Shape("mixtral", 4096, 14336, 8, 2),
 }
-SHAPES |= {"G": SHAPES["gpt-oss-20b"], "Q": SHAPES["qwen3-30b"]}
+SHAPES["qwen3-30b-fp8"] = replace(SHAPES["qwen3-30b"], name="qwen3-30b-fp8", format="fp8_block")
+SHAPES |= {"G": SHAPES["gpt-oss-20b"], "Q": SHAPES["qwen3-30b"], "F": SHAPES["qwen3-30b-fp8"]}
 
 
 def random_arrays(shape: Shape, rng: np.random.Generator) -> ExpertArrays:
     """Random weights in their checkpoint layout, gate and up rows interleaved; results are of order 1."""
-    hidden, intermediate = shape.hidden_size, shape.intermediate_size
-    matrix = _MATRICES[shape.format]
-    w13 = matrix((shape.num_experts, 2 * intermediate, hidden), rng)
-    w2 = matrix((shape.num_experts, hidden, intermediate), rng)
+    hidden, intermediate, experts = shape.hidden_size, shape.intermediate_size, shape.num_experts
+    format, blocks = FORMATS[shape.format], shape.block_shape
+    w13 = random_matrix(format, blocks, MatrixSizes(experts, 2 * intermediate, hidden), rng)
+    w2 = random_matrix(format, blocks, MatrixSizes(experts, hidden, intermediate), rng)
 
     def bias(rows: int) -> np.ndarray | None:
-        return 0.1 * rng.standard_normal((shape.num_experts, rows), np.float32) if shape.has_bias else None
+        return 0.1 * rng.standard_normal((experts, rows), np.float32) if shape.has_bias else None
 
-    return ExpertArrays(*w13, *w2, bias(2 * intermediate), bias(hidden), "interleaved")
-
-
-def _random_mxfp4(sizes: tuple[int, int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks and scales."""
-    experts, rows, columns = sizes
-    words = rng.integers(0, 2**64, size=(experts, rows, columns // 16), dtype=np.uint64)
-    middle = middle_scale(columns)
-    scales = rng.integers(middle - 1, middle + 2, size=(experts, rows, columns // 32), dtype=np.uint8)
-    return words.view(np.uint8), scales
-
-
-_Matrix = Callable[[tuple[int, int, int], np.random.Generator], tuple[np.ndarray, np.ndarray]]
-_MATRICES: dict[str, _Matrix] = {"mxfp4": _random_mxfp4}
+    return ExpertArrays(
+        w13.weights,
+        w13.scales,
+        w2.weights,
+        w2.scales,
+        bias(2 * intermediate),
+        bias(hidden),
+        "interleaved",
+        shape.format,
+        blocks,
+        None if w13.tensor_scale is None else np.repeat(w13.tensor_scale[:, None], 2, axis=1),
+        w2.tensor_scale,
+    )
 
 
 def pack(shape: Shape, arrays: ExpertArrays) -> PackedExperts:
@@ -103,6 +116,9 @@ def pack(shape: Shape, arrays: ExpertArrays) -> PackedExperts:
         w13_bias=arrays.w13_bias,
         w2_bias=arrays.w2_bias,
         gate_up_layout=arrays.gate_up_layout,
+        block_shape=arrays.block_shape,
+        w13_tensor_scale=arrays.w13_tensor_scale,
+        w2_tensor_scale=arrays.w2_tensor_scale,
     )
 
 

@@ -36,6 +36,7 @@ def summarize(shape: Shape, machine: Machine, series: Sequence[Series]) -> Resul
         rows.append(row)
     return {
         "shape": asdict(shape),
+        "expert_bytes": shape.expert_bytes,
         "read_bytes_per_s": bandwidth,
         "median_read_bytes_per_s": median(machine.bandwidths),
         "peak_flop_per_s": peaks,
@@ -132,9 +133,11 @@ def format_table(result: Result) -> str:
 
 def different(result: Result) -> list[str]:
     """Contenders whose results are not those of the first: one line each."""
+    title = f"{result['shape']['name']}, {result['shape']['format']}"
     return [
-        f"{row['contender']}, {row['tokens']} tokens: relative L2 difference {row['difference']:.1e} "
-        f"from {result['cells'][0]['contender']}, expected at most {DIFFERENT}"
+        f"{title}, {row['contender']}, {row['tokens']} tokens: "
+        f"relative L2 difference {row['difference']:.1e} from {result['cells'][0]['contender']}, "
+        f"expected at most {DIFFERENT}"
         for row in result["cells"]
         if not row["difference"] <= DIFFERENT  # also NaN
     ]
