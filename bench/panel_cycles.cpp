@@ -120,7 +120,7 @@ constexpr int kPanels = 1;
 
 template <class Decoder>
 int64_t operand_bytes_of_block(int64_t num_tokens) {
-  const int64_t elements = num_tokens + (num_tokens > kDirectLimit ? kPanelRows : 0);
+  const int64_t elements = num_tokens + (num_tokens > direct_limit(Decoder::kFormat) ? kPanelRows : 0);
   return kBlockBytes<Decoder> + elements * kBlockK * static_cast<int64_t>(sizeof(Element));
 }
 

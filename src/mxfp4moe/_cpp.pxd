@@ -10,12 +10,8 @@ cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
         kBFloat16
         kFloat64
 
+    # formats.py numbers the others.
     cdef enum class WeightFormat(int32_t):
-        kMxfp4
-        kNvfp4
-        kMxfp8E4m3
-        kMxfp8E5m2
-        kFp8Block
         kBf16
 
     cdef enum class ScaleRule(int32_t):
