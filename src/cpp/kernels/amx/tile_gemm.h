@@ -84,12 +84,12 @@ class Segments {
 
   // The end of the segment that begins at `begin`, where the last one ended.
   int64_t end(int64_t begin, int64_t slab_end) const {
-    if (!kHasSumScales<Decoder>) return slab_end;
+    if (!kIsSegmented<Decoder>) return slab_end;
     const int64_t end = begin + kSlabBlocks < range_end_ ? begin + kSlabBlocks : range_end_;
     return end < pair_.k_blocks ? end : pair_.k_blocks;
   }
   void next(int64_t end) {
-    if (!kHasSumScales<Decoder> || end != range_end_) return;
+    if (!kIsSegmented<Decoder> || end != range_end_) return;
     ++range_;
     range_end_ += pair_.range_blocks;
   }
@@ -128,13 +128,13 @@ MXFP4MOE_INLINE void store_tiles(float* sums) {
 
 template <class Decoder, int kBlocks>
 MXFP4MOE_INLINE void begin_segment(int64_t begin, const float* sums) {
-  load_tiles<kBlocks>(sums, kHasSumScales<Decoder> || begin == 0);
+  load_tiles<kBlocks>(sums, kIsSegmented<Decoder> || begin == 0);
 }
 
 // Without float32 scales, C itself waits in `sums`; with them, C times the scale is added to them.
 template <class Decoder, int kBlocks>
 MXFP4MOE_INLINE void end_segment(const Segments<Decoder>& segments, int64_t begin, float* sums) {
-  if constexpr (!kHasSumScales<Decoder>) {
+  if constexpr (!kIsSegmented<Decoder>) {
     store_tiles<kBlocks>(sums);
   } else {
     alignas(64) float c[kBlocks * kSumFloats];
@@ -269,15 +269,14 @@ inline void multiply(const SlabTiles& slab, SlabRange range, const TokenBlocks& 
 template <class Decoder>
 inline int64_t slab_end(const PanelPair& pair, int64_t begin, Segments<Decoder>* segments) {
   const int64_t most = begin + kSlabBlocks < pair.k_blocks ? begin + kSlabBlocks : pair.k_blocks;
-  if (!kHasSumScales<Decoder>) return most;
+  if (!kIsSegmented<Decoder>) return most;
   int64_t end = begin;
   for (int64_t next; end < most && (next = segments->end(end, most)) <= most; end = next) segments->next(next);
   return end;
 }
 
-// sums[block][panel of the pair][16 rows][16 tokens].
 template <class Decoder>
-inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
+inline void pair_sums_by(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
   Segments<Decoder> ahead(pair);
   if (tokens.count <= 2) {
     const DecodeBuffer ring{buffer, kRingBlocks - 1, kRingAhead};
@@ -307,4 +306,27 @@ inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t
     }
     begin = range.end;
   }
+}
+
+// Sums times the float32 scales of all of K.
+inline void scale_sums(const PanelPair& pair, int64_t num_blocks, float* sums) {
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    for (int row = 0; row < 2 * kPanelRows; ++row) {
+      float* sum = sums + b * kSumFloats + row * kTileTokens;
+      const float scale = pair.sum_scales[row / kPanelRows][pair.scale_rows == 1 ? 0 : row % kPanelRows];
+      store(sum, mul(load(sum), broadcast(scale)));
+    }
+  }
+}
+
+// sums[block][panel of the pair][16 rows][16 tokens].
+template <class Decoder>
+inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
+  if constexpr (kMayHaveSegments<Decoder>) {
+    if (pair.range_blocks < pair.k_blocks) {
+      return pair_sums_by<Segmented<Decoder>>(pair, tokens, buffer, sums);
+    }
+  }
+  pair_sums_by<Decoder>(pair, tokens, buffer, sums);
+  if constexpr (kHasSumScales<Decoder>) scale_sums(pair, tokens.count, sums);
 }

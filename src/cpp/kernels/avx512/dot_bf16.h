@@ -11,7 +11,7 @@ constexpr int kParts = 1, kVecElements = 32, kLanes = 16;
 constexpr int kDirectTokens = 6;
 // Decoding eight bits and scaling does not hide.
 constexpr int64_t direct_limit(WeightFormat format) {
-  return format == WeightFormat::kMxfp4 || format == WeightFormat::kBf16 ? INT64_MAX : kDirectTokens;
+  return block_layout(format).weight_bits() == 8 ? kDirectTokens : INT64_MAX;
 }
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 8 : 4; }
 constexpr int kSlabRows = 4, kSlabTokens = 6;

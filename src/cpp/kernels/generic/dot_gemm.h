@@ -78,15 +78,16 @@ class Segments {
 // Lane sums of one panel: [token][16 rows][kLanes] floats.
 inline float* lanes_of(float* lanes, int64_t token, int row) { return lanes + (token * kPanelRows + row) * kLanes; }
 
-// total += scale * acc for some rows of a segment.
+// lanes += scale * acc for some rows of a segment; the first one starts the sums. In memory: registers are for acc.
 template <class Decoder, int kRows, int kTokens>
-MXFP4MOE_INLINE void add_segment(const Acc (&acc)[kRows][kTokens], const Segments& segments, int first_row,
-                                 Acc (&total)[kRows][kTokens]) {
+MXFP4MOE_INLINE void add_segment(const Acc (&acc)[kRows][kTokens], const Segments& segments, int first_row, bool first,
+                                 float* lanes) {
   unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
     const float scale = segments.scale(first_row + r.value);
     unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+      float* sum = lanes_of(lanes, t.value, first_row + r.value);
       const Acc exact = scale_acc<Decoder::kSumFactor>(acc[r.value][t.value]);
-      total[r.value][t.value] = add_scaled(total[r.value][t.value], exact, scale);
+      store_acc(sum, add_scaled(first ? zero_acc() : load_acc(sum), exact, scale));
     });
   });
 }
@@ -152,19 +153,16 @@ template <class Decoder, int kRows, int kTokens>
 MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, const TokenRows& tokens, float* lanes) {
   static_assert(kRows % 4 == 0, "a quad holds four rows");
   Acc acc[kRows][kTokens];
-  if constexpr (kHasSumScales<Decoder>) {
-    Acc total[kRows][kTokens];
-    clear(total);
+  if constexpr (kIsSegmented<Decoder>) {
     Segments segments(panel);
     for (int64_t kb = 0; kb < panel.k_blocks;) {
       const int64_t end = segments.end(kb);
       clear(acc);
       direct_blocks<Decoder>(panel, first_row, tokens, kb, end, acc);
-      add_segment<Decoder>(acc, segments, first_row, total);
+      add_segment<Decoder>(acc, segments, first_row, kb == 0, lanes);
       segments.next(end);
       kb = end;
     }
-    store_lanes(total, first_row, lanes);
   } else {
     clear(acc);
     direct_blocks<Decoder>(panel, first_row, tokens, 0, panel.k_blocks, acc);
@@ -246,32 +244,32 @@ MXFP4MOE_INLINE void slab_blocks(const SlabRows& slab, const TokenRows& tokens, 
 
 template <class Decoder, int kTokens>
 inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float* lanes) {
-  Acc acc[kSlabRows][kTokens], sum[kSlabRows][kTokens];
-  if (slab.begin == 0) {
-    clear(sum);
-  } else {
-    load_lanes(lanes, slab.first_row, sum);
-  }
-  if constexpr (kHasSumScales<Decoder>) {
+  Acc acc[kSlabRows][kTokens];
+  if constexpr (kIsSegmented<Decoder>) {
     Segments segments = *slab.segments;
     for (int64_t kb = slab.begin; kb < slab.end;) {
       const int64_t end = segments.end(kb);
       clear(acc);
       slab_blocks<Decoder>(slab, tokens, kb, end, acc);
-      add_segment<Decoder>(acc, segments, slab.first_row, sum);
+      add_segment<Decoder>(acc, segments, slab.first_row, kb == 0, lanes);
       segments.next(end);
       kb = end;
     }
   } else {
-    slab_blocks<Decoder>(slab, tokens, slab.begin, slab.end, sum);
+    if (slab.begin == 0) {
+      clear(acc);
+    } else {
+      load_lanes(lanes, slab.first_row, acc);
+    }
+    slab_blocks<Decoder>(slab, tokens, slab.begin, slab.end, acc);
+    store_lanes(acc, slab.first_row, lanes);
   }
-  store_lanes(sum, slab.first_row, lanes);
 }
 
 // The end of the slab that begins at `begin`: whole segments, or an even share of what is left.
 template <class Decoder>
 inline int64_t slab_end(const PanelView& panel, int64_t begin, Segments* segments) {
-  if constexpr (kHasSumScales<Decoder>) {
+  if constexpr (kIsSegmented<Decoder>) {
     int64_t end = begin, next = segments->end(begin);
     for (; end < panel.k_blocks && next - begin <= kSlabBlocks; next = segments->end(end)) {
       end = next;
@@ -326,14 +324,33 @@ inline void panel_sums_by(const PanelView& panel, const TokenRows& tokens, Eleme
   }
 }
 
+// The sums of a panel whose float32 scales are of all of K, times those.
+template <class Decoder>
+inline void scale_sums(const PanelView& panel, int64_t num_tokens, float* sums) {
+  float scales[kPanelRows];
+  for (int r = 0; r < kPanelRows; ++r) scales[r] = panel.sum_scales[panel.scale_rows == 1 ? 0 : r];
+  const F32 scale = load(scales);
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    float* sum = sums + t * kPanelRows;
+    const F32 exact = Decoder::kSumFactor == 1 ? load(sum) : mul(load(sum), broadcast(Decoder::kSumFactor));
+    store(sum, mul(exact, scale));
+  }
+}
+
 // sums[token][16 rows] of one panel. A decoder with a faster form for panels of ordinary scales says so by naming it
 // and by telling which panels those are; both give the same weights.
 template <class Decoder>
 inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
+  if constexpr (kMayHaveSegments<Decoder>) {
+    if (panel.range_blocks < panel.k_blocks) {
+      return panel_sums_by<Segmented<Decoder>>(panel, tokens, slab, lanes, sums);
+    }
+  }
   if constexpr (has_ordinary<Decoder>(0)) {
     if (Decoder::is_ordinary(panel.scales, panel.k_blocks * kScaleBytes<Decoder>)) {
       return panel_sums_by<typename Decoder::Ordinary>(panel, tokens, slab, lanes, sums);
     }
   }
   panel_sums_by<Decoder>(panel, tokens, slab, lanes, sums);
+  if constexpr (kHasSumScales<Decoder>) scale_sums<Decoder>(panel, tokens.count, sums);
 }

@@ -18,6 +18,18 @@ constexpr int kScaleBytes = block_layout(Decoder::kFormat).scale_bytes;
 template <class Decoder>
 constexpr bool kHasSumScales = block_layout(Decoder::kFormat).sum_scales;
 
+// A format whose float32 scales change along K: K is cut in segments that have a scale each. Where one range is all of
+// K, the scale multiplies the finished sum.
+template <class Decoder>
+struct Segmented : Decoder {};
+template <class Decoder>
+constexpr bool kIsSegmented = false;
+template <class Decoder>
+constexpr bool kIsSegmented<Segmented<Decoder>> = true;
+// Those of NVFP4 belong to a tensor.
+template <class Decoder>
+constexpr bool kMayHaveSegments = kHasSumScales<Decoder> && Decoder::kFormat != WeightFormat::kNvfp4;
+
 struct Nvfp4 {
   static constexpr WeightFormat kFormat = WeightFormat::kNvfp4;
   static constexpr int kSumFactor = 1;
