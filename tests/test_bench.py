@@ -203,7 +203,7 @@ def test_peers_that_are_not_installed(
         (["--threads", "0"], "argument --threads: expected an integer of at least 1, got 0"),
         (["--top-k", "-1"], "argument --top-k: expected an integer of at least 1, got -1"),
         (["--isa", "avx1024"], "argument --isa: expected portable"),
-        (["--peers", "scipy"], "argument --peers: expected numpy or onnxruntime, got 'scipy'"),
+        (["--peers", "scipy"], "argument --peers: expected numpy, onnxruntime or llama.cpp, got 'scipy'"),
         (["--routing", "cold"], "argument --routing: invalid choice: 'cold'"),
         (["--seconds", "0"], "argument --seconds: expected a number above 0, got 0"),
         (["--seconds", "nan"], "argument --seconds: expected a number above 0, got nan"),
@@ -394,7 +394,10 @@ def test_peers_compute_the_reference(name: str, shape: problem.Shape, rng: np.ra
     result = contenders.PEERS[name](shape, arrays, 1).prepare(batch)()
     # float32 throughout: sums of at most 96 + 96 terms, errors of 2**-24 each, relative to sums of magnitudes
     # that are at most about sqrt(96) times the result.
-    assert np.linalg.norm(result - expected) / np.linalg.norm(expected) < 192 * 10 * 2.0**-24
+    bound = 192 * 10 * 2.0**-24
+    if name == "llama.cpp":
+        bound = report.DIFFERENT  # its activations have 8 bits
+    assert np.linalg.norm(result - expected) / np.linalg.norm(expected) < bound
     ours = contenders.Ours(mx.active_isa(), shape, problem.pack(shape, arrays), 1).prepare(batch)()
     assert ours.dtype == batch.hidden_states.dtype
     assert (

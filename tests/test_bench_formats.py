@@ -16,10 +16,10 @@ import pytest
 from format_problems import dequantized
 
 import mxfp4moe as mx
-from mxfp4moe import _roofline, reference
+from mxfp4moe import _core, _roofline, reference
 from mxfp4moe.cli import bench as command
 from mxfp4moe.cli import main
-from mxfp4moe.cli._bench import contenders, memory, problem, report
+from mxfp4moe.cli._bench import contenders, llama_cpp_peer, memory, problem, report
 from mxfp4moe.formats import FORMATS
 
 TINY = [
@@ -235,6 +235,13 @@ def test_onnxruntime_has_one_tensor_scale_for_gate_and_up(rng: np.random.Generat
     arrays.w13_tensor_scale[2, 1] *= 2
     with pytest.raises(ValueError, match="expected the same w13_tensor_scale for gate and up"):
         contenders.OnnxruntimePeer(shape, arrays, 1)
+
+
+@pytest.mark.parametrize("library", ["/nowhere/libggml.so", None])
+def test_llama_cpp_with_another_library(library: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp_peer, "_library", lambda: library or _core.__file__)
+    with pytest.raises(ValueError, match=r"llama\.cpp: expected a libggml that has MXFP4, got: /"):
+        llama_cpp_peer._load.__wrapped__()
 
 
 # ---- bench/format_table.py ----

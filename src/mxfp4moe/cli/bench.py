@@ -66,7 +66,11 @@ def add_parser(subparsers: Any) -> None:
         "--seconds", type=_seconds, default=2.0, metavar="S", help="for each number of tokens (2)"
     )
     parser.add_argument(
-        "--peers", type=_names, default=[], metavar="NAME,...", help="numpy, onnxruntime, or all (none)"
+        "--peers",
+        type=_names,
+        default=[],
+        metavar="NAME,...",
+        help="numpy, onnxruntime, llama.cpp, or all (none)",
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures; - is the standard output")
     parser.add_argument("--plot", metavar="FILE", help="write a roofline plot of every call")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mxfp4moe import config
+from mxfp4moe.cli._bench.llama_cpp_peer import LlamaCppPeer
 from mxfp4moe.cli._bench.numpy_peer import NumpyPeer
 from mxfp4moe.cli._bench.onnxruntime_peer import OnnxruntimePeer
 from mxfp4moe.cli._bench.problem import Batch, Shape
@@ -44,7 +45,11 @@ class Peer(Contender, Protocol):
         """Why it cannot run here; empty if it can."""
 
 
-PEERS: dict[str, type[Peer]] = {"numpy": NumpyPeer, "onnxruntime": OnnxruntimePeer}
+PEERS: dict[str, type[Peer]] = {
+    "numpy": NumpyPeer,
+    "onnxruntime": OnnxruntimePeer,
+    "llama.cpp": LlamaCppPeer,
+}
 
 
 class Ours:
