@@ -89,7 +89,7 @@ inline void dequantize_tile_f32(const TileValuesArgs& args) {
     if (whole < args.columns) {
       const size_t n = static_cast<size_t>(args.columns - whole);
       uint8_t last_codes[16] = {};
-      uint8_t last[16 * Values::kBytes];
+      alignas(64) uint8_t last[16 * Values::kBytes];
       std::memcpy(last_codes, codes + whole, n);
       Values::write(last, product<Values>(load_values<E4m3Element>(last_codes), args.scale));
       std::memcpy(p + whole * Values::kBytes, last, n * Values::kBytes);

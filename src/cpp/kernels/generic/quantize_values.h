@@ -32,7 +32,7 @@ inline void store_f64(uint8_t* p, double a) { std::memcpy(p, &a, 8); }
 // The first n lanes, 0 <= n < 16; the others are zero.
 template <class Values>
 inline F32 read_first(const uint8_t* p, int64_t n) {
-  uint8_t lanes[16 * Values::kBytes] = {};
+  alignas(64) uint8_t lanes[16 * Values::kBytes] = {};
   std::memcpy(lanes, p, static_cast<size_t>(n * Values::kBytes));
   return Values::read(lanes);
 }
