@@ -62,7 +62,8 @@ def assert_rest_unchanged(source: Tensors, result: Tensors) -> None:
 
 @pytest.mark.parametrize("scale_rule", ["floor", "rceil"])
 @pytest.mark.parametrize(
-    ("model_type", "fused"), [("qwen3_moe", False), ("qwen3_moe", True), ("mixtral", False)]
+    ("model_type", "fused"),
+    [("qwen3_moe", False), ("qwen3_moe", True), ("mixtral", False), ("mixtral", True)],
 )
 def test_mxfp4(
     tmp_path: Path, rng: np.random.Generator, model_type: str, fused: bool, scale_rule: str

@@ -307,6 +307,12 @@ def test_wrong_tensors_are_refused(tmp_path: Path, case: str) -> None:
         checkpoint.read_layer(path)
 
 
+def test_a_file_may_have_any_name(tmp_path: Path) -> None:
+    architecture, keys, tensors, _ = mixtral()
+    path = write(tmp_path / "model.gguf", architecture, keys, tensors)
+    assert checkpoint.open(path.rename(tmp_path / "sha256-4d4f45")).model_type == architecture
+
+
 def test_other_architectures_and_files_are_refused(tmp_path: Path) -> None:
     _, keys, tensors, _ = mixtral()
     path = write(tmp_path / "model.gguf", "bert", keys, tensors)

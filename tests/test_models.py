@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from checkpoints import (
     BFLOAT16,
+    E8M0,
     MODELS,
     PARTS,
     STORAGES,
     Fp4,
+    Written,
     mixtral,
     mixtral_weights,
     qwen3,
@@ -57,6 +60,49 @@ def test_golden_checkpoint(isa: str, tmp_path: Path, name: str) -> None:
 def test_golden_checkpoint_in_several_files(tmp_path: Path, name: str) -> None:
     written = MODELS[name]()
     layer = mx.MoELayer.from_checkpoint(written.write(tmp_path, num_files=5), written.layer)
+    check_against_golden(layer, written.golden)
+
+
+def rename_block(written: Written) -> None:
+    """The names that models have inside a class with a head."""
+    for name in list(written.tensors):
+        written.tensors[f"model.{name}"] = written.tensors.pop(name)
+
+
+def store_scales_as_bytes(written: Written) -> None:
+    written.tensors.update({n: a.view(np.uint8) for n, a in written.tensors.items() if a.dtype == E8M0})
+
+
+def name_formats_by_group(written: Written) -> None:
+    quantization = written.config["quantization_config"]
+    groups = {"group_0": {"format": "float-quantized"}, "group_1": {"format": quantization["format"]}}
+    written.config["quantization_config"] = {
+        **quantization,
+        "format": "mixed-precision",
+        "config_groups": groups,
+    }
+
+
+def leave_out_shared_size(written: Written) -> None:
+    del written.config["text_config"]["shared_intermediate_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("deepseek-v4", rename_block),
+        ("deepseek-v4", store_scales_as_bytes),
+        ("qwen3 compressed-tensors mxfp4", name_formats_by_group),
+        ("qwen3 compressed-tensors nvfp4", name_formats_by_group),
+        ("minimax-m3", leave_out_shared_size),
+    ],
+)
+def test_golden_checkpoint_written_otherwise(
+    tmp_path: Path, name: str, change: Callable[[Written], None]
+) -> None:
+    written = MODELS[name]()
+    change(written)
+    layer = mx.MoELayer.from_checkpoint(written.write(tmp_path), written.layer)
     check_against_golden(layer, written.golden)
 
 

@@ -14,6 +14,7 @@ from mxfp4moe.checkpoint._checkpoint import Checkpoint, LayerInfo, check_layer_n
 from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
 from mxfp4moe.checkpoint._reader import HuggingFaceCheckpoint
 from mxfp4moe.checkpoint.gguf import GgufCheckpoint
+from mxfp4moe.checkpoint.gguf_file import is_gguf_file
 from mxfp4moe.checkpoint.huggingface import ModelFolder
 from mxfp4moe.checkpoint.models import MODELS
 from mxfp4moe.checkpoint.packed import PackedCheckpoint, is_packed
@@ -62,7 +63,7 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         raise value_error("path", "no null character", describe(os.fspath(path)))
     if is_packed(Path(path)):
         return PackedCheckpoint(Path(path))
-    if Path(path).suffix.lower() == ".gguf":
+    if is_gguf_file(Path(path)):
         return GgufCheckpoint(Path(path))
     return HuggingFaceCheckpoint(ModelFolder(path))
 

@@ -67,6 +67,19 @@ class TensorInfo:
         return f"{self.type} {list(self.shape)}"
 
 
+def is_gguf_file(path: Path) -> bool:
+    """Whether `path` is named like a GGUF file or, as in caches of downloads, starts like one."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:  # of paths that cannot be opened, the caller says more
+        return False
+
+
 class GgufFile:
     """A GGUF file, memory-mapped.
 

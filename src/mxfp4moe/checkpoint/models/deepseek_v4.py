@@ -49,7 +49,7 @@ def read_model(config: Config) -> Model:
         intermediate_size=intermediate,
         num_experts=num_experts,
         top_k=top_k,
-        names=(Names("layers.{layer}.ffn", _MATRICES, _MATRICES),),
+        names=tuple(Names(f"{block}layers.{{layer}}.ffn", _MATRICES, _MATRICES) for block in ("", "model.")),
         scheme=scheme,
         rule=lambda layer: by_hash if layer in is_hash else by_score,
         num_layers=num_layers,

@@ -23,13 +23,16 @@ def read_model(config: Config) -> Model:
     limit = config.positive_number("swiglu_limit", default=7.0)
     num_layers = read_num_layers(config)
     dense = _dense_layers(config, num_layers)
+    intermediate = config.integer("intermediate_size", multiple_of=scheme.multiple_of)
     num_shared = config.integer("n_shared_experts", minimum=0, maximum=1, default=1)
-    shared_size = config.integer("shared_intermediate_size", multiple_of=scheme.multiple_of, default=3072)
+    shared_size = config.integer(
+        "shared_intermediate_size", multiple_of=scheme.multiple_of, default=intermediate
+    )
     blocks = ("language_model.model", "model.language_model", "model")
     names = (Names(f"{block}.layers.{{layer}}.block_sparse_moe", ("w1", "w3", "w2")) for block in blocks)
     return Model(
         hidden_size=config.integer("hidden_size", multiple_of=scheme.multiple_of),
-        intermediate_size=config.integer("intermediate_size", multiple_of=scheme.multiple_of),
+        intermediate_size=intermediate,
         num_experts=num_experts,
         top_k=config.integer("num_experts_per_tok", maximum=num_experts),
         names=tuple(names),

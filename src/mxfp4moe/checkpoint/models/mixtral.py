@@ -22,7 +22,7 @@ def read_model(config: Config) -> Model:
         top_k=config.integer("num_experts_per_tok", maximum=num_experts),
         names=(
             Names("model.layers.{layer}.block_sparse_moe", _MATRICES),
-            Names("model.layers.{layer}.mlp", _MATRICES),
+            Names("model.layers.{layer}.mlp"),
         ),
         scheme=scheme,
         rule=lambda layer: Rule("topk_softmax"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint.schemes._compressed import is_compressed
 from mxfp4moe.checkpoint.schemes._scheme import Matrix, Scheme
 
 if TYPE_CHECKING:
@@ -15,9 +16,7 @@ FORMAT = "mxfp4-pack-quantized"
 
 def find(quantization: Config) -> Scheme | None:
     """The scheme of compressed-tensors with this format."""
-    fields = quantization.fields
-    ours = fields.get("quant_method", "compressed-tensors") == "compressed-tensors"
-    return SCHEME if ours and fields.get("format") == FORMAT else None
+    return SCHEME if is_compressed(quantization, FORMAT) else None
 
 
 def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:

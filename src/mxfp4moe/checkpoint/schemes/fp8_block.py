@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 
 from mxfp4moe.checkpoint._config import Config
@@ -12,7 +13,7 @@ from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint.huggingface import ModelFolder
 
-_SCALES = (*FLOATS, "F8_E8M0")
+_SCALES = (*FLOATS, "F8_E8M0", "U8")
 
 
 def find(quantization: Config) -> Scheme | None:
@@ -35,6 +36,8 @@ def scheme(block_shape: tuple[int, int], scale_name: str = "weight_scale_inv") -
         shape = (-(-rows // block_rows), -(-columns // block_columns))
         scales = folder.tensor(f"{name}.{scale_name}", _SCALES, shape)
         weight = folder.tensor(f"{name}.weight", ("F8_E4M3",), (rows, columns))
+        if scales.dtype == np.uint8:
+            scales = scales.view(ml_dtypes.float8_e8m0fnu)
         return Matrix(weight, scales.astype(np.float32, copy=False))
 
     return Scheme(
