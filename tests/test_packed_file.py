@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import struct
 import sys
 import zlib
@@ -296,3 +297,52 @@ def test_big_endian_machines_refuse(path: Path, monkeypatch: pytest.MonkeyPatch)
         PackedFile(path)
     with pytest.raises(PackedFormatError, match="expected a little-endian machine"):
         write_packed_file(path, {}, [])
+
+
+# --- where it is written ------------------------------------------------------------------------------------
+
+
+def write_part(path: Path) -> None:
+    write_packed_file(path, {"kind": "x"}, [Part("a", np.arange(3000, dtype=np.float32))])
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "folder" / "target"
+    target.parent.mkdir()
+    target.write_bytes(b"former")
+    link.symlink_to(target)
+    write_part(link)
+    assert link.is_symlink()
+    assert PackedFile(target).meta == {"kind": "x"}
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "link", "target"]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="Not a regular file.*pipe"):
+        write_part(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError):
+        write_part(tmp_path)
+    with pytest.raises(FileNotFoundError, match="No such folder"):
+        write_part(tmp_path / "nothing" / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_names_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    write_part(tmp_path / ("ä" * 127))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_write_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
+    write_part(tmp_path / "a")
+    former = (tmp_path / "a").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_part(tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == former

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mxfp4moe._files import temporary_sibling
 from mxfp4moe.checkpoint._json import MAX_JSON_BYTES, check_regular_file, parse_object, shorten
 from mxfp4moe.errors import type_error, value_error
 
@@ -220,7 +221,7 @@ class SafetensorsWriter:
         self.nbytes = len(self._header) + end
 
     def __enter__(self) -> Self:
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.urandom(4).hex()}.tmp")
+        self._temporary = temporary_sibling(self.path)
         self._file = self._temporary.open("xb")
         self._file.write(self._header)
         return self

@@ -8,7 +8,7 @@ from mxfp4moe.checkpoint._config import Config
 def is_compressed(quantization: Config, format: str) -> bool:
     """Whether this is a configuration of compressed-tensors in `format`.
 
-    Where matrices differ ("mixed-precision"), each group has a format of its own: then any one counts. Tensors
+    Where matrices differ ("mixed-precision"), each group has a format of its own: any one counts. Tensors
     of the formats differ, so that nothing is read wrongly.
     """
     fields = quantization.fields
