@@ -244,6 +244,12 @@ def test_llama_cpp_with_another_library(library: str | None, monkeypatch: pytest
         llama_cpp_peer._load.__wrapped__()
 
 
+def test_llama_cpp_has_graphs_of_a_limited_size(rng: np.random.Generator) -> None:
+    shape = problem.Shape("many", 32, 32, 501, 501)
+    with pytest.raises(ValueError, match=r"llama\.cpp: expected top_k of at most 500, got 501"):
+        contenders.LlamaCppPeer(shape, problem.random_arrays(shape, rng), 1)
+
+
 # ---- bench/format_table.py ----
 
 

@@ -25,7 +25,8 @@ from mxfp4moe.reference import ExpertArrays
 
 _F32, _I32, _MXFP4 = 0, 26, 39  # enum ggml_type
 _CPU = 0  # enum ggml_backend_dev_type
-_MAX_NODES = 256
+_MAX_NODES = 2048  # of a graph that is made without a size
+_MAX_TOP_K = 500  # of which each takes a view and a sum
 
 
 class _InitParams(ctypes.Structure):
@@ -77,6 +78,8 @@ class LlamaCppPeer:
     def __init__(self, shape: Shape, arrays: ExpertArrays, num_threads: int) -> None:
         if shape.activation not in ("silu", "swigluoai"):
             raise ValueError(f"llama.cpp: expected the activation silu or swigluoai, got {shape.activation}")
+        if shape.top_k > _MAX_TOP_K:
+            raise ValueError(f"llama.cpp: expected top_k of at most {_MAX_TOP_K}, got {shape.top_k}")
         self.shape, self.ggml = shape, _load()
         self.backend = self.ggml.backend_init_by_type(_CPU, None)
         weakref.finalize(self, self.ggml.backend_free, self.backend)
