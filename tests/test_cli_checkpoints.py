@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -277,6 +278,29 @@ def test_wrong_layer_and_output_of_run(
     with pytest.raises(SystemExit) as exit_info:
         main(["run", "--checkpoint", str(model)])
     assert exit_info.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "limit"), [("run", 200), ("run", 1024), ("quantize", 9000), ("pack", 9000)]
+)
+def test_full_disk_leaves_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, limit: int
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((5, HIDDEN), np.float32))
+    arguments = [str(model), str(tmp_path / "out")]
+    if command == "run":
+        arguments = ["--checkpoint", str(model), "--input", str(tmp_path / "x.npy"), "--output", arguments[1]]
+    before = sorted(tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        assert main([command, *arguments]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = error_of(capsys)
+    assert "File too large" in error
+    assert str(tmp_path) in error
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_gguf_files(tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]) -> None:

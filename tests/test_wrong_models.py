@@ -225,6 +225,16 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"n_shared_experts": 2},
         r"shared_experts.*: expected .*\[2, 1\], got F32 \[1, 1\]",
     ),
+    "v3 shared unused": (
+        "deepseek-v3",
+        {"n_shared_experts": 0},
+        "expected no shared experts, as config.json says, got a tensor .*shared_experts.gate_proj.weight",
+    ),
+    "m3 shared unused": (
+        "minimax-m3",
+        {"text_config.n_shared_experts": 0},
+        "expected no shared experts, as config.json says, got a tensor .*shared_experts.gate_proj.weight",
+    ),
     "v4 scoring": ("deepseek-v4", {"scoring_func": "sigmoid"}, "scoring_func: expected 'sqrtsoftplus', got"),
     "v4 norm": ("deepseek-v4", {"norm_topk_prob": False}, "norm_topk_prob: expected True, got False"),
     "v4 experts": (

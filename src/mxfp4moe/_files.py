@@ -15,6 +15,11 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name[:50]}.{os.urandom(4).hex()}.tmp")  # names are 255 bytes at most
 
 
+def name_file(error: OSError, path: Path) -> None:
+    """Let `error` name its file, which the system does not when a write fails."""
+    error.filename = error.filename or str(path)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` at the end; on an error nothing is left behind.
@@ -35,5 +40,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # the name must not reach the disk before the content
         temporary.replace(path)
+    except OSError as error:
+        name_file(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -47,8 +47,13 @@ class HuggingFaceCheckpoint(Checkpoint):
         num_experts, hidden = model.num_experts, model.hidden_size
         read_experts = model.read_experts or (lambda *_: self._read_experts(block, names))
         shared = None
+        prefix = f"{block}.shared_experts"
+        unexpected = [f"{prefix}.{names.shared[0]}.{suffix}" for suffix in ("weight", "weight_packed")]
+        if not model.shared_size and (found := [name for name in unexpected if name in folder]):
+            raise value_error(
+                str(self.path), "no shared experts, as config.json says", f"a tensor {found[0]}"
+            )
         if model.shared_size:
-            prefix = f"{block}.shared_experts"
             triples = [
                 (f"{prefix}.{names.shared[0]}", f"{prefix}.{names.shared[1]}", f"{prefix}.{names.shared[2]}")
             ]

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mxfp4moe._files import temporary_sibling
+from mxfp4moe._files import name_file, temporary_sibling
 from mxfp4moe.checkpoint._json import MAX_JSON_BYTES, check_regular_file, parse_object, shorten
 from mxfp4moe.errors import type_error, value_error
 
@@ -244,12 +244,17 @@ class SafetensorsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if isinstance(error, OSError):
+                name_file(error, self.path)
             self._file.close()
             missing = [name for name, _, nbytes in self._remaining if nbytes]
             if kind is None and missing:
                 raise value_error(str(self.path), "all tensors", f"no complete {missing[-1]}")
             if kind is None:
                 self._temporary.replace(self.path)
+        except OSError as failure:
+            name_file(failure, self.path)
+            raise
         finally:
             self._temporary.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mxfp4moe.checkpoint._quantize import QUANTIZE_FORMATS
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         files = f"{args.input}" + (f", {args.input_ids}" if args.input_ids else "")
         raise ValueError(f"{files}: {error}") from None
     with exit_on_termination(), atomic_file(args.output) as file:
-        np.save(file, result)
+        # Given a file, np.save writes past it and does not notice a full disk.
+        np.save(SimpleNamespace(write=file.write), result)
     return 0
 
 
