@@ -142,6 +142,14 @@ def test_packed_folder_computes_the_same(
     assert json.loads(capsys.readouterr().out)["layers"] == list(range(LAYERS))
 
 
+@pytest.mark.parametrize("name", ["packed/", "packed/.", "packed/../packed"])
+def test_a_folder_is_replaced_whatever_it_is_called(model: Path, tmp_path: Path, name: str) -> None:
+    assert main(["pack", str(model), str(tmp_path / "packed")]) == 0
+    assert main(["pack", str(model), f"{tmp_path}/{name}", "--force"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "packed"]
+    assert len(mx.load_layers(tmp_path / "packed")) == LAYERS
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt(), ValueError("bad")])
 def test_failure_of_pack_leaves_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ def check_free_space(path: Path, num_bytes: int) -> None:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Make a folder that takes the place of `path` at the end; on an error or a signal nothing is left."""
+    path = Path(os.path.realpath(path))  # `a/../a` would be nowhere while `a` has another name
     temporary, former = temporary_sibling(path), temporary_sibling(path)
     with exit_on_termination():
         try:
