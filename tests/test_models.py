@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,11 @@ def store_scales_as_bytes(written: Written) -> None:
     written.tensors.update({n: a.view(np.uint8) for n, a in written.tensors.items() if a.dtype == E8M0})
 
 
+def name_shared_scales_as_usual(written: Written) -> None:
+    for name in [name for name in written.tensors if re.search(r"shared_experts.*\.scale$", name)]:
+        written.tensors[f"{name.removesuffix('scale')}weight_scale_inv"] = written.tensors.pop(name)
+
+
 def name_formats_by_group(written: Written) -> None:
     quantization = written.config["quantization_config"]
     groups = {"group_0": {"format": "float-quantized"}, "group_1": {"format": quantization["format"]}}
@@ -92,6 +98,7 @@ def leave_out_shared_size(written: Written) -> None:
     [
         ("deepseek-v4", rename_block),
         ("deepseek-v4", store_scales_as_bytes),
+        ("deepseek-v4", name_shared_scales_as_usual),
         ("qwen3 compressed-tensors mxfp4", name_formats_by_group),
         ("qwen3 compressed-tensors nvfp4", name_formats_by_group),
         ("minimax-m3", leave_out_shared_size),

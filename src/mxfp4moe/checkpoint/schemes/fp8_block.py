@@ -13,6 +13,7 @@ from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint.huggingface import ModelFolder
 
+_SCALE_NAME = "weight_scale_inv"
 _SCALES = (*FLOATS, "F8_E8M0", "U8")
 
 
@@ -28,13 +29,14 @@ def find(quantization: Config) -> Scheme | None:
     return scheme((block[0], block[1]))
 
 
-def scheme(block_shape: tuple[int, int], scale_name: str = "weight_scale_inv") -> Scheme:
-    """FP8 with blocks of this shape."""
+def scheme(block_shape: tuple[int, int], scale_name: str = _SCALE_NAME) -> Scheme:
+    """FP8 with blocks of this shape; the scales may have the usual name in any case."""
     block_rows, block_columns = block_shape
 
     def read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
         shape = (-(-rows // block_rows), -(-columns // block_columns))
-        scales = folder.tensor(f"{name}.{scale_name}", _SCALES, shape)
+        names = [f"{name}.{suffix}" for suffix in (scale_name, _SCALE_NAME)]
+        scales = folder.tensor(next((n for n in names if n in folder), names[0]), _SCALES, shape)
         weight = folder.tensor(f"{name}.weight", ("F8_E4M3",), (rows, columns))
         if scales.dtype == np.uint8:
             scales = scales.view(ml_dtypes.float8_e8m0fnu)
