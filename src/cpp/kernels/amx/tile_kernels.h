@@ -79,6 +79,7 @@ struct GateUpEpilogue {
     const ClampLimits limits = clamp_limits(args.activation);
     const float* bias = args.w13.bias != nullptr ? args.w13.bias + pair * 2 * kPanelRows : nullptr;
     const int64_t row = padded_k(args.intermediate_size);
+    const int64_t rows = args.intermediate_size - pair * kPanelRows;
     for (int64_t b = 0; b < blocks.count; ++b) {
       const int64_t width = blocks.tokens(b);
       const int64_t real = args.num_tokens - b * kTileTokens < width ? args.num_tokens - b * kTileTokens : width;
@@ -91,6 +92,11 @@ struct GateUpEpilogue {
       for (int r = 0; r < kPanelRows; r += 2, out += width) {
         U32 rounded[2];
         for (int i = 0; i < 2; ++i) {
+          // In padding, 0 times an infinite scale or router weight would be NaN, which GEMM 2 would multiply by 0.
+          if (r + i >= rows) {
+            rounded[i] = broadcast_u32(0);
+            continue;
+          }
           F32 gate = load(c + (r + i) * kTileTokens);
           F32 up = load(c + kSumFloats / 2 + (r + i) * kTileTokens);
           if (args.input_weights != nullptr) {

@@ -79,6 +79,7 @@ struct GateUpEpilogue {
     const int64_t row = padded_k(args.intermediate_size);
     uint16_t* out = reinterpret_cast<uint16_t*>(args.intermediate) + pair * kPanelRows;
     const float* bias = args.w13.bias != nullptr ? args.w13.bias + pair * 2 * kPanelRows : nullptr;
+    const int64_t rows = args.intermediate_size - pair * kPanelRows;
     for (int64_t t = 0; t < args.num_tokens; ++t) {
       F32 gate = load(gate_sums + t * kPanelRows);
       F32 up = load(up_sums + t * kPanelRows);
@@ -92,6 +93,8 @@ struct GateUpEpilogue {
         up = add(up, load(bias + kPanelRows));
       }
       store_bf16(out + t * row, activate<Functor>(gate, up, limits, args.activation.alpha));
+      // In padding, 0 times an infinite scale or router weight would be NaN, which GEMM 2 would multiply by 0.
+      for (int64_t r = rows < 0 ? 0 : rows; r < kPanelRows; ++r) out[t * row + r] = 0;
     }
   }
 };
