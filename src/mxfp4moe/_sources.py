@@ -111,8 +111,8 @@ class Matrix:
         return _byte_rows(self._scales[expert])
 
     def sum_scales(self, expert: int) -> np.ndarray:
-        """The float32 scales of one expert."""
-        return self._scales[expert]
+        """The float32 scales of one expert, C-contiguous."""
+        return np.ascontiguousarray(self._scales[expert])
 
 
 def _byte_rows(array: np.ndarray) -> np.ndarray:
