@@ -183,6 +183,32 @@ def test_float32_scales_may_be_anything(isa, rng, name, value):
     assert error <= 2 * 2**-8 / 3**0.5 * np.linalg.norm(expected[finite])
 
 
+@pytest.mark.parametrize("name", FREE_SIZES)
+@pytest.mark.parametrize("size", [1, 17, 31, 45])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_padding_takes_no_part(isa, rng, name, size, layout):
+    """An infinite weight of a token on its input, or an infinite scale, is finite after the clamp."""
+    problem = format_problem(rng, Shape(20, 50, size, 2, 2), name, layout=layout, dtype=np.float32)
+    # Nothing but padding is 0 times infinity, and no gate is -infinity, which would be NaN too.
+    weights = np.abs(problem.arrays.w13)
+    weights[weights == 0] = 1
+    problem = problem._replace(
+        hidden_states=abs(problem.hidden_states), arrays=problem.arrays._replace(w13=weights)
+    )
+    options = {"activation": "swigluoai"}
+    infinite = problem._replace(topk_weights=problem.topk_weights.copy())
+    infinite.topk_weights[3, 1] = np.inf
+    expected = infinite.float64(**options, apply_router_weight_on_input=True)
+    assert np.isfinite(expected).all()
+    result = infinite.run(**options, apply_router_weight_on_input=True)
+    assert rel_l2(result, expected) < 2 * 2**-8 / 3**0.5
+    if name == "fp8_block-tensor":
+        problem.arrays.w13_scales[1] = np.inf
+        expected = problem.float64(**options)
+        assert np.isfinite(expected).all()
+        assert rel_l2(problem.run(**options), expected) < 2 * 2**-8 / 3**0.5
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_unpack_gives_the_arrays_that_came(rng, name, layout):
@@ -213,6 +239,18 @@ def test_a_pair_and_sequences_are_the_same_experts(rng, name):
     scales = None if arrays.w13_scales is None else halves(arrays.w13_scales)
     pair = arrays._replace(w13=halves(arrays.w13), w13_scales=scales, w2=list(arrays.w2))
     assert pack(pair) == pack(arrays)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_memory_order_of_the_arrays_does_not_matter(rng, name):
+    arrays = format_problem(rng, Shape(1, 96, 160, 2, 1), name, bias="both").arrays
+    fields = ("w13", "w13_scales", "w2", "w2_scales")
+    columns_first = {
+        field: [np.asfortranarray(a) for a in getattr(arrays, field)]
+        for field in fields
+        if getattr(arrays, field) is not None
+    }
+    assert pack(arrays._replace(**columns_first)) == pack(arrays)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -253,7 +291,13 @@ def test_bf16_rounds_once(isa, rng, dtype):
             "fp8_block-128",
             {"block_shape": (0, 128)},
             ValueError,
-            r"block_shape\[0\]: expected an integer of at",
+            r"block_shape\[0\]: expected an integer in \[1",
+        ),
+        (
+            "fp8_block-128",
+            {"block_shape": (2**63, 128)},
+            ValueError,
+            r"block_shape\[0\]: expected an integer in .*got 9223372036854775808",
         ),
         ("fp8_block-128", {"block_shape": (1.5, 128)}, TypeError, r"block_shape\[0\]: expected an integer"),
         ("fp8_block-128", {"block_shape": 128}, TypeError, "block_shape: expected a pair"),

@@ -16,7 +16,7 @@ from .checkpoint._json import shorten
 from .errors import PackedFormatError, check_choice, describe, type_error, value_error
 from .formats import BFLOAT16, FORMATS
 from .packed_file import PackedFile, Part, check_byte_order, is_packed_file, write_packed_file
-from .packing import GATE_UP_LAYOUTS, MatrixDtypes, PackedExperts, check_block_shape
+from .packing import GATE_UP_LAYOUTS, MatrixDtypes, PackedExperts, block_shape_of
 
 if TYPE_CHECKING:
     from .layer import MoELayer
@@ -114,9 +114,7 @@ def _checked_experts(fields: Any, data: NDArray[np.uint8]) -> PackedExperts:
     blocks = fields["block_shape"]
     if spec.has_block_shape and not isinstance(blocks, list):
         raise value_error("block_shape", "a list of two sizes or nulls", shorten(blocks))
-    block_shape = check_block_shape(spec, blocks)
-    if block_shape is not None and any(size is not None and size > _MAX_SIZE for size in block_shape):
-        raise value_error("block_shape", f"sizes of at most {_MAX_SIZE}", shorten(blocks))
+    block_shape = block_shape_of(spec, blocks)
 
     choices: list[dict[str | None, Any]] = [
         {dtype.name: dtype for dtype in spec.weight_dtypes},

@@ -83,14 +83,17 @@ def check_positive_int(name: str, value: Any, maximum: int | None = None) -> int
     return number
 
 
-def check_block_shape(name: str, value: Any) -> tuple[int | None, int | None]:
-    """`value` as (rows, columns) of a block, each a positive integer or None for a whole axis."""
+def check_block_shape(name: str, value: Any, maximum: int | None = None) -> tuple[int | None, int | None]:
+    """`value` as (rows, columns) of a block: integers in [1, `maximum`], or None for a whole axis."""
     expected = "a pair of positive integers or None"
     if not isinstance(value, (tuple, list)):
         raise type_error(name, expected, describe(value))
     if len(value) != 2:
         raise value_error(name, expected, f"{len(value)} values")
-    rows, columns = (None if size is None else check_positive_int(name, size) for size in value)
+    rows, columns = (
+        None if size is None else check_positive_int(f"{name}[{i}]", size, maximum)
+        for i, size in enumerate(value)
+    )
     return rows, columns
 
 

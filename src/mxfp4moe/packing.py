@@ -10,7 +10,7 @@ import numpy as np
 from . import _core
 from ._sources import Bias, Matrix, describe_experts, is_pair, tensor_scales
 from .config import resolve_num_threads
-from .errors import check_bool, check_choice, check_positive_int, describe, type_error, value_error
+from .errors import check_block_shape, check_bool, check_choice, describe, type_error, value_error
 from .formats import BFLOAT16, FLOAT_CODES, FORMATS, WeightFormat
 
 __all__ = ["PackedExperts", "UnpackedExperts", "pack_experts"]
@@ -19,6 +19,7 @@ GATE_UP_LAYOUTS = ("concatenated", "interleaved")
 
 _BLOCK_SHAPE = (128, 128)
 _BLOCK_K_MULTIPLE = 32
+_MAX_BLOCK = 1 << 40
 
 BlockShape = tuple[int | None, int | None]
 
@@ -361,7 +362,7 @@ def pack_experts(
     """
     spec = FORMATS[check_choice("format", format, tuple(FORMATS))]
     check_choice("gate_up_layout", gate_up_layout, GATE_UP_LAYOUTS)
-    blocks = check_block_shape(spec, block_shape)
+    blocks = block_shape_of(spec, block_shape)
 
     if is_pair(w13_scales if spec.has_scales else w13):
         if not isinstance(w13, (list, tuple)) or len(w13) != 2:
@@ -471,21 +472,15 @@ def _scale_shape(blocks: BlockShape | None, shape: tuple[int, int], halves: int)
     return halves * rows, columns
 
 
-def check_block_shape(spec: WeightFormat, block_shape: Any) -> BlockShape | None:
+def block_shape_of(spec: WeightFormat, block_shape: Any) -> BlockShape | None:
+    """The block shape that a format is given, or has by default."""
     if not spec.has_block_shape:
         if block_shape is not None:
             raise value_error("block_shape", f"None with format {spec.name!r}", describe(block_shape))
         return None
     if block_shape is None:
         return _BLOCK_SHAPE
-    if not isinstance(block_shape, (list, tuple)):
-        raise type_error("block_shape", "a pair of integers or None", describe(block_shape))
-    if len(block_shape) != 2:
-        raise value_error("block_shape", "a pair of integers or None", f"{len(block_shape)} values")
-    rows, columns = (
-        None if size is None else check_positive_int(f"block_shape[{i}]", size)
-        for i, size in enumerate(block_shape)
-    )
+    rows, columns = check_block_shape("block_shape", block_shape, _MAX_BLOCK)
     if columns is not None and columns % _BLOCK_K_MULTIPLE:
         raise value_error("block_shape[1]", f"a multiple of {_BLOCK_K_MULTIPLE} or None", str(columns))
     return rows, columns
