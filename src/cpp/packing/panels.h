@@ -23,25 +23,28 @@ namespace mxfp4moe {
 // Changes with the layout; packed files carry it.
 constexpr int kLayoutVersion = 1;
 
+// Float32 scales that multiply sums: of gate, up and down, or of blocks of any shape.
+enum class SumScales : int32_t { kNone, kTensor, kBlocks };
+
 // What a weight format needs for a K-block of a panel.
 struct BlockLayout {
   int32_t weight_bytes;
   int32_t scale_bytes;  // of block scales
-  bool sum_scales;      // float32 scales multiply the sums
+  SumScales sum_scales;
 
   constexpr int32_t weight_bits() const { return weight_bytes * 8 / (kPanelRows * kBlockK); }
 };
 
 constexpr BlockLayout block_layout(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kMxfp4: return {256, 16, false};
-    case WeightFormat::kNvfp4: return {256, 32, true};
+    case WeightFormat::kMxfp4: return {256, 16, SumScales::kNone};
+    case WeightFormat::kNvfp4: return {256, 32, SumScales::kTensor};
     case WeightFormat::kMxfp8E4m3:
-    case WeightFormat::kMxfp8E5m2: return {512, 16, false};
-    case WeightFormat::kFp8Block: return {512, 0, true};
+    case WeightFormat::kMxfp8E5m2: return {512, 16, SumScales::kNone};
+    case WeightFormat::kFp8Block: return {512, 0, SumScales::kBlocks};
     case WeightFormat::kBf16: break;
   }
-  return {1024, 0, false};
+  return {1024, 0, SumScales::kNone};
 }
 
 // A packed matrix, or the same matrix of every expert one after the other; weights are 64-byte aligned.

@@ -5,13 +5,7 @@
 #include <cstring>
 
 #include "cpu/features.h"
-#include "formats/bf16.h"
-#include "formats/e2m1.h"
-#include "formats/e8m0.h"
-#include "formats/element.h"
-#include "formats/fp8.h"
-#include "formats/mxfp4.h"
-#include "formats/nvfp4.h"
+#include "formats/formats.h"
 #include "kernels/kernel_table.h"
 #include "packing/panels.h"
 

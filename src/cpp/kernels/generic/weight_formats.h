@@ -16,7 +16,7 @@ constexpr int kWeightBytes = block_layout(Decoder::kFormat).weight_bytes;
 template <class Decoder>
 constexpr int kScaleBytes = block_layout(Decoder::kFormat).scale_bytes;
 template <class Decoder>
-constexpr bool kHasSumScales = block_layout(Decoder::kFormat).sum_scales;
+constexpr bool kHasSumScales = block_layout(Decoder::kFormat).sum_scales != SumScales::kNone;
 
 // A format whose float32 scales change along K: K is cut in segments that have a scale each. Where one range is all of
 // K, the scale multiplies the finished sum.
@@ -26,9 +26,8 @@ template <class Decoder>
 constexpr bool kIsSegmented = false;
 template <class Decoder>
 constexpr bool kIsSegmented<Segmented<Decoder>> = true;
-// Those of NVFP4 belong to a tensor.
 template <class Decoder>
-constexpr bool kMayHaveSegments = kHasSumScales<Decoder> && Decoder::kFormat != WeightFormat::kNvfp4;
+constexpr bool kMayHaveSegments = block_layout(Decoder::kFormat).sum_scales == SumScales::kBlocks;
 
 struct Nvfp4 {
   static constexpr WeightFormat kFormat = WeightFormat::kNvfp4;
