@@ -9,8 +9,8 @@ echo "supported: $supported"
 status=0
 for isa in portable avx2 avx512 amx; do
   if [[ " $supported " == *" $isa "* ]]; then
-    echo "+ MXFP4MOE_ISA=$isa pytest"
-    MXFP4MOE_ISA=$isa .venv/bin/python -m pytest -q -r fE --junitxml="build/ci/isa-$isa.xml" || status=1
+    echo "+ MXFP4MOE_ISA=$isa pytest -n auto"
+    MXFP4MOE_ISA=$isa .venv/bin/python -m pytest -q -n auto -r fE --junitxml="build/ci/isa-$isa.xml" || status=1
   elif [[ ",${MXFP4MOE_REQUIRE_ISAS:-}," == *",$isa,"* ]]; then
     echo "$isa is required, and this machine cannot run it" >&2
     status=1

@@ -14,7 +14,7 @@ command_ending_in() {
 }
 
 mkdir -p build/ci
-for name in pytest demo; do
+for name in "pytest -n auto" demo; do
   command=$(command_ending_in "$name")
   echo "+ $command"
   PYTEST_ADDOPTS="--junitxml=build/ci/all.xml" bash -euo pipefail -c "$command"

@@ -14,11 +14,11 @@ runtime="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.s
 tests=(
   tests/test_wrong_calls.py tests/test_wrong_packing.py tests/test_packing.py tests/test_quantize_calls.py
   tests/test_safetensors.py tests/test_checkpoint.py tests/test_layer.py tests/test_special_values.py
-  tests/test_call_forms.py tests/test_fused_experts.py
+  tests/test_call_forms.py tests/test_fused_experts.py tests/test_formats.py
 )
 echo "+ pytest with AddressSanitizer and UndefinedBehaviorSanitizer"
 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD=$runtime \
-  .venv-asan/bin/python -m pytest -q -r fE -p no:cacheprovider "${tests[@]}" -k 'not needs_32_mib'
+  .venv-asan/bin/python -m pytest -q -n auto -r fE -p no:cacheprovider "${tests[@]}" -k 'not needs_32_mib'
 
 # With much address space randomization the run-time library of older compilers finds no room for its shadow.
 fixed_addresses=()
