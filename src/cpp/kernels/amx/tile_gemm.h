@@ -322,6 +322,7 @@ inline void scale_sums(const PanelPair& pair, int64_t num_blocks, float* sums) {
 // sums[block][panel of the pair][16 rows][16 tokens].
 template <class Decoder>
 inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
+  static_assert(Decoder::kSumFactor == 1, "decoders to bfloat16 are exact");
   if constexpr (kMayHaveSegments<Decoder>) {
     if (pair.range_blocks < pair.k_blocks) {
       return pair_sums_by<Segmented<Decoder>>(pair, tokens, buffer, sums);

@@ -347,6 +347,7 @@ inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element*
     }
   }
   if constexpr (has_ordinary<Decoder>(0)) {
+    static_assert(!kHasSumScales<Decoder>, "sums are scaled below");
     if (Decoder::is_ordinary(panel.scales, panel.k_blocks * kScaleBytes<Decoder>)) {
       return panel_sums_by<typename Decoder::Ordinary>(panel, tokens, slab, lanes, sums);
     }
