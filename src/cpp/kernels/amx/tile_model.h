@@ -2,7 +2,10 @@
 // multiply-adds per element from zero, over even and over odd k; their sum; then that plus C; inputs and every
 // result below 2^-126 count as zero. So the AMX kernels' packing and schedule are tested on any machine.
 // (A product of two bfloat16 is exact in float32, so multiply, then add, rounds as a fused multiply-add does.)
+// Functions of their own: inlined into every loop they take the compiler a minute.
 // Included inside a kernel table's own namespace.
+
+#define MXFP4MOE_TILE __attribute__((noinline))
 
 struct TileState {
   TileConfig config;
@@ -22,28 +25,28 @@ inline void tile_configure(const TileConfig& config) {
 inline void tile_release() { std::memset(&tile_state, 0, sizeof(tile_state)); }
 
 template <int T>
-inline void tile_zero() {
+MXFP4MOE_TILE void tile_zero() {
   std::memset(tile_state.data[T], 0, sizeof(tile_state.data[T]));
 }
 template <int T>
-inline void tile_load(const void* p, int64_t stride) {
+MXFP4MOE_TILE void tile_load(const void* p, int64_t stride) {
   tile_zero<T>();
   for (int r = 0; r < tile_state.config.rows[T]; ++r) {
     std::memcpy(tile_state.data[T][r], static_cast<const uint8_t*>(p) + r * stride, tile_state.config.row_bytes[T]);
   }
 }
 template <int T>
-inline void tile_stream_load(const void* p, int64_t stride) {
+MXFP4MOE_TILE void tile_stream_load(const void* p, int64_t stride) {
   tile_load<T>(p, stride);
 }
 template <int T>
-inline void tile_store(void* p, int64_t stride) {
+MXFP4MOE_TILE void tile_store(void* p, int64_t stride) {
   for (int r = 0; r < tile_state.config.rows[T]; ++r) {
     std::memcpy(static_cast<uint8_t*>(p) + r * stride, tile_state.data[T][r], tile_state.config.row_bytes[T]);
   }
 }
 template <int C, int A, int B>
-inline void tile_dot() {
+MXFP4MOE_TILE void tile_dot() {
   const TileConfig& config = tile_state.config;
   const int pairs = config.row_bytes[A] / 4;
   const int columns = config.row_bytes[C] / 4;
