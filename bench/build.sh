@@ -17,8 +17,8 @@ declare -A flags=(
   [portable]=""
   [avx2]="$avx2"
   [avx512]="$avx512"
-  [avx512bf16]="$avx512 -mavx512bf16"
-  [amx]="$avx512 -mavx512bf16 -mamx-tile -mamx-bf16 -DTILES"
+  [avx512bf16]="$avx512 -mavx512vbmi -mavx512bf16"
+  [amx]="$avx512 -mavx512vbmi -mamx-tile -mamx-bf16 -DTILES"
   [amx_model]="-DTILES"
 )
 
