@@ -76,32 +76,7 @@ struct SlabRange {
   int64_t begin, end;
 };
 
-// How the sums of a slab continue those before it.
-template <class Decoder>
-class Segments {
- public:
-  explicit Segments(const PanelPair& pair) : pair_(pair), range_end_(pair.range_blocks) {}
-
-  // The end of the segment that begins at `begin`, where the last one ended.
-  int64_t end(int64_t begin, int64_t slab_end) const {
-    if (!kIsSegmented<Decoder>) return slab_end;
-    const int64_t end = begin + kSlabBlocks < range_end_ ? begin + kSlabBlocks : range_end_;
-    return end < pair_.k_blocks ? end : pair_.k_blocks;
-  }
-  void next(int64_t end) {
-    if (!kIsSegmented<Decoder> || end != range_end_) return;
-    ++range_;
-    range_end_ += pair_.range_blocks;
-  }
-  float scale(int panel, int row) const {
-    return pair_.sum_scales[panel][pair_.scale_rows == 1 ? range_ : range_ * kPanelRows + row];
-  }
-
- private:
-  const PanelPair& pair_;
-  int64_t range_ = 0;
-  int64_t range_end_;
-};
+using PairSegments = Segments<PanelPair>;
 
 template <int kBlocks>
 MXFP4MOE_INLINE void load_tiles(const float* sums, bool zero) {
@@ -133,7 +108,7 @@ MXFP4MOE_INLINE void begin_segment(int64_t begin, const float* sums) {
 
 // Without float32 scales, C itself waits in `sums`; with them, C times the scale is added to them.
 template <class Decoder, int kBlocks>
-MXFP4MOE_INLINE void end_segment(const Segments<Decoder>& segments, int64_t begin, float* sums) {
+MXFP4MOE_INLINE void end_segment(const PairSegments& segments, int64_t begin, float* sums) {
   if constexpr (!kIsSegmented<Decoder>) {
     store_tiles<kBlocks>(sums);
   } else {
@@ -141,7 +116,7 @@ MXFP4MOE_INLINE void end_segment(const Segments<Decoder>& segments, int64_t begi
     store_tiles<kBlocks>(c);
     for (int panel = 0; panel < 2; ++panel) {
       for (int row = 0; row < kPanelRows; ++row) {
-        const F32 scale = broadcast(segments.scale(panel, row));
+        const F32 scale = broadcast(segments.panels().sum_scales[panel][segments.scale_of(row)]);
         for (int b = 0; b < kBlocks; ++b) {
           const int64_t at = b * kSumFloats + panel * (kSumFloats / 2) + row * kTileTokens;
           const F32 sum = begin == 0 ? broadcast(0.0f) : load(sums + at);
@@ -181,7 +156,7 @@ MXFP4MOE_INLINE void decode_tile(const uint8_t* weights, const uint8_t* scales, 
 // blocks. A buffer for all K-blocks keeps the decoded slab for the other token blocks.
 template <class Decoder, int kBlocks>
 MXFP4MOE_INLINE void decode_and_multiply(const PanelPair& pair, SlabRange range, const DecodeBuffer& buffer,
-                                         const TokenBlocks& tokens, Segments<Decoder> segments, float* sums) {
+                                         const TokenBlocks& tokens, PairSegments segments, float* sums) {
   constexpr int kBytes = kWeightBytes<Decoder>, kScales = kScaleBytes<Decoder>;
   const int64_t tokens0 = tokens.tokens(0), tokens1 = kBlocks > 1 ? tokens.tokens(1) : kTileTokens;
   const uint16_t* b0 = tokens.data(0) + range.begin * kBlockK * tokens0;
@@ -196,7 +171,8 @@ MXFP4MOE_INLINE void decode_and_multiply(const PanelPair& pair, SlabRange range,
     decode_tile<Decoder>(w1 + i * kBytes, s1 + i * kScales, buffer.at(i) + kTileElements);
   }
   for (int64_t i = 0; i < n;) {
-    const int64_t begin = range.begin + i, end = segments.end(begin, range.end) - range.begin;
+    const int64_t begin = range.begin + i;
+    const int64_t end = (kIsSegmented<Decoder> ? segments.end(begin) : range.end) - range.begin;
     begin_segment<Decoder, kBlocks>(begin, sums);
     for (; i < end; ++i) {
       const int64_t next = i + buffer.ahead;
@@ -235,13 +211,13 @@ struct SlabTiles {
 // Multiplies a decoded slab with one or two token blocks of 16.
 template <class Decoder, int kBlocks>
 inline void multiply(const SlabTiles& slab, SlabRange range, const TokenBlocks& tokens, int64_t block,
-                     Segments<Decoder> segments, float* sums) {
+                     PairSegments segments, float* sums) {
   const uint16_t* b0 = tokens.data(block) + range.begin * kBlockK * kTileTokens;
   const uint16_t* b1 = tokens.data(block + kBlocks - 1) + range.begin * kBlockK * kTileTokens;
   const uint8_t* a0 = slab.panels[0];
   const uint8_t* a1 = slab.panels[1];
   for (int64_t begin = range.begin; begin < range.end;) {
-    const int64_t end = segments.end(begin, range.end);
+    const int64_t end = kIsSegmented<Decoder> ? segments.end(begin) : range.end;
     begin_segment<Decoder, kBlocks>(begin, sums);
     for (int64_t i = begin; i < end; ++i) {
       tile_load<4>(a0, 64);
@@ -267,17 +243,14 @@ inline void multiply(const SlabTiles& slab, SlabRange range, const TokenBlocks& 
 
 // The end of the slab that begins at `begin`: of as many whole segments as fit.
 template <class Decoder>
-inline int64_t slab_end(const PanelPair& pair, int64_t begin, Segments<Decoder>* segments) {
-  const int64_t most = begin + kSlabBlocks < pair.k_blocks ? begin + kSlabBlocks : pair.k_blocks;
-  if (!kIsSegmented<Decoder>) return most;
-  int64_t end = begin;
-  for (int64_t next; end < most && (next = segments->end(end, most)) <= most; end = next) segments->next(next);
-  return end;
+inline int64_t slab_end(const PanelPair& pair, int64_t begin, PairSegments* segments) {
+  if (kIsSegmented<Decoder>) return segments->next_slab(begin);
+  return begin + kSlabBlocks < pair.k_blocks ? begin + kSlabBlocks : pair.k_blocks;
 }
 
 template <class Decoder>
 inline void pair_sums_by(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
-  Segments<Decoder> ahead(pair);
+  PairSegments ahead(pair, kSlabBlocks);
   if (tokens.count <= 2) {
     const DecodeBuffer ring{buffer, kRingBlocks - 1, kRingAhead};
     if (tokens.count == 1) {
@@ -288,7 +261,7 @@ inline void pair_sums_by(const PanelPair& pair, const TokenBlocks& tokens, uint1
     return;
   }
   for (int64_t begin = 0; begin < pair.k_blocks;) {
-    const Segments<Decoder> segments = ahead;
+    const PairSegments segments = ahead;
     const SlabRange range{begin, slab_end<Decoder>(pair, begin, &ahead)};
     decode_and_multiply<Decoder, 2>(pair, range, {buffer, -1, 1}, tokens, segments, sums);
     const uint8_t* tiles = reinterpret_cast<const uint8_t*>(buffer);

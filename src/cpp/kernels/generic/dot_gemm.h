@@ -52,38 +52,17 @@ struct TokenRows {
   int64_t count;
 };
 
-// A walk over the segments of a panel with float32 scales.
-class Segments {
- public:
-  explicit Segments(const PanelView& panel) : panel_(panel), range_end_(panel.range_blocks) {}
-
-  // The end of the segment that begins at K-block `begin`, where the last one ended.
-  int64_t end(int64_t begin) const {
-    const int64_t range_end = range_end_ < panel_.k_blocks ? range_end_ : panel_.k_blocks;
-    return begin + kSlabBlocks < range_end ? begin + kSlabBlocks : range_end;
-  }
-  float scale(int row) const { return panel_.sum_scales[panel_.scale_rows == 1 ? range_ : range_ * kPanelRows + row]; }
-  void next(int64_t end) {
-    if (end != range_end_) return;
-    ++range_;
-    range_end_ += panel_.range_blocks;
-  }
-
- private:
-  const PanelView& panel_;
-  int64_t range_ = 0;
-  int64_t range_end_;
-};
-
 // Lane sums of one panel: [token][16 rows][kLanes] floats.
 inline float* lanes_of(float* lanes, int64_t token, int row) { return lanes + (token * kPanelRows + row) * kLanes; }
 
+using PanelSegments = Segments<PanelView>;
+
 // lanes += scale * acc for some rows of a segment; the first one starts the sums. In memory: registers are for acc.
 template <class Decoder, int kRows, int kTokens>
-MXFP4MOE_INLINE void add_segment(const Acc (&acc)[kRows][kTokens], const Segments& segments, int first_row, bool first,
-                                 float* lanes) {
+MXFP4MOE_INLINE void add_segment(const Acc (&acc)[kRows][kTokens], const PanelSegments& segments, int first_row,
+                                 bool first, float* lanes) {
   unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-    const float scale = segments.scale(first_row + r.value);
+    const float scale = segments.panels().sum_scales[segments.scale_of(first_row + r.value)];
     unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
       float* sum = lanes_of(lanes, t.value, first_row + r.value);
       const Acc exact = scale_acc<Decoder::kSumFactor>(acc[r.value][t.value]);
@@ -154,7 +133,7 @@ MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, con
   static_assert(kRows % 4 == 0, "a quad holds four rows");
   Acc acc[kRows][kTokens];
   if constexpr (kIsSegmented<Decoder>) {
-    Segments segments(panel);
+    PanelSegments segments(panel, kSlabBlocks);
     for (int64_t kb = 0; kb < panel.k_blocks;) {
       const int64_t end = segments.end(kb);
       clear(acc);
@@ -213,7 +192,7 @@ struct SlabRows {
   int64_t begin, end;
   int first_row;
   const uint8_t* next;  // lines of the packed weights that are decoded next: brought into L2
-  const Segments* segments;
+  const PanelSegments* segments;
 };
 
 // K-blocks [first, last) of the slab, added to `acc`. Each group of rows brings some lines of each K-block.
@@ -246,7 +225,7 @@ template <class Decoder, int kTokens>
 inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float* lanes) {
   Acc acc[kSlabRows][kTokens];
   if constexpr (kIsSegmented<Decoder>) {
-    Segments segments = *slab.segments;
+    PanelSegments segments = *slab.segments;
     for (int64_t kb = slab.begin; kb < slab.end;) {
       const int64_t end = segments.end(kb);
       clear(acc);
@@ -268,15 +247,8 @@ inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float*
 
 // The end of the slab that begins at `begin`: whole segments, or an even share of what is left.
 template <class Decoder>
-inline int64_t slab_end(const PanelView& panel, int64_t begin, Segments* segments) {
-  if constexpr (kIsSegmented<Decoder>) {
-    int64_t end = begin, next = segments->end(begin);
-    for (; end < panel.k_blocks && next - begin <= kSlabBlocks; next = segments->end(end)) {
-      end = next;
-      segments->next(end);
-    }
-    return end;
-  }
+inline int64_t slab_end(const PanelView& panel, int64_t begin, PanelSegments* segments) {
+  if (kIsSegmented<Decoder>) return segments->next_slab(begin);
   const int64_t left = panel.k_blocks - begin;
   return begin + ceil_div(left, ceil_div(left, kSlabBlocks));
 }
@@ -284,9 +256,9 @@ inline int64_t slab_end(const PanelView& panel, int64_t begin, Segments* segment
 template <class Decoder>
 inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes) {
   constexpr int kBytes = kWeightBytes<Decoder>;
-  Segments ahead(panel);
+  PanelSegments ahead(panel, kSlabBlocks);
   for (int64_t begin = 0; begin < panel.k_blocks;) {
-    const Segments segments = ahead;
+    const PanelSegments segments = ahead;
     const int64_t end = slab_end<Decoder>(panel, begin, &ahead);
     decode_slab<Decoder>(panel, begin, end - begin, slab);
     // Past the panel's end the next panel begins.
