@@ -6,9 +6,12 @@ using Vec = __m256;
 using Acc = __m256;
 constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 
-constexpr int kDirectTokens = 3;
-constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens; }
-constexpr int direct_rows(int) { return 4; }
+constexpr int kDirectTokens = 4;
+constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens + 1; }
+constexpr int direct_rows(int tokens) { return tokens <= 2 ? 4 : 2; }
+// Rows of a quad that are decoded from the same bytes.
+constexpr int pair_step(WeightFormat f) { return f == WeightFormat::kMxfp4 || f == WeightFormat::kNvfp4 ? 2 : 1; }
+constexpr int64_t kDirectBlocks = 16;
 constexpr int kSlabRows = 4, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 24 << 10;
 

@@ -41,17 +41,15 @@ MXFP4MOE_INLINE __m256i load_table(const uint8_t* p) {
 // Two byte shuffles give the high and the low bytes of the bfloat16 of 32 codes: of two rows, whose codes are the low
 // (or the high) nibbles of the even and of the odd bytes. Unpacked, they stand side by side in 32-bit lanes: the value
 // of row kFirst in the low half, that of row kFirst + 2 in the high half.
-template <int kFirst>
-MXFP4MOE_INLINE void code_words(const uint8_t* quad, const CodeBytes& table, __m256i (&words)[kParts]) {
-  unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
-    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quad + 32 * half.value));
-    const __m256i nibbles = kFirst == 0 ? bytes : _mm256_srli_epi16(bytes, 4);
-    const __m256i codes = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
-    const __m256i high = _mm256_shuffle_epi8(load_table(table.high), codes);
-    const __m256i low = _mm256_shuffle_epi8(load_table(table.low), codes);
-    words[2 * half.value] = _mm256_unpacklo_epi8(low, high);
-    words[2 * half.value + 1] = _mm256_unpackhi_epi8(low, high);
-  });
+template <int kFirst, int kHalf>
+MXFP4MOE_INLINE void code_words(const uint8_t* quad, const CodeBytes& table, __m256i (&words)[2]) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quad + 32 * kHalf));
+  const __m256i nibbles = kFirst == 0 ? bytes : _mm256_srli_epi16(bytes, 4);
+  const __m256i codes = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+  const __m256i high = _mm256_shuffle_epi8(load_table(table.high), codes);
+  const __m256i low = _mm256_shuffle_epi8(load_table(table.low), codes);
+  words[0] = _mm256_unpacklo_epi8(low, high);
+  words[1] = _mm256_unpackhi_epi8(low, high);
 }
 
 constexpr CodeBytes kUnscaled = make_code_bytes(127), kMostOrdinary = make_code_bytes(kMostOrdinaryScale);
@@ -59,20 +57,22 @@ constexpr CodeBytes kUnscaled = make_code_bytes(127), kMostOrdinary = make_code_
 MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm256_mul_ps(v, _mm256_set1_ps(scale)); }
 
 using E2m1Scale = float;
+MXFP4MOE_INLINE E2m1Scale e8m0_scale(uint8_t byte) { return kE8m0F32.values[byte]; }
 MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kE4m3F32.values[byte]; }
 
 // The first two vectors of a row are k < 16.
 template <class ScaleOf, class F>
 MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
   unroll<2>([&](auto first) MXFP4MOE_INLINE_LAMBDA {
-    __m256i words[kParts];
-    code_words<first.value>(quad, kUnscaled, words);
     constexpr Index<first.value + 2> second{};
-    unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
-      f(first, part, scale_vec(low_halves(words[part.value]), scale_of(first, Index<part.value / 2>{})));
-    });
-    unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
-      f(second, part, scale_vec(high_halves(words[part.value]), scale_of(second, Index<part.value / 2>{})));
+    unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
+      __m256i words[2];
+      code_words<first.value, half.value>(quad, kUnscaled, words);
+      unroll<2>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+        constexpr Index<2 * half.value + i.value> part{};
+        f(first, part, scale_vec(low_halves(words[i.value]), scale_of(first, half)));
+        f(second, part, scale_vec(high_halves(words[i.value]), scale_of(second, half)));
+      });
     });
   });
 }
@@ -86,32 +86,27 @@ struct OrdinaryMxfp4 {
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
     unroll<2>([&](auto first) MXFP4MOE_INLINE_LAMBDA {
-      __m256i words[kParts];
-      code_words<first.value>(quad, kMostOrdinary, words);
+      constexpr Index<first.value + 2> second{};
       const __m256i exponents =
           _mm256_or_si256(_mm256_set1_epi32(static_cast<int>(kExponents.low[scales[first.value]])),
-                          _mm256_set1_epi32(static_cast<int>(kExponents.high[scales[first.value + 2]])));
-      unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
-        words[part.value] = _mm256_subs_epu16(words[part.value], exponents);
+                          _mm256_set1_epi32(static_cast<int>(kExponents.high[scales[second.value]])));
+      unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
+        __m256i words[2];
+        code_words<first.value, half.value>(quad, kMostOrdinary, words);
+        unroll<2>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+          constexpr Index<2 * half.value + i.value> part{};
+          const __m256i scaled = _mm256_subs_epu16(words[i.value], exponents);
+          f(first, part, low_halves(scaled));
+          f(second, part, high_halves(scaled));
+        });
       });
-      unroll<kParts>([&](auto part)
-                         MXFP4MOE_INLINE_LAMBDA { f(Index<first.value>{}, part, low_halves(words[part.value])); });
-      unroll<kParts>([&](auto part)
-                         MXFP4MOE_INLINE_LAMBDA { f(Index<first.value + 2>{}, part, high_halves(words[part.value])); });
     });
   }
 };
 
-struct Mxfp4 {
-  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
-  static constexpr int kSumFactor = 1;
+#include "kernels/generic/mxfp4_by_e2m1.h"
 
-  template <class F>
-  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
-    const auto scale_of = [&](auto row, auto) MXFP4MOE_INLINE_LAMBDA { return kE8m0F32.values[scales[row.value]]; };
-    each_e2m1(quad, scale_of, f);
-  }
-
+struct Mxfp4 : Mxfp4ByE2m1 {
   using Ordinary = OrdinaryMxfp4;
   static bool is_ordinary(const uint8_t* scales, int64_t n) {
     uint8_t most = 0;

@@ -14,6 +14,7 @@ constexpr int64_t direct_limit(WeightFormat format) {
   return block_layout(format).weight_bits() == 8 ? kDirectTokens : INT64_MAX;
 }
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 8 : 4; }
+constexpr int64_t kDirectBlocks = 0;  // all of K
 constexpr int kSlabRows = 4, kSlabTokens = 6;
 constexpr int64_t kSlabBytes = 24 << 10;
 

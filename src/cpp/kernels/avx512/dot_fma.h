@@ -10,6 +10,7 @@ constexpr int kParts = 2, kVecElements = 16, kLanes = 16;
 constexpr int kDirectTokens = 6;
 constexpr int64_t direct_limit(WeightFormat) { return 16; }
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 8 : 4; }
+constexpr int64_t kDirectBlocks = 0;  // all of K
 constexpr int kSlabRows = 4, kSlabTokens = 6;
 constexpr int64_t kSlabBytes = 24 << 10;
 

@@ -6,14 +6,15 @@
 // ORDER        the same for every m and every path below, so a token's result never depends on its batch.
 //
 // direct: weights are decoded in registers and used at once, for few tokens; the panel is walked once for each
-//   group of rows that fits the registers. slab: weights of several K-blocks are decoded into L1 and used for
-//   all tokens; accumulators wait in L2 between slabs.
+//   group of rows that fits the registers, whole quads or half of one. slab: weights of several K-blocks are decoded
+//   into L1 and used for all tokens; accumulators wait in L2 between slabs.
 //
 // An instruction set supplies (dot.h): Element, Vec (kVecElements of them, kParts to a K-block), Acc of kLanes
 // floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), add_scaled(sum,
 // acc, scale), scale_acc<factor>(acc), sum_lanes; its register budget: kDirectTokens, direct_rows(tokens), kSlabRows,
-// kSlabTokens, kSlabBytes; and direct_limit(format), the most tokens for which decoding the panel anew for each
-// kDirectTokens beats a slab.
+// kSlabTokens, kSlabBytes; kDirectBlocks, after which all walks go on together, so that they find the tokens in L1 (0:
+// never); direct_limit(format), the most tokens for which decoding the panel anew for each kDirectTokens beats a slab;
+// and where direct_rows is 2, pair_step(format): which two rows of a quad those are.
 //
 // A weight format supplies a decoder (weight_formats.h): each_vec(quad, scales, f) calls f(Index<row>, Index<part>,
 // Vec) for the vectors of four rows, those of a row in ascending order of their parts.
@@ -57,14 +58,27 @@ inline float* lanes_of(float* lanes, int64_t token, int row) { return lanes + (t
 
 using PanelSegments = Segments<PanelView>;
 
+// The rows of a panel that are computed together, from some quad on: whole quads, or two rows of a quad, kStep apart.
+template <int kCount_, int kFirst_ = 0, int kStep_ = 1>
+struct Rows {
+  static constexpr int kCount = kCount_, kFirst = kFirst_, kStep = kStep_;
+  static constexpr int kQuads = (kCount + 3) / 4;
+  static constexpr int row(int index) { return kFirst + index * kStep; }
+  static constexpr int index(int row) {
+    const int steps = row - kFirst;
+    return steps >= 0 && steps % kStep == 0 && steps / kStep < kCount ? steps / kStep : -1;
+  }
+};
+
 // lanes += scale * acc for some rows of a segment; the first one starts the sums. In memory: registers are for acc.
-template <class Decoder, int kRows, int kTokens>
-MXFP4MOE_INLINE void add_segment(const Acc (&acc)[kRows][kTokens], const PanelSegments& segments, int first_row,
+template <class Decoder, class R, int kTokens>
+MXFP4MOE_INLINE void add_segment(const Acc (&acc)[R::kCount][kTokens], const PanelSegments& segments, int first_row,
                                  bool first, float* lanes) {
-  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-    const float scale = segments.panels().sum_scales[segments.scale_of(first_row + r.value)];
+  unroll<R::kCount>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+    const int row = first_row + R::row(r.value);
+    const float scale = segments.panels().sum_scales[segments.scale_of(row)];
     unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-      float* sum = lanes_of(lanes, t.value, first_row + r.value);
+      float* sum = lanes_of(lanes, t.value, row);
       const Acc exact = scale_acc<Decoder::kSumFactor>(acc[r.value][t.value]);
       store_acc(sum, add_scaled(first ? zero_acc() : load_acc(sum), exact, scale));
     });
@@ -78,49 +92,57 @@ MXFP4MOE_INLINE void clear(Acc (&acc)[kRows][kTokens]) {
   });
 }
 
-template <int kRows, int kTokens>
-MXFP4MOE_INLINE void load_lanes(float* lanes, int first_row, Acc (&acc)[kRows][kTokens]) {
-  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+template <class R, int kTokens>
+MXFP4MOE_INLINE void load_lanes(float* lanes, int first_row, Acc (&acc)[R::kCount][kTokens]) {
+  unroll<R::kCount>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
     unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-      acc[r.value][t.value] = load_acc(lanes_of(lanes, t.value, first_row + r.value));
+      acc[r.value][t.value] = load_acc(lanes_of(lanes, t.value, first_row + R::row(r.value)));
     });
   });
 }
 
-template <int kRows, int kTokens>
-MXFP4MOE_INLINE void store_lanes(const Acc (&acc)[kRows][kTokens], int first_row, float* lanes) {
-  unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+template <class R, int kTokens>
+MXFP4MOE_INLINE void store_lanes(const Acc (&acc)[R::kCount][kTokens], int first_row, float* lanes) {
+  unroll<R::kCount>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
     unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-      store_acc(lanes_of(lanes, t.value, first_row + r.value), acc[r.value][t.value]);
+      store_acc(lanes_of(lanes, t.value, first_row + R::row(r.value)), acc[r.value][t.value]);
     });
   });
 }
 
-// The K-blocks [begin, end) of some rows by some tokens, added to `acc`.
-template <class Decoder, int kRows, int kTokens>
-MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const TokenRows& tokens, int64_t begin,
-                                   int64_t end, Acc (&acc)[kRows][kTokens]) {
+struct BlockRange {
+  int64_t begin, end;
+};
+
+// A range of K-blocks of some rows by some tokens, added to `acc`.
+template <class Decoder, class R, int kTokens>
+MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const TokenRows& tokens, BlockRange range,
+                                   Acc (&acc)[R::kCount][kTokens]) {
   constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kScaleBytes<Decoder> / 4;
-  const uint8_t* w = panel.weights + begin * kWeightBytes<Decoder> + first_row / 4 * kQuadBytes;
-  const uint8_t* s = panel.scales + begin * kScaleBytes<Decoder> + first_row / 4 * kQuadScales;
+  const uint8_t* w = panel.weights + range.begin * kWeightBytes<Decoder> + first_row / 4 * kQuadBytes;
+  const uint8_t* s = panel.scales + range.begin * kScaleBytes<Decoder> + first_row / 4 * kQuadScales;
   const Element* x[kTokens];
   unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
   // Each walk brings its own lines of the next panel into L2, so that memory is busy during all of them.
   const int64_t next = panel.k_blocks * kWeightBytes<Decoder>;
   const int64_t next_scales = panel.k_blocks * kScaleBytes<Decoder>;
-  for (int64_t kb = begin; kb < end; ++kb) {
-    if (kScaleBytes<Decoder> != 0) __builtin_prefetch(s + next_scales, 0, 2);
-    unroll<kRows / 4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
-      unroll<kQuadBytes / 64>([&](auto line) MXFP4MOE_INLINE_LAMBDA {
-        __builtin_prefetch(w + next + kQuadBytes * q.value + 64 * line.value, 0, 2);
-      });
+  for (int64_t kb = range.begin; kb < range.end; ++kb) {
+    if (kScaleBytes<Decoder> != 0 && R::kFirst == 0) __builtin_prefetch(s + next_scales, 0, 2);
+    unroll<R::kQuads>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
+      if (R::kFirst == 0) {
+        unroll<kQuadBytes / 64>([&](auto line) MXFP4MOE_INLINE_LAMBDA {
+          __builtin_prefetch(w + next + kQuadBytes * q.value + 64 * line.value, 0, 2);
+        });
+      }
       Decoder::each_vec(w + kQuadBytes * q.value, s + kQuadScales * q.value,
                         [&](auto i, auto part, const Vec& row) MXFP4MOE_INLINE_LAMBDA {
-                          constexpr int r = 4 * q.value + i.value;
-                          unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-                            const Vec xs = load_vec(x[t.value] + kb * kBlockK + part.value * kVecElements);
-                            acc[r][t.value] = multiply_add(acc[r][t.value], row, xs);
-                          });
+                          constexpr int r = R::index(4 * q.value + i.value);
+                          if constexpr (r >= 0) {  // what is decoded for nothing is not compiled
+                            unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+                              const Vec xs = load_vec(x[t.value] + kb * kBlockK + part.value * kVecElements);
+                              acc[r][t.value] = multiply_add(acc[r][t.value], row, xs);
+                            });
+                          }
                         });
     });
     w += kWeightBytes<Decoder>;
@@ -128,31 +150,47 @@ MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const 
   }
 }
 
-template <class Decoder, int kRows, int kTokens>
-MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, const TokenRows& tokens, float* lanes) {
-  static_assert(kRows % 4 == 0, "a quad holds four rows");
-  Acc acc[kRows][kTokens];
+template <class Decoder, class R, int kTokens>
+MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, const TokenRows& tokens, BlockRange range,
+                                      float* lanes) {
+  Acc acc[R::kCount][kTokens];
   if constexpr (kIsSegmented<Decoder>) {
     PanelSegments segments(panel, kSlabBlocks);
-    for (int64_t kb = 0; kb < panel.k_blocks;) {
+    for (int64_t kb = range.begin; kb < range.end;) {
       const int64_t end = segments.end(kb);
       clear(acc);
-      direct_blocks<Decoder>(panel, first_row, tokens, kb, end, acc);
-      add_segment<Decoder>(acc, segments, first_row, kb == 0, lanes);
+      direct_blocks<Decoder, R>(panel, first_row, tokens, {kb, end}, acc);
+      add_segment<Decoder, R>(acc, segments, first_row, kb == 0, lanes);
       segments.next(end);
       kb = end;
     }
   } else {
-    clear(acc);
-    direct_blocks<Decoder>(panel, first_row, tokens, 0, panel.k_blocks, acc);
-    store_lanes(acc, first_row, lanes);
+    if (kDirectBlocks == 0 || range.begin == 0) {
+      clear(acc);
+    } else {
+      load_lanes<R>(lanes, first_row, acc);
+    }
+    direct_blocks<Decoder, R>(panel, first_row, tokens, range, acc);
+    store_lanes<R>(acc, first_row, lanes);
   }
 }
 
 template <class Decoder, int kTokens>
 inline void direct_tile(const PanelView& panel, const TokenRows& tokens, float* lanes) {
   constexpr int rows = direct_rows(kTokens);
-  for (int r = 0; r < kPanelRows; r += rows) direct_rows_loop<Decoder, rows, kTokens>(panel, r, tokens, lanes);
+  const int64_t most = kIsSegmented<Decoder> || kDirectBlocks == 0 ? panel.k_blocks : kDirectBlocks;
+  for (BlockRange range{0, 0}; range.begin < panel.k_blocks; range.begin = range.end) {
+    range.end = range.begin + most < panel.k_blocks ? range.begin + most : panel.k_blocks;
+    for (int r = 0; r < kPanelRows; r += rows < 4 ? 4 : rows) {
+      if constexpr (rows < 4) {
+        constexpr int step = pair_step(Decoder::kFormat);
+        direct_rows_loop<Decoder, Rows<2, 0, step>, kTokens>(panel, r, tokens, range, lanes);
+        direct_rows_loop<Decoder, Rows<2, 3 - step, step>, kTokens>(panel, r, tokens, range, lanes);
+      } else {
+        direct_rows_loop<Decoder, Rows<rows>, kTokens>(panel, r, tokens, range, lanes);
+      }
+    }
+  }
 }
 
 // Cuts `count` tokens into tiles of at most kMax, as even as can be, and calls f(Index<size>, first).
@@ -230,7 +268,7 @@ inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float*
       const int64_t end = segments.end(kb);
       clear(acc);
       slab_blocks<Decoder>(slab, tokens, kb, end, acc);
-      add_segment<Decoder>(acc, segments, slab.first_row, kb == 0, lanes);
+      add_segment<Decoder, Rows<kSlabRows>>(acc, segments, slab.first_row, kb == 0, lanes);
       segments.next(end);
       kb = end;
     }
@@ -238,10 +276,10 @@ inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float*
     if (slab.begin == 0) {
       clear(acc);
     } else {
-      load_lanes(lanes, slab.first_row, acc);
+      load_lanes<Rows<kSlabRows>>(lanes, slab.first_row, acc);
     }
     slab_blocks<Decoder>(slab, tokens, slab.begin, slab.end, acc);
-    store_lanes(acc, slab.first_row, lanes);
+    store_lanes<Rows<kSlabRows>>(acc, slab.first_row, lanes);
   }
 }
 

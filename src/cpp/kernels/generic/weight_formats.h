@@ -5,7 +5,7 @@
 //   each_e4m3(quad, f), each_e5m2(quad, f), each_bf16(quad, f)   unscaled; e4m3 values are divided by kE4m3Factor
 //   e4m3_scale(byte)                     as an E2m1Scale
 //   scale_vec(vec, float)                exact, but for overflow and underflow
-//   Mxfp4                                faster than each_e2m1
+//   Mxfp4                                faster than each_e2m1, or Mxfp4ByE2m1
 //
 // `kSumFactor`: sums are multiplied by it before their float32 scale.
 // Included inside a kernel table's own namespace, after the headers of an instruction set.

@@ -14,6 +14,7 @@ constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 constexpr int kDirectTokens = 1;
 constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens; }
 constexpr int direct_rows(int) { return 4; }
+constexpr int64_t kDirectBlocks = 0;  // all of K
 constexpr int kSlabRows = 2, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 16 << 10;
 

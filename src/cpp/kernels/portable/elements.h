@@ -10,6 +10,7 @@ typedef uint32_t Uint4 __attribute__((vector_size(16)));
 MXFP4MOE_INLINE Vec scale_vec(const Vec& v, float scale) { return {{v.v[0] * scale, v.v[1] * scale}}; }
 
 using E2m1Scale = float;
+MXFP4MOE_INLINE E2m1Scale e8m0_scale(uint8_t byte) { return kE8m0F32.values[byte]; }
 MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kE4m3F32.values[byte]; }
 
 // Arithmetic instead of table look-ups, which no baseline can do for several lanes: the magnitudes 0..7 are the
@@ -35,16 +36,9 @@ MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
   });
 }
 
-struct Mxfp4 {
-  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
-  static constexpr int kSumFactor = 1;
+#include "kernels/generic/mxfp4_by_e2m1.h"
 
-  template <class F>
-  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
-    const auto scale_of = [&](auto row, auto) MXFP4MOE_INLINE_LAMBDA { return kE8m0F32.values[scales[row.value]]; };
-    each_e2m1(quad, scale_of, f);
-  }
-};
+using Mxfp4 = Mxfp4ByE2m1;
 
 constexpr int kE4m3Factor = 1;
 

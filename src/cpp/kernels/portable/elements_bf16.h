@@ -10,6 +10,7 @@ constexpr int kE4m3Factor = 1;
 
 // The sixteen values of the codes at one scale.
 using E2m1Scale = const uint16_t*;
+MXFP4MOE_INLINE E2m1Scale e8m0_scale(uint8_t byte) { return kMxfp4Bf16.row[byte]; }
 MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kNvfp4Bf16.row[byte]; }
 
 template <class ScaleOf, class F>
@@ -24,16 +25,9 @@ MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
   });
 }
 
-struct Mxfp4 {
-  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
-  static constexpr int kSumFactor = 1;
+#include "kernels/generic/mxfp4_by_e2m1.h"
 
-  template <class F>
-  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
-    const auto scale_of = [&](auto row, auto) MXFP4MOE_INLINE_LAMBDA { return kMxfp4Bf16.row[scales[row.value]]; };
-    each_e2m1(quad, scale_of, f);
-  }
-};
+using Mxfp4 = Mxfp4ByE2m1;
 
 template <class F>
 MXFP4MOE_INLINE void each_fp8(const Fp8TableF32& table, const uint8_t* quad, F&& f) {
