@@ -17,7 +17,7 @@ struct Mxfp4 {
 
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
-    const __m512i words = _mm512_loadu_si512(quad);
+    const __m512i words = load_words(quad);
     unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
       const __m512i table = _mm512_load_si512(kMxfp4Bf16.row[scales[i.value]]);
       f(i, Index<0>{}, _mm512_permutexvar_epi16(shift_words<4 * i.value>(words), table));
@@ -32,7 +32,7 @@ MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kNvfp4Bf16.row[byte]
 // One table of two scales: index bit 4 chooses the half of k.
 template <class ScaleOf, class F>
 MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
-  const __m512i words = _mm512_loadu_si512(quad);
+  const __m512i words = load_words(quad);
   const __m512i second_half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
   unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
     const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(scale_of(i, Index<0>{})));

@@ -14,7 +14,7 @@ struct Mxfp4 {
 
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
-    const __m512i words = _mm512_loadu_si512(quad);
+    const __m512i words = load_words(quad);
     unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
       const __m512 table = _mm512_load_ps(kMxfp4F32.row[scales[i.value]]);
       f(i, Index<0>{}, _mm512_permutexvar_ps(_mm512_srli_epi32(words, 4 * i.value), table));
@@ -29,7 +29,7 @@ MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kE4m3F32.values[byte
 // The first eight lanes of both vectors are k < 16.
 template <class ScaleOf, class F>
 MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
-  const __m512i words = _mm512_loadu_si512(quad);
+  const __m512i words = load_words(quad);
   const __m512 values = _mm512_loadu_ps(kE2m1Values);
   unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
     const __m512 scale = _mm512_mask_broadcastss_ps(_mm512_set1_ps(scale_of(i, Index<0>{})), 0xff00,
@@ -61,7 +61,7 @@ MXFP4MOE_INLINE void each_fp8(const uint8_t* quad, ToF16&& to_f16, F&& f) {
     f(row, Index<1>{}, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1)));
   };
   unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {
-    const __m512i codes = _mm512_loadu_si512(quad + 64 * pair.value);
+    const __m512i codes = load_words(quad + 64 * pair.value);
     emit(Index<2 * pair.value>{}, _mm512_unpacklo_epi8(_mm512_setzero_si512(), codes));
     emit(Index<2 * pair.value + 1>{}, _mm512_unpackhi_epi8(_mm512_setzero_si512(), codes));
   });
