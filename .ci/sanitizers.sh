@@ -14,7 +14,7 @@ runtime="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.s
 tests=(
   tests/test_wrong_calls.py tests/test_wrong_packing.py tests/test_packing.py tests/test_quantize_calls.py
   tests/test_safetensors.py tests/test_checkpoint.py tests/test_layer.py tests/test_special_values.py
-  tests/test_call_forms.py tests/test_fused_experts.py
+  tests/test_call_forms.py tests/test_fused_experts.py tests/test_formats.py tests/test_work_split.py
 )
 echo "+ pytest with AddressSanitizer and UndefinedBehaviorSanitizer"
 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD=$runtime \

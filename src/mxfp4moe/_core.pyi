@@ -127,6 +127,9 @@ def fused_experts(
 class LinearStorage:
     def __init__(self, rows: np.ndarray, num_rows: int, num_terms: int, num_threads: int) -> None: ...
 
+def plan_call(
+    experts: ExpertStorage, kernels: int, ids: np.ndarray, num_threads: int
+) -> tuple[int, int, list[tuple[int, int, int]], list[tuple[int, int, int]]]: ...
 def linear(
     weight: LinearStorage,
     kernels: int,

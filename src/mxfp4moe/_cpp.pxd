@@ -1,6 +1,7 @@
 # The C++ library as the binding sees it.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libcpp cimport bool as cbool
+from libcpp.vector cimport vector
 
 
 cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
@@ -103,6 +104,21 @@ cdef extern from "moe/problem.h" namespace "mxfp4moe" nogil:
 cdef extern from "moe/schedule.h" namespace "mxfp4moe" nogil:
     Status run_fused_experts "mxfp4moe::fused_experts"(
         const KernelTable& kernels, const MoeProblem& problem, int num_threads)
+
+
+cdef extern from "moe/describe_plan.h" namespace "mxfp4moe" nogil:
+    cdef struct PlanItem:
+        int64_t expert
+        int64_t pair_begin
+        int64_t pair_end
+
+    cdef struct CallPlan:
+        int64_t chunk_tokens
+        int num_threads
+        vector[PlanItem] gate_up
+        vector[PlanItem] down
+
+    CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, int num_threads) except +
 
 
 cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:

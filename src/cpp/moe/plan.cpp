@@ -19,60 +19,111 @@ constexpr int64_t kMinThreadBytes = 128 << 10;
 
 constexpr int64_t kMaxChunkTokens = 1 << 14;
 
+// Of each thread, for the outputs of slots where experts are split.
+constexpr int64_t kSlotBytesPerThread = 1 << 20;
+
 // Bytes of the packed weights and block scales of one expert.
 int64_t matrix_bytes(WeightFormat format, const PackedMatrix& m) {
   const BlockLayout block = block_layout(format);
   return m.num_panels * m.k_blocks * (block.weight_bytes + block.scale_bytes);
 }
 
+int64_t output_pairs(const PackedLayer& layer) { return ceil_div(layer.w2.num_panels, 2); }
+
+// Whether some threads would wait for others for more than a tenth of the time.
+bool is_uneven(int64_t items, int64_t threads) { return ceil_div(items, threads) * threads * 10 > items * 11; }
+
+// The most items, at most so many a thread, with which no thread gets a tenth more than its share, as the larger of
+// them may all be its own.
+int64_t even_items(int64_t pairs, int64_t threads, int64_t most_per_thread) {
+  for (int64_t n = most_per_thread; n > 1; --n) {
+    if (n * threads >= pairs) return pairs;
+    if (ceil_div(pairs, n * threads) * n * threads * 10 <= pairs * 11) return n * threads;
+  }
+  return std::min(threads, pairs);
+}
+
+PairRange part_of(int64_t pairs, int64_t part, int64_t parts) {
+  return {pairs * part / parts, pairs * (part + 1) / parts};
+}
+
+// About `wanted` items in all, each expert's number by its share of the work.
+ExpertItems expert_items(const PackedLayer& layer, const PackedMatrix& m, const Grouping& grouping, int64_t wanted,
+                         int64_t* offsets) {
+  const int64_t pairs = ceil_div(m.num_panels, 2), bytes = matrix_bytes(layer.format, m);
+  const auto tokens_of = [&](int64_t e) { return grouping.expert_offsets[e + 1] - grouping.expert_offsets[e]; };
+  const auto work_of = [&](int64_t e) {
+    return tokens_of(e) == 0 ? 0 : read_equivalent(bytes, tokens_of(e), layer.format);
+  };
+  int64_t work = 0;
+  for (int64_t e = 0; e < layer.num_experts; ++e) work += work_of(e);
+  offsets[0] = 0;
+  for (int64_t e = 0; e < layer.num_experts; ++e) {
+    const double exact = static_cast<double>(wanted) * static_cast<double>(work_of(e)) / static_cast<double>(work);
+    const int64_t share = tokens_of(e) == 0 ? 0 : std::clamp<int64_t>(static_cast<int64_t>(exact + 0.5), 1, pairs);
+    offsets[e + 1] = offsets[e] + share;
+  }
+  return {offsets, layer.num_experts, pairs};
+}
+
 }  // namespace
 
-MoePlan make_plan(const KernelTable& kernels, const PackedLayer& layer, int64_t num_tokens, int64_t top_k) {
+MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
+  const PackedLayer& layer = problem.layer;
   const int64_t k = round_up(layer.hidden_size, kBlockK);
   const int64_t i = round_up(layer.intermediate_size, kBlockK);
   const int64_t max_k = std::max(k, i);
   // Operands of both GEMMs and the sorted slots, and a row of accumulators.
-  const int64_t token_bytes = top_k * (2 * (k + i) + 8) + 4 * k;
-  const int64_t chunk = std::max<int64_t>(1, std::min(kMaxCallBytes / token_bytes, kMaxChunkTokens));
+  const int64_t token_bytes = problem.top_k * (2 * (k + i) + 8) + 4 * k;
+  int64_t chunk = std::max<int64_t>(1, std::min(kMaxCallBytes / token_bytes, kMaxChunkTokens));
+  const bool may_split = is_uneven(output_pairs(layer), num_threads);
+  if (may_split) {
+    chunk = std::clamp<int64_t>(num_threads * kSlotBytesPerThread / (problem.top_k * k * 4), 1, chunk);
+  }
   // Chunks of equal size, in whole sixteens.
-  const int64_t even = round_up(ceil_div(num_tokens, ceil_div(num_tokens, chunk)), 16);
-  return {std::min(num_tokens, std::min(chunk, even)), {kernels.group_tokens(max_k), kernels.padded_tokens}, max_k};
+  const int64_t even = round_up(ceil_div(problem.num_tokens, ceil_div(problem.num_tokens, chunk)), 16);
+  const int64_t chunk_tokens = std::min(problem.num_tokens, std::min(chunk, even));
+  return {chunk_tokens, {kernels.group_tokens(max_k), kernels.padded_tokens}, max_k, may_split};
 }
 
-ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num_threads, int64_t* item_offsets) {
-  const int64_t pairs = layer.w13.num_panels / 2;
+ExpertItem expert_item(const ExpertItems& items, int64_t index) {
+  const int64_t* offsets = items.offsets;
+  const int64_t expert = std::upper_bound(offsets, offsets + items.num_experts, index) - offsets - 1;
+  const int64_t part = index - offsets[expert], parts = offsets[expert + 1] - offsets[expert];
+  return {expert, part_of(items.pairs, part, parts)};
+}
+
+PairRange output_range(const ChunkPlan& plan, int64_t index) {
+  return part_of(plan.down.pairs, index, plan.num_output_items);
+}
+
+ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& moe_plan, const Grouping& grouping, int num_threads,
+                     int64_t* gate_up_offsets, int64_t* down_offsets) {
   const int64_t w13_bytes = matrix_bytes(layer.format, layer.w13);
   const int64_t w2_bytes = matrix_bytes(layer.format, layer.w2);
-
-  int64_t used_experts = 0, gate_up_work = 0;
+  int64_t used_experts = 0;
   for (int64_t e = 0; e < layer.num_experts; ++e) {
-    const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
-    if (tokens == 0) continue;
-    ++used_experts;
-    gate_up_work += read_equivalent(w13_bytes, tokens, layer.format);
+    used_experts += grouping.expert_offsets[e + 1] > grouping.expert_offsets[e];
   }
 
   ChunkPlan plan;
   plan.num_threads =
       static_cast<int>(std::clamp<int64_t>(used_experts * (w13_bytes + w2_bytes) / kMinThreadBytes, 1, num_threads));
   const int64_t items = plan.num_threads == 1 ? 1 : plan.num_threads * kItemsPerThread;
+  plan.gate_up = expert_items(layer, layer.w13, grouping, items, gate_up_offsets);
 
-  item_offsets[0] = 0;
-  for (int64_t e = 0; e < layer.num_experts; ++e) {
-    const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
-    const double exact = static_cast<double>(items) *
-                         static_cast<double>(read_equivalent(w13_bytes, tokens, layer.format)) /
-                         static_cast<double>(gate_up_work);
-    const int64_t share = tokens == 0 ? 0 : std::clamp<int64_t>(static_cast<int64_t>(exact + 0.5), 1, pairs);
-    item_offsets[e + 1] = item_offsets[e] + share;
+  const int64_t pairs = output_pairs(layer);
+  plan.split_experts = moe_plan.may_split_experts && is_uneven(pairs, plan.num_threads);
+  if (plan.split_experts) {
+    plan.down = expert_items(layer, layer.w2, grouping, items, down_offsets);
+    plan.num_output_items = std::min<int64_t>(plan.num_threads, pairs);
+  } else {
+    // Each item reads all intermediates, so no more items than keep that below the weights' own traffic.
+    const int64_t operand = grouping.num_slots * round_up(layer.intermediate_size, kBlockK) * 2;
+    const int64_t most = std::min(items, used_experts * w2_bytes / std::max<int64_t>(operand, 1));
+    plan.down = {down_offsets, 0, pairs};
+    plan.num_output_items = even_items(pairs, plan.num_threads, most / plan.num_threads);
   }
-  plan.num_gate_up_items = item_offsets[layer.num_experts];
-
-  // Each item of GEMM 2 reads all intermediates, so no more items than keep that below the weights' own traffic.
-  const int64_t operand = grouping.num_slots * round_up(layer.intermediate_size, kBlockK) * 2;
-  int64_t down_items = std::min(items, used_experts * w2_bytes / std::max<int64_t>(operand, 1));
-  down_items = std::max<int64_t>(down_items / plan.num_threads, 1) * plan.num_threads;
-  plan.num_down_items = std::min(down_items, ceil_div(layer.w2.num_panels, 2));
 
   plan.num_pack_items = 0;
   for (int64_t g = 0; g < grouping.num_groups; ++g) plan.num_pack_items += pack_items(grouping.groups[g]);

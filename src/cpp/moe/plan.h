@@ -1,4 +1,4 @@
-// How a call is cut into work: a pure function of the problem's sizes, printable and testable by itself.
+// How a call is cut into work: pure functions of the problem's sizes, printable and testable by themselves.
 #pragma once
 
 #include "kernels/kernel_table.h"
@@ -14,21 +14,50 @@ struct MoePlan {
   int64_t chunk_tokens;  // tokens computed together
   GroupRule groups;
   int64_t max_k;
+  bool may_split_experts;  // there is memory for ChunkPlan::split_experts
 };
 
-MoePlan make_plan(const KernelTable& kernels, const PackedLayer& layer, int64_t num_tokens, int64_t top_k);
+MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, int num_threads);
 
-// The work of one chunk, once its tokens are grouped: gate_up items are (expert, range of panel pairs), down items
-// are ranges of pairs of output panels for all experts. Items are handed out in order to whichever thread is free.
+// Work on one matrix of each expert, in items of some of its panel pairs; handed out in order to whichever thread is
+// free. The items of expert e are [offsets[e], offsets[e + 1]), a range of pairs each.
+struct ExpertItems {
+  int64_t* offsets;  // [num_experts + 1]
+  int64_t num_experts;
+  int64_t pairs;
+};
+
+struct PairRange {
+  int64_t begin, end;
+};
+
+struct ExpertItem {
+  int64_t expert;
+  PairRange pairs;
+};
+
+ExpertItem expert_item(const ExpertItems& items, int64_t index);
+inline int64_t num_items(const ExpertItems& items) { return items.offsets[items.num_experts]; }
+
+// The work of one chunk, once its tokens are grouped.
+//
+// GEMM 2 adds up experts in a fixed order, so an item is a range of pairs of output panels for all experts. Where so
+// few items cannot keep all threads busy, experts are split: items are as those of GEMM 1, leave each slot's output in
+// memory, and a last step adds them up by panels, in the same order.
 struct ChunkPlan {
   int num_threads;
+  bool split_experts;
   int64_t num_pack_items;
-  int64_t num_gate_up_items;
-  int64_t num_down_items;
+  ExpertItems gate_up;
+  ExpertItems down;  // if experts are split
+  int64_t num_output_items;
 };
 
-// `item_offsets` [num_experts + 1]: the gate_up items of expert e are [e], [e + 1].
-ChunkPlan plan_chunk(const PackedLayer& layer, const Grouping& grouping, int num_threads, int64_t* item_offsets);
+PairRange output_range(const ChunkPlan& plan, int64_t index);
+
+// `gate_up_offsets`, `down_offsets`: [num_experts + 1], where the plan's items are written.
+ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& plan, const Grouping& grouping, int num_threads,
+                     int64_t* gate_up_offsets, int64_t* down_offsets);
 
 // Operands are packed sixteen tokens at a time.
 inline int64_t pack_items(const TokenGroup& group) { return ceil_div(group.count, 16); }

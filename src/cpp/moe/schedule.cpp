@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 
 #include "memory/workspace.h"
 #include "moe/group.h"
@@ -14,11 +15,14 @@ namespace {
 // The blocks of a workspace that a chunk of tokens uses.
 struct ChunkMemory {
   Grouping grouping;
-  int64_t* item_offsets;
+  int64_t* gate_up_offsets;
+  int64_t* down_offsets;
   int32_t* pack_first_item;  // of each group: its first sixteen tokens among those of all groups
   uint8_t* operand;          // of GEMM 1, group after group
   uint8_t* intermediate;     // of GEMM 2, group after group
   float* accumulators;       // [tokens][hidden_size rounded up to panels]
+  int32_t* slot_rows;        // 0, 1, 2, ...: rows of slot_outputs
+  float* slot_outputs;       // [slots][hidden_size rounded up to panels], if experts may be split
   uint8_t* scratch;          // per thread
   int64_t scratch_bytes;
 };
@@ -29,11 +33,15 @@ int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& c
   const int64_t slots = chunk.num_tokens * chunk.top_k;
   const int64_t padded_slots = max_padded_slots(layer.num_experts, slots, plan.groups);
   take_grouping(arena, chunk, plan.groups, &m->grouping);
-  m->item_offsets = arena->take<int64_t>(layer.num_experts + 1);
+  m->gate_up_offsets = arena->take<int64_t>(layer.num_experts + 1);
+  m->down_offsets = arena->take<int64_t>(layer.num_experts + 1);
   m->pack_first_item = arena->take<int32_t>(max_groups(layer.num_experts, slots, plan.groups));
   m->operand = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.hidden_size));
   m->intermediate = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.intermediate_size));
-  m->accumulators = arena->take<float>(chunk.num_tokens * round_up(layer.hidden_size, kPanelRows));
+  const int64_t row = round_up(layer.hidden_size, kPanelRows);
+  m->accumulators = arena->take<float>(chunk.num_tokens * row);
+  m->slot_rows = arena->take<int32_t>(plan.may_split_experts ? slots : 0);
+  m->slot_outputs = arena->take<float>(plan.may_split_experts ? slots * row : 0);
   const int64_t group = std::min(plan.groups.max_tokens, round_up(slots, 16));
   m->scratch_bytes = round_up(kernels.scratch_bytes(group, plan.max_k), 4096);
   m->scratch = arena->take<uint8_t>(m->scratch_bytes * num_threads);
@@ -59,17 +67,20 @@ class Chunk {
 
   void run_thread(int thread, int num_threads) {
     uint8_t* scratch = m_.scratch + thread * m_.scratch_bytes;
-    for (int64_t item; (item = next_pack_.fetch_add(1, std::memory_order_relaxed)) < plan_.num_pack_items;) {
-      pack_item(item);
-    }
+    take_items(&next_pack_, plan_.num_pack_items, [&](int64_t item) { pack_item(item); });
     barrier_.wait(num_threads);
-    for (int64_t item; (item = next_gate_up_.fetch_add(1, std::memory_order_relaxed)) < plan_.num_gate_up_items;) {
-      gate_up_item(item, scratch);
-    }
+    take_items(&next_gate_up_, num_items(plan_.gate_up), [&](int64_t item) { gate_up_item(item, scratch); });
     barrier_.wait(num_threads);
-    for (int64_t item; (item = next_down_.fetch_add(1, std::memory_order_relaxed)) < plan_.num_down_items;) {
-      down_item(item, scratch);
+    if (plan_.split_experts) {
+      take_items(&next_down_, num_items(plan_.down), [&](int64_t item) { down_item(item, scratch); });
+      barrier_.wait(num_threads);
     }
+    take_items(&next_output_, plan_.num_output_items, [&](int64_t item) { output_item(item, scratch); });
+  }
+
+  template <class F>
+  static void take_items(std::atomic<int64_t>* next, int64_t count, F&& f) {
+    for (int64_t item; (item = next->fetch_add(1, std::memory_order_relaxed)) < count;) f(item);
   }
 
   uint8_t* group_operand(uint8_t* base, const TokenGroup& group, int64_t k) const {
@@ -91,60 +102,96 @@ class Chunk {
                           group_operand(m_.operand, group, k) + kernels_.operand_bytes(first, k)});
   }
 
-  void gate_up_item(int64_t item, uint8_t* scratch) const {
-    const PackedLayer& layer = p_.layer;
+  // The groups of one expert.
+  template <class F>
+  void for_groups(int64_t expert, F&& f) const {
     const Grouping& g = m_.grouping;
-    const int64_t* offsets = m_.item_offsets;
-    const int64_t expert = std::upper_bound(offsets, offsets + layer.num_experts, item) - offsets - 1;
-    const int64_t pairs = layer.w13.num_panels / 2;
-    const int64_t part = item - offsets[expert], parts = offsets[expert + 1] - offsets[expert];
+    const TokenGroup* begin = g.groups;
+    const TokenGroup* end = begin + g.num_groups;
+    const TokenGroup* group =
+        std::lower_bound(begin, end, expert, [](const TokenGroup& a, int64_t e) { return a.expert < e; });
+    for (; group != end && group->expert == expert; ++group) f(*group);
+  }
+
+  void gate_up_item(int64_t index, uint8_t* scratch) const {
+    const PackedLayer& layer = p_.layer;
+    const ExpertItem item = expert_item(plan_.gate_up, index);
     GateUpArgs args;
-    args.w13 = expert_matrix(layer.w13, layer.format, expert);
-    args.pair_begin = pairs * part / parts;
-    args.pair_end = pairs * (part + 1) / parts;
+    args.w13 = expert_matrix(layer.w13, layer.format, item.expert);
+    args.pair_begin = item.pairs.begin;
+    args.pair_end = item.pairs.end;
     args.activation = p_.activation;
     args.intermediate_size = layer.intermediate_size;
     args.scratch = scratch;
-    const TokenGroup* group = std::lower_bound(g.groups, g.groups + g.num_groups, expert,
-                                               [](const TokenGroup& a, int64_t e) { return a.expert < e; });
-    for (; group != g.groups + g.num_groups && group->expert == expert; ++group) {
-      args.operand = group_operand(m_.operand, *group, layer.hidden_size);
-      args.intermediate = group_operand(m_.intermediate, *group, layer.intermediate_size);
-      args.num_tokens = group->count;
-      args.input_weights = p_.apply_router_weight_on_input ? g.weights + group->first : nullptr;
-      weights_.gate_up(args);
-    }
-  }
-
-  // A range of the output's columns, all experts in ascending order: the fixed order of each token's sum.
-  void down_item(int64_t item, uint8_t* scratch) const {
-    const PackedLayer& layer = p_.layer;
-    const Grouping& g = m_.grouping;
-    const int64_t panels = layer.w2.num_panels, pairs = ceil_div(panels, 2);
-    const int64_t stride = panels * kPanelRows;
-    DownArgs args;
-    args.panel_begin = 2 * (pairs * item / plan_.num_down_items);
-    args.panel_end = std::min(panels, 2 * (pairs * (item + 1) / plan_.num_down_items));
-    args.accumulators = m_.accumulators;
-    args.accumulator_stride = stride;
-    args.scratch = scratch;
-    const int64_t first = args.panel_begin * kPanelRows;
-    const int64_t last = std::min(args.panel_end * kPanelRows, layer.hidden_size);
-    for (int64_t t = 0; t < p_.num_tokens; ++t) {
-      std::fill_n(m_.accumulators + t * stride + first, args.panel_end * kPanelRows - first, 0.0f);
-    }
-    for (int64_t i = 0; i < g.num_groups; ++i) {
-      const TokenGroup& group = g.groups[i];
-      args.w2 = expert_matrix(layer.w2, layer.format, group.expert);
+    for_groups(item.expert, [&](const TokenGroup& group) {
+      args.operand = group_operand(m_.operand, group, layer.hidden_size);
       args.intermediate = group_operand(m_.intermediate, group, layer.intermediate_size);
       args.num_tokens = group.count;
-      args.tokens = g.tokens + group.first;
-      args.router_weights = p_.apply_router_weight_on_input ? nullptr : g.weights + group.first;
-      weights_.down(args);
+      args.input_weights = p_.apply_router_weight_on_input ? m_.grouping.weights + group.first : nullptr;
+      weights_.gate_up(args);
+    });
+  }
+
+  struct Columns {
+    int64_t panel_begin, panel_end;
+    int64_t first, count;  // padding included
+  };
+
+  Columns columns(PairRange pairs) const {
+    const int64_t begin = 2 * pairs.begin, end = std::min(p_.layer.w2.num_panels, 2 * pairs.end);
+    return {begin, end, begin * kPanelRows, (end - begin) * kPanelRows};
+  }
+
+  int64_t row_floats() const { return p_.layer.w2.num_panels * kPanelRows; }
+
+  // A group's part of some columns is added to `rows` of `accumulators`.
+  void add_group(const TokenGroup& group, const Columns& c, const int32_t* rows, float* accumulators,
+                 uint8_t* scratch) const {
+    const PackedLayer& layer = p_.layer;
+    DownArgs args;
+    args.w2 = expert_matrix(layer.w2, layer.format, group.expert);
+    args.panel_begin = c.panel_begin;
+    args.panel_end = c.panel_end;
+    args.intermediate = group_operand(m_.intermediate, group, layer.intermediate_size);
+    args.num_tokens = group.count;
+    args.tokens = rows + group.first;
+    args.router_weights = p_.apply_router_weight_on_input ? nullptr : m_.grouping.weights + group.first;
+    args.accumulators = accumulators;
+    args.accumulator_stride = row_floats();
+    args.scratch = scratch;
+    weights_.down(args);
+  }
+
+  // One expert's part of some columns, for each slot.
+  void down_item(int64_t index, uint8_t* scratch) const {
+    const ExpertItem item = expert_item(plan_.down, index);
+    const Columns c = columns(item.pairs);
+    for_groups(item.expert, [&](const TokenGroup& group) {
+      for (int64_t s = group.first; s < group.first + group.count; ++s) {
+        std::fill_n(m_.slot_outputs + s * row_floats() + c.first, c.count, 0.0f);
+      }
+      add_group(group, c, m_.slot_rows, m_.slot_outputs, scratch);
+    });
+  }
+
+  // Some columns of the result, all experts in ascending order: the fixed order of each token's sum.
+  void output_item(int64_t index, uint8_t* scratch) const {
+    const Grouping& g = m_.grouping;
+    const int64_t row = row_floats();
+    const Columns c = columns(output_range(plan_, index));
+    for (int64_t t = 0; t < p_.num_tokens; ++t) std::fill_n(m_.accumulators + t * row + c.first, c.count, 0.0f);
+    if (plan_.split_experts) {
+      for (int64_t s = 0; s < g.num_slots; ++s) {
+        const float* from = m_.slot_outputs + s * row + c.first;
+        float* to = m_.accumulators + g.tokens[s] * row + c.first;
+        for (int64_t i = 0; i < c.count; ++i) to[i] += from[i];
+      }
+    } else {
+      for (int64_t i = 0; i < g.num_groups; ++i) add_group(g.groups[i], c, g.tokens, m_.accumulators, scratch);
     }
     const int64_t out_bytes = p_.out.dtype == DType::kFloat32 ? 4 : 2;
-    kernels_.store_output({m_.accumulators + first, stride, p_.out.data + first * out_bytes, p_.out.stride,
-                           p_.out.dtype, p_.num_tokens, last - first});
+    kernels_.store_output({m_.accumulators + c.first, row, p_.out.data + c.first * out_bytes, p_.out.stride,
+                           p_.out.dtype, p_.num_tokens, std::min(c.count, p_.layer.hidden_size - c.first)});
   }
 
   const KernelTable& kernels_;
@@ -153,7 +200,7 @@ class Chunk {
   const ChunkMemory& m_;
   const ChunkPlan& plan_;
   Barrier barrier_;
-  std::atomic<int64_t> next_pack_{0}, next_gate_up_{0}, next_down_{0};
+  std::atomic<int64_t> next_pack_{0}, next_gate_up_{0}, next_down_{0}, next_output_{0};
 };
 
 // Tokens [first, first + count) of a problem.
@@ -169,7 +216,7 @@ MoeProblem chunk_of(const MoeProblem& problem, int64_t first, int64_t count) {
 
 // The bytes that a call allocates beside its result.
 int64_t fused_experts_workspace(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
-  const MoePlan plan = make_plan(kernels, problem.layer, problem.num_tokens, problem.top_k);
+  const MoePlan plan = make_plan(kernels, problem, num_threads);
   Arena arena(nullptr);
   ChunkMemory memory;
   return take_chunk(&arena, kernels, chunk_of(problem, 0, plan.chunk_tokens), plan, num_threads, &memory);
@@ -179,7 +226,7 @@ int64_t fused_experts_workspace(const KernelTable& kernels, const MoeProblem& pr
 
 Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
   if (problem.num_tokens == 0) return Status::kOk;
-  const MoePlan plan = make_plan(kernels, problem.layer, problem.num_tokens, problem.top_k);
+  const MoePlan plan = make_plan(kernels, problem, num_threads);
   Workspace workspace(fused_experts_workspace(kernels, problem, num_threads));
   if (workspace.data() == nullptr) return Status::kOutOfMemory;
   for (int64_t first = 0; first < problem.num_tokens; first += plan.chunk_tokens) {
@@ -188,12 +235,14 @@ Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int 
     ChunkMemory memory;
     take_chunk(&arena, kernels, chunk, plan, num_threads, &memory);
     group_slots(chunk, plan.groups, &memory.grouping);
-    const ChunkPlan chunk_plan = plan_chunk(chunk.layer, memory.grouping, num_threads, memory.item_offsets);
+    const ChunkPlan chunk_plan =
+        plan_chunk(chunk.layer, plan, memory.grouping, num_threads, memory.gate_up_offsets, memory.down_offsets);
     int32_t first_item = 0;
     for (int64_t g = 0; g < memory.grouping.num_groups; ++g) {
       memory.pack_first_item[g] = first_item;
       first_item += static_cast<int32_t>(pack_items(memory.grouping.groups[g]));
     }
+    if (chunk_plan.split_experts) std::iota(memory.slot_rows, memory.slot_rows + memory.grouping.num_slots, 0);
     Chunk(kernels, chunk, memory, chunk_plan).run();
   }
   return Status::kOk;

@@ -1,0 +1,287 @@
+# Packed weights, the fused experts and router logits. Included by _core.pyx.
+
+# --- packed experts -----------------------------------------------------------------------------------------
+
+def layout_version():
+    """The number of the packed layout."""
+    return cpp.kLayoutVersion
+
+
+cdef class ExpertStorage:
+    """The packed bytes of all experts of one layer: one block of memory, exported read-only.
+
+    Made to be packed into, or of packed `bytes`, which stay where they are if they are aligned for the kernels.
+    A matrix is w13 or w2. Its parts are its weights, block scales, float32 scales of sums, and bias; a part holds
+    as many bytes for each expert.
+    """
+
+    cdef cpp.StorageShape shape
+    cdef cpp.StorageLayout layout
+    cdef uint8_t* data
+    cdef const uint8_t[::1] borrowed  # keeps alive what `data` points to, if that is not its own
+    cdef bint owned
+
+    def __cinit__(self, int format, sizes, biases, bint interleaved, block_shape, const uint8_t[::1] bytes=None):
+        """`sizes`: experts, hidden, intermediate; `biases`: of w13, of w2; `block_shape`: 0 is a whole axis."""
+        self.shape.format = <cpp.WeightFormat>format
+        self.shape.num_experts, self.shape.hidden_size, self.shape.intermediate_size = sizes
+        self.shape.has_w13_bias, self.shape.has_w2_bias = biases
+        self.shape.interleaved = interleaved
+        self.shape.block_rows, self.shape.block_k = block_shape
+        self.layout = cpp.storage_layout(self.shape)
+        if bytes is not None and bytes.shape[0] != self.layout.total:
+            raise ValueError(f"bytes: expected {self.layout.total}, got {bytes.shape[0]}")
+        if bytes is not None and <uintptr_t>&bytes[0] % 64 == 0:
+            self.borrowed = bytes
+            self.data = <uint8_t*>&bytes[0]
+            return
+        self.data = cpp.map_memory(self.layout.total) if self.layout.total >= 0 else NULL
+        self.owned = True
+        if self.data == NULL:
+            raise MemoryError("no memory for {} packed experts of {} x {}".format(*sizes))
+        if bytes is not None:
+            memcpy(self.data, &bytes[0], bytes.shape[0])
+
+    def __dealloc__(self):
+        if self.data != NULL and self.owned:
+            cpp.unmap_memory(self.data, self.layout.total)
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.layout.total, True, flags)
+
+    @property
+    def nbytes(self):
+        return self.layout.total
+
+    def parts(self):
+        """(name, offset, bytes of an expert) of each part that is not empty."""
+        return [
+            (f"{name}_{part}" if part else name, layout.offset[i], layout.expert_bytes[i])
+            for name, layout in (("w13", self.layout.w13), ("w2", self.layout.w2))
+            for i, part in enumerate(("", "scales", "sum_scales", "bias"))
+            if layout.expert_bytes[i]
+        ]
+
+    cdef cpp.MatrixLayout* matrix(self, bint is_w13) noexcept:
+        return &self.layout.w13 if is_w13 else &self.layout.w2
+
+    cdef uint8_t* part(self, bint is_w13, int part, int64_t expert) noexcept:
+        cdef cpp.MatrixLayout* m = self.matrix(is_w13)
+        return self.data + m.offset[part] + expert * m.expert_bytes[part]
+
+    cdef cpp.SourceMatrix source(self, bint is_w13, int dtype) noexcept:
+        cdef cpp.SourceMatrix m
+        m.format = self.shape.format
+        m.dtype = <cpp.DType>dtype
+        m.weights = m.scales = m.up_weights = m.up_scales = NULL
+        m.num_rows = 2 * self.shape.intermediate_size if is_w13 else self.shape.hidden_size
+        m.k = self.shape.hidden_size if is_w13 else self.shape.intermediate_size
+        m.order = self.order(is_w13)
+        return m
+
+    cdef cpp.RowOrder order(self, bint is_w13) noexcept:
+        if not is_w13:
+            return cpp.RowOrder.kPlain
+        return cpp.RowOrder.kInterleaved if self.shape.interleaved else cpp.RowOrder.kConcatenated
+
+    cdef cpp.PackedBytes packed(self, bint is_w13, int64_t expert) noexcept:
+        cdef cpp.PackedBytes p
+        p.weights = self.part(is_w13, <int>cpp.Part.kWeights, expert)
+        p.scales = self.part(is_w13, <int>cpp.Part.kScales, expert)
+        p.num_panels = self.matrix(is_w13).sizes.num_panels
+        return p
+
+    cdef cpp.PackedSumScales sum_scales(self, bint is_w13, int64_t expert) noexcept:
+        cdef cpp.PackedSumScales p
+        p.data = <float*>self.part(is_w13, <int>cpp.Part.kSumScales, expert)
+        p.num_panels = self.matrix(is_w13).sizes.num_panels
+        p.num_ranges = self.matrix(is_w13).sizes.num_ranges
+        p.scale_rows = self.matrix(is_w13).sizes.scale_rows
+        return p
+
+    def pack(self, bint is_w13, int64_t expert, weights, scales, int dtype, int num_threads):
+        """Pack the weights and block scales of one matrix of one expert.
+
+        Both are sequences of one array of byte rows, or of two, if gate and up came apart; `scales` may be empty.
+        """
+        cdef cpp.SourceMatrix m = self.source(is_w13, dtype)
+        cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
+        cdef const uint8_t[:, ::1] first = weights[0], second = weights[len(weights) - 1]
+        cdef const uint8_t[:, ::1] first_scales, second_scales
+        m.weights = &first[0, 0]
+        if len(weights) == 2:
+            m.up_weights = &second[0, 0]
+        if len(scales) > 0:
+            first_scales, second_scales = scales[0], scales[len(scales) - 1]
+            m.scales = &first_scales[0, 0]
+            if len(scales) == 2:
+                m.up_scales = &second_scales[0, 0]
+        with nogil:
+            cpp.pack_matrix(m, packed, num_threads)
+
+    def unpack(self, bint is_w13, int64_t expert, uint8_t[:, ::1] weights, uint8_t[:, ::1] scales, int num_threads):
+        """The inverse of `pack`, gate and up in one array; `scales` may be None."""
+        cdef cpp.SourceMatrix m = self.source(is_w13, 0)
+        cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
+        cdef uint8_t* scale_bytes = NULL
+        if scales is not None:
+            scale_bytes = &scales[0, 0]
+        with nogil:
+            cpp.unpack_matrix(m, packed, &weights[0, 0], scale_bytes, num_threads)
+
+    def pack_sum_scales(self, bint is_w13, int64_t expert, const float[:, ::1] scales):
+        """Store one expert's float32 scales: gate rows before up rows if they are blocked apart."""
+        cpp.pack_sum_scales(self.matrix(is_w13).sum_blocks, &scales[0, 0], self.sum_scales(is_w13, expert))
+
+    def unpack_sum_scales(self, bint is_w13, int64_t expert, float[:, ::1] scales):
+        """The inverse of `pack_sum_scales`."""
+        cpp.unpack_sum_scales(self.matrix(is_w13).sum_blocks, self.sum_scales(is_w13, expert), &scales[0, 0])
+
+    def pack_bias(self, bint is_w13, int64_t expert, const float[::1] bias):
+        """Store one expert's bias in packed row order, zeros in the padding."""
+        cdef float* to = <float*>self.part(is_w13, <int>cpp.Part.kBias, expert)
+        cdef int64_t packed, row
+        for packed in range(16 * self.matrix(is_w13).sizes.num_panels):
+            row = cpp.source_row(self.order(is_w13), packed, bias.shape[0])
+            to[packed] = bias[row] if row >= 0 else 0
+
+    def unpack_bias(self, bint is_w13, int64_t expert, float[::1] bias):
+        """The inverse of `pack_bias`."""
+        cdef const float* source = <const float*>self.part(is_w13, <int>cpp.Part.kBias, expert)
+        cdef int64_t packed, row
+        for packed in range(16 * self.matrix(is_w13).sizes.num_panels):
+            row = cpp.source_row(self.order(is_w13), packed, bias.shape[0])
+            if row >= 0:
+                bias[row] = source[packed]
+
+
+# --- fused experts ------------------------------------------------------------------------------------------
+
+ctypedef fused id_t:
+    int32_t
+    int64_t
+
+
+cdef int64_t resolve_ids(const id_t[:, :] ids, const int64_t[::1] expert_map, int64_t num_ids,
+                         int32_t[:, ::1] result) noexcept nogil:
+    cdef int64_t t, s, expert
+    for t in range(ids.shape[0]):
+        for s in range(ids.shape[1]):
+            expert = ids[t, s]
+            if expert < -1 or expert >= num_ids:
+                return t * ids.shape[1] + s
+            if expert_map is not None and expert >= 0:
+                expert = expert_map[expert]
+            result[t, s] = <int32_t>expert
+    return -1
+
+
+def local_ids(const id_t[:, :] ids, const int64_t[::1] expert_map, int64_t num_ids, int32_t[:, ::1] result):
+    """Write the local expert id, or -1, of each slot; return the flat position of the first id out of range, or -1."""
+    cdef int64_t bad
+    with nogil:
+        bad = resolve_ids(ids, expert_map, num_ids, result)
+    return bad
+
+
+def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
+                  const float[:, ::1] topk_weights, const int32_t[:, ::1] ids, activation,
+                  bint weight_on_input, uint8_t[:, :] out, int out_dtype, int num_threads):
+    """Run the kernels of table `kernels`; rows are bytes, `activation` is (kind, alpha, limit)."""
+    cdef cpp.MoeProblem problem
+    cdef cpp.Status status
+    problem.layer = cpp.view_storage(experts.shape, experts.data)
+    problem.hidden_states.data = <uint8_t*>&hidden_states[0, 0]
+    problem.hidden_states.stride = hidden_states.strides[0]
+    problem.hidden_states.dtype = <cpp.DType>hidden_dtype
+    problem.out.data = &out[0, 0]
+    problem.out.stride = out.strides[0]
+    problem.out.dtype = <cpp.DType>out_dtype
+    problem.topk_weights = &topk_weights[0, 0]
+    problem.local_ids = &ids[0, 0]
+    problem.num_tokens = ids.shape[0]
+    problem.top_k = ids.shape[1]
+    problem.activation.kind = <cpp.ActivationKind><int>activation[0]
+    problem.activation.alpha = activation[1]
+    problem.activation.limit = activation[2]
+    problem.apply_router_weight_on_input = weight_on_input
+    with nogil:
+        status = cpp.run_fused_experts(cpp.kernel_table(kernels), problem, num_threads)
+    if status == cpp.Status.kOutOfMemory:
+        raise MemoryError("no memory for the workspace of fused_experts")
+
+
+def plan_call(ExpertStorage experts, int kernels, const int32_t[:, ::1] ids, int num_threads):
+    """How `fused_experts` would cut a call into work: (tokens of a chunk, threads, items of GEMM 1, items of GEMM 2).
+
+    An item is (expert, first, end): panel pairs of an expert, of all experts if it is -1. No weight is looked at.
+    """
+    cdef cpp.MoeProblem problem
+    cdef cpp.CallPlan plan
+    problem.layer = cpp.view_storage(experts.shape, experts.data)
+    problem.local_ids = &ids[0, 0]
+    problem.num_tokens = ids.shape[0]
+    problem.top_k = ids.shape[1]
+    plan = cpp.describe_plan(cpp.kernel_table(kernels), problem, num_threads)
+    return plan.chunk_tokens, plan.num_threads, plan_items(plan.gate_up), plan_items(plan.down)
+
+
+cdef list plan_items(const vector[cpp.PlanItem]& items):
+    return [(items[i].expert, items[i].pair_begin, items[i].pair_end) for i in range(<Py_ssize_t>items.size())]
+
+
+# --- linear -------------------------------------------------------------------------------------------------
+
+cdef class LinearStorage:
+    """The packed bytes of a matrix of `num_rows` x `k` weights, each the sum of `num_terms` of bfloat16."""
+
+    cdef cpp.LinearShape shape
+    cdef uint8_t* data
+
+    def __cinit__(self, const uint8_t[:, ::1] rows, int64_t num_rows, int64_t num_terms, int num_threads):
+        """`rows`: for each panel of 16 rows of weights, the 16 rows of bytes of each term, zeros for padding."""
+        cdef cpp.SourceMatrix source
+        cdef cpp.PackedBytes packed
+        self.shape.num_rows = num_rows
+        self.shape.k = rows.shape[1] // 2
+        self.shape.num_terms = num_terms
+        self.data = cpp.map_memory(cpp.linear_bytes(self.shape))
+        if self.data == NULL:
+            raise MemoryError(f"no memory for a packed matrix of {num_rows} x {self.shape.k}")
+        source.format = cpp.WeightFormat.kBf16
+        source.dtype = cpp.DType.kBFloat16
+        source.weights = &rows[0, 0]
+        source.scales = source.up_weights = source.up_scales = NULL
+        source.num_rows = rows.shape[0]
+        source.k = self.shape.k
+        source.order = cpp.RowOrder.kPlain
+        packed.weights = self.data
+        packed.scales = NULL
+        packed.num_panels = rows.shape[0] // 16
+        with nogil:
+            cpp.pack_matrix(source, packed, num_threads)
+
+    def __dealloc__(self):
+        if self.data != NULL:
+            cpp.unmap_memory(self.data, cpp.linear_bytes(self.shape))
+
+
+def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
+           const float[::1] bias, float[:, ::1] out, int num_threads):
+    """Write hidden_states @ weight.T + bias; rows of `hidden_states` are bytes, `bias` may be None."""
+    cdef cpp.LinearProblem problem
+    cdef cpp.Status status
+    problem.shape = weight.shape
+    problem.weight = cpp.view_linear(weight.shape, weight.data)
+    problem.bias = NULL
+    if bias is not None:
+        problem.bias = &bias[0]
+    problem.hidden_states.data = <uint8_t*>&hidden_states[0, 0]
+    problem.hidden_states.stride = hidden_states.strides[0]
+    problem.hidden_states.dtype = <cpp.DType>hidden_dtype
+    problem.num_tokens = hidden_states.shape[0]
+    problem.out = &out[0, 0]
+    with nogil:
+        status = cpp.run_linear(cpp.kernel_table(kernels), problem, num_threads)
+    if status == cpp.Status.kOutOfMemory:
+        raise MemoryError("no memory for the workspace of router logits")

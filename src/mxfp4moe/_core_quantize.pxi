@@ -1,0 +1,101 @@
+# Quantizers and their inverses. Included by _core.pyx.
+
+def quantize_mx(const uint8_t[::1] values, kinds, uint8_t[::1] codes, uint8_t[::1] scales,
+                int kernels, int num_threads):
+    """Write the codes and the scale byte of each block of 32 values; `kinds` is (dtype, element, scale_rule)."""
+    cdef cpp.MxArgs args
+    args.values = &values[0]
+    args.dtype = <cpp.DType><int>kinds[0]
+    args.element = <cpp.MxElement><int>kinds[1]
+    args.scale_rule = <cpp.ScaleRule><int>kinds[2]
+    args.num_blocks = scales.shape[0]
+    args.codes = &codes[0]
+    args.scales = &scales[0]
+    with nogil:
+        cpp.quantize_mx(cpp.kernel_table(kernels), args, num_threads)
+
+
+def dequantize_mx(const uint8_t[::1] codes, const uint8_t[::1] scales, kinds, uint8_t[::1] values,
+                  int kernels, int num_threads):
+    """The inverse of `quantize_mx`; `kinds` is (dtype, element)."""
+    cdef cpp.MxValuesArgs args
+    args.codes = &codes[0]
+    args.scales = &scales[0]
+    args.dtype = <cpp.DType><int>kinds[0]
+    args.element = <cpp.MxElement><int>kinds[1]
+    args.num_blocks = scales.shape[0]
+    args.values = &values[0]
+    with nogil:
+        cpp.dequantize_mx(cpp.kernel_table(kernels), args, num_threads)
+
+
+cdef cpp.TileGrid tile_grid(shape, block_shape):
+    return cpp.TileGrid(shape[0], shape[1], shape[2], block_shape[0], block_shape[1])
+
+
+def quantize_fp8_block(const uint8_t[::1] values, int dtype, shape, block_shape, uint8_t[::1] codes, float[::1] scales,
+                       int kernels, int num_threads):
+    """Write the codes of matrices, `shape` is (matrices, rows, columns), and the scale of each of their tiles."""
+    cdef cpp.TileGrid grid = tile_grid(shape, block_shape)
+    cdef cpp.TileArgs args
+    args.values = &values[0]
+    args.dtype = <cpp.DType>dtype
+    args.rows = grid.rows
+    args.columns = args.stride = grid.columns
+    with nogil:
+        cpp.quantize_fp8_block(cpp.kernel_table(kernels), grid, args, &codes[0], &scales[0], num_threads)
+
+
+def dequantize_fp8_block(const uint8_t[::1] codes, const float[::1] scales, shape, block_shape, int dtype,
+                         uint8_t[::1] values, int kernels, int num_threads):
+    """The inverse of `quantize_fp8_block`."""
+    cdef cpp.TileGrid grid = tile_grid(shape, block_shape)
+    cdef cpp.TileValuesArgs args
+    args.codes = &codes[0]
+    args.scale = 1.0
+    args.rows = grid.rows
+    args.columns = args.stride = grid.columns
+    args.dtype = <cpp.DType>dtype
+    args.values = &values[0]
+    with nogil:
+        cpp.dequantize_fp8_block(cpp.kernel_table(kernels), grid, args, &scales[0], num_threads)
+
+
+def quantize_nvfp4(const uint8_t[::1] values, int dtype, uint8_t[::1] blocks, uint8_t[::1] scales,
+                   float[::1] tensor_scales, int kernels, int num_threads):
+    """Write the 8 code bytes and the scale byte of each block of 16 values, and the scale of each tensor."""
+    cdef cpp.Nvfp4Args args
+    args.values = &values[0]
+    args.dtype = <cpp.DType>dtype
+    args.tensor_scale = 1.0
+    args.num_blocks = scales.shape[0] // tensor_scales.shape[0]
+    args.blocks = &blocks[0]
+    args.scales = &scales[0]
+    with nogil:
+        cpp.quantize_nvfp4(cpp.kernel_table(kernels), args, tensor_scales.shape[0], &tensor_scales[0], num_threads)
+
+
+def dequantize_nvfp4(const uint8_t[::1] blocks, const uint8_t[::1] scales, const float[::1] tensor_scales, int dtype,
+                     uint8_t[::1] values, int kernels, int num_threads):
+    """The inverse of `quantize_nvfp4`."""
+    cdef cpp.Nvfp4ValuesArgs args
+    args.blocks = &blocks[0]
+    args.scales = &scales[0]
+    args.tensor_scale = 1.0
+    args.dtype = <cpp.DType>dtype
+    args.num_blocks = scales.shape[0] // tensor_scales.shape[0]
+    args.values = &values[0]
+    with nogil:
+        cpp.dequantize_nvfp4(cpp.kernel_table(kernels), args, tensor_scales.shape[0], &tensor_scales[0], num_threads)
+
+
+def pack_e2m1(const uint8_t[::1] codes, uint8_t[::1] blocks, int num_threads):
+    """Two codes of one byte each to one byte of `blocks`."""
+    with nogil:
+        cpp.pack_e2m1(&codes[0], &blocks[0], blocks.shape[0], num_threads)
+
+
+def unpack_e2m1(const uint8_t[::1] blocks, uint8_t[::1] codes, int num_threads):
+    """The inverse of `pack_e2m1`."""
+    with nogil:
+        cpp.unpack_e2m1(&blocks[0], &codes[0], blocks.shape[0], num_threads)
