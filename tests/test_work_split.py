@@ -1,4 +1,4 @@
-"""How a call is cut into work: every panel once, evenly over many threads, and the same bits however it is."""
+"""How a call is cut into work: every panel once, evenly over many threads, the same bits however it is."""
 
 import heapq
 from typing import NamedTuple
