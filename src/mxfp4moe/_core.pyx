@@ -68,6 +68,16 @@ def available_cpus():
     return cpp.available_cpus()
 
 
+def num_nodes():
+    """NUMA nodes with processors, at least 1."""
+    return cpp.num_nodes()
+
+
+def simulate_nodes(int count):
+    """For tests: compute as if there were so many NUMA nodes; 0 ends it."""
+    cpp.simulate_nodes(count)
+
+
 def num_workers():
     """Threads of the pool in this process, waiting or running."""
     return cpp.num_workers()

@@ -211,10 +211,11 @@ def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden
         raise MemoryError("no memory for the workspace of fused_experts")
 
 
-def plan_call(ExpertStorage experts, int kernels, const int32_t[:, ::1] ids, int num_threads):
+def plan_call(ExpertStorage experts, int kernels, const int32_t[:, ::1] ids, int num_threads, int num_nodes):
     """How `fused_experts` would cut a call into work: (tokens of a chunk, threads, items of GEMM 1, items of GEMM 2).
 
-    An item is (expert, first, end): panel pairs of an expert, of all experts if it is -1. No weight is looked at.
+    An item is (NUMA node, expert, first, end): panel pairs of an expert, of all experts if it is -1. No weight is
+    looked at.
     """
     cdef cpp.MoeProblem problem
     cdef cpp.CallPlan plan
@@ -222,12 +223,13 @@ def plan_call(ExpertStorage experts, int kernels, const int32_t[:, ::1] ids, int
     problem.local_ids = &ids[0, 0]
     problem.num_tokens = ids.shape[0]
     problem.top_k = ids.shape[1]
-    plan = cpp.describe_plan(cpp.kernel_table(kernels), problem, num_threads)
+    plan = cpp.describe_plan(cpp.kernel_table(kernels), problem, cpp.Team(num_threads, num_nodes))
     return plan.chunk_tokens, plan.num_threads, plan_items(plan.gate_up), plan_items(plan.down)
 
 
 cdef list plan_items(const vector[cpp.PlanItem]& items):
-    return [(items[i].expert, items[i].pair_begin, items[i].pair_end) for i in range(<Py_ssize_t>items.size())]
+    cdef size_t i
+    return [(items[i].node, items[i].expert, items[i].pair_begin, items[i].pair_end) for i in range(items.size())]
 
 
 # --- linear -------------------------------------------------------------------------------------------------

@@ -106,8 +106,20 @@ cdef extern from "moe/schedule.h" namespace "mxfp4moe" nogil:
         const KernelTable& kernels, const MoeProblem& problem, int num_threads)
 
 
+cdef extern from "moe/plan.h" namespace "mxfp4moe" nogil:
+    cdef struct Team:
+        int num_threads
+        int num_nodes
+
+
+cdef extern from "threads/nodes.h" namespace "mxfp4moe" nogil:
+    int num_nodes()
+    void simulate_nodes(int count)
+
+
 cdef extern from "moe/describe_plan.h" namespace "mxfp4moe" nogil:
     cdef struct PlanItem:
+        int node
         int64_t expert
         int64_t pair_begin
         int64_t pair_end
@@ -118,7 +130,7 @@ cdef extern from "moe/describe_plan.h" namespace "mxfp4moe" nogil:
         vector[PlanItem] gate_up
         vector[PlanItem] down
 
-    CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, int num_threads) except +
+    CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Team team) except +
 
 
 cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:

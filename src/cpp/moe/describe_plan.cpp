@@ -1,13 +1,9 @@
 #include "moe/describe_plan.h"
 
-#include <algorithm>
-
-#include "moe/plan.h"
-
 namespace mxfp4moe {
 
-CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
-  const MoePlan plan = make_plan(kernels, problem, num_threads);
+CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Team team) {
+  const MoePlan plan = make_plan(kernels, problem, team);
   MoeProblem chunk = problem;
   chunk.num_tokens = plan.chunk_tokens;
   const std::vector<float> weights(static_cast<size_t>(chunk.num_tokens * chunk.top_k));
@@ -21,25 +17,28 @@ CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, in
   take_grouping(&arena, chunk, plan.groups, &grouping);
   group_slots(chunk, plan.groups, &grouping);
 
-  const size_t num_offsets = static_cast<size_t>(problem.layer.num_experts + 1);
+  const size_t num_offsets = static_cast<size_t>(team.num_nodes * problem.layer.num_experts + 1);
   std::vector<int64_t> gate_up_offsets(num_offsets), down_offsets(num_offsets);
-  const ChunkPlan c =
-      plan_chunk(problem.layer, plan, grouping, num_threads, gate_up_offsets.data(), down_offsets.data());
+  const ChunkPlan c = plan_chunk(problem.layer, plan, grouping, gate_up_offsets.data(), down_offsets.data());
 
-  CallPlan result{plan.chunk_tokens, c.num_threads, {}, {}};
-  const auto append = [](const ExpertItems& items, std::vector<PlanItem>* to) {
-    for (int64_t i = 0; i < num_items(items); ++i) {
+  CallPlan result{plan.chunk_tokens, c.team.num_threads, {}, {}};
+  const auto append = [](const ExpertItems& items, int node, std::vector<PlanItem>* to) {
+    const ItemRange range = items_of_node(items, node);
+    for (int64_t i = range.begin; i < range.end; ++i) {
       const ExpertItem item = expert_item(items, i);
-      to->push_back({item.expert, item.pairs.begin, item.pairs.end});
+      to->push_back({node, item.expert, item.pairs.begin, item.pairs.end});
     }
   };
-  append(c.gate_up, &result.gate_up);
-  if (c.split_experts) {
-    append(c.down, &result.down);
-  } else {
-    for (int64_t i = 0; i < c.num_output_items; ++i) {
-      const PairRange item = output_range(c, i);
-      result.down.push_back({-1, item.begin, item.end});
+  for (int node = 0; node < team.num_nodes; ++node) {
+    append(c.gate_up, node, &result.gate_up);
+    if (c.split_experts) {
+      append(c.down, node, &result.down);
+      continue;
+    }
+    const ItemRange range = output_items_of_node(c, node);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const ItemRange pairs = output_pairs(c, i);
+      result.down.push_back({node, -1, pairs.begin, pairs.end});
     }
   }
   return result;

@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "kernels/kernel_table.h"
-#include "moe/problem.h"
+#include "moe/plan.h"
 
 namespace mxfp4moe {
 
-// A range of panel pairs of one expert, or of all experts (-1).
+// A range of panel pairs of one expert, or of all experts (-1), whose weights are at home on a node.
 struct PlanItem {
+  int node;
   int64_t expert;
   int64_t pair_begin, pair_end;
 };
@@ -23,6 +24,6 @@ struct CallPlan {
 };
 
 // Looks at the sizes of `problem` and at its ids, not at other pointers.
-CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, int num_threads);
+CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Team team);
 
 }  // namespace mxfp4moe

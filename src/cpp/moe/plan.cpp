@@ -19,7 +19,7 @@ constexpr int64_t kMinThreadBytes = 128 << 10;
 
 constexpr int64_t kMaxChunkTokens = 1 << 14;
 
-// Of each thread, for the outputs of slots where experts are split.
+// Of each thread, for the outputs of slots where experts are split; with more of them, experts are not split.
 constexpr int64_t kSlotBytesPerThread = 1 << 20;
 
 // Bytes of the packed weights and block scales of one expert.
@@ -28,7 +28,7 @@ int64_t matrix_bytes(WeightFormat format, const PackedMatrix& m) {
   return m.num_panels * m.k_blocks * (block.weight_bytes + block.scale_bytes);
 }
 
-int64_t output_pairs(const PackedLayer& layer) { return ceil_div(layer.w2.num_panels, 2); }
+int64_t down_pairs(const PackedLayer& layer) { return ceil_div(layer.w2.num_panels, 2); }
 
 // Whether some threads would wait for others for more than a tenth of the time.
 bool is_uneven(int64_t items, int64_t threads) { return ceil_div(items, threads) * threads * 10 > items * 11; }
@@ -43,61 +43,67 @@ int64_t even_items(int64_t pairs, int64_t threads, int64_t most_per_thread) {
   return std::min(threads, pairs);
 }
 
-PairRange part_of(int64_t pairs, int64_t part, int64_t parts) {
-  return {pairs * part / parts, pairs * (part + 1) / parts};
-}
-
 // About `wanted` items in all, each expert's number by its share of the work.
-ExpertItems expert_items(const PackedLayer& layer, const PackedMatrix& m, const Grouping& grouping, int64_t wanted,
-                         int64_t* offsets) {
-  const int64_t pairs = ceil_div(m.num_panels, 2), bytes = matrix_bytes(layer.format, m);
-  const auto tokens_of = [&](int64_t e) { return grouping.expert_offsets[e + 1] - grouping.expert_offsets[e]; };
+void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping& grouping, int64_t wanted,
+                 const ExpertItems& items) {
+  const int64_t bytes = matrix_bytes(layer.format, m);
   const auto work_of = [&](int64_t e) {
-    return tokens_of(e) == 0 ? 0 : read_equivalent(bytes, tokens_of(e), layer.format);
+    const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
+    return tokens == 0 ? 0 : read_equivalent(bytes, tokens, layer.format);
   };
   int64_t work = 0;
-  for (int64_t e = 0; e < layer.num_experts; ++e) work += work_of(e);
-  offsets[0] = 0;
-  for (int64_t e = 0; e < layer.num_experts; ++e) {
-    const double exact = static_cast<double>(wanted) * static_cast<double>(work_of(e)) / static_cast<double>(work);
-    const int64_t share = tokens_of(e) == 0 ? 0 : std::clamp<int64_t>(static_cast<int64_t>(exact + 0.5), 1, pairs);
-    offsets[e + 1] = offsets[e] + share;
+  for (int64_t e = 0; e < layer.num_experts; ++e) work += work_of(e) * items.num_nodes;
+  int64_t* offset = items.offsets;
+  *offset = 0;
+  for (int node = 0; node < items.num_nodes; ++node) {
+    const ItemRange own = part_of({0, items.pairs}, node, items.num_nodes);
+    for (int64_t e = 0; e < layer.num_experts; ++e, ++offset) {
+      const double exact = static_cast<double>(wanted) * static_cast<double>(work_of(e)) / static_cast<double>(work);
+      const int64_t most = work_of(e) == 0 ? 0 : own.end - own.begin;
+      const int64_t share = most == 0 ? 0 : std::clamp<int64_t>(static_cast<int64_t>(exact + 0.5), 1, most);
+      offset[1] = offset[0] + share;
+    }
   }
-  return {offsets, layer.num_experts, pairs};
 }
 
 }  // namespace
 
-MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
+MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team team) {
   const PackedLayer& layer = problem.layer;
   const int64_t k = round_up(layer.hidden_size, kBlockK);
   const int64_t i = round_up(layer.intermediate_size, kBlockK);
   const int64_t max_k = std::max(k, i);
   // Operands of both GEMMs and the sorted slots, and a row of accumulators.
   const int64_t token_bytes = problem.top_k * (2 * (k + i) + 8) + 4 * k;
-  int64_t chunk = std::max<int64_t>(1, std::min(kMaxCallBytes / token_bytes, kMaxChunkTokens));
-  const bool may_split = is_uneven(output_pairs(layer), num_threads);
-  if (may_split) {
-    chunk = std::clamp<int64_t>(num_threads * kSlotBytesPerThread / (problem.top_k * k * 4), 1, chunk);
-  }
+  const int64_t chunk = std::max<int64_t>(1, std::min(kMaxCallBytes / token_bytes, kMaxChunkTokens));
   // Chunks of equal size, in whole sixteens.
   const int64_t even = round_up(ceil_div(problem.num_tokens, ceil_div(problem.num_tokens, chunk)), 16);
   const int64_t chunk_tokens = std::min(problem.num_tokens, std::min(chunk, even));
-  return {chunk_tokens, {kernels.group_tokens(max_k), kernels.padded_tokens}, max_k, may_split};
+  const bool may_split = is_uneven(down_pairs(layer), team.num_threads) &&
+                         chunk_tokens * problem.top_k * k * 4 <= team.num_threads * kSlotBytesPerThread;
+  return {team, chunk_tokens, {kernels.group_tokens(max_k), kernels.padded_tokens}, max_k, may_split};
+}
+
+ItemRange items_of_node(const ExpertItems& items, int node) {
+  return {items.offsets[node * items.num_experts], items.offsets[(node + 1) * items.num_experts]};
 }
 
 ExpertItem expert_item(const ExpertItems& items, int64_t index) {
   const int64_t* offsets = items.offsets;
-  const int64_t expert = std::upper_bound(offsets, offsets + items.num_experts, index) - offsets - 1;
-  const int64_t part = index - offsets[expert], parts = offsets[expert + 1] - offsets[expert];
-  return {expert, part_of(items.pairs, part, parts)};
+  const int64_t i = std::upper_bound(offsets, offsets + items.num_nodes * items.num_experts, index) - offsets - 1;
+  const ItemRange own = part_of({0, items.pairs}, i / items.num_experts, items.num_nodes);
+  return {i % items.num_experts, part_of(own, index - offsets[i], offsets[i + 1] - offsets[i])};
 }
 
-PairRange output_range(const ChunkPlan& plan, int64_t index) {
-  return part_of(plan.down.pairs, index, plan.num_output_items);
+ItemRange output_items_of_node(const ChunkPlan& plan, int node) {
+  return part_of({0, plan.num_output_items}, node, plan.team.num_nodes);
 }
 
-ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& moe_plan, const Grouping& grouping, int num_threads,
+ItemRange output_pairs(const ChunkPlan& plan, int64_t item) {
+  return part_of({0, plan.down.pairs}, item, plan.num_output_items);
+}
+
+ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& moe_plan, const Grouping& grouping,
                      int64_t* gate_up_offsets, int64_t* down_offsets) {
   const int64_t w13_bytes = matrix_bytes(layer.format, layer.w13);
   const int64_t w2_bytes = matrix_bytes(layer.format, layer.w2);
@@ -107,22 +113,23 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& moe_plan, const Gr
   }
 
   ChunkPlan plan;
-  plan.num_threads =
-      static_cast<int>(std::clamp<int64_t>(used_experts * (w13_bytes + w2_bytes) / kMinThreadBytes, 1, num_threads));
-  const int64_t items = plan.num_threads == 1 ? 1 : plan.num_threads * kItemsPerThread;
-  plan.gate_up = expert_items(layer, layer.w13, grouping, items, gate_up_offsets);
+  const int64_t useful = used_experts * (w13_bytes + w2_bytes) / kMinThreadBytes;
+  const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, moe_plan.team.num_threads));
+  plan.team = {threads, moe_plan.team.num_nodes};
+  const int64_t items = threads == 1 ? 1 : threads * kItemsPerThread;
+  plan.gate_up = {gate_up_offsets, layer.num_experts, plan.team.num_nodes, layer.w13.num_panels / 2};
+  plan.down = {down_offsets, layer.num_experts, plan.team.num_nodes, down_pairs(layer)};
+  cut_experts(layer, layer.w13, grouping, items, plan.gate_up);
 
-  const int64_t pairs = output_pairs(layer);
-  plan.split_experts = moe_plan.may_split_experts && is_uneven(pairs, plan.num_threads);
+  plan.split_experts = moe_plan.may_split_experts && is_uneven(plan.down.pairs, threads);
   if (plan.split_experts) {
-    plan.down = expert_items(layer, layer.w2, grouping, items, down_offsets);
-    plan.num_output_items = std::min<int64_t>(plan.num_threads, pairs);
+    cut_experts(layer, layer.w2, grouping, items, plan.down);
+    plan.num_output_items = std::min<int64_t>(threads, plan.down.pairs);
   } else {
     // Each item reads all intermediates, so no more items than keep that below the weights' own traffic.
     const int64_t operand = grouping.num_slots * round_up(layer.intermediate_size, kBlockK) * 2;
     const int64_t most = std::min(items, used_experts * w2_bytes / std::max<int64_t>(operand, 1));
-    plan.down = {down_offsets, 0, pairs};
-    plan.num_output_items = even_items(pairs, plan.num_threads, most / plan.num_threads);
+    plan.num_output_items = even_items(plan.down.pairs, threads, most / threads);
   }
 
   plan.num_pack_items = 0;

@@ -4,40 +4,45 @@
 #include "kernels/kernel_table.h"
 #include "moe/group.h"
 #include "moe/problem.h"
+#include "threads/work_queue.h"
 
 namespace mxfp4moe {
 
 // Above this much memory a call is done in chunks of tokens; results do not change.
 constexpr int64_t kMaxCallBytes = int64_t{512} << 20;
 
+// Who computes. Panels of a matrix belong to NUMA nodes in equal parts, node 0 has the first ones.
+struct Team {
+  int num_threads;
+  int num_nodes;
+};
+
 struct MoePlan {
+  Team team;
   int64_t chunk_tokens;  // tokens computed together
   GroupRule groups;
   int64_t max_k;
-  bool may_split_experts;  // there is memory for ChunkPlan::split_experts
+  bool may_split_experts;  // ChunkPlan::split_experts is useful, and there is memory for it
 };
 
-MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, int num_threads);
+MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team team);
 
-// Work on one matrix of each expert, in items of some of its panel pairs; handed out in order to whichever thread is
-// free. The items of expert e are [offsets[e], offsets[e + 1]), a range of pairs each.
+// Work on one matrix of each expert, in items of some of its panel pairs; node by node, of each node by expert.
+// The items of a node's part of expert e are [offsets[i], offsets[i + 1]), i = node * num_experts + e.
 struct ExpertItems {
-  int64_t* offsets;  // [num_experts + 1]
+  int64_t* offsets;  // [num_nodes * num_experts + 1]
   int64_t num_experts;
+  int num_nodes;
   int64_t pairs;
-};
-
-struct PairRange {
-  int64_t begin, end;
 };
 
 struct ExpertItem {
   int64_t expert;
-  PairRange pairs;
+  ItemRange pairs;
 };
 
+ItemRange items_of_node(const ExpertItems& items, int node);
 ExpertItem expert_item(const ExpertItems& items, int64_t index);
-inline int64_t num_items(const ExpertItems& items) { return items.offsets[items.num_experts]; }
 
 // The work of one chunk, once its tokens are grouped.
 //
@@ -45,7 +50,7 @@ inline int64_t num_items(const ExpertItems& items) { return items.offsets[items.
 // few items cannot keep all threads busy, experts are split: items are as those of GEMM 1, leave each slot's output in
 // memory, and a last step adds them up by panels, in the same order.
 struct ChunkPlan {
-  int num_threads;
+  Team team;
   bool split_experts;
   int64_t num_pack_items;
   ExpertItems gate_up;
@@ -53,11 +58,12 @@ struct ChunkPlan {
   int64_t num_output_items;
 };
 
-PairRange output_range(const ChunkPlan& plan, int64_t index);
+ItemRange output_items_of_node(const ChunkPlan& plan, int node);
+ItemRange output_pairs(const ChunkPlan& plan, int64_t item);
 
-// `gate_up_offsets`, `down_offsets`: [num_experts + 1], where the plan's items are written.
-ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& plan, const Grouping& grouping, int num_threads,
-                     int64_t* gate_up_offsets, int64_t* down_offsets);
+// `gate_up_offsets`, `down_offsets`: of ExpertItems, for the plan to write.
+ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& plan, const Grouping& grouping, int64_t* gate_up_offsets,
+                     int64_t* down_offsets);
 
 // Operands are packed sixteen tokens at a time.
 inline int64_t pack_items(const TokenGroup& group) { return ceil_div(group.count, 16); }

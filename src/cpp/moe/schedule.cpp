@@ -1,13 +1,13 @@
 #include "moe/schedule.h"
 
 #include <algorithm>
-#include <atomic>
 #include <numeric>
 
 #include "memory/workspace.h"
 #include "moe/group.h"
 #include "moe/plan.h"
 #include "threads/pool.h"
+#include "threads/work_queue.h"
 
 namespace mxfp4moe {
 namespace {
@@ -28,13 +28,13 @@ struct ChunkMemory {
 };
 
 int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& chunk, const MoePlan& plan,
-                   int num_threads, ChunkMemory* m) {
+                   ChunkMemory* m) {
   const PackedLayer& layer = chunk.layer;
   const int64_t slots = chunk.num_tokens * chunk.top_k;
   const int64_t padded_slots = max_padded_slots(layer.num_experts, slots, plan.groups);
   take_grouping(arena, chunk, plan.groups, &m->grouping);
-  m->gate_up_offsets = arena->take<int64_t>(layer.num_experts + 1);
-  m->down_offsets = arena->take<int64_t>(layer.num_experts + 1);
+  m->gate_up_offsets = arena->take<int64_t>(plan.team.num_nodes * layer.num_experts + 1);
+  m->down_offsets = arena->take<int64_t>(plan.team.num_nodes * layer.num_experts + 1);
   m->pack_first_item = arena->take<int32_t>(max_groups(layer.num_experts, slots, plan.groups));
   m->operand = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.hidden_size));
   m->intermediate = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.intermediate_size));
@@ -44,7 +44,7 @@ int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& c
   m->slot_outputs = arena->take<float>(plan.may_split_experts ? slots * row : 0);
   const int64_t group = std::min(plan.groups.max_tokens, round_up(slots, 16));
   m->scratch_bytes = round_up(kernels.scratch_bytes(group, plan.max_k), 4096);
-  m->scratch = arena->take<uint8_t>(m->scratch_bytes * num_threads);
+  m->scratch = arena->take<uint8_t>(m->scratch_bytes * plan.team.num_threads);
   return arena->used();
 }
 
@@ -58,7 +58,7 @@ class Chunk {
         m_(memory),
         plan_(plan) {}
 
-  void run() { parallel_run(plan_.num_threads, &Chunk::thread_main, this); }
+  void run() { parallel_run(plan_.team.num_threads, &Chunk::thread_main, this); }
 
  private:
   static void thread_main(void* self, int thread, int num_threads) {
@@ -67,20 +67,20 @@ class Chunk {
 
   void run_thread(int thread, int num_threads) {
     uint8_t* scratch = m_.scratch + thread * m_.scratch_bytes;
-    take_items(&next_pack_, plan_.num_pack_items, [&](int64_t item) { pack_item(item); });
+    const int nodes = plan_.team.num_nodes;
+    const auto pack_items = [&](int) { return ItemRange{0, plan_.num_pack_items}; };
+    const auto gate_up_items = [&](int node) { return items_of_node(plan_.gate_up, node); };
+    const auto down_items = [&](int node) { return items_of_node(plan_.down, node); };
+    const auto output_items = [&](int node) { return output_items_of_node(plan_, node); };
+    pack_queue_.run(1, pack_items, [&](int64_t item) { pack_item(item); });
     barrier_.wait(num_threads);
-    take_items(&next_gate_up_, num_items(plan_.gate_up), [&](int64_t item) { gate_up_item(item, scratch); });
+    gate_up_queue_.run(nodes, gate_up_items, [&](int64_t item) { gate_up_item(item, scratch); });
     barrier_.wait(num_threads);
     if (plan_.split_experts) {
-      take_items(&next_down_, num_items(plan_.down), [&](int64_t item) { down_item(item, scratch); });
+      down_queue_.run(nodes, down_items, [&](int64_t item) { down_item(item, scratch); });
       barrier_.wait(num_threads);
     }
-    take_items(&next_output_, plan_.num_output_items, [&](int64_t item) { output_item(item, scratch); });
-  }
-
-  template <class F>
-  static void take_items(std::atomic<int64_t>* next, int64_t count, F&& f) {
-    for (int64_t item; (item = next->fetch_add(1, std::memory_order_relaxed)) < count;) f(item);
+    output_queue_.run(nodes, output_items, [&](int64_t item) { output_item(item, scratch); });
   }
 
   uint8_t* group_operand(uint8_t* base, const TokenGroup& group, int64_t k) const {
@@ -137,7 +137,7 @@ class Chunk {
     int64_t first, count;  // padding included
   };
 
-  Columns columns(PairRange pairs) const {
+  Columns columns(ItemRange pairs) const {
     const int64_t begin = 2 * pairs.begin, end = std::min(p_.layer.w2.num_panels, 2 * pairs.end);
     return {begin, end, begin * kPanelRows, (end - begin) * kPanelRows};
   }
@@ -178,7 +178,7 @@ class Chunk {
   void output_item(int64_t index, uint8_t* scratch) const {
     const Grouping& g = m_.grouping;
     const int64_t row = row_floats();
-    const Columns c = columns(output_range(plan_, index));
+    const Columns c = columns(output_pairs(plan_, index));
     for (int64_t t = 0; t < p_.num_tokens; ++t) std::fill_n(m_.accumulators + t * row + c.first, c.count, 0.0f);
     if (plan_.split_experts) {
       for (int64_t s = 0; s < g.num_slots; ++s) {
@@ -200,7 +200,7 @@ class Chunk {
   const ChunkMemory& m_;
   const ChunkPlan& plan_;
   Barrier barrier_;
-  std::atomic<int64_t> next_pack_{0}, next_gate_up_{0}, next_down_{0}, next_output_{0};
+  WorkQueue pack_queue_, gate_up_queue_, down_queue_, output_queue_;
 };
 
 // Tokens [first, first + count) of a problem.
@@ -215,28 +215,27 @@ MoeProblem chunk_of(const MoeProblem& problem, int64_t first, int64_t count) {
 }
 
 // The bytes that a call allocates beside its result.
-int64_t fused_experts_workspace(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
-  const MoePlan plan = make_plan(kernels, problem, num_threads);
+int64_t chunk_bytes(const KernelTable& kernels, const MoeProblem& problem, const MoePlan& plan) {
   Arena arena(nullptr);
   ChunkMemory memory;
-  return take_chunk(&arena, kernels, chunk_of(problem, 0, plan.chunk_tokens), plan, num_threads, &memory);
+  return take_chunk(&arena, kernels, chunk_of(problem, 0, plan.chunk_tokens), plan, &memory);
 }
 
 }  // namespace
 
 Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
   if (problem.num_tokens == 0) return Status::kOk;
-  const MoePlan plan = make_plan(kernels, problem, num_threads);
-  Workspace workspace(fused_experts_workspace(kernels, problem, num_threads));
+  const MoePlan plan = make_plan(kernels, problem, {num_threads, num_nodes()});
+  Workspace workspace(chunk_bytes(kernels, problem, plan));
   if (workspace.data() == nullptr) return Status::kOutOfMemory;
   for (int64_t first = 0; first < problem.num_tokens; first += plan.chunk_tokens) {
     const MoeProblem chunk = chunk_of(problem, first, std::min(plan.chunk_tokens, problem.num_tokens - first));
     Arena arena(workspace.data());
     ChunkMemory memory;
-    take_chunk(&arena, kernels, chunk, plan, num_threads, &memory);
+    take_chunk(&arena, kernels, chunk, plan, &memory);
     group_slots(chunk, plan.groups, &memory.grouping);
     const ChunkPlan chunk_plan =
-        plan_chunk(chunk.layer, plan, memory.grouping, num_threads, memory.gate_up_offsets, memory.down_offsets);
+        plan_chunk(chunk.layer, plan, memory.grouping, memory.gate_up_offsets, memory.down_offsets);
     int32_t first_item = 0;
     for (int64_t g = 0; g < memory.grouping.num_groups; ++g) {
       memory.pack_first_item[g] = first_item;

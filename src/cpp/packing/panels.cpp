@@ -5,6 +5,7 @@
 
 #include "formats/bf16.h"
 #include "threads/pool.h"
+#include "threads/work_queue.h"
 
 namespace mxfp4moe {
 
@@ -191,11 +192,25 @@ void unpack_panel(const Task& task, int64_t panel) {
   }
 }
 
+// Pairs of panels by the nodes that compute with them: memory is allocated where it is first written.
 template <void (*kPanel)(const Task&, int64_t)>
-void run_panels(void* context, int thread, int num_threads) {
-  const Task& task = *static_cast<const Task*>(context);
-  const int64_t panels = task.packed.num_panels;
-  for (int64_t p = panels * thread / num_threads; p < panels * (thread + 1) / num_threads; ++p) kPanel(task, p);
+void run_panels(const Task& task, int num_threads) {
+  struct Run {
+    const Task& task;
+    int num_nodes;
+    WorkQueue queue;
+  } run{task, num_nodes(), {}};
+  parallel_run(
+      num_threads,
+      [](void* context, int, int) {
+        Run& r = *static_cast<Run*>(context);
+        const int64_t panels = r.task.packed.num_panels;
+        const auto pairs = [&](int node) { return part_of({0, ceil_div(panels, 2)}, node, r.num_nodes); };
+        r.queue.run(r.num_nodes, pairs, [&](int64_t pair) {
+          for (int64_t p = 2 * pair; p < std::min(panels, 2 * pair + 2); ++p) kPanel(r.task, p);
+        });
+      },
+      &run);
 }
 
 // Calls f(packed value, row of the scales, range) for each packed scale; the row is -1 for padding.
@@ -215,16 +230,14 @@ void each_sum_scale(const SumScaleBlocks& blocks, const PackedSumScales& packed,
 }  // namespace
 
 void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads) {
-  Task task{source, packed};
-  parallel_run(num_threads, run_panels<pack_panel>, &task);
+  run_panels<pack_panel>({source, packed}, num_threads);
 }
 
 void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
                    int num_threads) {
   SourceMatrix bfloat16 = shape;
   bfloat16.dtype = DType::kBFloat16;
-  Task task{bfloat16, packed, weights, scales};
-  parallel_run(num_threads, run_panels<unpack_panel>, &task);
+  run_panels<unpack_panel>({bfloat16, packed, weights, scales}, num_threads);
 }
 
 void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed) {

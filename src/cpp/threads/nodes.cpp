@@ -1,0 +1,84 @@
+#include "threads/nodes.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace mxfp4moe {
+namespace {
+
+// Dense numbers of the system's nodes.
+struct Nodes {
+  static constexpr int kMaxIds = 1024;
+  int count = 1;
+  unsigned char index[kMaxIds] = {};
+};
+
+#if defined(__linux__)
+
+// From a list such as 0-1,4.
+Nodes read_nodes() {
+  Nodes nodes;
+  std::FILE* file = std::fopen("/sys/devices/system/node/has_cpu", "re");
+  if (file == nullptr) return nodes;
+  int count = 0, first = 0, last = 0;
+  while (std::fscanf(file, "%d", &first) == 1) {
+    last = first;
+    int separator = std::fgetc(file);
+    if (separator == '-') {
+      if (std::fscanf(file, "%d", &last) != 1) break;
+      separator = std::fgetc(file);
+    }
+    for (int id = std::max(first, 0); id <= last && id < Nodes::kMaxIds; ++id) {
+      nodes.index[id] = static_cast<unsigned char>(count++ % kMaxNodes);
+    }
+    if (separator != ',') break;
+  }
+  std::fclose(file);
+  nodes.count = std::clamp(count, 1, kMaxNodes);
+  return nodes;
+}
+
+#else
+
+Nodes read_nodes() { return {}; }
+
+#endif
+
+const Nodes& nodes() {
+  static const Nodes read = read_nodes();
+  return read;
+}
+
+std::atomic<int> simulated{0};
+std::atomic<int> next_thread{0};
+
+}  // namespace
+
+int num_nodes() {
+  const int count = simulated.load(std::memory_order_relaxed);
+  return count > 0 ? count : nodes().count;
+}
+
+int current_node() {
+  const int count = simulated.load(std::memory_order_relaxed);
+  if (count > 0) {
+    thread_local const int thread = next_thread.fetch_add(1, std::memory_order_relaxed);
+    return thread % count;
+  }
+  if (nodes().count == 1) return 0;
+#if defined(__linux__) && defined(SYS_getcpu)
+  unsigned id = 0;
+  if (syscall(SYS_getcpu, nullptr, &id, nullptr) == 0 && id < Nodes::kMaxIds) return nodes().index[id];
+#endif
+  return 0;
+}
+
+void simulate_nodes(int count) { simulated.store(std::clamp(count, 0, kMaxNodes), std::memory_order_relaxed); }
+
+}  // namespace mxfp4moe
