@@ -58,6 +58,7 @@ def bound(tokens: int, hidden: int, intermediate: int, experts: int, top_k: int,
         (7000, 544, 256, 12, 6, 2),  # seventeen pairs of output panels
         (3000, 160, 512, 8, 4, 2),  # experts are split
         (16000, 2048, 768, 8, 8, 2),  # in chunks
+        (16384, 32, 32, 64, 64, 1),  # many slots, little else
     ],
     ids=str,
 )

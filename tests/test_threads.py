@@ -146,6 +146,38 @@ def test_fork_while_another_thread_computes() -> None:
     assert output == "done\n"
 
 
+FORK_DURING_FIRST_CALL = """
+import os, signal, sys, threading, time
+import numpy as np
+import mxfp4moe as mx
+
+def call():
+    weights = np.full((2, 64, 16), 0x21, np.uint8), np.full((2, 64, 1), 120, np.uint8)
+    down = np.full((2, 32, 16), 0x21, np.uint8), np.full((2, 32, 1), 120, np.uint8)
+    experts = mx.pack_experts(*weights, *down)
+    states, router_weights = np.ones((1, 32), np.float32), np.ones((1, 1), np.float32)
+    mx.fused_experts(states, experts, router_weights, np.zeros((1, 1), np.int32))
+
+thread = threading.Thread(target=call)
+thread.start()
+time.sleep(float(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    call()
+    os._exit(0)
+thread.join()
+sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+
+
+@linux
+@pytest.mark.parametrize("delay", [0, 1e-4, 2e-4, 3e-4, 1e-3])
+def test_fork_during_the_first_call(delay) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK_DURING_FIRST_CALL, str(delay)]
+    subprocess.run(command, check=True, timeout=60)
+
+
 @linux
 def test_multiprocessing_fork() -> None:
     output = run_script("""

@@ -219,6 +219,14 @@ def plan_call(ExpertStorage experts, int kernels, const int32_t[:, ::1] ids, int
     """
     cdef cpp.MoeProblem problem
     cdef cpp.CallPlan plan
+    cdef Py_ssize_t t, s
+    if ids.shape[0] == 0 or ids.shape[1] == 0 or num_threads < 1 or not 1 <= num_nodes <= cpp.kMaxNodes:
+        raise ValueError(f"ids {ids.shape[0]} x {ids.shape[1]}, {num_threads} threads, {num_nodes} nodes: no plan")
+    for t in range(ids.shape[0]):
+        for s in range(ids.shape[1]):
+            if ids[t, s] < -1 or ids[t, s] >= experts.shape.num_experts:
+                raise ValueError(f"ids: expected values in [-1, {experts.shape.num_experts - 1}], got {ids[t, s]}")
+    memset(&problem, 0, sizeof(problem))
     problem.layer = cpp.view_storage(experts.shape, experts.data)
     problem.local_ids = &ids[0, 0]
     problem.num_tokens = ids.shape[0]

@@ -113,6 +113,7 @@ cdef extern from "moe/plan.h" namespace "mxfp4moe" nogil:
 
 
 cdef extern from "threads/nodes.h" namespace "mxfp4moe" nogil:
+    const int kMaxNodes
     int num_nodes()
     void simulate_nodes(int count)
 

@@ -7,6 +7,7 @@ ValueError a wrong shape, value or layout.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,12 +42,20 @@ def join_choices(choices: Iterable[object]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def is_masked(value: object) -> bool:
+    """Whether `value` is a masked array.
+
+    NumPy imports their module when it is first asked for: in the middle of a call that would leave a lock
+    behind in a process that is forked meanwhile. Where nobody has imported it, there are none.
+    """
+    return isinstance(value, getattr(sys.modules.get("numpy.ma.core"), "MaskedArray", ()))
+
+
 def describe(value: object) -> str:
     """What came, in a few words: an array by dtype and shape, a plain scalar by value, all else by type."""
-    if isinstance(value, np.ma.MaskedArray):
-        return f"a masked array of {value.dtype} and shape {value.shape}"
     if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype} and shape {value.shape}"
+        kind = "a masked array" if is_masked(value) else "an array"
+        return f"{kind} of {value.dtype} and shape {value.shape}"
     if value is None or isinstance(value, (bool, int, float, np.generic)):
         return repr(value)
     if isinstance(value, str):
@@ -155,7 +164,7 @@ def check_shape(name: str, array: np.ndarray, expected: Sequence[int | str]) -> 
 
 
 def _as_ndarray(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise type_error(name, "an array without a mask", describe(value))
     try:
         array = np.asarray(value)

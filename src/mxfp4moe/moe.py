@@ -17,6 +17,7 @@ from .errors import (
     check_float32,
     check_real,
     describe,
+    is_masked,
     to_int64,
     type_error,
     value_error,
@@ -327,7 +328,7 @@ def _given(value: Any, array: np.ndarray) -> np.ndarray:
 
 def check_out(out: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> None:
     """Raise unless `out` can take a result of the shape of `hidden_states` and overlaps no input."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not isinstance(out, np.ndarray) or is_masked(out):
         raise type_error("out", "an ndarray", describe(out))
     if out.dtype not in _FLOAT_DTYPES or not out.dtype.isnative:
         raise type_error("out", "an array of float32, float16 or bfloat16", describe(out))

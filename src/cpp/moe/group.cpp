@@ -9,9 +9,9 @@ int64_t max_groups(int64_t num_experts, int64_t num_slots, const GroupRule& rule
 }
 
 int64_t max_padded_slots(int64_t num_experts, int64_t num_slots, const GroupRule& rule) {
-  // Padding is less than sixteen tokens a group, and none where a group is not padded.
+  // Padding is less than sixteen tokens, of the last group of an expert.
   const bool pads = rule.padded_tokens(rule.max_tokens - 1) != rule.max_tokens - 1;
-  return num_slots + (pads ? 16 * max_groups(num_experts, num_slots, rule) : 0);
+  return num_slots + (pads ? 16 * std::min(num_slots, num_experts) : 0);
 }
 
 void take_grouping(Arena* arena, const MoeProblem& problem, const GroupRule& rule, Grouping* grouping) {

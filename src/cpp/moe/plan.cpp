@@ -17,7 +17,8 @@ constexpr int64_t kItemsPerThread = 16;
 // Less work than this is not worth another thread (about 10 us of reading).
 constexpr int64_t kMinThreadBytes = 128 << 10;
 
-constexpr int64_t kMaxChunkTokens = 1 << 14;
+// What is kept of each token and slot beside operands must be little.
+constexpr int64_t kMaxChunkTokens = 1 << 14, kMaxChunkSlots = 1 << 17;
 
 // Of each thread, for the outputs of slots where experts are split; with more of them, experts are not split.
 constexpr int64_t kSlotBytesPerThread = 1 << 20;
@@ -58,10 +59,10 @@ void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping
   for (int node = 0; node < items.num_nodes; ++node) {
     const ItemRange own = part_of({0, items.pairs}, node, items.num_nodes);
     for (int64_t e = 0; e < layer.num_experts; ++e, ++offset) {
-      const double exact = static_cast<double>(wanted) * static_cast<double>(work_of(e)) / static_cast<double>(work);
       const int64_t most = work_of(e) == 0 ? 0 : own.end - own.begin;
-      const int64_t share = most == 0 ? 0 : std::clamp<int64_t>(static_cast<int64_t>(exact + 0.5), 1, most);
-      offset[1] = offset[0] + share;
+      const double part = static_cast<double>(work_of(e)) / static_cast<double>(std::max<int64_t>(work, 1));
+      const int64_t share = static_cast<int64_t>(static_cast<double>(wanted) * part + 0.5);
+      offset[1] = offset[0] + std::clamp<int64_t>(share, most == 0 ? 0 : 1, most);
     }
   }
 }
@@ -75,12 +76,16 @@ MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team te
   const int64_t max_k = std::max(k, i);
   // Operands of both GEMMs and the sorted slots, and a row of accumulators.
   const int64_t token_bytes = problem.top_k * (2 * (k + i) + 8) + 4 * k;
-  const int64_t chunk = std::max<int64_t>(1, std::min(kMaxCallBytes / token_bytes, kMaxChunkTokens));
+  // Tile kernels pad each expert's last tokens to sixteen.
+  const int64_t padding = 2 * 16 * std::min(layer.num_experts, problem.num_tokens * problem.top_k) * (k + i);
+  const int64_t bytes = std::max(kMaxCallBytes - padding, kMaxCallBytes / 2);
+  const int64_t chunk =
+      std::max<int64_t>(1, std::min({bytes / token_bytes, kMaxChunkTokens, kMaxChunkSlots / problem.top_k}));
   // Chunks of equal size, in whole sixteens.
   const int64_t even = round_up(ceil_div(problem.num_tokens, ceil_div(problem.num_tokens, chunk)), 16);
   const int64_t chunk_tokens = std::min(problem.num_tokens, std::min(chunk, even));
-  const bool may_split = is_uneven(down_pairs(layer), team.num_threads) &&
-                         chunk_tokens * problem.top_k * k * 4 <= team.num_threads * kSlotBytesPerThread;
+  const bool may_split =
+      team.num_threads > 1 && chunk_tokens * problem.top_k * k * 4 <= team.num_threads * kSlotBytesPerThread;
   return {team, chunk_tokens, {kernels.group_tokens(max_k), kernels.padded_tokens}, max_k, may_split};
 }
 

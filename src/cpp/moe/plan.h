@@ -22,7 +22,7 @@ struct MoePlan {
   int64_t chunk_tokens;  // tokens computed together
   GroupRule groups;
   int64_t max_k;
-  bool may_split_experts;  // ChunkPlan::split_experts is useful, and there is memory for it
+  bool may_split_experts;  // there is memory for ChunkPlan::split_experts
 };
 
 MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team team);

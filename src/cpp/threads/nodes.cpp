@@ -23,9 +23,9 @@ struct Nodes {
 
 // From a list such as 0-1,4.
 Nodes read_nodes() {
-  Nodes nodes;
+  Nodes result;
   std::FILE* file = std::fopen("/sys/devices/system/node/has_cpu", "re");
-  if (file == nullptr) return nodes;
+  if (file == nullptr) return result;
   int count = 0, first = 0, last = 0;
   while (std::fscanf(file, "%d", &first) == 1) {
     last = first;
@@ -35,13 +35,13 @@ Nodes read_nodes() {
       separator = std::fgetc(file);
     }
     for (int id = std::max(first, 0); id <= last && id < Nodes::kMaxIds; ++id) {
-      nodes.index[id] = static_cast<unsigned char>(count++ % kMaxNodes);
+      result.index[id] = static_cast<unsigned char>(count++ % kMaxNodes);
     }
     if (separator != ',') break;
   }
   std::fclose(file);
-  nodes.count = std::clamp(count, 1, kMaxNodes);
-  return nodes;
+  result.count = std::clamp(count, 1, kMaxNodes);
+  return result;
 }
 
 #else
@@ -50,10 +50,9 @@ Nodes read_nodes() { return {}; }
 
 #endif
 
-const Nodes& nodes() {
-  static const Nodes read = read_nodes();
-  return read;
-}
+// Read when the library is loaded: a lock, or a static object in a function, would stay locked in a process forked
+// while another thread reads.
+const Nodes nodes = read_nodes();
 
 std::atomic<int> simulated{0};
 std::atomic<int> next_thread{0};
@@ -62,7 +61,7 @@ std::atomic<int> next_thread{0};
 
 int num_nodes() {
   const int count = simulated.load(std::memory_order_relaxed);
-  return count > 0 ? count : nodes().count;
+  return count > 0 ? count : nodes.count;
 }
 
 int current_node() {
@@ -71,10 +70,10 @@ int current_node() {
     thread_local const int thread = next_thread.fetch_add(1, std::memory_order_relaxed);
     return thread % count;
   }
-  if (nodes().count == 1) return 0;
+  if (nodes.count == 1) return 0;
 #if defined(__linux__) && defined(SYS_getcpu)
   unsigned id = 0;
-  if (syscall(SYS_getcpu, nullptr, &id, nullptr) == 0 && id < Nodes::kMaxIds) return nodes().index[id];
+  if (syscall(SYS_getcpu, nullptr, &id, nullptr) == 0 && id < Nodes::kMaxIds) return nodes.index[id];
 #endif
   return 0;
 }

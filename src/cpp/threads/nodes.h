@@ -5,7 +5,7 @@ namespace mxfp4moe {
 
 constexpr int kMaxNodes = 16;  // of more, some count as one
 
-// The nodes of this machine that have processors, at least 1; looked up once.
+// The nodes of this machine that have processors, at least 1.
 int num_nodes();
 
 // That of the calling thread's processor, in [0, num_nodes()).
