@@ -1,18 +1,15 @@
 #include "moe/linear.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <numeric>
 
 #include "memory/workspace.h"
 #include "threads/pool.h"
+#include "threads/work_queue.h"
 
 namespace mxfp4moe {
 namespace {
-
-// Less work than this is not worth another thread (about 10 us of reading).
-constexpr int64_t kMinThreadBytes = 128 << 10;
 
 // The instruction sets with tiles compute two panels at a time.
 constexpr int64_t kPartRows = 2 * kPanelRows;
@@ -31,7 +28,7 @@ struct Job {
   const int32_t* rows;  // 0, 1, ...: a group's tokens are consecutive
   uint8_t* memory;      // of each thread
   int64_t thread_bytes;
-  std::atomic<int64_t> next_item{0};
+  WorkQueue queue;
 };
 
 int64_t take_thread(Arena* arena, const KernelTable& kernels, const LinearProblem& p, const LinearPlan& plan,
@@ -74,9 +71,9 @@ void run_item(const Job& job, int64_t item, const ThreadMemory& m) {
   const int64_t group = item / job.plan.row_parts, part = item % job.plan.row_parts;
   const int64_t first = group * job.plan.group_tokens;
   const int64_t count = std::min(job.plan.group_tokens, p.num_tokens - first);
-  const int64_t pairs = ceil_div(p.shape.num_rows, kPartRows);
-  const int64_t row_begin = pairs * part / job.plan.row_parts * kPartRows;
-  const int64_t row_end = std::min(pairs * (part + 1) / job.plan.row_parts * kPartRows, p.shape.num_rows);
+  const ItemRange pairs = part_of({0, ceil_div(p.shape.num_rows, kPartRows)}, part, job.plan.row_parts);
+  const int64_t row_begin = pairs.begin * kPartRows;
+  const int64_t row_end = std::min(pairs.end * kPartRows, p.shape.num_rows);
   const int64_t stride = p.weight.num_panels * kPanelRows;
 
   pack_group(job, first, count, m.operand);
@@ -109,10 +106,8 @@ void run_thread(void* context, int thread, int) {
   Arena arena(job.memory + thread * job.thread_bytes);
   ThreadMemory memory;
   take_thread(&arena, job.kernels, job.problem, job.plan, &memory);
-  const int64_t num_items = job.plan.num_groups * job.plan.row_parts;
-  for (int64_t item; (item = job.next_item.fetch_add(1, std::memory_order_relaxed)) < num_items;) {
-    run_item(job, item, memory);
-  }
+  const ItemRange items{0, job.plan.num_groups * job.plan.row_parts};
+  job.queue.run(1, [&](int) { return items; }, [&](int64_t item) { run_item(job, item, memory); });
 }
 
 }  // namespace
@@ -156,7 +151,7 @@ Status linear(const KernelTable& kernels, const LinearProblem& problem, int num_
   if (workspace.data() == nullptr) return Status::kOutOfMemory;
   int32_t* rows = reinterpret_cast<int32_t*>(workspace.data());
   std::iota(rows, rows + plan.group_tokens, 0);
-  Job job{kernels, problem, plan, rows, workspace.data() + rows_bytes, thread_bytes};
+  Job job{kernels, problem, plan, rows, workspace.data() + rows_bytes, thread_bytes, {}};
   parallel_run(plan.num_threads, run_thread, &job);
   return Status::kOk;
 }

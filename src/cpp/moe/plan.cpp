@@ -14,9 +14,6 @@ int64_t read_equivalent(int64_t bytes, int64_t tokens, WeightFormat format) {
 // Items per thread: enough that a thread slowed by a neighbour holds up the others for a few percent only.
 constexpr int64_t kItemsPerThread = 16;
 
-// Less work than this is not worth another thread (about 10 us of reading).
-constexpr int64_t kMinThreadBytes = 128 << 10;
-
 // What is kept of each token and slot beside operands must be little.
 constexpr int64_t kMaxChunkTokens = 1 << 14, kMaxChunkSlots = 1 << 17;
 

@@ -8,6 +8,9 @@
 
 namespace mxfp4moe {
 
+// Less work than this is not worth another thread (about 10 us of reading).
+constexpr int64_t kMinThreadBytes = 128 << 10;
+
 struct ItemRange {
   int64_t begin, end;
 };

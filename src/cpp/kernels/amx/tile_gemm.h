@@ -71,11 +71,6 @@ inline void configure_for(const TokenBlocks& blocks) {
   tile_configure(config);
 }
 
-// K-blocks [begin, end) of one panel pair.
-struct SlabRange {
-  int64_t begin, end;
-};
-
 using PairSegments = Segments<PanelPair>;
 
 template <int kBlocks>
@@ -155,7 +150,7 @@ MXFP4MOE_INLINE void decode_tile(const uint8_t* weights, const uint8_t* scales, 
 // Decodes K-blocks of a pair into `buffer`, `ahead` of their use, and multiplies them with the first one or two token
 // blocks. A buffer for all K-blocks keeps the decoded slab for the other token blocks.
 template <class Decoder, int kBlocks>
-MXFP4MOE_INLINE void decode_and_multiply(const PanelPair& pair, SlabRange range, const DecodeBuffer& buffer,
+MXFP4MOE_INLINE void decode_and_multiply(const PanelPair& pair, BlockRange range, const DecodeBuffer& buffer,
                                          const TokenBlocks& tokens, PairSegments segments, float* sums) {
   constexpr int kBytes = kWeightBytes<Decoder>, kScales = kScaleBytes<Decoder>;
   const int64_t tokens0 = tokens.tokens(0), tokens1 = kBlocks > 1 ? tokens.tokens(1) : kTileTokens;
@@ -210,7 +205,7 @@ struct SlabTiles {
 
 // Multiplies a decoded slab with one or two token blocks of 16.
 template <class Decoder, int kBlocks>
-inline void multiply(const SlabTiles& slab, SlabRange range, const TokenBlocks& tokens, int64_t block,
+inline void multiply(const SlabTiles& slab, BlockRange range, const TokenBlocks& tokens, int64_t block,
                      PairSegments segments, float* sums) {
   const uint16_t* b0 = tokens.data(block) + range.begin * kBlockK * kTileTokens;
   const uint16_t* b1 = tokens.data(block + kBlocks - 1) + range.begin * kBlockK * kTileTokens;
@@ -262,7 +257,7 @@ inline void pair_sums_by(const PanelPair& pair, const TokenBlocks& tokens, uint1
   }
   for (int64_t begin = 0; begin < pair.k_blocks;) {
     const PairSegments segments = ahead;
-    const SlabRange range{begin, slab_end<Decoder>(pair, begin, &ahead)};
+    const BlockRange range{begin, slab_end<Decoder>(pair, begin, &ahead)};
     decode_and_multiply<Decoder, 2>(pair, range, {buffer, -1, 1}, tokens, segments, sums);
     const uint8_t* tiles = reinterpret_cast<const uint8_t*>(buffer);
     SlabTiles slab{{tiles, tiles + kTileElements * 2}, 2 * kTileElements * 2};

@@ -110,10 +110,6 @@ MXFP4MOE_INLINE void store_lanes(const Acc (&acc)[R::kCount][kTokens], int first
   });
 }
 
-struct BlockRange {
-  int64_t begin, end;
-};
-
 // A range of K-blocks of some rows by some tokens, added to `acc`.
 template <class Decoder, class R, int kTokens>
 MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const TokenRows& tokens, BlockRange range,

@@ -3,6 +3,10 @@
 // of a matrix: k_blocks, range_blocks and scale_rows as in PackedMatrix, and their scales.
 // Included inside a kernel table's own namespace.
 
+struct BlockRange {
+  int64_t begin, end;  // K-blocks
+};
+
 template <class Panels>
 class Segments {
  public:
