@@ -6,16 +6,19 @@ using Vec = __m256;
 using Acc = __m256;
 constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 
+constexpr int kRegisters = 16;
 constexpr int kDirectTokens = 4;
 constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens + 1; }
 constexpr int direct_rows(int tokens) { return tokens <= 2 ? 4 : 2; }
+constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
 // Rows of a quad that are decoded from the same bytes.
 constexpr int pair_step(WeightFormat f) { return f == WeightFormat::kMxfp4 || f == WeightFormat::kNvfp4 ? 2 : 1; }
 constexpr int64_t kDirectBlocks = 16;
-constexpr int kSlabRows = 4, kSlabTokens = 3;
+constexpr int kSlabRows = 4, kSlabSegmentRows = kSlabRows, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 24 << 10;
 
 MXFP4MOE_INLINE Vec load_vec(const Element* p) { return _mm256_loadu_ps(p); }
+MXFP4MOE_INLINE Vec load_vec_once(const Element* p) { return load_vec(p); }
 MXFP4MOE_INLINE void store_vec(Element* p, Vec v) { _mm256_storeu_ps(p, v); }
 MXFP4MOE_INLINE Acc multiply_add(Acc acc, Vec w, Vec x) { return _mm256_fmadd_ps(w, x, acc); }
 MXFP4MOE_INLINE Acc zero_acc() { return _mm256_setzero_ps(); }

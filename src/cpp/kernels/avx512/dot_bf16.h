@@ -8,14 +8,18 @@ using Vec = __m512i;
 using Acc = __m512;
 constexpr int kParts = 1, kVecElements = 32, kLanes = 16;
 
+constexpr int kRegisters = 32;
 constexpr int kDirectTokens = 6;
 // Decoding eight bits and scaling does not hide.
 constexpr int64_t direct_limit(WeightFormat format) {
   return block_layout(format).weight_bits() == 8 ? kDirectTokens : INT64_MAX;
 }
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 8 : 4; }
+// Half as many rows leave registers for the sums: a store of a zmm takes as long as two dot products.
+constexpr int direct_segment_rows(int tokens) { return tokens == 1 ? 8 : tokens <= 3 ? 4 : 2; }
+constexpr int pair_step(WeightFormat) { return 1; }
 constexpr int64_t kDirectBlocks = 0;  // all of K
-constexpr int kSlabRows = 4, kSlabTokens = 6;
+constexpr int kSlabRows = 4, kSlabSegmentRows = 2, kSlabTokens = 6;
 constexpr int64_t kSlabBytes = 24 << 10;
 
 MXFP4MOE_INLINE Vec load_vec(const Element* p) { return _mm512_loadu_si512(p); }

@@ -7,11 +7,13 @@ using Vec = __m512;
 using Acc = __m512;
 constexpr int kParts = 2, kVecElements = 16, kLanes = 16;
 
+constexpr int kRegisters = 32;
 constexpr int kDirectTokens = 6;
 constexpr int64_t direct_limit(WeightFormat) { return 16; }
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 8 : 4; }
+constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
 constexpr int64_t kDirectBlocks = 0;  // all of K
-constexpr int kSlabRows = 4, kSlabTokens = 6;
+constexpr int kSlabRows = 4, kSlabSegmentRows = kSlabRows, kSlabTokens = 6;
 constexpr int64_t kSlabBytes = 24 << 10;
 
 MXFP4MOE_INLINE Vec load_vec(const Element* p) { return _mm512_loadu_ps(p); }

@@ -1,5 +1,11 @@
-// Accumulators of sixteen lanes. Included inside a kernel table's own namespace.
+// Vectors and accumulators of sixteen lanes. Included inside a kernel table's own namespace, after dot_*.h.
 
+// For a vector of several uses: the compiler would load it anew for each, but a port loads one zmm a cycle.
+MXFP4MOE_INLINE Vec load_vec_once(const Element* p) {
+  Vec v = load_vec(p);
+  asm("" : "+v"(v));
+  return v;
+}
 MXFP4MOE_INLINE Acc zero_acc() { return _mm512_setzero_ps(); }
 MXFP4MOE_INLINE Acc load_acc(const float* p) { return _mm512_loadu_ps(p); }
 MXFP4MOE_INLINE void store_acc(float* p, Acc a) { _mm512_storeu_ps(p, a); }

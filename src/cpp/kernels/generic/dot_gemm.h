@@ -10,17 +10,19 @@
 //   into L1 and used for all tokens; accumulators wait in L2 between slabs.
 //
 // An instruction set supplies (dot.h): Element, Vec (kVecElements of them, kParts to a K-block), Acc of kLanes
-// floats, load_vec, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x), add_scaled(sum,
-// acc, scale), scale_acc<factor>(acc), sum_lanes; its register budget: kDirectTokens, direct_rows(tokens), kSlabRows,
-// kSlabTokens, kSlabBytes; kDirectBlocks, after which all walks go on together, so that they find the tokens in L1 (0:
-// never); direct_limit(format), the most tokens for which decoding the panel anew for each kDirectTokens beats a slab;
-// and where direct_rows is 2, pair_step(format): which two rows of a quad those are.
+// floats, load_vec, load_vec_once, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x),
+// add_scaled(sum, acc, scale), scale_acc<factor>(acc), sum_lanes; its register budget: kRegisters, kDirectTokens,
+// direct_rows(tokens), kSlabRows, kSlabTokens, kSlabBytes, and for segments direct_segment_rows(tokens) and
+// kSlabSegmentRows; kDirectBlocks, after which all walks go on together, so that they find the tokens in L1 (0: never);
+// direct_limit(format), the most tokens for which decoding the panel anew for each kDirectTokens beats a slab; and
+// where a number of direct rows is 2, pair_step(format): which two rows of a quad those are.
 //
 // A weight format supplies a decoder (weight_formats.h): each_vec(quad, scales, f) calls f(Index<row>, Index<part>,
 // Vec) for the vectors of four rows, those of a row in ascending order of their parts.
 //
 // Float32 scales: K is cut in segments, each within one range of K that has a scale; a segment's lanes start from
 // zero and are added to the panel's lanes times the scale. Segments are no longer than a slab, which holds whole ones.
+// With few rows at a time the panel's lanes stay in registers meanwhile, with more they wait in memory.
 //
 // Included inside a kernel table's own namespace, after dot.h and unroll.h.
 
@@ -70,21 +72,6 @@ struct Rows {
   }
 };
 
-// lanes += scale * acc for some rows of a segment; the first one starts the sums. In memory: registers are for acc.
-template <class Decoder, class R, int kTokens>
-MXFP4MOE_INLINE void add_segment(const Acc (&acc)[R::kCount][kTokens], const PanelSegments& segments, int first_row,
-                                 bool first, float* lanes) {
-  unroll<R::kCount>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
-    const int row = first_row + R::row(r.value);
-    const float scale = segments.panels().sum_scales[segments.scale_of(row)];
-    unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
-      float* sum = lanes_of(lanes, t.value, row);
-      const Acc exact = scale_acc<Decoder::kSumFactor>(acc[r.value][t.value]);
-      store_acc(sum, add_scaled(first ? zero_acc() : load_acc(sum), exact, scale));
-    });
-  });
-}
-
 template <int kRows, int kTokens>
 MXFP4MOE_INLINE void clear(Acc (&acc)[kRows][kTokens]) {
   unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
@@ -108,6 +95,47 @@ MXFP4MOE_INLINE void store_lanes(const Acc (&acc)[R::kCount][kTokens], int first
       store_acc(lanes_of(lanes, t.value, first_row + R::row(r.value)), acc[r.value][t.value]);
     });
   });
+}
+
+// Whether a segment's accumulators leave registers for the sums that they are added to, beside tokens and weights.
+template <class R, int kTokens>
+constexpr bool kSumsInRegisters = (2 * R::kCount + 1) * kTokens + 2 <= kRegisters;
+
+// Adds the segments of a range of K-blocks, each times its scale, to the lanes of some rows and tokens, which begin
+// with K-block 0. blocks(range, acc) adds products. The sums stay in registers or wait in memory.
+template <class Decoder, class R, int kTokens, class F>
+MXFP4MOE_INLINE void add_segments(BlockRange range, PanelSegments segments, int first_row, float* lanes, F&& blocks) {
+  constexpr bool kInRegisters = kSumsInRegisters<R, kTokens>;
+  Acc sums[R::kCount][kTokens];
+  if constexpr (kInRegisters) {
+    if (range.begin == 0) {
+      clear(sums);
+    } else {
+      load_lanes<R>(lanes, first_row, sums);
+    }
+  }
+  while (range.begin < range.end) {
+    const int64_t end = segments.end(range.begin);
+    Acc acc[R::kCount][kTokens];
+    clear(acc);
+    blocks(BlockRange{range.begin, end}, acc);
+    unroll<R::kCount>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+      const int row = first_row + R::row(r.value);
+      const float scale = segments.panels().sum_scales[segments.scale_of(row)];
+      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
+        const Acc exact = scale_acc<Decoder::kSumFactor>(acc[r.value][t.value]);
+        if constexpr (kInRegisters) {
+          sums[r.value][t.value] = add_scaled(sums[r.value][t.value], exact, scale);
+        } else {
+          float* sum = lanes_of(lanes, t.value, row);
+          store_acc(sum, add_scaled(range.begin == 0 ? zero_acc() : load_acc(sum), exact, scale));
+        }
+      });
+    });
+    segments.next(end);
+    range.begin = end;
+  }
+  if constexpr (kInRegisters) store_lanes<R>(sums, first_row, lanes);
 }
 
 // A range of K-blocks of some rows by some tokens, added to `acc`.
@@ -149,18 +177,13 @@ MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const 
 template <class Decoder, class R, int kTokens>
 MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, const TokenRows& tokens, BlockRange range,
                                       float* lanes) {
-  Acc acc[R::kCount][kTokens];
   if constexpr (kIsSegmented<Decoder>) {
-    PanelSegments segments(panel, kSlabBlocks);
-    for (int64_t kb = range.begin; kb < range.end;) {
-      const int64_t end = segments.end(kb);
-      clear(acc);
-      direct_blocks<Decoder, R>(panel, first_row, tokens, {kb, end}, acc);
-      add_segment<Decoder, R>(acc, segments, first_row, kb == 0, lanes);
-      segments.next(end);
-      kb = end;
-    }
+    add_segments<Decoder, R, kTokens>(range, PanelSegments(panel, kSlabBlocks), first_row, lanes,
+                                      [&](BlockRange part, auto& acc) MXFP4MOE_INLINE_LAMBDA {
+                                        direct_blocks<Decoder, R>(panel, first_row, tokens, part, acc);
+                                      });
   } else {
+    Acc acc[R::kCount][kTokens];
     if (kDirectBlocks == 0 || range.begin == 0) {
       clear(acc);
     } else {
@@ -173,7 +196,7 @@ MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, con
 
 template <class Decoder, int kTokens>
 inline void direct_tile(const PanelView& panel, const TokenRows& tokens, float* lanes) {
-  constexpr int rows = direct_rows(kTokens);
+  constexpr int rows = kIsSegmented<Decoder> ? direct_segment_rows(kTokens) : direct_rows(kTokens);
   const int64_t most = kIsSegmented<Decoder> || kDirectBlocks == 0 ? panel.k_blocks : kDirectBlocks;
   for (BlockRange range{0, 0}; range.begin < panel.k_blocks; range.begin = range.end) {
     range.end = range.begin + most < panel.k_blocks ? range.begin + most : panel.k_blocks;
@@ -220,6 +243,9 @@ inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num
   }
 }
 
+template <class Decoder>
+constexpr int slab_rows = kIsSegmented<Decoder> ? kSlabSegmentRows : kSlabRows;
+
 // Some rows of a decoded slab of the K-blocks [begin, end).
 struct SlabRows {
   const Element* weights;
@@ -229,23 +255,24 @@ struct SlabRows {
   const PanelSegments* segments;
 };
 
-// K-blocks [first, last) of the slab, added to `acc`. Each group of rows brings some lines of each K-block.
-template <class Decoder, int kTokens>
-MXFP4MOE_INLINE void slab_blocks(const SlabRows& slab, const TokenRows& tokens, int64_t first, int64_t last,
-                                 Acc (&acc)[kSlabRows][kTokens]) {
+// A range of the slab's K-blocks, added to `acc`. Each group of rows brings some lines of each K-block.
+template <class Decoder, int kRows, int kTokens>
+MXFP4MOE_INLINE void slab_blocks(const SlabRows& slab, const TokenRows& tokens, BlockRange range,
+                                 Acc (&acc)[kRows][kTokens]) {
   constexpr int kBytes = kWeightBytes<Decoder>;
-  constexpr int kLines = (kBytes / 64 * kSlabRows + kPanelRows - 1) / kPanelRows;
+  constexpr int kLines = (kBytes / 64 * kRows + kPanelRows - 1) / kPanelRows;
   const Element* x[kTokens];
   unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
-  for (int64_t kb = first - slab.begin; kb < last - slab.begin; ++kb) {
+  for (int64_t kb = range.begin - slab.begin; kb < range.end - slab.begin; ++kb) {
     unroll<kLines>([&](auto line)
                        MXFP4MOE_INLINE_LAMBDA { __builtin_prefetch(slab.next + kb * kBytes + 64 * line.value, 0, 2); });
     const Element* w = slab.weights + kb * (kPanelRows * kBlockK);
     unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
       constexpr int at = part.value * kVecElements;
       Vec xs[kTokens];
-      unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { xs[t.value] = load_vec(x[t.value] + kb * kBlockK + at); });
-      unroll<kSlabRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
+      unroll<kTokens>([&](auto t)
+                          MXFP4MOE_INLINE_LAMBDA { xs[t.value] = load_vec_once(x[t.value] + kb * kBlockK + at); });
+      unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
         const Vec row = load_vec(w + r.value * kBlockK + at);
         unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
           acc[r.value][t.value] = multiply_add(acc[r.value][t.value], row, xs[t.value]);
@@ -257,25 +284,21 @@ MXFP4MOE_INLINE void slab_blocks(const SlabRows& slab, const TokenRows& tokens, 
 
 template <class Decoder, int kTokens>
 inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float* lanes) {
-  Acc acc[kSlabRows][kTokens];
+  using R = Rows<slab_rows<Decoder>>;
+  const BlockRange range{slab.begin, slab.end};
   if constexpr (kIsSegmented<Decoder>) {
-    PanelSegments segments = *slab.segments;
-    for (int64_t kb = slab.begin; kb < slab.end;) {
-      const int64_t end = segments.end(kb);
-      clear(acc);
-      slab_blocks<Decoder>(slab, tokens, kb, end, acc);
-      add_segment<Decoder, Rows<kSlabRows>>(acc, segments, slab.first_row, kb == 0, lanes);
-      segments.next(end);
-      kb = end;
-    }
+    add_segments<Decoder, R, kTokens>(range, *slab.segments, slab.first_row, lanes,
+                                      [&](BlockRange part, auto& acc)
+                                          MXFP4MOE_INLINE_LAMBDA { slab_blocks<Decoder>(slab, tokens, part, acc); });
   } else {
+    Acc acc[R::kCount][kTokens];
     if (slab.begin == 0) {
       clear(acc);
     } else {
-      load_lanes<Rows<kSlabRows>>(lanes, slab.first_row, acc);
+      load_lanes<R>(lanes, slab.first_row, acc);
     }
-    slab_blocks<Decoder>(slab, tokens, slab.begin, slab.end, acc);
-    store_lanes<Rows<kSlabRows>>(acc, slab.first_row, lanes);
+    slab_blocks<Decoder>(slab, tokens, range, acc);
+    store_lanes<R>(acc, slab.first_row, lanes);
   }
 }
 
@@ -299,7 +322,7 @@ inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element*
     const uint8_t* next = panel.weights + end * kBytes;
     for_token_tiles<kSlabTokens>(tokens.count, [&](auto size, int64_t t) {
       const TokenRows tile{tokens.x + t * tokens.stride + begin * kBlockK, tokens.stride, size.value};
-      for (int r = 0; r < kPanelRows; r += kSlabRows) {
+      for (int r = 0; r < kPanelRows; r += slab_rows<Decoder>) {
         const SlabRows rows{slab + r * kBlockK, begin, end, r, next + r * (kBytes / 64) / kPanelRows * 64, &segments};
         slab_rows_loop<Decoder, size.value>(rows, tile, lanes_of(lanes, t, 0));
       }

@@ -11,11 +11,13 @@ struct Vec {
 using Acc = Vec;
 constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 
+constexpr int kRegisters = 16;
 constexpr int kDirectTokens = 1;
 constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens; }
 constexpr int direct_rows(int) { return 4; }
+constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
 constexpr int64_t kDirectBlocks = 0;  // all of K
-constexpr int kSlabRows = 2, kSlabTokens = 3;
+constexpr int kSlabRows = 2, kSlabSegmentRows = kSlabRows, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 16 << 10;
 
 MXFP4MOE_INLINE Vec load_vec(const Element* p) {
@@ -23,6 +25,7 @@ MXFP4MOE_INLINE Vec load_vec(const Element* p) {
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
+MXFP4MOE_INLINE Vec load_vec_once(const Element* p) { return load_vec(p); }
 MXFP4MOE_INLINE void store_vec(Element* p, const Vec& v) { std::memcpy(p, &v, sizeof(v)); }
 MXFP4MOE_INLINE Acc multiply_add(const Acc& acc, const Vec& w, const Vec& x) {
   return {{acc.v[0] + w.v[0] * x.v[0], acc.v[1] + w.v[1] * x.v[1]}};
