@@ -172,13 +172,40 @@ def test_plot_is_written(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["-", "figure", "figure.xyz"])
+def test_plot_of_unknown_kind_is_refused_at_once(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    pytest.importorskip("matplotlib")
+    assert main([*TINY, "--tokens", "1", "--plot", name]) == 1
+    assert f"--plot {name}: expected a name that ends in .png or " in capsys.readouterr().err
+
+
+def test_json_replaces_a_file_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: "\udc80")  # cannot be encoded
+    assert main([*TINY, "--tokens", "1", "--json", str(path)]) == 1
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_peer_that_cannot_compute_a_shape_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("expected a multiple of 32 as hidden_size, got 16")
+
+    monkeypatch.setattr(contenders.NumpyPeer, "__init__", refuse)
+    assert main([*TINY, "--tokens", "1", "--peers", "numpy"]) == 0
+    assert "left out: numpy: expected a multiple of 32 as hidden_size, got 16" in capsys.readouterr().err
+
+
 def test_plot_needs_matplotlib(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main([*TINY, "--tokens", "1", "--plot", str(tmp_path / "a.png")]) == 1
-    assert "--plot: the package matplotlib is not installed" in capsys.readouterr().err
-    assert "mxfp4moe[bench]" in plot.missing()
+    assert "a.png: the package matplotlib is not installed" in capsys.readouterr().err
+    assert "mxfp4moe[bench]" in plot.unusable("a.png")
 
 
 def test_peers_that_are_not_installed(
@@ -205,8 +232,8 @@ def test_peers_that_are_not_installed(
         (["--isa", "avx1024"], "argument --isa: expected portable"),
         (["--peers", "scipy"], "argument --peers: expected numpy, onnxruntime or llama.cpp, got 'scipy'"),
         (["--routing", "cold"], "argument --routing: invalid choice: 'cold'"),
-        (["--seconds", "0"], "argument --seconds: expected a number above 0, got 0"),
-        (["--seconds", "nan"], "argument --seconds: expected a number above 0, got nan"),
+        (["--seconds", "0"], "argument --seconds: expected a number of at least 1e-06, got 0"),
+        (["--seconds", "nan"], "argument --seconds: expected a number of at least 1e-06, got nan"),
         (["--seconds", "long"], "argument --seconds: invalid number value: 'long'"),
         (["--seed", "-1"], "argument --seed: expected an integer of at least 0, got -1"),
     ],
@@ -226,8 +253,17 @@ def test_wrong_usage_is_status_2(
         (["--hidden-size", "65"], "hidden_size: expected a multiple of 32 in mxfp4, got 65"),
         (["--num-experts", "1"], "top_k: expected at most num_experts = 1, got 2"),
         (["--threads", "1025"], "num_threads: expected an integer in [1, 1024], got 1025"),
-        (["--json", "/nowhere/a.json"], "/nowhere/a.json: expected a file in a folder that exists"),
-        (["--plot", "/nowhere/a.png"], "/nowhere/a.png: expected a file in a folder that exists"),
+        (
+            ["--json", "/nowhere/a.json"],
+            "--json: expected a file in a folder that can be written to, got '/no",
+        ),
+        (["--json", ""], "--json: expected a file in a folder that can be written to, got ''"),
+        (["--json", "/"], "--json: expected a file in a folder that can be written to, got '/'"),
+        (
+            ["--plot", "/nowhere/a.png"],
+            "--plot: expected a file in a folder that can be written to, got '/no",
+        ),
+        (["--json", "a.png", "--plot", "a.png"], "--plot: expected another file than --json, got 'a.png'"),
         (
             ["--hidden-size", "32000000", "--intermediate-size", "32000000"],
             "memory: expected room for 2 experts",
@@ -350,15 +386,15 @@ def test_fewer_experts_where_memory_is_short(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = problem.SHAPES["G"]
-    assert memory.fit(shape, 2, 10**12) == shape
-    cut = memory.fit(shape, 2, 1_500_000_000)
+    assert memory.fit(shape, 2, 10**12, 1) == shape
+    cut = memory.fit(shape, 2, 1_500_000_000, 1)
     assert 4 <= cut.num_experts < 32
     assert 2 * cut.num_experts * shape.expert_bytes < 1_500_000_000
-    assert memory.fit(shape, 4, 1_500_000_000).num_experts < cut.num_experts
+    assert memory.fit(shape, 4, 1_500_000_000, 1).num_experts < cut.num_experts
     with pytest.raises(
         ValueError, match=r"memory: expected room for 4 experts of gpt-oss-20b, mxfp4, got 0\.7 GB"
     ):
-        memory.fit(shape, 2, 7 * 10**8)
+        memory.fit(shape, 2, 7 * 10**8, 1)
     assert memory.available_memory() > 0
     assert memory.last_cache_bytes() > 0
 

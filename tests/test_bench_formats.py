@@ -117,9 +117,9 @@ def test_memory_is_estimated_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 10 * 10**9)
     flash = problem.SHAPES["deepseek-v4-flash"]
-    assert command._plan(flash, []).shape.num_experts == 256  # twice 3.4 GB
+    assert command._plan(flash, [], 1).shape.num_experts == 256  # twice 3.4 GB
     assert capsys.readouterr().err == ""
-    plan = command._plan(replace(flash, format="bf16"), [])
+    plan = command._plan(replace(flash, format="bf16"), [], 1)
     assert 6 <= plan.shape.num_experts < 256
     assert plan.wanted_experts == 256
     assert plan.nbytes == 2 * plan.shape.num_experts * 3 * 4096 * 2048 * 2 < 10 * 10**9

@@ -158,6 +158,21 @@ def test_result_is_rounded_once(
     assert layer(hidden_states[:0]).shape == (0, 5, H)
 
 
+def test_any_part_of_the_tokens_at_a_time(
+    isa: str, arrays: dict[str, Any], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = mx.MoELayer(**arrays, shared_experts=pack(rng, 1, 96), routed_scaling_factor=2.5)
+    hidden_states = rng.standard_normal((3, 7, H), np.float32)
+    whole = layer(hidden_states)
+    for tokens in (1, 4, 20):
+        monkeypatch.setattr("mxfp4moe.layer._SUM_BYTES", tokens * H * 4 + 3)
+        assert layer(hidden_states).tobytes() == whole.tobytes()
+        out = np.zeros((3, 14, H), np.float32)[:, ::2]  # no rows of one stride
+        assert layer(hidden_states, out=out).tobytes() == whole.tobytes()
+        in_place = hidden_states.copy()
+        assert layer(in_place, out=in_place).tobytes() == whole.tobytes()
+
+
 def test_wrong_out_is_refused_before_anything_is_computed(
     arrays: dict[str, Any], rng: np.random.Generator
 ) -> None:

@@ -338,6 +338,52 @@ def test_out_may_lie_between_the_rows_of_hidden_states(base):
     assert_same_bits(memory[:, 64:].copy(), mx.fused_experts(**arguments(base)))
 
 
+class Liar(np.ndarray):
+    """Says of itself what is not so."""
+
+    shape = property(lambda self: (6, 64))
+    strides = property(lambda self: (256, 4))
+    ndim = property(lambda self: 2)
+
+    def view(self, *_: Any) -> np.ndarray:
+        return np.empty((1, 1), np.uint8)
+
+
+def test_out_is_what_its_memory_is(base):
+    out = np.zeros((1, 64), f32).view(Liar)
+    with pytest.raises(ValueError, match=r"out: expected shape \(6, 64\), got shape \(1, 64\)"):
+        mx.fused_experts(**{**arguments(base), "out": out})
+    out = np.zeros((6, 64), f32).view(Liar)
+    assert mx.fused_experts(**{**arguments(base), "out": out}) is out
+    assert_same_bits(np.asarray(out), mx.fused_experts(**arguments(base)))
+
+
+def test_overlap_that_takes_too_long_to_tell_is_refused():
+    # Whether two elements are one is a subset-sum problem of as many numbers as there are axes.
+    rng = np.random.default_rng(3)
+    axes = 14
+    memory = np.zeros(1 << 24, f32)
+    strides, extent = [], 1
+    for _ in range(axes):
+        strides.append(extent + int(rng.integers(0, int(extent * 0.3) + 2)))
+        extent += strides[-1]
+    scale = memory.size // 2 // extent
+    strides = [stride * scale + int(rng.integers(0, scale // 8 + 1)) for stride in strides]
+    others = [int(stride) for stride in rng.integers(1, memory.size // 2 // axes, axes)]
+
+    def view(start: int, strides: list[int]) -> np.ndarray:
+        shape, nbytes = (2,) * axes + (1,), [4 * stride for stride in strides] + [4]
+        return np.lib.stride_tricks.as_strided(memory[start:], shape, nbytes)
+
+    out, hidden_states = view(0, strides), view(memory.size // 4, others)
+    with pytest.raises(np.exceptions.TooHardError):
+        np.shares_memory(out, hidden_states, max_work=100_000)
+    experts = mx.pack_experts(np.ones((1, 2, 1), f32), None, np.ones((1, 1, 1), f32), None, format="bf16")
+    slots = (2,) * axes + (1,)
+    with pytest.raises(ValueError, match="out: expected memory apart from hidden_states"):
+        mx.fused_experts(hidden_states, experts, np.ones(slots, f32), np.zeros(slots, int), out=out)
+
+
 def test_unknown_and_missing_arguments(base):
     with pytest.raises(TypeError, match="activations"):
         mx.fused_experts(**arguments(base), activations="silu")

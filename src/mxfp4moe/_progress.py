@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 
@@ -29,7 +30,9 @@ class ProgressBar:
         self._shown = percent
         text = f"{self._label} {percent:3d} % of {self._whole}"
         if self._terminal:
-            bar = "#" * (self._WIDTH * percent // 100)
-            text = f"\r{text} [{bar:{self._WIDTH}}]"
+            # A line that is longer than the terminal would not be written over.
+            width = min(self._WIDTH, shutil.get_terminal_size().columns - len(text) - 4)
+            bar = f" [{'#' * (width * percent // 100):{width}}]" if width > 0 else ""
+            text = f"\r{text}{bar}"
         end = "" if self._terminal and percent < 100 else "\n"
         print(text, end=end, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Self
@@ -33,8 +33,11 @@ from mxfp4moe.errors import (
     type_error,
     value_error,
 )
-from mxfp4moe.moe import check_activation, check_hidden_states, check_out, fused_experts
+from mxfp4moe.moe import check_activation, check_hidden_states, check_out, fused_experts, rows_view
 from mxfp4moe.packing import PackedExperts, pack_experts
+
+# Of the float32 sums that wait for a shared expert's.
+_SUM_BYTES = 32 << 20
 
 _ROUTER_DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
 
@@ -418,31 +421,45 @@ class MoELayer:
         topk_weights, topk_ids = self._route(hidden_states, input_ids, num_threads)
         routed = partial(
             fused_experts,
-            hidden_states,
-            self.experts,
-            topk_weights,
-            topk_ids,
+            experts=self.experts,
             activation=self.activation,
             alpha=self.alpha,
             limit=self.limit,
             num_threads=num_threads,
         )
         if self.shared_experts is None and self.routed_scaling_factor == 1:
-            return routed(out=out)
+            return routed(hidden_states, topk_weights=topk_weights, topk_ids=topk_ids, out=out)
         hidden = check_hidden_states(hidden_states, self.hidden_size)
         if out is not None:
             original = hidden_states if isinstance(hidden_states, np.ndarray) else hidden
-            check_out(out, original, {"input_ids": input_ids})
-        total = routed(out=np.empty(hidden.shape, np.float32))
-        # Overflow and NaN are for the caller to find in the result, as with fused_experts.
-        with np.errstate(over="ignore", invalid="ignore"):
-            total *= np.float32(self.routed_scaling_factor)
-            if self.shared_experts is not None:
-                total += self._compute_shared(hidden, num_threads)
-            if out is None:
-                return total.astype(hidden.dtype, copy=False)
-            out[...] = total
+            result = check_out(out, original, {"input_ids": input_ids})
+        else:
+            out = result = np.empty(hidden.shape, hidden.dtype)
+        for tokens, weights, ids, target in self._parts(hidden, topk_weights, topk_ids, result):
+            sums = np.empty(tokens.shape, np.float32)
+            total = routed(tokens, topk_weights=weights, topk_ids=ids, out=sums)
+            # Overflow and NaN are for the caller to find in the result, as with fused_experts.
+            with np.errstate(over="ignore", invalid="ignore"):
+                total *= np.float32(self.routed_scaling_factor)
+                if self.shared_experts is not None:
+                    total += self._compute_shared(tokens, num_threads)
+                target[...] = total
         return out
+
+    def _parts(
+        self, hidden: NDArray[Any], weights: NDArray[Any], ids: NDArray[Any], result: NDArray[Any]
+    ) -> Iterator[tuple[NDArray[Any], ...]]:
+        """The arrays of some tokens at a time: float32 sums of all would be much memory."""
+        rows = rows_view(result)
+        most = max(1, _SUM_BYTES // (4 * self.hidden_size))
+        # What a routing function of the caller's returns is not checked yet.
+        if rows is None or len(rows) <= most or not isinstance(self.routing, str):
+            yield hidden, weights, ids, result
+            return
+        slots = (len(rows), self.top_k)
+        arrays = hidden.reshape(rows.shape), weights.reshape(slots), ids.reshape(slots), rows
+        for first in range(0, len(rows), most):
+            yield tuple(array[first : first + most] for array in arrays)
 
     def _compute_shared(self, hidden_states: NDArray[Any], num_threads: int | None) -> NDArray[np.float32]:
         assert self.shared_experts is not None

@@ -35,6 +35,7 @@ _SWIGLUOAI_LIMIT = 7.0
 _FLOAT_DTYPES = tuple(FLOAT_CODES)
 _WEIGHT_DTYPES = (*reversed(_FLOAT_DTYPES), np.dtype(np.float64))
 _MAX_TOKENS = 2**31 - 1
+_MAX_OVERLAP_WORK = 100_000  # some milliseconds; two axes or three take a few steps
 
 
 def fused_experts(
@@ -131,15 +132,16 @@ def fused_experts(
             "topk_ids": _given(topk_ids, ids),
             "expert_map": expert_map,
         }
-        check_out(out, _given(hidden_states, hidden), inputs)
-    result = np.empty(hidden.shape, hidden.dtype) if out is None else out
+        result = check_out(out, _given(hidden_states, hidden), inputs)
+    else:
+        out = result = np.empty(hidden.shape, hidden.dtype)
     if hidden.size == 0:
-        return result
+        return out
     if local_ids.shape[1] == 0:
         result[...] = 0
-        return result
+        return out
     rows = hidden.reshape(-1, hidden.shape[-1])
-    target = _rows_view(result)
+    target = rows_view(result)
     buffer = np.empty(rows.shape, result.dtype) if target is None else target
     _core.fused_experts(
         experts._storage,
@@ -156,7 +158,7 @@ def fused_experts(
     )
     if target is None:
         result[...] = buffer.reshape(result.shape)
-    return result
+    return out
 
 
 def fused_moe(
@@ -326,10 +328,15 @@ def _given(value: Any, array: np.ndarray) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else array
 
 
-def check_out(out: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> None:
-    """Raise unless `out` can take a result of the shape of `hidden_states` and overlaps no input."""
-    if not isinstance(out, np.ndarray) or is_masked(out):
-        raise type_error("out", "an ndarray", describe(out))
+def check_out(value: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> np.ndarray:
+    """Raise unless `value`, given as out, can take a result like `hidden_states` and overlaps no input.
+
+    Return its memory as a plain array: what a subclass says of itself may be anything.
+    """
+    if not isinstance(value, np.ndarray) or is_masked(value):
+        raise type_error("out", "an ndarray", describe(value))
+    out: np.ndarray = np.asarray(value)
+    hidden_states = np.asarray(hidden_states)
     if out.dtype not in _FLOAT_DTYPES or not out.dtype.isnative:
         raise type_error("out", "an array of float32, float16 or bfloat16", describe(out))
     if out.shape != hidden_states.shape:
@@ -339,16 +346,26 @@ def check_out(out: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> No
     if not out.flags.aligned:
         raise value_error("out", "an aligned array", "an unaligned one")
     if out.size == 0:
-        return
+        return out
     if out.strides[-1] != out.itemsize and out.shape[-1] > 1:
         raise value_error("out", "a contiguous last axis", f"strides {out.strides}")
     _check_no_internal_overlap(out)
     if not _same_array(out, hidden_states):
         inputs = {"hidden_states": hidden_states, **inputs}
     for name, array in inputs.items():
-        if isinstance(array, np.ndarray) and np.may_share_memory(out, array) and np.shares_memory(out, array):
+        if isinstance(array, np.ndarray) and _overlap(out, np.asarray(array)):
             allowed = " (or hidden_states itself)" if name == "hidden_states" else ""
             raise value_error("out", f"memory apart from {name}{allowed}", "an overlap")
+    return out
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays share memory, or it would take too long to tell: exponential in their axes."""
+    most: Any = _MAX_OVERLAP_WORK  # the stubs know of special values only
+    try:
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=most)
+    except np.exceptions.TooHardError:
+        return True
 
 
 def _same_array(a: np.ndarray, b: np.ndarray) -> bool:
@@ -368,7 +385,7 @@ def _check_no_internal_overlap(out: np.ndarray) -> None:
         extent += stride * (size - 1)
 
 
-def _rows_view(array: np.ndarray) -> np.ndarray | None:
+def rows_view(array: np.ndarray) -> np.ndarray | None:
     """`array` as (num_tokens, hidden_size) on the same memory, or None if its strides do not allow that."""
     if array.ndim == 2:
         return array

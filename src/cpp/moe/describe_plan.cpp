@@ -12,14 +12,14 @@ CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Te
   Grouping grouping;
   Arena sizes(nullptr);
   take_grouping(&sizes, chunk, plan.groups, &grouping);
+  take_items(&sizes, problem.layer.num_experts, team.num_nodes);
   std::vector<uint64_t> memory(static_cast<size_t>(ceil_div(sizes.used(), 8)));
   Arena arena(reinterpret_cast<uint8_t*>(memory.data()));
   take_grouping(&arena, chunk, plan.groups, &grouping);
+  const ItemMemory items = take_items(&arena, problem.layer.num_experts, team.num_nodes);
   group_slots(chunk, plan.groups, &grouping);
 
-  const size_t num_offsets = static_cast<size_t>(team.num_nodes * problem.layer.num_experts + 1);
-  std::vector<int64_t> gate_up_offsets(num_offsets), down_offsets(num_offsets);
-  const ChunkPlan c = plan_chunk(problem.layer, plan, grouping, gate_up_offsets.data(), down_offsets.data());
+  const ChunkPlan c = plan_chunk(problem.layer, plan, grouping, items);
 
   CallPlan result{plan.chunk_tokens, c.team.num_threads, {}, {}};
   const auto append = [](const ExpertItems& items, int node, std::vector<PlanItem>* to) {

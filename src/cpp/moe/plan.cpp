@@ -1,6 +1,8 @@
 #include "moe/plan.h"
 
 #include <algorithm>
+#include <numeric>
+#include <utility>
 
 namespace mxfp4moe {
 namespace {
@@ -41,6 +43,19 @@ int64_t even_items(int64_t pairs, int64_t threads, int64_t most_per_thread) {
   return std::min(threads, pairs);
 }
 
+// Hot experts, of several times the mean number of tokens, come first: where arithmetic takes the time, their items are
+// the longest, and what is done last leaves threads waiting. Among the others items are nearly alike.
+void order_experts(const Grouping& grouping, int64_t used_experts, std::pair<int32_t*, int32_t*> order) {
+  constexpr int64_t kHot = 3;
+  const auto rank_of = [&](int32_t e) {
+    const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
+    return tokens * used_experts > kHot * grouping.num_slots ? tokens : 0;
+  };
+  std::iota(order.first, order.second, 0);
+  std::sort(order.first, order.second,
+            [&](int32_t a, int32_t b) { return rank_of(a) != rank_of(b) ? rank_of(a) > rank_of(b) : a < b; });
+}
+
 // About `wanted` items in all, each expert's number by its share of the work.
 void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping& grouping, int64_t wanted,
                  const ExpertItems& items) {
@@ -55,7 +70,8 @@ void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping
   *offset = 0;
   for (int node = 0; node < items.num_nodes; ++node) {
     const ItemRange own = part_of({0, items.pairs}, node, items.num_nodes);
-    for (int64_t e = 0; e < layer.num_experts; ++e, ++offset) {
+    for (int64_t r = 0; r < layer.num_experts; ++r, ++offset) {
+      const int64_t e = items.order[r];
       const int64_t most = work_of(e) == 0 ? 0 : own.end - own.begin;
       const double part = static_cast<double>(work_of(e)) / static_cast<double>(std::max<int64_t>(work, 1));
       const int64_t share = static_cast<int64_t>(static_cast<double>(wanted) * part + 0.5);
@@ -66,6 +82,13 @@ void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping
 
 }  // namespace
 
+int64_t max_call_bytes(const MoeProblem& problem) {
+  const int64_t sizes = problem.layer.hidden_size + problem.layer.intermediate_size;
+  const int64_t token_bytes = 2 * sizes * problem.top_k + 4 * problem.layer.hidden_size;
+  const int64_t wanted = problem.num_tokens * token_bytes + 32 * problem.layer.num_experts * sizes;
+  return std::min(kMaxCallBytes, wanted + kSmallCallBytes);
+}
+
 MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team team) {
   const PackedLayer& layer = problem.layer;
   const int64_t k = round_up(layer.hidden_size, kBlockK);
@@ -75,7 +98,8 @@ MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team te
   const int64_t token_bytes = problem.top_k * (2 * (k + i) + 8) + 4 * k;
   // Tile kernels pad each expert's last tokens to sixteen.
   const int64_t padding = 2 * 16 * std::min(layer.num_experts, problem.num_tokens * problem.top_k) * (k + i);
-  const int64_t bytes = std::max(kMaxCallBytes - padding, kMaxCallBytes / 2);
+  const int64_t most = max_call_bytes(problem);
+  const int64_t bytes = std::max(most - padding, most / 2);
   const int64_t chunk =
       std::max<int64_t>(1, std::min({bytes / token_bytes, kMaxChunkTokens, kMaxChunkSlots / problem.top_k}));
   // Chunks of equal size, in whole sixteens.
@@ -94,7 +118,7 @@ ExpertItem expert_item(const ExpertItems& items, int64_t index) {
   const int64_t* offsets = items.offsets;
   const int64_t i = std::upper_bound(offsets, offsets + items.num_nodes * items.num_experts, index) - offsets - 1;
   const ItemRange own = part_of({0, items.pairs}, i / items.num_experts, items.num_nodes);
-  return {i % items.num_experts, part_of(own, index - offsets[i], offsets[i + 1] - offsets[i])};
+  return {items.order[i % items.num_experts], part_of(own, index - offsets[i], offsets[i + 1] - offsets[i])};
 }
 
 ItemRange output_items_of_node(const ChunkPlan& plan, int node) {
@@ -105,22 +129,33 @@ ItemRange output_pairs(const ChunkPlan& plan, int64_t item) {
   return part_of({0, plan.down.pairs}, item, plan.num_output_items);
 }
 
+ItemMemory take_items(Arena* arena, int64_t num_experts, int num_nodes) {
+  ItemMemory memory;
+  memory.gate_up_offsets = arena->take<int64_t>(num_nodes * num_experts + 1);
+  memory.down_offsets = arena->take<int64_t>(num_nodes * num_experts + 1);
+  memory.order = arena->take<int32_t>(num_experts);
+  return memory;
+}
+
 ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& moe_plan, const Grouping& grouping,
-                     int64_t* gate_up_offsets, int64_t* down_offsets) {
+                     const ItemMemory& memory) {
   const int64_t w13_bytes = matrix_bytes(layer.format, layer.w13);
   const int64_t w2_bytes = matrix_bytes(layer.format, layer.w2);
+  const auto tokens_of = [&](int64_t e) { return grouping.expert_offsets[e + 1] - grouping.expert_offsets[e]; };
   int64_t used_experts = 0;
-  for (int64_t e = 0; e < layer.num_experts; ++e) {
-    used_experts += grouping.expert_offsets[e + 1] > grouping.expert_offsets[e];
-  }
+  for (int64_t e = 0; e < layer.num_experts; ++e) used_experts += tokens_of(e) > 0;
+  order_experts(grouping, used_experts, {memory.order, memory.order + layer.num_experts});
 
   ChunkPlan plan;
   const int64_t useful = used_experts * (w13_bytes + w2_bytes) / kMinThreadBytes;
   const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, moe_plan.team.num_threads));
   plan.team = {threads, moe_plan.team.num_nodes};
   const int64_t items = threads == 1 ? 1 : threads * kItemsPerThread;
-  plan.gate_up = {gate_up_offsets, layer.num_experts, plan.team.num_nodes, layer.w13.num_panels / 2};
-  plan.down = {down_offsets, layer.num_experts, plan.team.num_nodes, down_pairs(layer)};
+  const auto items_of = [&](int64_t* offsets, int64_t pairs) {
+    return ExpertItems{offsets, memory.order, layer.num_experts, plan.team.num_nodes, pairs};
+  };
+  plan.gate_up = items_of(memory.gate_up_offsets, layer.w13.num_panels / 2);
+  plan.down = items_of(memory.down_offsets, down_pairs(layer));
   cut_experts(layer, layer.w13, grouping, items, plan.gate_up);
 
   plan.split_experts = moe_plan.may_split_experts && is_uneven(plan.down.pairs, threads);

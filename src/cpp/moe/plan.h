@@ -8,8 +8,10 @@
 
 namespace mxfp4moe {
 
-// Above this much memory a call is done in chunks of tokens; results do not change.
+// Above this much memory a call is done in chunks of tokens; results do not change. Beside it a thread has 4 MiB.
 constexpr int64_t kMaxCallBytes = int64_t{512} << 20;
+constexpr int64_t kSmallCallBytes = 1 << 20;  // of the threads' memory, so that tiny sizes need no chunks
+int64_t max_call_bytes(const MoeProblem& problem);
 
 // Who computes. Panels of a matrix belong to NUMA nodes in equal parts, node 0 has the first ones.
 struct Team {
@@ -27,10 +29,12 @@ struct MoePlan {
 
 MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team team);
 
-// Work on one matrix of each expert, in items of some of its panel pairs; node by node, of each node by expert.
-// The items of a node's part of expert e are [offsets[i], offsets[i + 1]), i = node * num_experts + e.
+// Work on one matrix of each expert, in items of some of its panel pairs; node by node, of each node by expert, hot
+// ones first.
+// The items of a node's part of the expert order[r] are [offsets[i], offsets[i + 1]), i = node * num_experts + r.
 struct ExpertItems {
   int64_t* offsets;  // [num_nodes * num_experts + 1]
+  const int32_t* order;
   int64_t num_experts;
   int num_nodes;
   int64_t pairs;
@@ -61,9 +65,16 @@ struct ChunkPlan {
 ItemRange output_items_of_node(const ChunkPlan& plan, int node);
 ItemRange output_pairs(const ChunkPlan& plan, int64_t item);
 
-// `gate_up_offsets`, `down_offsets`: of ExpertItems, for the plan to write.
-ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& plan, const Grouping& grouping, int64_t* gate_up_offsets,
-                     int64_t* down_offsets);
+// The arrays of a plan's ExpertItems.
+struct ItemMemory {
+  int64_t* gate_up_offsets;
+  int64_t* down_offsets;
+  int32_t* order;
+};
+
+ItemMemory take_items(Arena* arena, int64_t num_experts, int num_nodes);
+
+ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& plan, const Grouping& grouping, const ItemMemory& memory);
 
 // Operands are packed sixteen tokens at a time.
 inline int64_t pack_items(const TokenGroup& group) { return ceil_div(group.count, 16); }

@@ -15,8 +15,7 @@ namespace {
 // The blocks of a workspace that a chunk of tokens uses.
 struct ChunkMemory {
   Grouping grouping;
-  int64_t* gate_up_offsets;
-  int64_t* down_offsets;
+  ItemMemory items;
   int32_t* pack_first_item;  // of each group: its first sixteen tokens among those of all groups
   uint8_t* operand;          // of GEMM 1, group after group
   uint8_t* intermediate;     // of GEMM 2, group after group
@@ -33,8 +32,7 @@ int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& c
   const int64_t slots = chunk.num_tokens * chunk.top_k;
   const int64_t padded_slots = max_padded_slots(layer.num_experts, slots, plan.groups);
   take_grouping(arena, chunk, plan.groups, &m->grouping);
-  m->gate_up_offsets = arena->take<int64_t>(plan.team.num_nodes * layer.num_experts + 1);
-  m->down_offsets = arena->take<int64_t>(plan.team.num_nodes * layer.num_experts + 1);
+  m->items = take_items(arena, layer.num_experts, plan.team.num_nodes);
   m->pack_first_item = arena->take<int32_t>(max_groups(layer.num_experts, slots, plan.groups));
   m->operand = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.hidden_size));
   m->intermediate = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.intermediate_size));
@@ -234,8 +232,7 @@ Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int 
     ChunkMemory memory;
     take_chunk(&arena, kernels, chunk, plan, &memory);
     group_slots(chunk, plan.groups, &memory.grouping);
-    const ChunkPlan chunk_plan =
-        plan_chunk(chunk.layer, plan, memory.grouping, memory.gate_up_offsets, memory.down_offsets);
+    const ChunkPlan chunk_plan = plan_chunk(chunk.layer, plan, memory.grouping, memory.items);
     int32_t first_item = 0;
     for (int64_t g = 0; g < memory.grouping.num_groups; ++g) {
       memory.pack_first_item[g] = first_item;

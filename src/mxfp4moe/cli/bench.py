@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mxfp4moe._files import atomic_file
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import flag, integer
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
     from mxfp4moe.cli._bench.contenders import Peer
     from mxfp4moe.cli._bench.problem import Shape
     from mxfp4moe.cli._bench.report import Result
+    from mxfp4moe.reference import ExpertArrays
 
 _SIZES = ("hidden_size", "intermediate_size", "num_experts", "top_k")
 _TOKENS = [1, 4, 16, 64, 256, 1024]
+_MIN_SECONDS = 1e-6
 
 
 def add_parser(subparsers: Any) -> None:
@@ -85,16 +88,14 @@ def run(args: argparse.Namespace) -> int:
 
     shapes, isas, peers = _shapes(args), _isas(args), _peers(args)
     num_threads = config.resolve_num_threads(args.threads)
-    for path in (args.json, args.plot):
-        if path not in (None, "-") and not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"{path}: expected a file in a folder that exists")
-    if args.plot is not None and plot.missing():
-        raise ValueError(f"--plot: {plot.missing()}")
+    _check_files(args)
+    if args.plot is not None and plot.unusable(args.plot):
+        raise ValueError(f"--plot {args.plot}: {plot.unusable(args.plot)}")
     # The figures alone go where JSON goes.
     text = sys.stderr if args.json == "-" else sys.stdout
     print(f"mxfp4moe {__version__}, {num_threads} threads, {args.routing} routing", file=text, flush=True)
     results = []
-    for plan in [_plan(shape, peers) for shape in shapes]:
+    for plan in [_plan(shape, peers, max(args.tokens)) for shape in shapes]:
         result = _measure(args, plan, isas, num_threads)
         print(f"\n{report.format_table(result)}", file=text, flush=True)
         results.append(result)
@@ -111,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
         }
         _write_json(args.json, figures)
     if args.plot is not None:
-        plot.save(results, args.plot)
+        with atomic_file(Path(args.plot)) as file:
+            plot.save(results, file, Path(args.plot).suffix[1:])
     problems = [line for result in results for line in report.different(result)]
     for line in problems:
         print(f"mxfp4moe: error: {line}", file=sys.stderr)
@@ -127,7 +129,7 @@ class _Plan(NamedTuple):
     nbytes: int  # of all copies of the weights
 
 
-def _plan(shape: Shape, peers: list[type[Peer]]) -> _Plan:
+def _plan(shape: Shape, peers: list[type[Peer]], num_tokens: int) -> _Plan:
     from mxfp4moe.cli._bench import memory
 
     for peer in peers:
@@ -136,7 +138,7 @@ def _plan(shape: Shape, peers: list[type[Peer]]) -> _Plan:
     peers = [peer for peer in peers if shape.format in peer.formats]
     copies = 2 + sum(peer.copies for peer in peers)  # the checkpoint's arrays and the packed ones
     available = memory.available_memory()
-    fitting = memory.fit(shape, copies, available)
+    fitting = memory.fit(shape, copies, available, num_tokens)
     if fitting.num_experts < shape.num_experts:
         print(
             f"{shape.title}: {fitting.num_experts} experts instead of {shape.num_experts}, "
@@ -160,7 +162,7 @@ def _measure(args: argparse.Namespace, plan: _Plan, isas: list[str], num_threads
     arrays = problem.random_arrays(shape, np.random.default_rng(args.seed))
     experts = problem.pack(shape, arrays)
     ours = [Ours(isa, shape, experts, num_threads) for isa in isas]
-    others = [peer(shape, arrays, num_threads) for peer in plan.peers]
+    others = _build_peers(plan, arrays, num_threads)
     del arrays  # the peers keep them, if there are any
     contenders: list[Contender] = [*ours, *others]
     machine = Machine(ours, experts, num_threads)
@@ -178,6 +180,17 @@ def _measure(args: argparse.Namespace, plan: _Plan, isas: list[str], num_threads
     result["contenders"] = [report.describe_contender(contender) for contender in contenders]
     result["wanted_experts"] = plan.wanted_experts
     return result
+
+
+def _build_peers(plan: _Plan, arrays: ExpertArrays, num_threads: int) -> list[Peer]:
+    """The peers that can compute the shape: what they cannot, they say when they are built."""
+    built = []
+    for peer in plan.peers:
+        try:
+            built.append(peer(plan.shape, arrays, num_threads))
+        except (ImportError, ValueError) as error:
+            print(f"{plan.shape.title}: left out: {peer.name}: {error}", file=sys.stderr)
+    return built
 
 
 # ---- arguments ----
@@ -199,8 +212,8 @@ _numbers.__name__ = "integer"  # in argparse's message about text that is none
 
 def _seconds(text: str) -> float:
     seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    if not _MIN_SECONDS <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least {_MIN_SECONDS}, got {text}")
     return seconds
 
 
@@ -258,7 +271,24 @@ def _check_names(args: argparse.Namespace, option: str, names: Sequence[str], kn
             args.parser.error(f"argument {flag(option)}: expected {join_choices(known)}, got {name!r}")
 
 
+def _check_files(args: argparse.Namespace) -> None:
+    """Raise now for what could not be written after all is measured."""
+    paths = {"--json": args.json if args.json != "-" else None, "--plot": args.plot}
+    for option, path in paths.items():
+        if path is None:
+            continue
+        folder = Path(path).resolve().parent
+        if not path or Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ValueError(f"{option}: expected a file in a folder that can be written to, got {path!r}")
+    targets = [Path(path).resolve() for path in paths.values() if path is not None]
+    if len(set(targets)) < len(targets):
+        raise ValueError(f"--plot: expected another file than --json, got {args.plot!r}")
+
+
 def _write_json(path: str, figures: dict[str, Any]) -> None:
-    with nullcontext(sys.stdout) if path == "-" else open(path, "w") as file:
-        json.dump(figures, file, indent=1)
-        print(file=file)
+    text = json.dumps(figures, indent=1)
+    if path == "-":
+        print(text)
+        return
+    with atomic_file(Path(path)) as file:
+        file.write(f"{text}\n".encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 from mxfp4moe.cli._bench.problem import Shape
 
 _SHARE = 0.8  # of the available memory that is used at most
-_CALL_BYTES = 600 << 20  # of a call: scratch and results
+_CALL_BYTES = 600 << 20  # of a call: scratch
 _CACHE_KIB = 32 << 10
 
 
@@ -38,12 +38,14 @@ def last_cache_bytes() -> int:
     return max(kibibytes, default=_CACHE_KIB) << 10
 
 
-def fit(shape: Shape, copies: float, available: int) -> Shape:
+def fit(shape: Shape, copies: float, available: int, num_tokens: int) -> Shape:
     """`shape` with as many of its experts as `available` bytes allow.
 
-    `copies` of the weights are in memory at a time, beside one expert as float32 and what that takes.
+    `copies` of the weights are in memory at a time, beside one expert as float32 and what that takes, and the
+    calls of `num_tokens`: results are compared in float64, routing draws a float64 for each expert.
     """
-    room = _SHARE * available - _CALL_BYTES - 12 * shape.expert_weights
+    call = _CALL_BYTES + num_tokens * 24 * (shape.hidden_size + shape.num_experts)
+    room = _SHARE * available - call - 12 * shape.expert_weights
     num_experts = min(shape.num_experts, int(room // (copies * shape.expert_bytes)))
     if num_experts < shape.top_k:
         raise ValueError(

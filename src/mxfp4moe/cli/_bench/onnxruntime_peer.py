@@ -36,6 +36,9 @@ class OnnxruntimePeer:
     copies = 2.0
 
     def __init__(self, shape: Shape, arrays: ExpertArrays, num_threads: int) -> None:
+        for size in ("hidden_size", "intermediate_size"):
+            if getattr(shape, size) % 32:
+                raise ValueError(f"expected a multiple of 32 as {size}, got {getattr(shape, size)}")
         onnx, ort = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
         types = onnx.TensorProto
         scale_type = getattr(types, _FORMATS[shape.format][2])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -14,14 +15,23 @@ from mxfp4moe.cli._bench.report import Result
 _MARKERS = "osD^v<>P"
 
 
-def missing() -> str:
-    """Why there can be no plot; empty if there can."""
+def unusable(path: str) -> str:
+    """Why there can be no plot at `path`; empty if there can."""
     if importlib.util.find_spec("matplotlib") is None:
         return "the package matplotlib is not installed (pip install 'mxfp4moe[bench]')"
+    try:
+        canvas = importlib.import_module("matplotlib.backend_bases").FigureCanvasBase
+    except ImportError as error:
+        return f"the package matplotlib cannot be imported: {error}"
+    suffix = Path(path).suffix[1:].lower()
+    if suffix not in canvas.filetypes:
+        return (
+            f"expected a name that ends in .png or .{', .'.join(sorted(canvas.filetypes.keys() - {'png'}))}"
+        )
     return ""
 
 
-def save(results: Sequence[Result], path: str) -> None:
+def save(results: Sequence[Result], file: BinaryIO, file_format: str) -> None:
     """Draw FLOP/s over FLOPs per byte of weights: a colour for each contender, a marker for each shape."""
     figure_class = importlib.import_module("matplotlib.figure").Figure  # needs no display
     figure = figure_class(figsize=(9, 6), layout="constrained")
@@ -42,7 +52,7 @@ def save(results: Sequence[Result], path: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte of weights", ylabel="FLOP/s")
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(file, dpi=150, format=file_format.lower())
 
 
 def _draw_roofs(axes: Any, results: Sequence[Result], colours: dict[str, str]) -> None:
