@@ -362,6 +362,17 @@ class MoELayer:
         ------
         TypeError, ValueError
             If `hidden_states` or `input_ids` has another dtype or shape, or a logit is NaN or infinite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> w13 = mx.quantize_mxfp4(np.ones((4, 2 * 32, 64), np.float32))
+        >>> w2 = mx.quantize_mxfp4(np.ones((4, 64, 32), np.float32))
+        >>> layer = mx.MoELayer(mx.pack_experts(*w13, *w2), np.eye(4, 64, dtype=np.float32), top_k=2)
+        >>> weights, ids = layer.route(np.arange(64, dtype=np.float32))
+        >>> ids
+        array([3, 2], dtype=int32)
         """
         return self._route(hidden_states, input_ids, None)
 
@@ -385,7 +396,18 @@ class MoELayer:
             raise value_error("hidden_states", expected, f"{got} ({error})") from error
 
     def router_logits(self, hidden_states: ArrayLike) -> NDArray[np.float32]:
-        """Return the logits that `route` chooses by: float32 of shape (..., num_experts)."""
+        """Return the logits that `route` chooses by: float32 of shape (..., num_experts).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> w13 = mx.quantize_mxfp4(np.ones((4, 2 * 32, 64), np.float32))
+        >>> w2 = mx.quantize_mxfp4(np.ones((4, 64, 32), np.float32))
+        >>> layer = mx.MoELayer(mx.pack_experts(*w13, *w2), np.eye(4, 64, dtype=np.float32), top_k=2)
+        >>> layer.router_logits(np.arange(64, dtype=np.float32))
+        array([0., 1., 2., 3.], dtype=float32)
+        """
         return self._router(check_hidden_states(hidden_states, self.hidden_size), self.router_bias)
 
     def __call__(

@@ -81,6 +81,16 @@ class PackedExperts:
         Size of the packed weights, scales and biases in memory.
     data : memoryview
         The packed bytes, read-only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 2 * 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 64), np.float32))
+    >>> experts = mx.pack_experts(*w13, *w2)
+    >>> experts.format, experts.num_experts, experts.hidden_size, experts.intermediate_size
+    ('mxfp4', 4, 96, 64)
     """
 
     __slots__ = (
@@ -130,6 +140,11 @@ class PackedExperts:
 
         The file appears under its name when it is complete, and is the same on every machine. An OSError says
         why it cannot be written.
+
+        Examples
+        --------
+        >>> experts.save("experts.packed")  # doctest: +SKIP
+        >>> experts = mx.PackedExperts.open("experts.packed")  # doctest: +SKIP
         """
         from ._packed import save_experts
 
@@ -229,6 +244,16 @@ class PackedExperts:
         Returns
         -------
         UnpackedExperts
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> blocks, scales = mx.quantize_mxfp4(np.ones((4, 2 * 64, 96), np.float32))
+        >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 64), np.float32))
+        >>> arrays = mx.pack_experts(blocks, scales, *w2).unpack()
+        >>> np.array_equal(arrays.w13, blocks), arrays.w13_scales.dtype, arrays.w13_bias
+        (True, dtype(float8_e8m0fnu), None)
         """
         w13, w13_scales, w13_bias, w13_tensor_scale = self._unpack_matrix(True)
         w2, w2_scales, w2_bias, w2_tensor_scale = self._unpack_matrix(False)
