@@ -22,11 +22,15 @@ declare -A flags=(
   [amx_model]="-DTILES"
 )
 
+cxx=${CXX:-g++}
+registers=-fira-region=all
+"$cxx" $registers -Werror -E -x c++ /dev/null >/dev/null 2>&1 || registers=""
+
 mkdir -p build
 [ $# -gt 0 ] || set -- portable avx2 avx512 avx512bf16 amx amx_model
 for table; do
   echo "build/panel_cycles_$table"
   # shellcheck disable=SC2086
-  "${CXX:-g++}" -std=c++17 -O3 -fno-math-errno -ffp-contract=off -Isrc/cpp ${flags[$table]} ${CXXFLAGS:-} \
+  "$cxx" -std=c++17 -O3 $registers -fno-math-errno -ffp-contract=off -Isrc/cpp ${flags[$table]} ${CXXFLAGS:-} \
     -DKERNELS="\"kernels/${sources[$table]}\"" bench/panel_cycles.cpp -o "build/panel_cycles_$table"
 done

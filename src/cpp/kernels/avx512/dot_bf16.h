@@ -15,8 +15,9 @@ constexpr int64_t direct_limit(WeightFormat format) {
   return block_layout(format).weight_bits() == 8 ? kDirectTokens : INT64_MAX;
 }
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 8 : 4; }
-// Half as many rows leave registers for the sums: a store of a zmm takes as long as two dot products.
-constexpr int direct_segment_rows(int tokens) { return tokens == 1 ? 8 : tokens <= 3 ? 4 : 2; }
+// Half as many rows leave registers for the sums: a store of a zmm takes as long as two dot products. One token is
+// bound by memory, which wants a single walk.
+constexpr int direct_segment_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 4 : 2; }
 constexpr int pair_step(WeightFormat) { return 1; }
 constexpr int64_t kDirectBlocks = 0;  // all of K
 constexpr int kSlabRows = 4, kSlabSegmentRows = 2, kSlabTokens = 6;

@@ -9,7 +9,9 @@ constexpr int kParts = 2, kVecElements = 16, kLanes = 16;
 
 constexpr int kRegisters = 32;
 constexpr int kDirectTokens = 6;
-constexpr int64_t direct_limit(WeightFormat) { return 16; }
+constexpr int64_t direct_limit(WeightFormat format) {
+  return block_layout(format).weight_bits() == 8 ? kDirectTokens : 16;
+}
 constexpr int direct_rows(int tokens) { return tokens == 1 ? 16 : tokens <= 3 ? 8 : 4; }
 constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
 constexpr int64_t kDirectBlocks = 0;  // all of K
