@@ -153,6 +153,31 @@ def test_every_scale_of_mxfp8(isa, byte, dtype, zeros):
     assert ((got[0][subnormal] == 0) | (got[0][subnormal] == expected[subnormal])).all()
 
 
+@pytest.mark.parametrize("dtype", [float8_e4m3fn, float8_e5m2])
+def test_every_code_at_every_scale_of_mxfp8(isa, dtype):
+    """Each pair in a row of w2 of its own, sixteen rows of a scale beside each other."""
+    bytes_, codes = (a.ravel().astype(np.uint8) for a in np.divmod(np.arange(65536), 256))
+    k = codes.size
+    w2 = np.zeros((1, k, 32), np.uint8)
+    w2[0, :, 5] = codes
+    w13 = np.zeros((1, 64, k), np.float32)
+    w13[0, 5, 0] = w13[0, 37, 0] = 1
+    ones = np.full((1, 64, k // 32), 127, np.uint8)
+    experts = mx.pack_experts(
+        w13.astype(dtype), ones, w2.view(dtype), bytes_.reshape(1, k, 1), format="mxfp8"
+    )
+    hidden = np.zeros((1, k), np.float32)
+    hidden[0, 0] = 32
+    got = mx.fused_experts(hidden, experts, np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32))[0]
+    scales = np.where(bytes_ == 255, np.nan, np.ldexp(1.0, bytes_.astype(np.int32) - 127)).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = codes.view(dtype).astype(np.float32) * scales
+        expected = weights * np.float32(1024) + np.float32(0)
+    subnormal = abs(weights) < 2.0**-126
+    assert_same_bits(got[~subnormal], expected[~subnormal])
+    assert ((got[subnormal] == 0) | (got[subnormal] == expected[subnormal])).all()
+
+
 @pytest.mark.parametrize("byte", [0x80, 0xFF, 0x7F, 0x01, 0xC0])
 def test_scales_of_nvfp4_may_be_anything(isa, rng, byte):
     problem = format_problem(rng, Shape(3, 64, 32, 1, 1), "nvfp4", dtype=np.float32)

@@ -37,4 +37,16 @@ constexpr Fp8ByteTables make_fp8_byte_tables() {
   return t;
 }
 
+// With the lowest bit, which no value needs, set in those that are neither zero nor infinite nor NaN: the ones whose
+// exponents a scale changes.
+template <float (*kValue)(uint8_t)>
+constexpr Fp8ByteTables make_tagged_fp8_byte_tables() {
+  Fp8ByteTables t = make_fp8_byte_tables<kValue>();
+  for (int code = 0; code < 128; ++code) {
+    const int bits = t.high[code] << 8 | t.low[code];
+    if (bits != 0 && bits < 0x7f80) t.low[code] |= 1;
+  }
+  return t;
+}
+
 }  // namespace mxfp4moe

@@ -296,6 +296,12 @@ inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t
       return pair_sums_by<Segmented<Decoder>>(pair, tokens, buffer, sums);
     }
   }
+  if constexpr (has_ordinary<Decoder>(0)) {
+    static_assert(!kHasSumScales<Decoder>, "sums are scaled below");
+    if (is_ordinary<Decoder>(pair.scales[0], pair.k_blocks) && is_ordinary<Decoder>(pair.scales[1], pair.k_blocks)) {
+      return pair_sums_by<typename Decoder::Ordinary>(pair, tokens, buffer, sums);
+    }
+  }
   pair_sums_by<Decoder>(pair, tokens, buffer, sums);
   if constexpr (kHasSumScales<Decoder>) scale_sums(pair, tokens.count, sums);
 }

@@ -1,7 +1,7 @@
 // Decodes elements to float32 rows.
 // Included inside a kernel table's own namespace, after avx2/dot.h.
 
-// The e8m0 bytes with which every value of e2m1 is zero or a normal bfloat16, and the largest of them.
+// The e8m0 bytes with which every value of e2m1 is zero or a normal bfloat16.
 constexpr int kLeastOrdinaryScale = 2, kMostOrdinaryScale = 252;
 
 // What a scale takes off the exponents of the largest ordinary one, in the low and in the high half of a lane.
@@ -82,6 +82,7 @@ MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
 struct OrdinaryMxfp4 {
   static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
   static constexpr int kSumFactor = 1;
+  static constexpr int kLeastScale = kLeastOrdinaryScale, kMostScale = kMostOrdinaryScale;
 
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
@@ -108,14 +109,6 @@ struct OrdinaryMxfp4 {
 
 struct Mxfp4 : Mxfp4ByE2m1 {
   using Ordinary = OrdinaryMxfp4;
-  static bool is_ordinary(const uint8_t* scales, int64_t n) {
-    uint8_t most = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const uint8_t above_least = static_cast<uint8_t>(scales[i] - kLeastOrdinaryScale);
-      most = above_least > most ? above_least : most;
-    }
-    return most <= kMostOrdinaryScale - kLeastOrdinaryScale;
-  }
 };
 
 // As float16, which conversion takes for nothing: e5m2 is its upper byte; e4m3, moved right by one, is divided by
@@ -167,3 +160,12 @@ MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
     });
   });
 }
+
+#include "kernels/generic/mxfp8_by_values.h"
+
+template <WeightFormat kFormat>
+struct Mxfp8 : Mxfp8ByValues<kFormat> {};
+template <>
+struct Mxfp8<WeightFormat::kMxfp8E4m3> : Mxfp8ByValues<WeightFormat::kMxfp8E4m3> {
+  using Ordinary = OrdinaryMxfp8E4m3;
+};

@@ -7,6 +7,8 @@ constexpr Nvfp4TableBf16 kNvfp4Bf16 = make_nvfp4_table_bf16();
 constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
 constexpr Fp8ByteTables kE4m3Bytes = make_fp8_byte_tables<e4m3_value>();
 constexpr Fp8ByteTables kE5m2Bytes = make_fp8_byte_tables<e5m2_value>();
+constexpr Fp8ByteTables kE4m3Tagged = make_tagged_fp8_byte_tables<e4m3_value>();
+constexpr Fp8ByteTables kE5m2Tagged = make_tagged_fp8_byte_tables<e5m2_value>();
 constexpr int kE4m3Factor = 1;
 
 // A quad's 32 words hold one code of each of four rows. vpermw looks at five index bits, so a shift brings the next
@@ -84,3 +86,39 @@ MXFP4MOE_INLINE __m512i scale_vec(__m512i v, float scale) {
   return _mm512_ternarylogic_epi32(_mm512_srli_epi32(_mm512_castps_si512(even), 16), _mm512_castps_si512(odd), upper,
                                    0xf8);
 }
+
+#include "kernels/generic/mxfp8_by_values.h"
+
+// What the scales add to two bfloat16 of tagged values: to their exponents, and -1, which takes the tag away.
+struct ExponentTable {
+  uint32_t pair[256];
+};
+constexpr ExponentTable make_exponent_table() {
+  ExponentTable t{};
+  for (int s = 0; s < 256; ++s) t.pair[s] = static_cast<uint16_t>((s - 127) * 128 - 1) * 0x10001u;
+  return t;
+}
+constexpr ExponentTable kExponents = make_exponent_table();
+
+// Where all scales of a panel are ordinary: an addition in place of two multiplications as float32.
+template <WeightFormat kFormat_>
+struct OrdinaryMxfp8 {
+  static constexpr WeightFormat kFormat = kFormat_;
+  static constexpr int kSumFactor = 1;
+  static constexpr int kLeastScale = kLeastMxfp8Scale<kFormat>, kMostScale = kMostMxfp8Scale<kFormat>;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    constexpr const Fp8ByteTables& tables = kFormat == WeightFormat::kMxfp8E4m3 ? kE4m3Tagged : kE5m2Tagged;
+    each_fp8(tables, quad, [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
+      const __m512i exponent = _mm512_set1_epi32(static_cast<int>(kExponents.pair[scales[row.value]]));
+      const __mmask32 tagged = _mm512_test_epi16_mask(vec, _mm512_set1_epi16(1));
+      f(row, part, _mm512_mask_add_epi16(vec, tagged, vec, exponent));
+    });
+  }
+};
+
+template <WeightFormat kFormat>
+struct Mxfp8 : Mxfp8ByValues<kFormat> {
+  using Ordinary = OrdinaryMxfp8<kFormat>;
+};

@@ -332,15 +332,6 @@ inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element*
 }
 
 template <class Decoder>
-constexpr auto has_ordinary(int) -> decltype(static_cast<typename Decoder::Ordinary*>(nullptr), bool()) {
-  return true;
-}
-template <class Decoder>
-constexpr bool has_ordinary(long) {
-  return false;
-}
-
-template <class Decoder>
 inline void panel_sums_by(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
   if (tokens.count <= direct_limit(Decoder::kFormat)) {
     for_token_tiles<kDirectTokens>(tokens.count, [&](auto size, int64_t t) {
@@ -366,8 +357,7 @@ inline void scale_sums(const PanelView& panel, int64_t num_tokens, float* sums) 
   }
 }
 
-// sums[token][16 rows] of one panel. A decoder with a faster form for panels of ordinary scales says so by naming it
-// and by telling which panels those are; both give the same weights.
+// sums[token][16 rows] of one panel.
 template <class Decoder>
 inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
   if constexpr (kMayHaveSegments<Decoder>) {
@@ -377,7 +367,7 @@ inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element*
   }
   if constexpr (has_ordinary<Decoder>(0)) {
     static_assert(!kHasSumScales<Decoder>, "sums are scaled below");
-    if (Decoder::is_ordinary(panel.scales, panel.k_blocks * kScaleBytes<Decoder>)) {
+    if (is_ordinary<Decoder>(panel.scales, panel.k_blocks)) {
       return panel_sums_by<typename Decoder::Ordinary>(panel, tokens, slab, lanes, sums);
     }
   }

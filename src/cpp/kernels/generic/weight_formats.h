@@ -5,7 +5,7 @@
 //   each_e4m3(quad, f), each_e5m2(quad, f), each_bf16(quad, f)   unscaled; e4m3 values are divided by kE4m3Factor
 //   e4m3_scale(byte)                     as an E2m1Scale
 //   scale_vec(vec, float)                exact, but for overflow and underflow
-//   Mxfp4                                faster than each_e2m1, or Mxfp4ByE2m1
+//   Mxfp4, Mxfp8<format>                 faster than those, or Mxfp4ByE2m1, Mxfp8ByValues (mxfp*_by_*.h)
 //
 // `kSumFactor`: sums are multiplied by it before their float32 scale.
 // Included inside a kernel table's own namespace, after the headers of an instruction set.
@@ -29,6 +29,28 @@ constexpr bool kIsSegmented<Segmented<Decoder>> = true;
 template <class Decoder>
 constexpr bool kMayHaveSegments = block_layout(Decoder::kFormat).sum_scales == SumScales::kBlocks;
 
+// A decoder may name a faster one for panels whose E8M0 scales are all in [kLeastScale, kMostScale], which it states:
+// `Ordinary`. Both give the same weights.
+template <class Decoder>
+constexpr auto has_ordinary(int) -> decltype(static_cast<typename Decoder::Ordinary*>(nullptr), bool()) {
+  return true;
+}
+template <class Decoder>
+constexpr bool has_ordinary(long) {
+  return false;
+}
+
+template <class Decoder>
+inline bool is_ordinary(const uint8_t* scales, int64_t k_blocks) {
+  constexpr uint8_t kLeast = Decoder::Ordinary::kLeastScale, kMost = Decoder::Ordinary::kMostScale;
+  uint8_t most = 0;
+  for (int64_t i = 0; i < k_blocks * kScaleBytes<Decoder>; ++i) {
+    const uint8_t above_least = static_cast<uint8_t>(scales[i] - kLeast);
+    most = above_least > most ? above_least : most;
+  }
+  return most <= kMost - kLeast;
+}
+
 struct Nvfp4 {
   static constexpr WeightFormat kFormat = WeightFormat::kNvfp4;
   static constexpr int kSumFactor = 1;
@@ -38,27 +60,6 @@ struct Nvfp4 {
     const auto scale_of = [&](auto row, auto half)
                               MXFP4MOE_INLINE_LAMBDA { return e4m3_scale(scales[2 * row.value + half.value]); };
     each_e2m1(quad, scale_of, f);
-  }
-};
-
-template <WeightFormat kFormat_>
-struct Mxfp8 {
-  static constexpr WeightFormat kFormat = kFormat_;
-  static constexpr int kSumFactor = 1;
-
-  template <class F>
-  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
-    const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
-      const float scale = kE8m0F32.values[scales[row.value]];
-      // In two steps, neither of which overflows before the other: a weight of zero stays zero.
-      constexpr bool kTwice = kFormat == WeightFormat::kMxfp8E4m3 && kE4m3Factor != 1;
-      f(row, part, scale_vec(kTwice ? scale_vec(vec, kE4m3Factor) : vec, scale));
-    };
-    if constexpr (kFormat == WeightFormat::kMxfp8E4m3) {
-      each_e4m3(quad, scaled);
-    } else {
-      each_e5m2(quad, scaled);
-    }
   }
 };
 

@@ -98,3 +98,8 @@ MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
     });
   });
 }
+
+#include "kernels/generic/mxfp8_by_values.h"
+
+template <WeightFormat kFormat>
+using Mxfp8 = Mxfp8ByValues<kFormat>;

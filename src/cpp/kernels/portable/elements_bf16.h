@@ -61,3 +61,8 @@ MXFP4MOE_INLINE Vec scale_vec(const Vec& v, float scale) {
   for (int k = 0; k < kBlockK; ++k) row.v[k] = exact_bf16(bf16_to_f32(v.v[k]) * scale);
   return row;
 }
+
+#include "kernels/generic/mxfp8_by_values.h"
+
+template <WeightFormat kFormat>
+using Mxfp8 = Mxfp8ByValues<kFormat>;

@@ -1,0 +1,51 @@
+// MXFP8 as unscaled values times the e8m0 scale of their K-block.
+// Included inside a kernel table's own namespace, after each_e4m3, each_e5m2, scale_vec and kE4m3Factor.
+
+// The e8m0 bytes with which every value of an element is zero or a normal bfloat16: those of e4m3 have exponents from
+// -9 to 8, those of e5m2 from -16 to 15.
+template <WeightFormat kFormat>
+constexpr int kLeastMxfp8Scale = kFormat == WeightFormat::kMxfp8E4m3 ? 1 + 9 : 1 + 16;
+template <WeightFormat kFormat>
+constexpr int kMostMxfp8Scale = kFormat == WeightFormat::kMxfp8E4m3 ? 254 - 8 : 254 - 15;
+
+template <WeightFormat kFormat, class F>
+MXFP4MOE_INLINE void each_mxfp8_value(const uint8_t* quad, F&& f) {
+  if constexpr (kFormat == WeightFormat::kMxfp8E4m3) {
+    each_e4m3(quad, f);
+  } else {
+    each_e5m2(quad, f);
+  }
+}
+
+template <WeightFormat kFormat_>
+struct Mxfp8ByValues {
+  static constexpr WeightFormat kFormat = kFormat_;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
+      const float scale = kE8m0F32.values[scales[row.value]];
+      // In two steps, neither of which overflows before the other: a weight of zero stays zero.
+      constexpr bool kTwice = kFormat == WeightFormat::kMxfp8E4m3 && kE4m3Factor != 1;
+      f(row, part, scale_vec(kTwice ? scale_vec(vec, kE4m3Factor) : vec, scale));
+    };
+    each_mxfp8_value<kFormat>(quad, scaled);
+  }
+};
+
+// Where kE4m3Factor is not 1 and all scales of a panel are ordinary: one multiplication. kE4m3Factor times an ordinary
+// scale is finite.
+struct OrdinaryMxfp8E4m3 {
+  static constexpr WeightFormat kFormat = WeightFormat::kMxfp8E4m3;
+  static constexpr int kSumFactor = 1;
+  static constexpr int kLeastScale = kLeastMxfp8Scale<kFormat>, kMostScale = kMostMxfp8Scale<kFormat>;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
+      f(row, part, scale_vec(vec, kE4m3Factor * kE8m0F32.values[scales[row.value]]));
+    };
+    each_e4m3(quad, scaled);
+  }
+};
