@@ -227,7 +227,8 @@ def test_peers_that_are_not_installed(
         (["--shape", ""], "argument --shape: expected names with commas between them, got ''"),
         (["--tokens", "0"], "argument --tokens: expected an integer of at least 1, got 0"),
         (["--tokens", "1,two"], "argument --tokens: invalid integer value: '1,two'"),
-        (["--threads", "0"], "argument --threads: expected an integer of at least 1, got 0"),
+        (["--threads", "0"], "argument --threads: expected an integer in [1, 1024], got 0"),
+        (["--threads", "1025"], "argument --threads: expected an integer in [1, 1024], got 1025"),
         (["--top-k", "-1"], "argument --top-k: expected an integer of at least 1, got -1"),
         (["--isa", "avx1024"], "argument --isa: expected portable"),
         (["--peers", "scipy"], "argument --peers: expected numpy, onnxruntime or llama.cpp, got 'scipy'"),
@@ -252,7 +253,6 @@ def test_wrong_usage_is_status_2(
     [
         (["--hidden-size", "65"], "hidden_size: expected a multiple of 32 in mxfp4, got 65"),
         (["--num-experts", "1"], "top_k: expected at most num_experts = 1, got 2"),
-        (["--threads", "1025"], "num_threads: expected an integer in [1, 1024], got 1025"),
         (
             ["--json", "/nowhere/a.json"],
             "--json: expected a file in a folder that can be written to, got '/no",

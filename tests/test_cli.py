@@ -166,6 +166,7 @@ def test_wrong_results_are_reported(
         (["nothing"], "invalid choice: 'nothing'"),
         (["info", "--keep"], "unrecognized arguments: --keep"),
         (["demo", "--tokens", "0"], "argument --tokens: expected an integer of at least 1, got 0"),
+        (["demo", "--threads", "1025"], "argument --threads: expected an integer in [1, 1024], got 1025"),
         (["demo", "--steps", "-1"], "argument --steps: expected an integer of at least 1, got -1"),
         (["demo", "--threads", "two"], "argument --threads: invalid integer value: 'two'"),
         (["demo", "--layer", "1"], "--layer needs --checkpoint"),
@@ -186,7 +187,6 @@ def test_wrong_usage_is_status_2(
     ("arguments", "message"),
     [
         (["--hidden-size", "65"], "hidden_size: expected a multiple of 32, got 65"),
-        (["--threads", "1025"], "num_threads: expected an integer in [1, 1024], got 1025"),
         (["--num-experts", "3"], "top_k: expected at most num_experts = 3, got 4"),
         (["--checkpoint", "/nowhere"], "/nowhere: expected a model folder, got nothing at that path"),
         (["--hidden-size", "320000000", "--intermediate-size", "320000000"], "MB of free space, got "),

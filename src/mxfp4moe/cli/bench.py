@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mxfp4moe._files import atomic_file
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli._arguments import flag, integer
+from mxfp4moe.cli._arguments import add_threads, flag, integer
 
 if TYPE_CHECKING:
     from mxfp4moe.cli._bench.contenders import Peer
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--tokens", type=_numbers, default=_TOKENS, metavar="N,...", help="of a call (1,4,16,64,256,1024)"
     )
-    parser.add_argument("--threads", type=integer(1), metavar="N", help="all cores that are allowed")
+    add_threads(parser)
     parser.add_argument(
         "--isa", type=_names, metavar="NAME,...", help="instruction sets, or all (the active one)"
     )

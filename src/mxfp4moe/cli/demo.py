@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli._arguments import flag, integer
+from mxfp4moe.cli._arguments import add_threads, flag, integer
 from mxfp4moe.cli._signals import exit_on_termination, uninterrupted
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 from mxfp4moe.errors import value_error
@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--tokens", type=integer(1), default=256, metavar="N", help="of the prefill (256)")
     parser.add_argument("--steps", type=integer(1), default=64, metavar="N", help="decode steps (64)")
     parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of all random numbers (0)")
-    parser.add_argument("--threads", type=integer(1), metavar="N", help="all cores that are allowed")
+    add_threads(parser)
     parser.set_defaults(run=run, parser=parser)
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mxfp4moe.checkpoint._quantize import QUANTIZE_FORMATS
-from mxfp4moe.cli._arguments import integer
+from mxfp4moe.cli._arguments import add_threads, integer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--quantize", choices=QUANTIZE_FORMATS, help="quantize bfloat16 experts while they are read"
     )
-    parser.add_argument("--num-threads", type=integer(1), metavar="N", help="all cores that are allowed")
+    add_threads(parser, "--num-threads")
     parser.set_defaults(run=run)
 
 
