@@ -6,7 +6,7 @@
 //
 // One binary for each kernel table, which is included as it is. `bash bench/build.sh` builds all; by hand, for example:
 //
-//   g++ -std=c++17 -O3 -fno-math-errno -ffp-contract=off -Isrc/cpp -mavx2 -mfma -mf16c
+//   g++ -std=c++17 -O3 -fira-region=all -fno-math-errno -ffp-contract=off -Isrc/cpp -mavx2 -mfma -mf16c
 //     -DKERNELS='"kernels/avx2/kernels_avx2.cpp"' bench/panel_cycles.cpp -o build/panel_cycles_avx2
 //
 // with -DTILES for tables of tile kernels. Run: build/panel_cycles_avx2 [formats and tokens...]

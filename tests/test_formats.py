@@ -178,6 +178,41 @@ def test_every_code_at_every_scale_of_mxfp8(isa, dtype):
     assert ((got[subnormal] == 0) | (got[subnormal] == expected[subnormal])).all()
 
 
+@pytest.mark.parametrize("num_tokens", [1, 7, 40])
+@pytest.mark.parametrize("byte", [0, 9, 247, 254, 255])
+@pytest.mark.parametrize("row", [0, 20])
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8-e4m3", "mxfp8-e5m2"])
+def test_one_extraordinary_scale(isa, name, row, byte, num_tokens):
+    """In the second K-block, of a tiny weight among zeros or of a larger one; zeros' scale in the first."""
+    k = 64
+    w2 = np.zeros((1, k, k), np.float32)
+    w2[0, :, 3] = 1
+    w2[0, :, 40] = 0 if byte == 0 else 1.5
+    w2[0, row, 40] = {"mxfp4": 0.5, "mxfp8-e4m3": 2.0**-9, "mxfp8-e5m2": 2.0**-16}[name] if byte == 0 else 1.5
+    w13 = np.zeros((1, 2 * k, k), np.float32)
+    w13[0, :, 0] = 1
+    s2 = np.full((1, k, 2), 127, np.uint8)
+    s2[0, row, 1] = byte
+    s2[0, row + 1, 0], w2[0, row + 1, :32] = 0, 0
+    ones = np.full((1, 2 * k, 2), 127, np.uint8)
+    if name == "mxfp4":
+        arrays = [mx.pack_e2m1(w.astype(ml_dtypes.float4_e2m1fn)) for w in (w13, w2)]
+    else:
+        dtype = {"mxfp8-e4m3": float8_e4m3fn, "mxfp8-e5m2": float8_e5m2}[name]
+        arrays = [w.astype(dtype) for w in (w13, w2)]
+    experts = mx.pack_experts(arrays[0], ones, arrays[1], s2, format=name.partition("-")[0])
+    hidden = np.zeros((num_tokens, k), np.float32)
+    hidden[:, 0] = 32
+    ids = np.zeros((num_tokens, 1), np.int32)
+    got = mx.fused_experts(hidden, experts, np.ones((num_tokens, 1), np.float32), ids)
+    scale = np.float32(np.nan) if byte == 255 else np.float32(np.ldexp(1.0, byte - 127))
+    first, second = w2[0, :, 3], w2[0, :, 40].copy()
+    with np.errstate(over="ignore"):
+        second[row] *= scale
+        expected = first * np.float32(1024) + second * np.float32(1024)
+    assert_same_bits(got, np.tile(expected, (num_tokens, 1)))
+
+
 @pytest.mark.parametrize("byte", [0x80, 0xFF, 0x7F, 0x01, 0xC0])
 def test_scales_of_nvfp4_may_be_anything(isa, rng, byte):
     problem = format_problem(rng, Shape(3, 64, 32, 1, 1), "nvfp4", dtype=np.float32)

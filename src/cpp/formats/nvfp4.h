@@ -17,7 +17,9 @@ constexpr Nvfp4TableBf16 make_nvfp4_table_bf16() {
   Nvfp4TableBf16 t{};
   for (int s = 0; s < 256; ++s) {
     for (int code = 0; code < 16; ++code) {
-      const float value = kE2m1Values[code] * e4m3_value(static_cast<uint8_t>(s));
+      // Not a product with NaN, which is no constant expression.
+      const bool is_nan = (s & 0x7f) == kE4m3Nan;
+      const float value = is_nan ? __builtin_nanf("") : kE2m1Values[code] * e4m3_value(static_cast<uint8_t>(s));
       t.row[s][code] = exact_bf16(value);
     }
   }

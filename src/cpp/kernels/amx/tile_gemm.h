@@ -298,7 +298,8 @@ inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t
   }
   if constexpr (has_ordinary<Decoder>(0)) {
     static_assert(!kHasSumScales<Decoder>, "sums are scaled below");
-    if (is_ordinary<Decoder>(pair.scales[0], pair.k_blocks) && is_ordinary<Decoder>(pair.scales[1], pair.k_blocks)) {
+    if (is_ordinary<Decoder>(pair.weights[0], pair.scales[0], pair.k_blocks) &&
+        is_ordinary<Decoder>(pair.weights[1], pair.scales[1], pair.k_blocks)) {
       return pair_sums_by<typename Decoder::Ordinary>(pair, tokens, buffer, sums);
     }
   }

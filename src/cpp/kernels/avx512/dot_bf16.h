@@ -10,7 +10,7 @@ constexpr int kParts = 1, kVecElements = 32, kLanes = 16;
 
 constexpr int kRegisters = 32;
 constexpr int kDirectTokens = 6;
-// Decoding eight bits and scaling does not hide.
+// Decoding eight bits does not hide.
 constexpr int64_t direct_limit(WeightFormat format) {
   return block_layout(format).weight_bits() == 8 ? kDirectTokens : INT64_MAX;
 }

@@ -367,7 +367,7 @@ inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element*
   }
   if constexpr (has_ordinary<Decoder>(0)) {
     static_assert(!kHasSumScales<Decoder>, "sums are scaled below");
-    if (is_ordinary<Decoder>(panel.scales, panel.k_blocks)) {
+    if (is_ordinary<Decoder>(panel.weights, panel.scales, panel.k_blocks)) {
       return panel_sums_by<typename Decoder::Ordinary>(panel, tokens, slab, lanes, sums);
     }
   }

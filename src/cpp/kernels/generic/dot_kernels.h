@@ -10,8 +10,8 @@ inline int64_t padded_tokens(int64_t num_tokens) { return num_tokens; }
 
 inline int64_t operand_bytes(int64_t num_tokens, int64_t k) { return num_tokens * padded_k(k) * 2; }
 
-// As many tokens as keep a group's operand within half an L2 of 1 MiB, sixteen at least if their widened copies stay
-// within 3 MiB.
+// As many tokens as keep a group's operand within three quarters of an L2 of 1 MiB, sixteen at least if their widened
+// copies stay within 3 MiB.
 inline int64_t group_tokens(int64_t max_k) {
   const int64_t row = padded_k(max_k) * static_cast<int64_t>(sizeof(Element));
   const int64_t fit = (768 << 10) / row / 16 * 16, most = (3 << 20) / row;

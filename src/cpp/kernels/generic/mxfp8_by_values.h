@@ -1,8 +1,8 @@
 // MXFP8 as unscaled values times the e8m0 scale of their K-block.
-// Included inside a kernel table's own namespace, after each_e4m3, each_e5m2, scale_vec and kE4m3Factor.
+// Included inside a kernel table's own namespace, after each_e4m3, each_e5m2, scale_vec, kE4m3Factor and kE8m0F32.
 
-// The e8m0 bytes with which every value of an element is zero or a normal bfloat16: those of e4m3 have exponents from
-// -9 to 8, those of e5m2 from -16 to 15.
+// The e8m0 bytes with which every value of an element that is not zero, infinite or NaN is a normal bfloat16: those of
+// e4m3 have exponents from -9 to 8, those of e5m2 from -16 to 15.
 template <WeightFormat kFormat>
 constexpr int kLeastMxfp8Scale = kFormat == WeightFormat::kMxfp8E4m3 ? 1 + 9 : 1 + 16;
 template <WeightFormat kFormat>

@@ -5,6 +5,7 @@
 //   each_e4m3(quad, f), each_e5m2(quad, f), each_bf16(quad, f)   unscaled; e4m3 values are divided by kE4m3Factor
 //   e4m3_scale(byte)                     as an E2m1Scale
 //   scale_vec(vec, float)                exact, but for overflow and underflow
+//   kE8m0F32                             the values of e8m0 bytes
 //   Mxfp4, Mxfp8<format>                 faster than those, or Mxfp4ByE2m1, Mxfp8ByValues (mxfp*_by_*.h)
 //
 // `kSumFactor`: sums are multiplied by it before their float32 scale.
@@ -29,8 +30,8 @@ constexpr bool kIsSegmented<Segmented<Decoder>> = true;
 template <class Decoder>
 constexpr bool kMayHaveSegments = block_layout(Decoder::kFormat).sum_scales == SumScales::kBlocks;
 
-// A decoder may name a faster one for panels whose E8M0 scales are all in [kLeastScale, kMostScale], which it states:
-// `Ordinary`. Both give the same weights.
+// A decoder may name a faster one, `Ordinary`, for panels whose E8M0 scales are all in [kLeastScale, kMostScale], which
+// that states; smaller ones may belong to zeros, as quantizers write them. Both give the same weights.
 template <class Decoder>
 constexpr auto has_ordinary(int) -> decltype(static_cast<typename Decoder::Ordinary*>(nullptr), bool()) {
   return true;
@@ -40,15 +41,33 @@ constexpr bool has_ordinary(long) {
   return false;
 }
 
+// Whether the weights of a row of a K-block are zeros: packing/panels.h says where they stand.
 template <class Decoder>
-inline bool is_ordinary(const uint8_t* scales, int64_t k_blocks) {
+inline bool is_zero_row(const uint8_t* block, int row) {
+  constexpr bool kNibbles = block_layout(Decoder::kFormat).weight_bits() == 4;
+  const uint8_t* codes = kNibbles ? block + row / 4 * 64 + row % 4 / 2 : block + row / 2 * 64 + row % 2 * 8;
+  const int magnitude = kNibbles ? 7 << row % 2 * 4 : 0x7f;
+  int any = 0;
+  for (int k = 0; k < kBlockK; ++k) any |= codes[kNibbles ? 2 * k : k / 8 * 16 + k % 8];
+  return (any & magnitude) == 0;
+}
+
+template <class Decoder>
+inline bool is_ordinary(const uint8_t* weights, const uint8_t* scales, int64_t k_blocks) {
   constexpr uint8_t kLeast = Decoder::Ordinary::kLeastScale, kMost = Decoder::Ordinary::kMostScale;
+  static_assert(kScaleBytes<Decoder> == kPanelRows, "a scale for each row of a K-block");
   uint8_t most = 0;
-  for (int64_t i = 0; i < k_blocks * kScaleBytes<Decoder>; ++i) {
+  for (int64_t i = 0; i < k_blocks * kPanelRows; ++i) {
     const uint8_t above_least = static_cast<uint8_t>(scales[i] - kLeast);
     most = above_least > most ? above_least : most;
   }
-  return most <= kMost - kLeast;
+  if (most <= kMost - kLeast) return true;
+  for (int64_t i = 0; i < k_blocks * kPanelRows; ++i) {
+    if (scales[i] > kMost) return false;
+    const uint8_t* block = weights + i / kPanelRows * kWeightBytes<Decoder>;
+    if (scales[i] < kLeast && !is_zero_row<Decoder>(block, static_cast<int>(i % kPanelRows))) return false;
+  }
+  return true;
 }
 
 struct Nvfp4 {
