@@ -94,8 +94,9 @@ MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team te
   const int64_t k = round_up(layer.hidden_size, kBlockK);
   const int64_t i = round_up(layer.intermediate_size, kBlockK);
   const int64_t max_k = std::max(k, i);
+  const int64_t sum_bytes = 4 * sum_row_floats(layer.hidden_size);
   // Operands of both GEMMs and the sorted slots, and a row of accumulators.
-  const int64_t token_bytes = problem.top_k * (2 * (k + i) + 8) + 4 * k;
+  const int64_t token_bytes = problem.top_k * (2 * (k + i) + 8) + sum_bytes;
   // Tile kernels pad each expert's last tokens to sixteen.
   const int64_t padding = 2 * 16 * std::min(layer.num_experts, problem.num_tokens * problem.top_k) * (k + i);
   const int64_t most = max_call_bytes(problem);
@@ -106,7 +107,7 @@ MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team te
   const int64_t even = round_up(ceil_div(problem.num_tokens, ceil_div(problem.num_tokens, chunk)), 16);
   const int64_t chunk_tokens = std::min(problem.num_tokens, std::min(chunk, even));
   const bool may_split =
-      team.num_threads > 1 && chunk_tokens * problem.top_k * k * 4 <= team.num_threads * kSlotBytesPerThread;
+      team.num_threads > 1 && chunk_tokens * problem.top_k * sum_bytes <= team.num_threads * kSlotBytesPerThread;
   return {team, chunk_tokens, {kernels.group_tokens(max_k), kernels.padded_tokens}, max_k, may_split};
 }
 

@@ -19,9 +19,9 @@ struct ChunkMemory {
   int32_t* pack_first_item;  // of each group: its first sixteen tokens among those of all groups
   uint8_t* operand;          // of GEMM 1, group after group
   uint8_t* intermediate;     // of GEMM 2, group after group
-  float* accumulators;       // [tokens][hidden_size rounded up to panels]
+  float* accumulators;       // [tokens][sum_row_floats]
   int32_t* slot_rows;        // 0, 1, 2, ...: rows of slot_outputs
-  float* slot_outputs;       // [slots][hidden_size rounded up to panels], if experts may be split
+  float* slot_outputs;       // [slots][sum_row_floats], if experts may be split
   uint8_t* scratch;          // per thread
   int64_t scratch_bytes;
 };
@@ -36,7 +36,7 @@ int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& c
   m->pack_first_item = arena->take<int32_t>(max_groups(layer.num_experts, slots, plan.groups));
   m->operand = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.hidden_size));
   m->intermediate = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.intermediate_size));
-  const int64_t row = round_up(layer.hidden_size, kPanelRows);
+  const int64_t row = sum_row_floats(layer.hidden_size);
   m->accumulators = arena->take<float>(chunk.num_tokens * row);
   m->slot_rows = arena->take<int32_t>(plan.may_split_experts ? slots : 0);
   m->slot_outputs = arena->take<float>(plan.may_split_experts ? slots * row : 0);
@@ -140,7 +140,7 @@ class Chunk {
     return {begin, end, begin * kPanelRows, (end - begin) * kPanelRows};
   }
 
-  int64_t row_floats() const { return p_.layer.w2.num_panels * kPanelRows; }
+  int64_t row_floats() const { return sum_row_floats(p_.layer.hidden_size); }
 
   // A group's part of some columns is added to `rows` of `accumulators`.
   void add_group(const TokenGroup& group, const Columns& c, const int32_t* rows, float* accumulators,

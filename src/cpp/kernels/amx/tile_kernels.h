@@ -143,6 +143,7 @@ inline void combine(const DownArgs& args, int64_t panel, int64_t block, const fl
     if (has_bias) value = add(value, bias);
     if (args.router_weights != nullptr) value = mul(value, broadcast(args.router_weights[first + t]));
     store(sum, add(load(sum), value));
+    __builtin_prefetch(sum + 2 * kPanelRows, 1, 2);  // of the next pair of panels
   }
 }
 
