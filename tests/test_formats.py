@@ -101,6 +101,28 @@ def test_batch_invariant(isa, rng, name):
         assert_same_bits(problem.tokens(part).run(experts, num_threads=1), whole[part])
 
 
+def outputs_of_rows(w2, w2_scales, w13_scales=None, format="mxfp8"):
+    """1024 times weight 5 of each row of w2, of K rows by 32: the hidden state and w13 make it so."""
+    k = w2.shape[1]
+    w13 = np.zeros((1, 64, k), np.float32)
+    w13[0, 5, 0] = w13[0, 37, 0] = 1
+    if w13_scales is None:
+        w13_scales = np.full((1, 64, k // 32), 127, np.uint8)
+    experts = mx.pack_experts(w13.astype(w2.dtype), w13_scales, w2, w2_scales, format=format)
+    hidden = np.zeros((1, k), np.float32)
+    hidden[0, 0] = 32
+    return mx.fused_experts(hidden, experts, np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32))[0]
+
+
+def assert_times_1024(got, weights):
+    """Bit for bit, but for weights that may count as zero."""
+    with np.errstate(over="ignore"):
+        expected = weights * np.float32(1024) + np.float32(0)
+    subnormal = abs(weights) < 2.0**-126
+    assert_same_bits(got[~subnormal], expected[~subnormal])
+    assert ((got[subnormal] == 0) | (got[subnormal] == expected[subnormal])).all()
+
+
 @pytest.mark.emulation
 @pytest.mark.parametrize("dtype", [float8_e4m3fn, float8_e5m2])
 @pytest.mark.parametrize("format", ["mxfp8", "fp8_block"])
@@ -111,20 +133,14 @@ def test_every_code(isa, dtype, format):
     k, codes = 256, np.arange(256, dtype=np.uint8)
     w2 = np.zeros((1, k, 32), np.uint8)
     w2[0, :, 5] = codes
-    w13 = np.zeros((1, 64, k), np.float32)
-    w13[0, 5, 0] = w13[0, 37, 0] = 1
-    w13 = w13.astype(dtype)
     scales = {
-        "mxfp8": (np.full((1, 64, k // 32), 127, np.uint8), np.full((1, k, 1), 126, np.uint8)),
-        "fp8_block": (np.ones((1, 2, 2), np.float32), np.full((1, 2, 1), 0.5, np.float32)),
+        "mxfp8": (np.full((1, k, 1), 126, np.uint8), np.full((1, 64, k // 32), 127, np.uint8)),
+        "fp8_block": (np.full((1, 2, 1), 0.5, np.float32), np.ones((1, 2, 2), np.float32)),
     }[format]
-    experts = mx.pack_experts(w13, scales[0], w2.view(dtype), scales[1], format=format)
-    hidden = np.zeros((1, k), np.float32)
-    hidden[0, 0] = 32
-    got = mx.fused_experts(hidden, experts, np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32))
+    got = outputs_of_rows(w2.view(dtype), *scales, format=format)
     with np.errstate(invalid="ignore"):
         expected = codes.view(dtype).astype(np.float32) * np.float32(0.5 * 32 * 32) + np.float32(0)
-    assert_same_bits(got[0], expected)
+    assert_same_bits(got, expected)
 
 
 @pytest.mark.parametrize("zeros", [False, True])
@@ -135,22 +151,10 @@ def test_every_scale_of_mxfp8(isa, byte, dtype, zeros):
     w2 = np.zeros((1, k, 32), np.float32)
     if not zeros:
         w2[0, :, 5] = np.resize([1.0, -1.75, 0.25, 2.0**-6], k)
-    w13 = np.zeros((1, 64, k), np.float32)
-    w13[0, 5, 0] = w13[0, 37, 0] = 1
-    ones = np.full((1, 64, k // 32), 127, np.uint8)
-    experts = mx.pack_experts(
-        w13.astype(dtype), ones, w2.astype(dtype), np.full((1, k, 1), byte, np.uint8), format="mxfp8"
-    )
-    hidden = np.zeros((1, k), np.float32)
-    hidden[0, 0] = 32
-    got = mx.fused_experts(hidden, experts, np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32))
+    got = outputs_of_rows(w2.astype(dtype), np.full((1, k, 1), byte, np.uint8))
     scale = np.float32(np.nan) if byte == 255 else np.float32(np.ldexp(1.0, byte - 127))
     with np.errstate(over="ignore"):
-        weights = w2[0, :, 5] * scale
-        expected = weights * np.float32(1024) + np.float32(0)
-    subnormal = (abs(weights) < 2.0**-126) & ~np.isnan(weights)
-    assert_same_bits(got[0][~subnormal], expected[~subnormal])
-    assert ((got[0][subnormal] == 0) | (got[0][subnormal] == expected[subnormal])).all()
+        assert_times_1024(got, w2[0, :, 5] * scale)
 
 
 @pytest.mark.parametrize("dtype", [float8_e4m3fn, float8_e5m2])
@@ -160,22 +164,10 @@ def test_every_code_at_every_scale_of_mxfp8(isa, dtype):
     k = codes.size
     w2 = np.zeros((1, k, 32), np.uint8)
     w2[0, :, 5] = codes
-    w13 = np.zeros((1, 64, k), np.float32)
-    w13[0, 5, 0] = w13[0, 37, 0] = 1
-    ones = np.full((1, 64, k // 32), 127, np.uint8)
-    experts = mx.pack_experts(
-        w13.astype(dtype), ones, w2.view(dtype), bytes_.reshape(1, k, 1), format="mxfp8"
-    )
-    hidden = np.zeros((1, k), np.float32)
-    hidden[0, 0] = 32
-    got = mx.fused_experts(hidden, experts, np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32))[0]
+    got = outputs_of_rows(w2.view(dtype), bytes_.reshape(1, k, 1))
     scales = np.where(bytes_ == 255, np.nan, np.ldexp(1.0, bytes_.astype(np.int32) - 127)).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        weights = codes.view(dtype).astype(np.float32) * scales
-        expected = weights * np.float32(1024) + np.float32(0)
-    subnormal = abs(weights) < 2.0**-126
-    assert_same_bits(got[~subnormal], expected[~subnormal])
-    assert ((got[subnormal] == 0) | (got[subnormal] == expected[subnormal])).all()
+        assert_times_1024(got, codes.view(dtype).astype(np.float32) * scales)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 40])
