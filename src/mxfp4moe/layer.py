@@ -33,7 +33,14 @@ from mxfp4moe.errors import (
     type_error,
     value_error,
 )
-from mxfp4moe.moe import check_activation, check_hidden_states, check_out, fused_experts, rows_view
+from mxfp4moe.moe import (
+    check_activation,
+    check_hidden_states,
+    check_out,
+    fused_experts,
+    given_array,
+    rows_view,
+)
 from mxfp4moe.packing import PackedExperts, pack_experts
 
 # Of the float32 sums that wait for a shared expert's.
@@ -453,8 +460,7 @@ class MoELayer:
             return routed(hidden_states, topk_weights=topk_weights, topk_ids=topk_ids, out=out)
         hidden = check_hidden_states(hidden_states, self.hidden_size)
         if out is not None:
-            original = hidden_states if isinstance(hidden_states, np.ndarray) else hidden
-            result = check_out(out, original, {"input_ids": input_ids})
+            result = check_out(out, given_array(hidden_states, hidden), {"input_ids": input_ids})
         else:
             out = result = np.empty(hidden.shape, hidden.dtype)
         for tokens, weights, ids, target in self._parts(hidden, topk_weights, topk_ids, result):

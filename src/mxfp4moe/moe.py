@@ -128,11 +128,11 @@ def fused_experts(
     local_ids = _local_ids(ids, expert_map, experts.num_experts)
     if out is not None:
         inputs = {
-            "topk_weights": _given(topk_weights, weights),
-            "topk_ids": _given(topk_ids, ids),
+            "topk_weights": given_array(topk_weights, weights),
+            "topk_ids": given_array(topk_ids, ids),
             "expert_map": expert_map,
         }
-        result = check_out(out, _given(hidden_states, hidden), inputs)
+        result = check_out(out, given_array(hidden_states, hidden), inputs)
     else:
         out = result = np.empty(hidden.shape, hidden.dtype)
     if hidden.size == 0:
@@ -323,7 +323,7 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
     return local
 
 
-def _given(value: Any, array: np.ndarray) -> np.ndarray:
+def given_array(value: Any, array: np.ndarray) -> np.ndarray:
     """The array that came, or the one made of what is none: a memoryview, say, still shares its memory."""
     return value if isinstance(value, np.ndarray) else array
 

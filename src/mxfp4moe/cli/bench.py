@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
     shapes, isas, peers = _shapes(args), _isas(args), _peers(args)
     num_threads = config.resolve_num_threads(args.threads)
     _check_files(args)
-    if args.plot is not None and plot.unusable(args.plot):
-        raise ValueError(f"--plot {args.plot}: {plot.unusable(args.plot)}")
+    if args.plot is not None and (reason := plot.unusable(args.plot)):
+        raise ValueError(f"--plot {args.plot}: {reason}")
     # The figures alone go where JSON goes.
     text = sys.stderr if args.json == "-" else sys.stdout
     print(f"mxfp4moe {__version__}, {num_threads} threads, {args.routing} routing", file=text, flush=True)
@@ -273,15 +273,13 @@ def _check_names(args: argparse.Namespace, option: str, names: Sequence[str], kn
 
 def _check_files(args: argparse.Namespace) -> None:
     """Raise now for what could not be written after all is measured."""
-    paths = {"--json": args.json if args.json != "-" else None, "--plot": args.plot}
+    given = {"--json": None if args.json == "-" else args.json, "--plot": args.plot}
+    paths = {option: path for option, path in given.items() if path is not None}
     for option, path in paths.items():
-        if path is None:
-            continue
         folder = Path(path).resolve().parent
         if not path or Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise ValueError(f"{option}: expected a file in a folder that can be written to, got {path!r}")
-    targets = [Path(path).resolve() for path in paths.values() if path is not None]
-    if len(set(targets)) < len(targets):
+    if len({Path(path).resolve() for path in paths.values()}) < len(paths):
         raise ValueError(f"--plot: expected another file than --json, got {args.plot!r}")
 
 
