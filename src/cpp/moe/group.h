@@ -22,6 +22,8 @@ struct Grouping {
   int64_t* expert_offsets;  // sorted slots of expert e: [e], [e + 1]
   int64_t num_groups;
   int64_t num_slots;
+
+  int64_t slots_of(int64_t expert) const { return expert_offsets[expert + 1] - expert_offsets[expert]; }
 };
 
 // How a kernel table wants its groups.

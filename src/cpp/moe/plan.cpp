@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <utility>
 
 namespace mxfp4moe {
 namespace {
@@ -45,14 +44,14 @@ int64_t even_items(int64_t pairs, int64_t threads, int64_t most_per_thread) {
 
 // Hot experts, of several times the mean number of tokens, come first: where arithmetic takes the time, their items are
 // the longest, and what is done last leaves threads waiting. Among the others items are nearly alike.
-void order_experts(const Grouping& grouping, int64_t used_experts, std::pair<int32_t*, int32_t*> order) {
+void order_experts(const Grouping& grouping, int64_t used_experts, int64_t num_experts, int32_t* order) {
   constexpr int64_t kHot = 3;
   const auto rank_of = [&](int32_t e) {
-    const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
+    const int64_t tokens = grouping.slots_of(e);
     return tokens * used_experts > kHot * grouping.num_slots ? tokens : 0;
   };
-  std::iota(order.first, order.second, 0);
-  std::sort(order.first, order.second,
+  std::iota(order, order + num_experts, 0);
+  std::sort(order, order + num_experts,
             [&](int32_t a, int32_t b) { return rank_of(a) != rank_of(b) ? rank_of(a) > rank_of(b) : a < b; });
 }
 
@@ -61,7 +60,7 @@ void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping
                  const ExpertItems& items) {
   const int64_t bytes = matrix_bytes(layer.format, m);
   const auto work_of = [&](int64_t e) {
-    const int64_t tokens = grouping.expert_offsets[e + 1] - grouping.expert_offsets[e];
+    const int64_t tokens = grouping.slots_of(e);
     return tokens == 0 ? 0 : read_equivalent(bytes, tokens, layer.format);
   };
   int64_t work = 0;
@@ -80,14 +79,17 @@ void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping
   }
 }
 
-}  // namespace
-
+// Above this much memory a call is done in chunks of tokens; results do not change. Beside it a thread has 4 MiB.
 int64_t max_call_bytes(const MoeProblem& problem) {
+  constexpr int64_t kMost = int64_t{512} << 20;
+  constexpr int64_t kOfThreads = 1 << 20;  // so that tiny sizes need no chunks
   const int64_t sizes = problem.layer.hidden_size + problem.layer.intermediate_size;
   const int64_t token_bytes = 2 * sizes * problem.top_k + 4 * problem.layer.hidden_size;
   const int64_t wanted = problem.num_tokens * token_bytes + 32 * problem.layer.num_experts * sizes;
-  return std::min(kMaxCallBytes, wanted + kSmallCallBytes);
+  return std::min(kMost, wanted + kOfThreads);
 }
+
+}  // namespace
 
 MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team team) {
   const PackedLayer& layer = problem.layer;
@@ -142,10 +144,9 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& moe_plan, const Gr
                      const ItemMemory& memory) {
   const int64_t w13_bytes = matrix_bytes(layer.format, layer.w13);
   const int64_t w2_bytes = matrix_bytes(layer.format, layer.w2);
-  const auto tokens_of = [&](int64_t e) { return grouping.expert_offsets[e + 1] - grouping.expert_offsets[e]; };
   int64_t used_experts = 0;
-  for (int64_t e = 0; e < layer.num_experts; ++e) used_experts += tokens_of(e) > 0;
-  order_experts(grouping, used_experts, {memory.order, memory.order + layer.num_experts});
+  for (int64_t e = 0; e < layer.num_experts; ++e) used_experts += grouping.slots_of(e) > 0;
+  order_experts(grouping, used_experts, layer.num_experts, memory.order);
 
   ChunkPlan plan;
   const int64_t useful = used_experts * (w13_bytes + w2_bytes) / kMinThreadBytes;

@@ -8,11 +8,6 @@
 
 namespace mxfp4moe {
 
-// Above this much memory a call is done in chunks of tokens; results do not change. Beside it a thread has 4 MiB.
-constexpr int64_t kMaxCallBytes = int64_t{512} << 20;
-constexpr int64_t kSmallCallBytes = 1 << 20;  // of the threads' memory, so that tiny sizes need no chunks
-int64_t max_call_bytes(const MoeProblem& problem);
-
 // From one row of float32 sums to the next: an odd number of cache lines, so that a column of panels, which is what a
 // thread works on, spreads over all sets of a cache.
 inline int64_t sum_row_floats(int64_t hidden_size) { return (ceil_div(hidden_size, kPanelRows) | 1) * kPanelRows; }

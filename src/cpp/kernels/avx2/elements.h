@@ -1,8 +1,8 @@
 // Decodes elements to float32 rows.
 // Included inside a kernel table's own namespace, after avx2/dot.h.
 
-// The e8m0 bytes with which every value of e2m1 is zero or a normal bfloat16.
-constexpr int kLeastOrdinaryScale = 2, kMostOrdinaryScale = 252;
+// With the e8m0 bytes from 2 to this one every value of e2m1 is zero or a normal bfloat16.
+constexpr int kMostOrdinaryScale = 252;
 
 // What a scale takes off the exponents of the largest ordinary one, in the low and in the high half of a lane.
 struct ExponentTable {
@@ -82,7 +82,7 @@ MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
 struct OrdinaryMxfp4 {
   static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
   static constexpr int kSumFactor = 1;
-  static constexpr int kLeastScale = kLeastOrdinaryScale, kMostScale = kMostOrdinaryScale;
+  static constexpr int kLeastScale = 2, kMostScale = kMostOrdinaryScale;
 
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
@@ -164,8 +164,4 @@ MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
 #include "kernels/generic/mxfp8_by_values.h"
 
 template <WeightFormat kFormat>
-struct Mxfp8 : Mxfp8ByValues<kFormat> {};
-template <>
-struct Mxfp8<WeightFormat::kMxfp8E4m3> : Mxfp8ByValues<WeightFormat::kMxfp8E4m3> {
-  using Ordinary = OrdinaryMxfp8E4m3;
-};
+using Mxfp8 = Mxfp8ByDividedValues<kFormat>;

@@ -87,8 +87,4 @@ MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
 #include "kernels/generic/mxfp8_by_values.h"
 
 template <WeightFormat kFormat>
-struct Mxfp8 : Mxfp8ByValues<kFormat> {};
-template <>
-struct Mxfp8<WeightFormat::kMxfp8E4m3> : Mxfp8ByValues<WeightFormat::kMxfp8E4m3> {
-  using Ordinary = OrdinaryMxfp8E4m3;
-};
+using Mxfp8 = Mxfp8ByDividedValues<kFormat>;

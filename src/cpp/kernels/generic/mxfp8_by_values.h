@@ -8,15 +8,6 @@ constexpr int kLeastMxfp8Scale = kFormat == WeightFormat::kMxfp8E4m3 ? 1 + 9 : 1
 template <WeightFormat kFormat>
 constexpr int kMostMxfp8Scale = kFormat == WeightFormat::kMxfp8E4m3 ? 254 - 8 : 254 - 15;
 
-template <WeightFormat kFormat, class F>
-MXFP4MOE_INLINE void each_mxfp8_value(const uint8_t* quad, F&& f) {
-  if constexpr (kFormat == WeightFormat::kMxfp8E4m3) {
-    each_e4m3(quad, f);
-  } else {
-    each_e5m2(quad, f);
-  }
-}
-
 template <WeightFormat kFormat_>
 struct Mxfp8ByValues {
   static constexpr WeightFormat kFormat = kFormat_;
@@ -30,7 +21,11 @@ struct Mxfp8ByValues {
       constexpr bool kTwice = kFormat == WeightFormat::kMxfp8E4m3 && kE4m3Factor != 1;
       f(row, part, scale_vec(kTwice ? scale_vec(vec, kE4m3Factor) : vec, scale));
     };
-    each_mxfp8_value<kFormat>(quad, scaled);
+    if constexpr (kFormat == WeightFormat::kMxfp8E4m3) {
+      each_e4m3(quad, scaled);
+    } else {
+      each_e5m2(quad, scaled);
+    }
   }
 };
 
@@ -48,4 +43,12 @@ struct OrdinaryMxfp8E4m3 {
     };
     each_e4m3(quad, scaled);
   }
+};
+
+// With the faster one, for instruction sets whose kE4m3Factor is not 1.
+template <WeightFormat kFormat>
+struct Mxfp8ByDividedValues : Mxfp8ByValues<kFormat> {};
+template <>
+struct Mxfp8ByDividedValues<WeightFormat::kMxfp8E4m3> : Mxfp8ByValues<WeightFormat::kMxfp8E4m3> {
+  using Ordinary = OrdinaryMxfp8E4m3;
 };

@@ -6,7 +6,7 @@
 //   e4m3_scale(byte)                     as an E2m1Scale
 //   scale_vec(vec, float)                exact, but for overflow and underflow
 //   kE8m0F32                             the values of e8m0 bytes
-//   Mxfp4, Mxfp8<format>                 faster than those, or Mxfp4ByE2m1, Mxfp8ByValues (mxfp*_by_*.h)
+//   Mxfp4, Mxfp8<format>                 faster than those, or Mxfp4ByE2m1, Mxfp8By...Values (mxfp*_by_*.h)
 //
 // `kSumFactor`: sums are multiplied by it before their float32 scale.
 // Included inside a kernel table's own namespace, after the headers of an instruction set.
