@@ -88,6 +88,32 @@ def test_threads_are_made_when_needed() -> None:
     assert output == "done\n"
 
 
+@linux
+def test_workers_run_where_the_caller_may() -> None:
+    output = run_script("""
+        def masks():
+            tasks = [f"/proc/self/task/{task}" for task in os.listdir("/proc/self/task")]
+            workers = [task for task in tasks if open(task + "/comm").read().startswith("mxfp4moe")]
+            return [os.sched_getaffinity(int(worker.rpartition("/")[2])) for worker in workers]
+
+        def bound_call(cpus):
+            os.sched_setaffinity(threading.get_native_id(), cpus)
+            assert call(3) == expected
+            assert masks() == [cpus, cpus], (masks(), cpus)
+
+        expected = call(1)
+        cpus = os.sched_getaffinity(0)
+        for subset in ({min(cpus)}, {max(cpus)}, cpus):
+            thread = threading.Thread(target=bound_call, args=[subset])
+            thread.start()
+            thread.join()
+        bound_call({max(cpus)})
+        bound_call(cpus)
+        print("done")
+    """)
+    assert output == "done\n"
+
+
 @pytest.mark.emulation
 def test_several_python_threads_at_once() -> None:
     def quantize(index: int) -> bytes:

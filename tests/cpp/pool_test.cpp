@@ -1,6 +1,7 @@
 // Stress test of the thread pool; `pool_test measure` prints the idle CPU time and the start latency instead;
 // `pool_test emulated` leaves out what fails in qemu-user itself.
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -144,6 +145,64 @@ void test_signals_blocked() {
       },
       nullptr);
 }
+
+#if defined(__linux__)
+cpu_set_t affinity_of(pthread_t thread) {
+  cpu_set_t mask;
+  CHECK(pthread_getaffinity_np(thread, sizeof(mask), &mask) == 0);
+  return mask;
+}
+
+struct Team {
+  pthread_t threads[kMaxThreads];
+  int size;
+};
+
+// The workers' masks are the caller's once the call is over; meanwhile one may lack the caller's own processor.
+void test_affinity_of_team() {
+  Team team;
+  parallel_run(
+      3,
+      [](void* context, int thread, int num_threads) {
+        Team& team = *static_cast<Team*>(context);
+        team.threads[thread] = pthread_self();
+        if (thread == 0) team.size = num_threads;
+      },
+      &team);
+  const cpu_set_t expected = affinity_of(pthread_self());
+  for (int t = 0; t < team.size; ++t) {
+    const cpu_set_t mask = affinity_of(team.threads[t]);
+    CHECK(CPU_EQUAL(&mask, &expected));
+  }
+}
+
+// Calls from a thread that is bound to `cpu`.
+std::thread bound_caller(int cpu, int rounds) {
+  return std::thread([=] {
+    cpu_set_t mask;
+    CPU_ZERO(&mask);
+    CPU_SET(cpu, &mask);
+    CHECK(pthread_setaffinity_np(pthread_self(), sizeof(mask), &mask) == 0);
+    for (int round = 0; round < rounds; ++round) test_affinity_of_team();
+  });
+}
+
+void test_affinity() {
+  const cpu_set_t all = affinity_of(pthread_self());
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &all)) cpus.push_back(cpu);
+  }
+  mxfp4moe::release_workers();
+  for (const int cpu : {cpus.front(), cpus.back()}) {
+    bound_caller(cpu, 1).join();
+    test_affinity_of_team();
+  }
+  std::thread callers[] = {bound_caller(cpus.front(), 50), bound_caller(cpus.back(), 50)};
+  for (int round = 0; round < 50; ++round) test_affinity_of_team();
+  for (std::thread& caller : callers) caller.join();
+}
+#endif
 
 #if defined(__x86_64__)
 constexpr uint64_t kDefaultFloats = 0x1f80, kFlushAndRoundUp = 0x1f80 | 0x8040 | 0x4000;
@@ -303,6 +362,9 @@ int main(int argc, char** argv) {
   test_release();
   test_release_while_running();
   test_signals_blocked();
+#if defined(__linux__)
+  test_affinity();
+#endif
 #if defined(__x86_64__) || defined(__aarch64__)
   test_float_environment();
 #endif

@@ -10,6 +10,8 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace mxfp4moe {
@@ -18,19 +20,6 @@ namespace {
 constexpr int kNoLimit = INT_MAX;
 
 #if defined(__linux__)
-
-int affinity_cpus() {
-  // The kernel refuses a mask smaller than its own; 2^18 processors are more than it can be built for.
-  for (int bits = 1024; bits <= (1 << 18); bits *= 4) {
-    cpu_set_t* set = CPU_ALLOC(bits);
-    if (set == nullptr) break;
-    const size_t bytes = CPU_ALLOC_SIZE(bits);
-    const int count = sched_getaffinity(0, bytes, set) == 0 ? CPU_COUNT_S(bytes, set) : 0;
-    CPU_FREE(set);
-    if (count > 0) return count;
-  }
-  return kNoLimit;
-}
 
 // The first two words of a small file; false if it cannot be read.
 bool read_words(const char* path, char (&first)[32], char (&second)[32]) {
@@ -111,21 +100,57 @@ int cgroup_cpus() {
 
 #else
 
-int affinity_cpus() { return kNoLimit; }
 int cgroup_cpus() { return kNoLimit; }
 
 #endif
 
 }  // namespace
 
-int available_cpus() {
+AffinityMask AffinityMask::of_caller() {
+  AffinityMask mask;
+#if defined(__linux__)
+  // The system call itself: unlike the C library's function it tells how much of the mask the kernel has.
+  const long bytes = syscall(SYS_sched_getaffinity, 0, sizeof(mask.words_), mask.words_);
+  if (bytes > 0) mask.num_words_ = static_cast<size_t>(bytes) / sizeof(Word);
+#endif
+  return mask;
+}
+
+int AffinityMask::count() const {
+  int count = 0;
+  for (size_t i = 0; i < num_words_; ++i) count += __builtin_popcountl(words_[i]);
+  return count;
+}
+
+bool AffinityMask::operator==(const AffinityMask& other) const {
+  return num_words_ == other.num_words_ && std::equal(words_, words_ + num_words_, other.words_);
+}
+
+AffinityMask AffinityMask::without(int cpu) const {
+  AffinityMask mask = *this;
+  const size_t word = static_cast<size_t>(cpu / kWordBits);
+  if (word < num_words_) mask.words_[word] &= ~(Word{1} << cpu % kWordBits);
+  return mask;
+}
+
+#if defined(__linux__)
+bool AffinityMask::bind(pthread_t thread) const {
+  return count() > 0 &&
+         pthread_setaffinity_np(thread, num_words_ * sizeof(Word), reinterpret_cast<const cpu_set_t*>(words_)) == 0;
+}
+#else
+bool AffinityMask::bind(pthread_t) const { return false; }
+#endif
+
+int available_cpus(const AffinityMask& mask) {
   static std::atomic<int> quota{0};  // 0: not looked up yet
   int limit = quota.load(std::memory_order_relaxed);
   if (limit == 0) {
     limit = cgroup_cpus();
     quota.store(limit, std::memory_order_relaxed);
   }
-  limit = std::min(limit, affinity_cpus());
+  const int cpus = mask.count();
+  if (cpus > 0) limit = std::min(limit, cpus);
   if (limit == kNoLimit) limit = static_cast<int>(std::thread::hardware_concurrency());
   return std::max(limit, 1);
 }

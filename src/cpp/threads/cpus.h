@@ -1,10 +1,35 @@
-// How many processors this process may use.
+// Which processors this process may use.
 #pragma once
+
+#include <pthread.h>
+
+#include <cstddef>
 
 namespace mxfp4moe {
 
-// The lesser of the affinity mask (looked up at each call) and the cgroup CPU quota rounded up (looked up
-// once), at least 1.
-int available_cpus();
+// The processors that a thread may run on; empty if the system does not tell.
+class AffinityMask {
+ public:
+  static AffinityMask of_caller();
+
+  int count() const;
+  bool operator==(const AffinityMask& other) const;
+  AffinityMask without(int cpu) const;
+
+  // Binds a thread to these processors, unless there are none; false if it cannot be done.
+  bool bind(pthread_t thread) const;
+
+ private:
+  using Word = unsigned long;                                             // the kernel's own
+  static constexpr int kWordBits = 8 * sizeof(Word), kMaxCpus = 1 << 13;  // no Linux kernel is built for more
+
+  size_t num_words_ = 0;
+  Word words_[kMaxCpus / kWordBits] = {};
+};
+
+// The lesser of the size of the caller's affinity mask and the cgroup CPU quota rounded up (looked up once), at
+// least 1.
+int available_cpus(const AffinityMask& mask);
+inline int available_cpus() { return available_cpus(AffinityMask::of_caller()); }
 
 }  // namespace mxfp4moe

@@ -39,6 +39,7 @@ enum : uint32_t {
 struct Worker {
   WaitWord word;
   pthread_t handle;
+  AffinityMask affinity;  // that of the last caller, or of the thread that made it
   Job job;
   int thread;
   std::atomic<int> cpu{-1};  // where it fell asleep, or -1; it may have woken by itself before its caller reads this
@@ -94,26 +95,17 @@ void run(const Job& job, int thread) {
 
 #if defined(__linux__)
 int current_cpu() { return sched_getcpu(); }
+#else
+int current_cpu() { return -1; }
+#endif
 
 // A scheduler may wake a worker on the processor that its caller keeps busy and run one after the other, at this
 // call and at the next ones. So a worker that fell asleep there is woken with that processor barred.
 void wake_elsewhere(Worker& worker, int busy_cpu) {
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
-    cpu_set_t others = allowed;
-    CPU_CLR(busy_cpu, &others);
-    if (CPU_COUNT(&others) > 0 && pthread_setaffinity_np(worker.handle, sizeof(others), &others) == 0) {
-      worker.word.wake_all();
-      pthread_setaffinity_np(worker.handle, sizeof(allowed), &allowed);
-      return;
-    }
-  }
+  const bool barred = worker.affinity.without(busy_cpu).bind(worker.handle);
   worker.word.wake_all();
+  if (barred) worker.affinity.bind(worker.handle);
 }
-#else
-int current_cpu() { return -1; }
-void wake_elsewhere(Worker& worker, int) { worker.word.wake_all(); }
-#endif
 
 uint32_t wait_for_work(Worker& worker) {
   WaitWord& word = worker.word;
@@ -178,10 +170,11 @@ sigset_t worker_signal_mask() {
   return mask;
 }
 
-// Null if the system refuses.
-Worker* make_worker() {
+// Null if the system refuses. It has the affinity of the calling thread, which is `affinity`.
+Worker* make_worker(const AffinityMask& affinity) {
   Worker* worker = new (std::nothrow) Worker{};
   if (worker == nullptr) return nullptr;
+  worker->affinity = affinity;
   const sigset_t mask = worker_signal_mask();
   sigset_t saved;
   pthread_sigmask(SIG_SETMASK, &mask, &saved);
@@ -207,26 +200,40 @@ struct Team {
   }
 };
 
-// At most `num_threads` - 1 workers. Several callers share the cores: more threads than cores would wait for
-// each other at every barrier.
+// A worker runs where its caller may.
+void adopt(Worker& worker, const AffinityMask& affinity) {
+  if (!(worker.affinity == affinity) && affinity.bind(worker.handle)) worker.affinity = affinity;
+}
+
+// At most `num_threads` - 1 workers, rather those that need not be bound to other processors than before. Several
+// callers share the cores: more threads than cores would wait for each other at every barrier.
 Team take_team(int num_threads) {
   Team team;
-  const int cpus = available_cpus();
+  const AffinityMask affinity = AffinityMask::of_caller();
+  const int cpus = available_cpus(affinity);
   int num_new = 0;
   {
     std::lock_guard<std::mutex> hold(pool().lock);
     const int share = std::max(num_threads, cpus) / ++pool().num_callers;
     const int wanted = std::min(num_threads, std::max(share, 1)) - 1;
-    while (team.size < wanted && pool().idle != nullptr) {
-      Worker* worker = pool().idle;
-      pool().idle = worker->next;
-      team.add(worker);
-    }
+    const auto take_idle = [&](auto&& fits) {
+      for (Worker** at = &pool().idle; team.size < wanted && *at != nullptr;) {
+        Worker* worker = *at;
+        if (fits(*worker)) {
+          *at = worker->next;
+          team.add(worker);
+        } else {
+          at = &worker->next;
+        }
+      }
+    };
+    take_idle([&](const Worker& worker) { return worker.affinity == affinity; });
+    take_idle([](const Worker&) { return true; });
     num_new = wanted - team.size;
     pool().num_workers += num_new;
   }
   for (; num_new > 0; --num_new) {
-    Worker* worker = make_worker();
+    Worker* worker = make_worker(affinity);
     if (worker == nullptr) break;
     team.add(worker);
   }
@@ -234,6 +241,7 @@ Team take_team(int num_threads) {
     std::lock_guard<std::mutex> hold(pool().lock);
     pool().num_workers -= num_new;
   }
+  for (Worker* worker = team.first; worker != nullptr; worker = worker->next) adopt(*worker, affinity);
   return team;
 }
 
