@@ -69,6 +69,8 @@ struct Operands {
 template <class Decoder>
 constexpr bool kHasRanges = Decoder::kFormat == WeightFormat::kFp8Block;
 template <class Decoder>
+constexpr bool kHasSumScales = kHasRanges<Decoder> || Decoder::kFormat == WeightFormat::kNvfp4;
+template <class Decoder>
 constexpr int64_t kBlockBytes = kWeightBytes<Decoder> + kScaleBytes<Decoder>;
 
 template <class Decoder>
@@ -77,11 +79,13 @@ PackedMatrix matrix_of(const Operands& operands, int64_t k_blocks) {
   m.num_panels = 4;
   m.k_blocks = k_blocks;
   m.range_blocks = kHasRanges<Decoder> ? kRangeBlocks : k_blocks;
-  m.num_ranges = ceil_div(k_blocks, m.range_blocks);
   m.scale_rows = 1;
   m.weights = operands.weights;
   m.scales = operands.scales;
-  m.sum_scales = operands.sum_scales;
+  if (kHasSumScales<Decoder>) {
+    m.num_ranges = ceil_div(k_blocks, m.range_blocks);
+    m.sum_scales = operands.sum_scales;
+  }
   return m;
 }
 

@@ -94,6 +94,26 @@ def exact_arrays(rng: np.random.Generator, arrays: ExpertArrays, name: str) -> E
     return converted
 
 
+def with_tensor_scales(rng: np.random.Generator, arrays: ExpertArrays) -> ExpertArrays:
+    """The same weights, a random power of two of each matrix moved to a tensor scale."""
+    result: dict[str, Any] = {}
+    for matrix, halves in (("w13", 2), ("w2", 1)):
+        weights, scales = getattr(arrays, matrix), getattr(arrays, matrix + "_scales")
+        experts, rows = weights.shape[:2]
+        exponents = rng.integers(-3, 4, (experts, halves))
+        gate_or_up = np.arange(rows) * halves // rows
+        if matrix == "w13" and arrays.gate_up_layout == "interleaved":
+            gate_or_up = np.arange(rows) % 2
+        by_row = exponents[:, gate_or_up, None]
+        if scales is None:
+            result[matrix] = (weights.astype(np.float64) * np.ldexp(1.0, -by_row)).astype(weights.dtype)
+        else:
+            result[matrix + "_scales"] = (scales.view(np.uint8) - by_row).astype(np.uint8)
+        factors = np.ldexp(np.float32(1), exponents)
+        result[matrix + "_tensor_scale"] = factors.reshape((experts, 2)[:halves])
+    return arrays._replace(**result)
+
+
 def format_problem(rng: np.random.Generator, shape: Shape, name: str, **options: Any) -> Problem:
     """Random weights of order 1 / sqrt(K) in a format; hidden states as in `random_problem`."""
     how = FORMATS[name]

@@ -14,6 +14,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 FORMATS = (
     "mxfp4",
     "mxfp4 of gpt-oss",
+    "mxfp4 scaled",
     "mxfp8 e4m3",
     "mxfp8 e5m2",
     "nvfp4",
@@ -37,6 +38,9 @@ def make_experts(rng: np.random.Generator, name: str, num_experts: int = E) -> m
         (b13, s13), (b2, s2) = mx.quantize_mxfp4(w13), mx.quantize_mxfp4(w2)
         biases = {"w13_bias": w(2 * INTERMEDIATE).astype(BF16), "w2_bias": w(K)}
         return mx.pack_experts(b13, s13.view(np.uint8), b2, s2, gate_up_layout="interleaved", **biases)
+    if name == "mxfp4 scaled":
+        scales = {"w13_tensor_scale": w(2), "w2_tensor_scale": w(1)[:, 0]}
+        return mx.pack_experts(*mx.quantize_mxfp4(w13), *mx.quantize_mxfp4(w2), **scales)
     if name.startswith("mxfp8"):
         element = name.split()[1]
         args = (*mx.quantize_mxfp8(w13, element=element), *mx.quantize_mxfp8(w2, element=element))

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import SEED
-from format_problems import FORMATS, FREE_SIZES, exact_arrays, format_problem
+from format_problems import FORMATS, FREE_SIZES, exact_arrays, format_problem, with_tensor_scales
 from problems import (
     ACTIVATIONS,
     LAYOUTS,
@@ -26,6 +26,9 @@ from mxfp4moe.reference import ExpertArrays
 
 float8_e4m3fn = np.dtype(ml_dtypes.float8_e4m3fn)
 float8_e5m2 = np.dtype(ml_dtypes.float8_e5m2)
+
+# Formats that may have tensor scales, and need none.
+SCALABLE = [name for name in FORMATS if not name.startswith(("nvfp4", "fp8_block"))]
 
 
 @pytest.mark.emulation
@@ -54,6 +57,31 @@ def test_close_to_float64(isa, rng, name, activation):
     for options in ({}, {"apply_router_weight_on_input": True}):
         options["activation"] = activation
         # Two roundings to bfloat16, of a relative error of at most 2^-8 / sqrt(3) on average each.
+        assert rel_l2(problem.run(**options), problem.float64(**options)) < 2 * 2**-8 / 3**0.5
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("name", SCALABLE)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_exact_cases_with_tensor_scales(isa, rng, name, layout):
+    """A bias is added after the scale: the results are those of the weights that the scales are part of."""
+    mxfp4 = exact_problem(rng, Shape(48, 224, 96, 3, 2), layout=layout, bias="both")
+    problem = mxfp4._replace(arrays=with_tensor_scales(rng, exact_arrays(rng, mxfp4.arrays, name)))
+    expected, experts = mxfp4.expected(), problem.pack()
+    assert_same_bits(problem.expected(), expected)
+    for part in (slice(0, 1), slice(1, 3), slice(3, 8), slice(8, 48)):
+        assert_same_bits(problem.tokens(part).run(experts), expected[part])
+
+
+@pytest.mark.parametrize("name", SCALABLE)
+def test_any_tensor_scales_are_close_to_float64(isa, rng, name):
+    problem = format_problem(rng, Shape(20, 288, 160, 2, 2), name, dtype=np.float32, bias="both")
+    scales = {
+        "w13_tensor_scale": rng.uniform(0.5, 2, (2, 2)).astype(np.float32),
+        "w2_tensor_scale": rng.uniform(-2, -0.5, 2).astype(np.float32),
+    }
+    problem = problem._replace(arrays=problem.arrays._replace(**scales))
+    for options in ({}, {"apply_router_weight_on_input": True}):
         assert rel_l2(problem.run(**options), problem.float64(**options)) < 2 * 2**-8 / 3**0.5
 
 
@@ -219,12 +247,15 @@ def test_scales_of_nvfp4_may_be_anything(isa, rng, byte):
     assert rel_l2(got[:, finite], expected[:, finite]) < 2 * 2**-8 / 3**0.5
 
 
-@pytest.mark.parametrize("name", ["fp8_block-128", "fp8_block-24x64", "nvfp4"])
+@pytest.mark.parametrize("name", ["fp8_block-128", "fp8_block-24x64", "nvfp4", *SCALABLE])
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf, 2.0**90, 1e-38])
 def test_float32_scales_may_be_anything(isa, rng, name, value):
     """A scale acts on its own rows and range of K alone."""
-    problem = format_problem(rng, Shape(8, 200 if "fp8" in name else 208, 160, 2, 1), name, dtype=np.float32)
-    field = "w2_tensor_scale" if name == "nvfp4" else "w2_scales"
+    hidden = 200 if name.startswith("fp8_block") else 208 if name == "nvfp4" else 224
+    problem = format_problem(rng, Shape(8, hidden, 160, 2, 1), name, dtype=np.float32)
+    if name in SCALABLE:
+        problem = problem._replace(arrays=with_tensor_scales(rng, problem.arrays))
+    field = "w2_scales" if name.startswith("fp8_block") else "w2_tensor_scale"
     scales = getattr(problem.arrays, field).copy()
     scales[(0, 0, 0)[: scales.ndim]] = value
     problem = problem._replace(arrays=problem.arrays._replace(**{field: scales}))
@@ -374,7 +405,24 @@ def test_bf16_rounds_once(isa, rng, dtype):
             TypeError,
             "w2_tensor_scale: expected an array of float32",
         ),
-        ("mxfp4", {"w2_tensor_scale": np.ones(2, np.float32)}, ValueError, "w2_tensor_scale: expected None"),
+        (
+            "fp8_block-128",
+            {"w2_tensor_scale": np.ones(2, np.float32)},
+            ValueError,
+            "w2_tensor_scale: expected None with format 'fp8_block'",
+        ),
+        (
+            "mxfp4",
+            {"w2_tensor_scale": np.ones(2, np.float32)},
+            ValueError,
+            r"w13_tensor_scale: expected a float32 array of shape \(2, 2\) with the other one, got None",
+        ),
+        (
+            "bf16",
+            {"w13_tensor_scale": np.ones((2, 2), np.float32)},
+            ValueError,
+            r"w2_tensor_scale: expected a float32 array of shape \(2,\) with the other one, got None",
+        ),
         (
             "mxfp8-e4m3",
             {"w2": np.zeros((2, 96, 64), float8_e5m2)},

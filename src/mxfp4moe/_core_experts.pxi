@@ -21,11 +21,13 @@ cdef class ExpertStorage:
     cdef const uint8_t[::1] borrowed  # keeps alive what `data` points to, if that is not its own
     cdef bint owned
 
-    def __cinit__(self, int format, sizes, biases, bint interleaved, block_shape, const uint8_t[::1] bytes=None):
+    def __cinit__(self, int format, sizes, biases, bint interleaved, block_shape, const uint8_t[::1] bytes=None,
+                  bint tensor_scales=False):
         """`sizes`: experts, hidden, intermediate; `biases`: of w13, of w2; `block_shape`: 0 is a whole axis."""
         self.shape.format = <cpp.WeightFormat>format
         self.shape.num_experts, self.shape.hidden_size, self.shape.intermediate_size = sizes
         self.shape.has_w13_bias, self.shape.has_w2_bias = biases
+        self.shape.tensor_scales = tensor_scales
         self.shape.interleaved = interleaved
         self.shape.block_rows, self.shape.block_k = block_shape
         self.layout = cpp.storage_layout(self.shape)
@@ -52,6 +54,10 @@ cdef class ExpertStorage:
     @property
     def nbytes(self):
         return self.layout.total
+
+    @property
+    def has_tensor_scales(self):
+        return self.shape.tensor_scales
 
     def parts(self):
         """(name, offset, bytes of an expert) of each part that is not empty."""

@@ -189,6 +189,7 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         int64_t intermediate_size
         cbool has_w13_bias
         cbool has_w2_bias
+        cbool tensor_scales
         cbool interleaved
         int64_t block_rows
         int64_t block_k

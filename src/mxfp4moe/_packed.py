@@ -79,7 +79,10 @@ def _describe(experts: PackedExperts) -> dict[str, Any]:
         return [None if dtype is None else dtype.name for dtype in dtypes]
 
     block_shape = experts.block_shape
-    return {
+    spec = FORMATS[experts.format]
+    # A field of its own only where the format does not say it: what never had it stays as it was.
+    optional = {"tensor_scales": True} if experts._storage.has_tensor_scales > spec.has_tensor_scale else {}
+    return optional | {
         "format": experts.format,
         "num_experts": experts.num_experts,
         "hidden_size": experts.hidden_size,
@@ -102,7 +105,7 @@ def _experts(fields: Any, data: NDArray[np.uint8], place: str) -> PackedExperts:
 def _checked_experts(fields: Any, data: NDArray[np.uint8]) -> PackedExperts:
     names = ["format", "num_experts", "hidden_size", "intermediate_size", "gate_up_layout", "block_shape"]
     names += ["w13_dtypes", "w2_dtypes"]
-    if not isinstance(fields, dict) or sorted(fields) != sorted(names):
+    if not isinstance(fields, dict) or sorted(fields.keys() - {"tensor_scales"}) != sorted(names):
         raise value_error("fields", ", ".join(names), shorten(fields))
     spec = FORMATS[check_choice("format", fields["format"], tuple(FORMATS))]
     sizes = {name: fields[name] for name in names[1:4]}
@@ -110,6 +113,11 @@ def _checked_experts(fields: Any, data: NDArray[np.uint8]) -> PackedExperts:
         multiple = 1 if name == "num_experts" else spec.k_multiple
         if type(size) is not int or not 1 <= size <= _MAX_SIZE or size % multiple:
             raise value_error(name, f"a multiple of {multiple} in [1, {_MAX_SIZE}]", shorten(size))
+    has_tensor_scales = fields.get("tensor_scales", spec.has_tensor_scale)
+    if type(has_tensor_scales) is not bool or not spec.has_tensor_scale <= has_tensor_scales <= (
+        not spec.has_block_shape
+    ):
+        raise value_error("tensor_scales", "true or false, as the format has it", shorten(has_tensor_scales))
     layout = check_choice("gate_up_layout", fields["gate_up_layout"], GATE_UP_LAYOUTS)
     blocks = fields["block_shape"]
     if spec.has_block_shape and not isinstance(blocks, list):
@@ -132,6 +140,7 @@ def _checked_experts(fields: Any, data: NDArray[np.uint8]) -> PackedExperts:
         layout == "interleaved",
         (0, 0) if block_shape is None else tuple(size or 0 for size in block_shape),
         data,
+        has_tensor_scales,
     )
     return PackedExperts._make(
         _storage=storage, format=spec.name, **sizes, gate_up_layout=layout, block_shape=block_shape,

@@ -140,15 +140,24 @@ class Bias:
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-def tensor_scales(format: WeightFormat, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The float32 scales per tensor, [experts, rows of scales], of a format that has them."""
-    if not format.has_tensor_scale:
-        if value is not None:
-            raise value_error(name, f"None with format {format.name!r}", describe(value))
+def tensor_scales(
+    format: WeightFormat, w13: Any, w2: Any, num_experts: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The float32 scales of gate and up, and of down, [experts, 2 and 1], or None without any."""
+    given = {"w13_tensor_scale": (w13, (num_experts, 2)), "w2_tensor_scale": (w2, (num_experts,))}
+    if format.has_block_shape:
+        for name, (value, _) in given.items():
+            if value is not None:
+                raise value_error(name, f"None with format {format.name!r}", describe(value))
+    if not format.has_tensor_scale and w13 is None and w2 is None:
         return None
-    if value is None:
-        raise value_error(name, f"a float32 array of shape {shape} with format {format.name!r}", "None")
-    array = as_array(name, value, _FLOAT32)
-    if array.shape != shape:
-        raise value_error(name, f"shape {shape}", f"shape {array.shape}")
-    return array.reshape(shape[0], -1)
+    arrays = []
+    for name, (value, shape) in given.items():
+        if value is None:
+            needed = f"with format {format.name!r}" if format.has_tensor_scale else "with the other one"
+            raise value_error(name, f"a float32 array of shape {shape} {needed}", "None")
+        array = as_array(name, value, _FLOAT32)
+        if array.shape != shape:
+            raise value_error(name, f"shape {shape}", f"shape {array.shape}")
+        arrays.append(array.reshape(num_experts, -1))
+    return arrays[0], arrays[1]

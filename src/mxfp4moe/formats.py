@@ -36,6 +36,7 @@ class WeightFormat:
     scale_block : int
         Weights that share a block scale, along K; 0: the scales are float32 and of any block shape.
     has_tensor_scale : bool
+        Whether there must be a float32 scale of each matrix; all formats without a block shape may have one.
     """
 
     name: str

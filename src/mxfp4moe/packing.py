@@ -40,7 +40,7 @@ class UnpackedExperts(NamedTuple):
     w13_bias : float32 or bfloat16 ndarray of shape (E, 2 * I), or None
     w2_bias : float32 or bfloat16 ndarray of shape (E, K), or None
     w13_tensor_scale : float32 ndarray of shape (E, 2), or None
-        Of gate and of up (nvfp4).
+        Of gate and of up.
     w2_tensor_scale : float32 ndarray of shape (E,), or None
     """
 
@@ -281,7 +281,7 @@ class PackedExperts:
             sum_scales = np.empty(
                 (experts, *_scale_shape(self.block_shape, (rows // half, k), half)), np.float32
             )
-        if format.has_tensor_scale:
+        if self._storage.has_tensor_scales:
             sum_scales = np.empty((experts, 2 if is_w13 else 1, 1), np.float32)
         if dtypes.bias is not None:
             bias = np.empty((experts, rows), np.float32)
@@ -299,7 +299,7 @@ class PackedExperts:
         typed_scales = None
         if block_scales is not None and dtypes.scales is not None:
             typed_scales = block_scales.view(dtypes.scales)
-        if format.has_tensor_scale and sum_scales is not None:
+        if self._storage.has_tensor_scales and sum_scales is not None:
             return weights, typed_scales, bias, sum_scales[:, :, 0]
         return weights, sum_scales if typed_scales is None else typed_scales, bias, None
 
@@ -359,9 +359,11 @@ def pack_experts(
         given; bk is a multiple of 32. `w13_scales` are (E, 2 * ceil(I / bn), ceil(K / bk)), gate and up
         blocked apart, or, interleaved, (E, ceil(2 * I / bn), ceil(K / bk)); `w2_scales` are
         (E, ceil(K / bn), ceil(I / bk)).
-    w13_tensor_scale : float32 array of shape (E, 2)
-        Of nvfp4: of gate and of up.
-    w2_tensor_scale : float32 array of shape (E,)
+    w13_tensor_scale : float32 array of shape (E, 2), optional
+        Of gate and of up: multiplies their float32 sums, before the bias. Both tensor scales or neither;
+        nvfp4 needs them, fp8_block has none.
+    w2_tensor_scale : float32 array of shape (E,), optional
+        Of down.
 
     Returns
     -------
@@ -425,10 +427,7 @@ def pack_experts(
         Bias("w13_bias", w13_bias, num_experts, 2 * intermediate),
         Bias("w2_bias", w2_bias, num_experts, hidden),
     )
-    per_tensor = (
-        tensor_scales(spec, "w13_tensor_scale", w13_tensor_scale, (num_experts, 2)),
-        tensor_scales(spec, "w2_tensor_scale", w2_tensor_scale, (num_experts,)),
-    )
+    per_tensor = tensor_scales(spec, w13_tensor_scale, w2_tensor_scale, num_experts)
 
     storage = _core.ExpertStorage(
         spec.weight_dtypes[down.dtype],
@@ -436,10 +435,11 @@ def pack_experts(
         (biases[0].dtype is not None, biases[1].dtype is not None),
         gate_up_layout == "interleaved",
         (0, 0) if blocks is None else tuple(size or 0 for size in blocks),
+        tensor_scales=per_tensor is not None,
     )
     for expert in range(num_experts):
         for i, matrices in enumerate((gate_up, [down])):
-            _pack_expert(storage, i == 0, expert, matrices, per_tensor[i])
+            _pack_expert(storage, i == 0, expert, matrices, None if per_tensor is None else per_tensor[i])
             if biases[i].dtype is not None:
                 storage.pack_bias(i == 0, expert, biases[i].expert(expert))
     return PackedExperts._make(

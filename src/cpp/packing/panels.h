@@ -13,7 +13,7 @@
 // whatever their order in the checkpoint.
 //
 // Float32 scales, which multiply sums, stand in a third array: [panel][range of K][1 or 16], one for each row or,
-// where all rows of every panel share one, one for the panel.
+// where all rows of every panel share one, one for the panel. Matrices of any format may have one scale as a whole.
 #pragma once
 
 #include "common/types.h"
@@ -23,28 +23,25 @@ namespace mxfp4moe {
 // Changes with the layout; packed files carry it.
 constexpr int kLayoutVersion = 1;
 
-// Float32 scales that multiply sums: of gate, up and down, or of blocks of any shape.
-enum class SumScales : int32_t { kNone, kTensor, kBlocks };
-
 // What a weight format needs for a K-block of a panel.
 struct BlockLayout {
   int32_t weight_bytes;
   int32_t scale_bytes;  // of block scales
-  SumScales sum_scales;
+  bool sum_blocks;      // float32 scales of blocks of any shape
 
   constexpr int32_t weight_bits() const { return weight_bytes * 8 / (kPanelRows * kBlockK); }
 };
 
 constexpr BlockLayout block_layout(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kMxfp4: return {256, 16, SumScales::kNone};
-    case WeightFormat::kNvfp4: return {256, 32, SumScales::kTensor};
+    case WeightFormat::kMxfp4: return {256, 16, false};
+    case WeightFormat::kNvfp4: return {256, 32, false};
     case WeightFormat::kMxfp8E4m3:
-    case WeightFormat::kMxfp8E5m2: return {512, 16, SumScales::kNone};
-    case WeightFormat::kFp8Block: return {512, 0, SumScales::kBlocks};
+    case WeightFormat::kMxfp8E5m2: return {512, 16, false};
+    case WeightFormat::kFp8Block: return {512, 0, true};
     case WeightFormat::kBf16: break;
   }
-  return {1024, 0, SumScales::kNone};
+  return {1024, 0, false};
 }
 
 // A packed matrix, or the same matrix of every expert one after the other; weights are 64-byte aligned.

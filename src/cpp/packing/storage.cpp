@@ -15,8 +15,8 @@ MatrixLayout matrix_layout(const StorageShape& s, bool is_w13) {
   PackedMatrix& sizes = m.sizes;
   sizes.num_panels = (is_w13 ? 2 * round_up(s.intermediate_size, kBlockK) : round_up(rows, kPanelRows)) / kPanelRows;
   sizes.k_blocks = ceil_div(k, kBlockK);
-  if (block.sum_scales != SumScales::kNone) {
-    const bool per_tensor = block.sum_scales == SumScales::kTensor;
+  if (block.sum_blocks || s.tensor_scales) {
+    const bool per_tensor = !block.sum_blocks;
     const int64_t block_k = per_tensor || s.block_k == 0 || s.block_k > k ? k : s.block_k;
     sizes.num_ranges = ceil_div(k, block_k);
     sizes.range_blocks = ceil_div(block_k, kBlockK);

@@ -13,6 +13,7 @@ struct StorageShape {
   int64_t intermediate_size;
   bool has_w13_bias;
   bool has_w2_bias;
+  bool tensor_scales;  // a float32 scale for each gate, up and down; not of kFp8Block
   bool interleaved;    // rows of the source's w13
   int64_t block_rows;  // of kFp8Block's scales; 0 is the whole axis
   int64_t block_k;     // the same along K; else a multiple of 32

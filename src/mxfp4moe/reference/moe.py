@@ -38,7 +38,7 @@ class ExpertArrays(NamedTuple):
         Of fp8_block: rows and columns that share a scale, None for a whole axis. Gate and up are blocked
         apart if they are concatenated.
     w13_tensor_scale, w2_tensor_scale : ndarray or None
-        Of nvfp4: float32 [E, 2], of gate and of up, and [E].
+        float32 [E, 2], of gate and of up, and [E].
     """
 
     w13: np.ndarray

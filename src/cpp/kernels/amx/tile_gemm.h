@@ -27,7 +27,7 @@ struct PanelPair {
   const uint8_t* weights[2];
   const uint8_t* scales[2];
   int64_t k_blocks;
-  const float* sum_scales[2];  // [ranges][scale_rows]
+  const float* sum_scales[2];  // [ranges][scale_rows], or null
   int64_t range_blocks;
   int64_t scale_rows;
 };
@@ -41,8 +41,8 @@ inline PanelPair panel_pair(const PackedMatrix& m, int64_t first, int64_t second
   pair.scales[0] = m.scales + a * kScaleBytes<Decoder>;
   pair.scales[1] = m.scales + b * kScaleBytes<Decoder>;
   pair.k_blocks = m.k_blocks;
-  pair.sum_scales[0] = kHasSumScales<Decoder> ? m.sum_scales + first * ranges : nullptr;
-  pair.sum_scales[1] = kHasSumScales<Decoder> ? m.sum_scales + second * ranges : nullptr;
+  pair.sum_scales[0] = m.sum_scales + first * ranges;
+  pair.sum_scales[1] = m.sum_scales + second * ranges;
   pair.range_blocks = m.range_blocks;
   pair.scale_rows = m.scale_rows;
   return pair;
@@ -297,12 +297,14 @@ inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t
     }
   }
   if constexpr (has_ordinary<Decoder>(0)) {
-    static_assert(!kHasSumScales<Decoder>, "sums are scaled below");
     if (is_ordinary<Decoder>(pair.weights[0], pair.scales[0], pair.k_blocks) &&
         is_ordinary<Decoder>(pair.weights[1], pair.scales[1], pair.k_blocks)) {
-      return pair_sums_by<typename Decoder::Ordinary>(pair, tokens, buffer, sums);
+      pair_sums_by<typename Decoder::Ordinary>(pair, tokens, buffer, sums);
+    } else {
+      pair_sums_by<Decoder>(pair, tokens, buffer, sums);
     }
+  } else {
+    pair_sums_by<Decoder>(pair, tokens, buffer, sums);
   }
-  pair_sums_by<Decoder>(pair, tokens, buffer, sums);
-  if constexpr (kHasSumScales<Decoder>) scale_sums(pair, tokens.count, sums);
+  if (pair.sum_scales[0] != nullptr) scale_sums(pair, tokens.count, sums);
 }

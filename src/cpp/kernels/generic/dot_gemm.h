@@ -32,7 +32,7 @@ struct PanelView {
   const uint8_t* weights;
   const uint8_t* scales;
   int64_t k_blocks;
-  const float* sum_scales;  // [ranges][scale_rows]
+  const float* sum_scales;  // [ranges][scale_rows], or null
   int64_t range_blocks;
   int64_t scale_rows;
 };
@@ -40,11 +40,10 @@ struct PanelView {
 template <class Decoder>
 inline PanelView panel_of(const PackedMatrix& m, int64_t panel) {
   const int64_t blocks = panel * m.k_blocks;
-  const float* sum_scales = kHasSumScales<Decoder> ? m.sum_scales + panel * m.num_ranges * m.scale_rows : nullptr;
   return {m.weights + blocks * kWeightBytes<Decoder>,
           m.scales + blocks * kScaleBytes<Decoder>,
           m.k_blocks,
-          sum_scales,
+          m.sum_scales + panel * m.num_ranges * m.scale_rows,
           m.range_blocks,
           m.scale_rows};
 }
@@ -366,11 +365,14 @@ inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element*
     }
   }
   if constexpr (has_ordinary<Decoder>(0)) {
-    static_assert(!kHasSumScales<Decoder>, "sums are scaled below");
+    static_assert(Decoder::kSumFactor == Decoder::Ordinary::kSumFactor, "sums are scaled below");
     if (is_ordinary<Decoder>(panel.weights, panel.scales, panel.k_blocks)) {
-      return panel_sums_by<typename Decoder::Ordinary>(panel, tokens, slab, lanes, sums);
+      panel_sums_by<typename Decoder::Ordinary>(panel, tokens, slab, lanes, sums);
+    } else {
+      panel_sums_by<Decoder>(panel, tokens, slab, lanes, sums);
     }
+  } else {
+    panel_sums_by<Decoder>(panel, tokens, slab, lanes, sums);
   }
-  panel_sums_by<Decoder>(panel, tokens, slab, lanes, sums);
-  if constexpr (kHasSumScales<Decoder>) scale_sums<Decoder>(panel, tokens.count, sums);
+  if (panel.sum_scales != nullptr) scale_sums<Decoder>(panel, tokens.count, sums);
 }

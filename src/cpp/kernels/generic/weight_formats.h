@@ -16,8 +16,6 @@ template <class Decoder>
 constexpr int kWeightBytes = block_layout(Decoder::kFormat).weight_bytes;
 template <class Decoder>
 constexpr int kScaleBytes = block_layout(Decoder::kFormat).scale_bytes;
-template <class Decoder>
-constexpr bool kHasSumScales = block_layout(Decoder::kFormat).sum_scales != SumScales::kNone;
 
 // A format whose float32 scales change along K: K is cut in segments that have a scale each. Where one range is all of
 // K, the scale multiplies the finished sum.
@@ -28,7 +26,7 @@ constexpr bool kIsSegmented = false;
 template <class Decoder>
 constexpr bool kIsSegmented<Segmented<Decoder>> = true;
 template <class Decoder>
-constexpr bool kMayHaveSegments = block_layout(Decoder::kFormat).sum_scales == SumScales::kBlocks;
+constexpr bool kMayHaveSegments = block_layout(Decoder::kFormat).sum_blocks;
 
 // A decoder may name a faster one, `Ordinary`, for panels whose E8M0 scales are all in [kLeastScale, kMostScale], which
 // that states; smaller ones may belong to zeros, as quantizers write them. Both give the same weights.
