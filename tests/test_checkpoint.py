@@ -267,9 +267,13 @@ TENSORS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], str]] = {
     "bias of one expert": (
         "experts.gate_up_proj_bias",
         lambda a: a[0],
-        r"BF16 or F32 \[3, 64\], got BF16 \[64\]",
+        r"BF16 or F16 or F32 \[3, 64\], got BF16 \[64\]",
     ),
-    "bias integer": ("experts.down_proj_bias", lambda a: a.astype(np.int32), "BF16 or F32 .*, got I32"),
+    "bias integer": (
+        "experts.down_proj_bias",
+        lambda a: a.astype(np.int32),
+        "BF16 or F16 or F32 .*, got I32",
+    ),
     "router transposed": (
         "router.weight",
         lambda a: np.ascontiguousarray(a.T),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mxfp4moe.checkpoint._fused import FusedLayout
 from mxfp4moe.checkpoint._parts import ExpertWeights
 from mxfp4moe.checkpoint.schemes import Scheme
 
@@ -29,28 +32,73 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Names:
-    """Names of the tensors of one MoE block, without what a quantization scheme appends."""
+    """A style of naming the tensors of a MoE block, without what a quantization scheme appends."""
 
-    block: str
-    """Prefix of them all, with ``{layer}``."""
+    block: str = "mlp"
+    """Of the block in its layer; the names below follow it."""
     experts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    """Gate, up and down of ``experts.<number>``."""
+    """Gate, up and down of ``experts.<number>``, where each matrix has a tensor of its own."""
     shared: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     """Of ``shared_experts``."""
     router: str = "gate"
+    routing: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "correction_bias": "gate.e_score_correction_bias",
+            "tid2eid": "gate.tid2eid",
+        }
+    )
+    """Tensors that are arguments of a routing function, by argument."""
+
+
+class Block(NamedTuple):
+    """The MoE block of a layer under the names of one style."""
+
+    layer: str
+    """Prefix of the tensors of the layer, with a dot at its end unless it is empty."""
+    names: Names
+
+    @property
+    def path(self) -> str:
+        """Prefix of the tensors of the block."""
+        return f"{self.layer}{self.names.block}"
+
+    @property
+    def router(self) -> str:
+        """Name of the router, without what follows it."""
+        return f"{self.path}.{self.names.router}"
+
+    @property
+    def experts(self) -> str:
+        """Prefix of the tensors of the experts."""
+        return f"{self.path}.experts"
+
+    @property
+    def shared(self) -> str:
+        """Prefix of the tensors of the shared expert."""
+        return f"{self.path}.shared_experts"
+
+    def expert_matrices(self, expert: int) -> tuple[str, ...]:
+        """Names of gate, up and down of an expert."""
+        return tuple(f"{self.experts}.{expert}.{name}" for name in self.names.experts)
+
+    def shared_matrices(self) -> tuple[str, ...]:
+        """Names of gate, up and down of the shared expert."""
+        return tuple(f"{self.shared}.{name}" for name in self.names.shared)
 
 
 class TensorSpec(NamedTuple):
-    """A tensor of the MoE block: its name after the prefix, dtypes, and shape (None: any size)."""
+    """A tensor of the MoE block: dtypes, and shape (None: any size)."""
 
-    name: str
     dtypes: tuple[str, ...]
     shape: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a layer routes: a function of `mxfp4moe`, its keyword arguments, those in tensors apart."""
+    """How a layer routes: a function of `mxfp4moe`, its keyword arguments, those in tensors apart.
+
+    The names of the tensors are those of `Names.routing`.
+    """
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -66,11 +114,19 @@ class Model:
     num_experts: int
     top_k: int
     names: tuple[Names, ...]
-    """Of these, the first whose router is in the checkpoint counts."""
+    """Styles of names. The first is that of the published model, which `mxfp4moe quantize` writes."""
     scheme: Scheme
     """How the weights of the experts are stored."""
     rule: Callable[[int], Rule]
     """The routing of a layer."""
+    layers: tuple[str, ...] = ("model.layers.{layer}.",)
+    """Prefixes of the tensors of a layer; any may go with any style of names."""
+    fused_layouts: tuple[FusedLayout, ...] = (FusedLayout(),)
+    """Of tensors that hold the matrices of all experts, where a checkpoint has such."""
+    storage_fields: tuple[str, ...] = ()
+    """Fields of config.json, apart from quantization_config, that say how the experts are stored."""
+    is_stacked: bool = False
+    """Whether quantized experts stay in the fused tensors, as in gpt-oss."""
     num_layers: int | None = None
     """None: the tensors show which layers there are."""
     is_dense: Callable[[int], bool] = lambda layer: False
@@ -85,8 +141,36 @@ class Model:
     shared_scheme: Scheme | None = None
     """How its weights are stored, if otherwise than those of the experts."""
     shared_limit: float | None = None
-    read_experts: Callable[[ModelFolder, str, Model], ExpertWeights] | None = None
-    """Reads the experts of the block with this prefix, where they are not a tensor or two per matrix."""
+    read_experts: Callable[[ModelFolder, Block, Model], ExpertWeights] | None = None
+    """Reads the experts of a block, where no scheme does."""
+
+    def blocks(self, layer: int) -> list[Block]:
+        """The MoE block of a layer by each prefix and style of names."""
+        return [Block(prefix.format(layer=layer), names) for names in self.names for prefix in self.layers]
+
+    def find_block(self, folder: ModelFolder, layer: int) -> Block:
+        """The first block whose router is in the folder; the first of all if there is none."""
+        blocks = self.blocks(layer)
+        return next((block for block in blocks if f"{block.router}.weight" in folder), blocks[0])
+
+    def find_layers(self, folder: ModelFolder) -> list[int]:
+        """The layers whose router is in the folder, also those beyond `num_layers`."""
+        layers = set()
+        for names, prefix in product(self.names, self.layers):
+            router = f"{Block(prefix, names).router}.weight"
+            pattern = re.compile(re.escape(router).replace(r"\{layer\}", r"(\d{1,9})"))
+            layers |= {int(match[1]) for name in folder if (match := pattern.fullmatch(name))}
+        return sorted(layers)
+
+
+def language_model(config: Config) -> tuple[Config, Config]:
+    """Of a model with several parts, the configuration of the one in words, and the one that says how its
+    weights are quantized; both are `config` itself if it has no ``text_config``.
+    """
+    text = config.section("text_config")
+    if not text.fields:
+        return config, config
+    return text, text if text.fields.get("quantization_config") is not None else config
 
 
 def read_activation(config: Config) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
-from mxfp4moe.checkpoint._model import Model, Names, Rule
+from mxfp4moe.checkpoint._fused import fused_names, read_fused
+from mxfp4moe.checkpoint._model import Block, Model, Rule
 from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
 from mxfp4moe.checkpoint.huggingface import ModelFolder
-from mxfp4moe.checkpoint.models import MODELS
+from mxfp4moe.checkpoint.models import read_model
 from mxfp4moe.checkpoint.schemes import FLOATS, Matrix, Scheme, plain
-from mxfp4moe.errors import describe, join_choices, value_error
+from mxfp4moe.errors import value_error
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -24,49 +24,34 @@ class HuggingFaceCheckpoint(Checkpoint):
         config = folder.config
         self.path, self._folder = folder.path, folder
         self.model_type = config.string("model_type")
-        if self.model_type not in MODELS:
-            raise config.error("model_type", join_choices(map(repr, MODELS)), describe(self.model_type))
-        self._model = model = MODELS[self.model_type](config)
+        self._model = model = read_model(config)
         self.hidden_size, self.intermediate_size = model.hidden_size, model.intermediate_size
         self.shared_intermediate_size = model.shared_size
         self.num_experts, self.top_k = model.num_experts, model.top_k
         self.activation, self.alpha, self.limit = model.activation, model.alpha, model.limit
-        layers: Sequence[int] = _layers_of_tensors(folder, model)
-        if model.num_layers is not None:
-            layers = range(model.num_layers)
+        layers: Sequence[int] = (
+            model.find_layers(folder) if model.num_layers is None else range(model.num_layers)
+        )
         if not layers:
-            names = model.names[0]
-            raise value_error(str(self.path), f"a tensor {names.block}.{names.router}.weight", "none")
+            router = Block(model.layers[0], model.names[0]).router
+            raise value_error(str(self.path), f"a tensor {router}.weight", "none")
         self.num_layers = layers[-1] + 1
         self.moe_layers = tuple(layer for layer in layers if not model.is_dense(layer))
 
     def _read_layer(self, layer: int) -> LayerParts:
         folder, model = self._folder, self._model
-        names, block = self._block(layer)
-        router = f"{block}.{names.router}"
+        block = model.find_block(folder, layer)
         num_experts, hidden = model.num_experts, model.hidden_size
-        read_experts = model.read_experts or (lambda *_: self._read_experts(block, names))
-        shared = None
-        prefix = f"{block}.shared_experts"
-        unexpected = [f"{prefix}.{names.shared[0]}.{suffix}" for suffix in ("weight", "weight_packed")]
-        if not model.shared_size and (found := [name for name in unexpected if name in folder]):
-            raise value_error(
-                str(self.path), "no shared experts, as config.json says", f"a tensor {found[0]}"
-            )
-        if model.shared_size:
-            triples = [
-                (f"{prefix}.{names.shared[0]}", f"{prefix}.{names.shared[1]}", f"{prefix}.{names.shared[2]}")
-            ]
-            scheme = model.shared_scheme or model.scheme
-            shared = _read_matrices(folder, triples, (hidden, model.shared_size), scheme)
+        read_experts = model.read_experts or _read_experts
+        shared = _read_shared(folder, block, model)
         return LayerParts(
             hidden_size=hidden,
             intermediate_size=model.intermediate_size,
             num_experts=num_experts,
             top_k=model.top_k,
             experts=read_experts(folder, block, model),
-            router_weight=folder.tensor(f"{router}.weight", FLOATS, (num_experts, hidden)),
-            router_bias=folder.tensor(f"{router}.bias", FLOATS, (num_experts,))
+            router_weight=folder.tensor(f"{block.router}.weight", FLOATS, (num_experts, hidden)),
+            router_bias=folder.tensor(f"{block.router}.bias", FLOATS, (num_experts,))
             if model.router_bias
             else None,
             routing=self._routing(block, model.rule(layer)),
@@ -78,42 +63,51 @@ class HuggingFaceCheckpoint(Checkpoint):
             shared_limit=model.shared_limit,
         )
 
-    def _block(self, layer: int) -> tuple[Names, str]:
-        """The names of the tensors of a layer and their prefix: the first of which there is a router."""
-        choices = [(names, names.block.format(layer=layer)) for names in self._model.names]
-        for names, block in choices:
-            if f"{block}.{names.router}.weight" in self._folder:
-                return names, block
-        return choices[0]
-
-    def _read_experts(self, block: str, names: Names) -> ExpertWeights:
-        model, folder = self._model, self._folder
-        sizes = (model.hidden_size, model.intermediate_size)
-        if f"{block}.experts.gate_up_proj" in folder:
-            return _read_fused(folder, f"{block}.experts", model)
-        gate, up, down = names.experts
-        prefixes = (f"{block}.experts.{expert}" for expert in range(model.num_experts))
-        triples = [(f"{p}.{gate}", f"{p}.{up}", f"{p}.{down}") for p in prefixes]
-        return _read_matrices(folder, triples, sizes, model.scheme)
-
-    def _routing(self, block: str, rule: Rule) -> Routing:
+    def _routing(self, block: Block, rule: Rule) -> Routing:
         arguments = dict(rule.arguments)
-        for argument, (name, dtypes, shape) in rule.tensors.items():
-            array = self._folder.tensor(f"{block}.{name}", dtypes, shape)
+        for argument, (dtypes, shape) in rule.tensors.items():
+            array = self._folder.tensor(f"{block.path}.{block.names.routing[argument]}", dtypes, shape)
             # As the routing functions compute with them, which saves a conversion with each call.
             arguments[argument] = array.astype(
                 np.int64 if array.dtype.kind in "iu" else np.float32, copy=False
             )
         table = arguments.get("tid2eid")
         if table is not None and table.size and not 0 <= table.min() <= table.max() < self.num_experts:
-            place = f"{self.path}: tensor {block}.{rule.tensors['tid2eid'].name}"
+            place = f"{self.path}: tensor {block.path}.{block.names.routing['tid2eid']}"
             expected = f"expert ids in [0, {self.num_experts - 1}]"
             raise value_error(place, expected, f"{table.min()} to {table.max()}")
         return Routing(rule.name, arguments)
 
 
+def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights:
+    if fused_names(block.experts)[0] in folder:
+        arrays = plain.with_scales(read_fused(folder, block.experts, model).arrays())
+        return ExpertWeights("bf16", "plain floats, fused", arrays, plain.to_bfloat16)
+    matrices = [block.expert_matrices(expert) for expert in range(model.num_experts)]
+    return _read_matrices(folder, matrices, (model.hidden_size, model.intermediate_size), model.scheme)
+
+
+def _read_shared(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights | None:
+    names, size = block.shared_matrices(), model.shared_size
+    gate_up = f"{block.shared}.gate_up_proj.weight"  # as transformers names gate and up rows in one tensor
+    if not size:
+        possible = (f"{names[0]}.weight", f"{names[0]}.weight_packed", gate_up)
+        if found := [name for name in possible if name in folder]:
+            expected = "no shared experts, as config.json says"
+            raise value_error(str(folder.path), expected, f"a tensor {found[0]}")
+        return None
+    hidden = model.hidden_size
+    if gate_up not in folder:
+        return _read_matrices(folder, [names], (hidden, size), model.shared_scheme or model.scheme)
+    arrays = {
+        "w13": folder.tensor(gate_up, FLOATS, (2 * size, hidden))[None],
+        "w2": folder.tensor(f"{names[2]}.weight", FLOATS, (hidden, size))[None],
+    }
+    return ExpertWeights("bf16", "plain floats, fused", plain.with_scales(arrays), plain.to_bfloat16)
+
+
 def _read_matrices(
-    folder: ModelFolder, triples: Sequence[tuple[str, str, str]], sizes: tuple[int, int], scheme: Scheme
+    folder: ModelFolder, triples: Sequence[tuple[str, ...]], sizes: tuple[int, int], scheme: Scheme
 ) -> ExpertWeights:
     """Experts with a tensor or a few for each matrix; `triples` are the names of gate, up and down."""
     hidden, intermediate = sizes
@@ -140,30 +134,9 @@ def _read_matrices(
     return ExpertWeights(scheme.format, scheme.name, arrays)
 
 
-def _read_fused(folder: ModelFolder, experts: str, model: Model) -> ExpertWeights:
-    """Experts in two tensors, as newer versions of transformers write them: gate rows, then up rows."""
-    count, hidden, intermediate = model.num_experts, model.hidden_size, model.intermediate_size
-    arrays = {
-        "w13": folder.tensor(f"{experts}.gate_up_proj", FLOATS, (count, 2 * intermediate, hidden)),
-        "w2": folder.tensor(f"{experts}.down_proj", FLOATS, (count, hidden, intermediate)),
-    }
-    return ExpertWeights("bf16", "plain floats, fused", plain.with_scales(arrays), plain.to_bfloat16)
-
-
 def _weights(matrices: Sequence[Matrix]) -> list[Any]:
     return [matrix.weight for matrix in matrices]
 
 
 def _scales(matrices: Sequence[Matrix]) -> list[Any]:
     return [matrix.scales for matrix in matrices]
-
-
-def _layers_of_tensors(folder: ModelFolder, model: Model) -> list[int]:
-    """The layers of which there is a router, for configurations that do not say how many layers there are."""
-    if model.num_layers is not None:
-        return []
-    layers = set()
-    for names in model.names:
-        pattern = re.escape(f"{names.block}.{names.router}.weight").replace(r"\{layer\}", r"(\d{1,9})")
-        layers |= {int(match[1]) for name in folder if (match := re.fullmatch(pattern, name))}
-    return sorted(layers)

@@ -19,9 +19,18 @@ from mxfp4moe.checkpoint.models import (
     mixtral,
     qwen3_moe,
 )
+from mxfp4moe.errors import describe, join_choices
 
 _MODULES = (gpt_oss, deepseek_v3, deepseek_v4, qwen3_moe, mixtral, minimax_m2, minimax_m3)
 
 MODELS: dict[str, Callable[[Config], Model]] = {
     model_type: module.read_model for module in _MODULES for model_type in module.MODEL_TYPES
 }
+
+
+def read_model(config: Config) -> Model:
+    """What the model type of a configuration says, applied to its fields."""
+    model_type = config.string("model_type")
+    if model_type not in MODELS:
+        raise config.error("model_type", join_choices(map(repr, MODELS)), describe(model_type))
+    return MODELS[model_type](config)

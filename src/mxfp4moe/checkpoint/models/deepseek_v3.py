@@ -33,7 +33,7 @@ def read_model(config: Config) -> Model:
         intermediate_size=intermediate,
         num_experts=num_experts,
         top_k=top_k,
-        names=(Names("model.layers.{layer}.mlp"),),
+        names=(Names(),),
         scheme=scheme,
         rule=lambda layer: rule,
         num_layers=read_num_layers(config),
@@ -54,7 +54,7 @@ def _routing(config: Config, num_experts: int, top_k: int) -> Rule:
         "renormalize": config.boolean("norm_topk_prob", default=True),
         "routed_scaling_factor": config.positive_number("routed_scaling_factor", default=2.5),
     }
-    bias = {"correction_bias": TensorSpec("gate.e_score_correction_bias", FLOATS, (num_experts,))}
+    bias = {"correction_bias": TensorSpec(FLOATS, (num_experts,))}
     grouped = config.fields.get("n_group") is not None
     num_groups = config.integer("n_group", maximum=num_experts) if grouped else 1
     if num_experts % num_groups:

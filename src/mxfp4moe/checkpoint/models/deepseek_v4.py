@@ -17,6 +17,9 @@ from mxfp4moe.checkpoint.schemes import FLOATS, deepseek_fp4, find_scheme, fp8_b
 MODEL_TYPES = ("deepseek_v4",)
 
 _MATRICES = ("w1", "w3", "w2")
+_PUBLISHED = Names(
+    "ffn", _MATRICES, _MATRICES, routing={"correction_bias": "gate.bias", "tid2eid": "gate.tid2eid"}
+)
 
 
 def read_model(config: Config) -> Model:
@@ -37,19 +40,17 @@ def read_model(config: Config) -> Model:
         limit = config.positive_number("swiglu_limit", default=10.0)
     vocab_size = config.integer("vocab_size") if "vocab_size" in config.fields else None
     scale = {"routed_scaling_factor": config.positive_number("routed_scaling_factor", default=1.5)}
-    by_score = Rule(
-        "topk_sqrt_softplus", scale, {"correction_bias": TensorSpec("gate.bias", FLOATS, (num_experts,))}
-    )
-    by_hash = Rule(
-        "hash_topk", scale, {"tid2eid": TensorSpec("gate.tid2eid", ("I64", "I32"), (vocab_size, top_k))}
-    )
+    by_score = Rule("topk_sqrt_softplus", scale, {"correction_bias": TensorSpec(FLOATS, (num_experts,))})
+    by_hash = Rule("hash_topk", scale, {"tid2eid": TensorSpec(("I64", "I32"), (vocab_size, top_k))})
     is_hash = _hash_layers(config, num_layers)
     return Model(
         hidden_size=config.integer("hidden_size", multiple_of=scheme.multiple_of),
         intermediate_size=intermediate,
         num_experts=num_experts,
         top_k=top_k,
-        names=tuple(Names(f"{block}layers.{{layer}}.ffn", _MATRICES, _MATRICES) for block in ("", "model.")),
+        names=(_PUBLISHED, Names()),
+        layers=("layers.{layer}.", "model.layers.{layer}."),
+        storage_fields=("expert_dtype",),
         scheme=scheme,
         rule=lambda layer: by_hash if layer in is_hash else by_score,
         num_layers=num_layers,

@@ -16,6 +16,12 @@ from mxfp4moe.checkpoint.schemes import FLOATS, find_scheme
 
 MODEL_TYPES = ("minimax_m2",)
 
+PUBLISHED = Names(
+    "block_sparse_moe", ("w1", "w3", "w2"), routing={"correction_bias": "e_score_correction_bias"}
+)
+"""Of MiniMax-M3 as well: the correction bias stands beside the router, not in it."""
+_TRANSFORMERS = Names(routing={"correction_bias": "e_score_correction_bias"})
+
 
 def read_model(config: Config) -> Model:
     """Read the configuration of MiniMax-M2."""
@@ -31,7 +37,7 @@ def read_model(config: Config) -> Model:
         intermediate_size=config.integer("intermediate_size", multiple_of=scheme.multiple_of),
         num_experts=num_experts,
         top_k=config.integer("num_experts_per_tok", maximum=num_experts),
-        names=(Names("model.layers.{layer}.block_sparse_moe", ("w1", "w3", "w2")),),
+        names=(PUBLISHED, _TRANSFORMERS),
         scheme=scheme,
         rule=lambda layer: rule,
         num_layers=read_num_layers(config),
@@ -40,8 +46,8 @@ def read_model(config: Config) -> Model:
 
 
 def correction_bias_rule(config: Config, num_experts: int) -> Rule:
-    """Sigmoid routing; the correction bias stands beside the router, not in it."""
+    """Sigmoid routing with a correction bias, unless the configuration has none."""
     tensors = {}
     if config.boolean("use_routing_bias", default=True):
-        tensors["correction_bias"] = TensorSpec("e_score_correction_bias", FLOATS, (num_experts,))
+        tensors["correction_bias"] = TensorSpec(FLOATS, (num_experts,))
     return Rule("topk_sigmoid", {}, tensors)

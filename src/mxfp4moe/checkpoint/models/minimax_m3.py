@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._model import Model, Names, read_num_experts, read_num_layers
-from mxfp4moe.checkpoint.models.minimax_m2 import correction_bias_rule
+from mxfp4moe.checkpoint._model import Model, Names, language_model, read_num_experts, read_num_layers
+from mxfp4moe.checkpoint.models.minimax_m2 import PUBLISHED, correction_bias_rule
 from mxfp4moe.checkpoint.schemes import find_scheme
 
 MODEL_TYPES = ("minimax_m3_vl", "minimax_m3_vl_text")
 
+_PARTS = ("language_model.model", "model.language_model", "model")
+
 
 def read_model(config: Config) -> Model:
     """Read the configuration of MiniMax-M3, or of its text model alone."""
-    whole = config
-    if "text_config" in config.fields:
-        config = config.section("text_config")
-    scheme = find_scheme(config if "quantization_config" in config.fields else whole)
+    config, quantized = language_model(config)
+    scheme = find_scheme(quantized)
     num_experts = read_num_experts(config, "num_local_experts")
     config.choice("scoring_func", ("sigmoid",), default="sigmoid")
     config.choice("hidden_act", ("swigluoai", "silu"), default="swigluoai")  # silu is not what it computes
@@ -28,14 +28,13 @@ def read_model(config: Config) -> Model:
     shared_size = config.integer(
         "shared_intermediate_size", multiple_of=scheme.multiple_of, default=intermediate
     )
-    blocks = ("language_model.model", "model.language_model", "model")
-    names = (Names(f"{block}.layers.{{layer}}.block_sparse_moe", ("w1", "w3", "w2")) for block in blocks)
     return Model(
         hidden_size=config.integer("hidden_size", multiple_of=scheme.multiple_of),
         intermediate_size=intermediate,
         num_experts=num_experts,
         top_k=config.integer("num_experts_per_tok", maximum=num_experts),
-        names=tuple(names),
+        names=(PUBLISHED, Names()),
+        layers=tuple(f"{part}.layers.{{layer}}." for part in _PARTS),
         scheme=scheme,
         rule=lambda layer: rule,
         num_layers=num_layers,

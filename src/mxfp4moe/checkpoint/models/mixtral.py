@@ -8,8 +8,6 @@ from mxfp4moe.checkpoint.schemes import find_scheme
 
 MODEL_TYPES = ("mixtral",)
 
-_MATRICES = ("w1", "w3", "w2")
-
 
 def read_model(config: Config) -> Model:
     """Read the configuration of Mixtral."""
@@ -20,10 +18,7 @@ def read_model(config: Config) -> Model:
         intermediate_size=config.integer("intermediate_size", multiple_of=scheme.multiple_of),
         num_experts=num_experts,
         top_k=config.integer("num_experts_per_tok", maximum=num_experts),
-        names=(
-            Names("model.layers.{layer}.block_sparse_moe", _MATRICES),
-            Names("model.layers.{layer}.mlp"),
-        ),
+        names=(Names("block_sparse_moe", ("w1", "w3", "w2")), Names()),
         scheme=scheme,
         rule=lambda layer: Rule("topk_softmax"),
         num_layers=read_num_layers(config),

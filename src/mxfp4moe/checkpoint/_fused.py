@@ -1,0 +1,83 @@
+"""Experts in two tensors, ``gate_up_proj`` and ``down_proj``, that hold the matrices of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from mxfp4moe.checkpoint.schemes import FLOATS
+from mxfp4moe.errors import value_error
+
+if TYPE_CHECKING:
+    from mxfp4moe.checkpoint._model import Model
+    from mxfp4moe.checkpoint.huggingface import ModelFolder
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class FusedLayout:
+    """How the axes are ordered, which the model type says: a shape alone may fit two layouts."""
+
+    is_transposed: bool = False
+    """[E, H, 2I] and [E, I, H] instead of [E, 2I, H] and [E, H, I]."""
+    is_interleaved: bool = False
+    """Gate and up stand in turn, instead of all of gate before all of up."""
+
+    def shapes(self, model: Model) -> tuple[Shape, Shape]:
+        """Of both tensors."""
+        count, hidden, intermediate = model.num_experts, model.hidden_size, model.intermediate_size
+        if self.is_transposed:
+            return (count, hidden, 2 * intermediate), (count, intermediate, hidden)
+        return (count, 2 * intermediate, hidden), (count, hidden, intermediate)
+
+    def by_rows(self, array: NDArray[Any]) -> NDArray[Any]:
+        """A view of [E, K, N] as [E, N, K], if it is that."""
+        return array.swapaxes(1, 2) if self.is_transposed else array
+
+    def gate_and_up(self, gate_up: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Gate and up, [E, I, H] each, as views of the first tensor as the checkpoint has it."""
+        rows = self.by_rows(gate_up)
+        if self.is_interleaved:
+            return rows[:, 0::2], rows[:, 1::2]
+        half = rows.shape[1] // 2
+        return rows[:, :half], rows[:, half:]
+
+
+class FusedExperts(NamedTuple):
+    """Both tensors as the checkpoint has them, and their layout."""
+
+    layout: FusedLayout
+    gate_up: NDArray[Any]
+    down: NDArray[Any]
+
+    def arrays(self) -> dict[str, Any]:
+        """As `mxfp4moe.pack_experts` takes them."""
+        arrays = {"w13": self.layout.by_rows(self.gate_up), "w2": self.layout.by_rows(self.down)}
+        return arrays | ({"gate_up_layout": "interleaved"} if self.layout.is_interleaved else {})
+
+
+def fused_names(experts: str) -> tuple[str, str]:
+    """The names of both tensors of the experts with this prefix."""
+    return f"{experts}.gate_up_proj", f"{experts}.down_proj"
+
+
+def read_fused(folder: ModelFolder, experts: str, model: Model) -> FusedExperts:
+    """The tensors of the experts with this prefix; both shapes together tell the layouts of a type apart."""
+    names = fused_names(experts)
+    layout = model.fused_layouts[0]
+    if len(model.fused_layouts) > 1:
+        any_shape = (model.num_experts, None, None)
+        found = tuple(folder.tensor(name, FLOATS, any_shape).shape for name in names)
+        by_shapes = {each.shapes(model): each for each in model.fused_layouts}
+        if found not in by_shapes:
+            expected = " or ".join(f"{list(gate_up)} and {list(down)}" for gate_up, down in by_shapes)
+            place = f"{folder.path}: tensors {names[0]} and {names[1]}"
+            raise value_error(place, expected, f"{list(found[0])} and {list(found[1])}")
+        layout = by_shapes[found]
+    gate_up, down = (
+        folder.tensor(name, FLOATS, shape) for name, shape in zip(names, layout.shapes(model), strict=True)
+    )
+    return FusedExperts(layout, gate_up, down)
