@@ -35,11 +35,12 @@ struct GateUpArgs {
   uint8_t* scratch;
 };
 
-// GEMM 2 and combine: accumulators[token][row] += router_weight * (sum + bias), panels [panel_begin, panel_end).
-struct DownArgs {
-  PackedMatrix w2;
+// A GEMM whose result is added up: accumulators[token][row] += router_weight * (sum + bias) for panels [panel_begin,
+// panel_end). This is GEMM 2 with the combination of the experts; router logits are computed by it too.
+struct AccumulateArgs {
+  PackedMatrix matrix;  // of one expert
   int64_t panel_begin, panel_end;
-  const uint8_t* intermediate;
+  const uint8_t* operand;
   int64_t num_tokens;
   const int32_t* tokens;        // row of the accumulators of each token of the group
   const float* router_weights;  // of each token of the group, or null for 1
@@ -61,7 +62,7 @@ struct StoreArgs {
 
 struct WeightKernels {
   void (*gate_up)(const GateUpArgs&);
-  void (*down)(const DownArgs&);
+  void (*accumulate)(const AccumulateArgs&);
 };
 
 struct KernelTable {

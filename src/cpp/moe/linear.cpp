@@ -77,11 +77,11 @@ void run_item(const Job& job, int64_t item, const ThreadMemory& m) {
   const int64_t stride = p.weight.num_panels * kPanelRows;
 
   pack_group(job, first, count, m.operand);
-  DownArgs args;
-  args.w2 = p.weight;
+  AccumulateArgs args;
+  args.matrix = p.weight;
   args.panel_begin = row_begin / kPanelRows * p.shape.num_terms;
   args.panel_end = ceil_div(row_end, kPanelRows) * p.shape.num_terms;
-  args.intermediate = m.operand;
+  args.operand = m.operand;
   args.num_tokens = count;
   args.tokens = job.rows;
   args.router_weights = nullptr;
@@ -92,7 +92,7 @@ void run_item(const Job& job, int64_t item, const ThreadMemory& m) {
     float* sums = m.sums + t * stride;
     std::fill(sums + args.panel_begin * kPanelRows, sums + args.panel_end * kPanelRows, 0.0f);
   }
-  job.kernels.weights[static_cast<int>(WeightFormat::kBf16)].down(args);
+  job.kernels.weights[static_cast<int>(WeightFormat::kBf16)].accumulate(args);
   for (int64_t t = 0; t < count; ++t) {
     float* out = p.out + (first + t) * p.shape.num_rows;
     for (int64_t row = row_begin; row < row_end; row += kPanelRows) {

@@ -146,18 +146,18 @@ class Chunk {
   void add_group(const TokenGroup& group, const Columns& c, const int32_t* rows, float* accumulators,
                  uint8_t* scratch) const {
     const PackedLayer& layer = p_.layer;
-    DownArgs args;
-    args.w2 = expert_matrix(layer.w2, layer.format, group.expert);
+    AccumulateArgs args;
+    args.matrix = expert_matrix(layer.w2, layer.format, group.expert);
     args.panel_begin = c.panel_begin;
     args.panel_end = c.panel_end;
-    args.intermediate = group_operand(m_.intermediate, group, layer.intermediate_size);
+    args.operand = group_operand(m_.intermediate, group, layer.intermediate_size);
     args.num_tokens = group.count;
     args.tokens = rows + group.first;
     args.router_weights = p_.apply_router_weight_on_input ? nullptr : m_.grouping.weights + group.first;
     args.accumulators = accumulators;
     args.accumulator_stride = row_floats();
     args.scratch = scratch;
-    weights_.down(args);
+    weights_.accumulate(args);
   }
 
   // One expert's part of some columns, for each slot.

@@ -129,14 +129,14 @@ void gate_up(const GateUpArgs& args) {
 }
 
 // Adds one panel's sums of one token block to the accumulators: the transpose gives each token its 16 rows.
-inline void combine(const DownArgs& args, int64_t panel, int64_t block, const float* sums) {
+inline void combine(const AccumulateArgs& args, int64_t panel, int64_t block, const float* sums) {
   const int64_t first = block * kTileTokens;
   const int64_t count = args.num_tokens - first < kTileTokens ? args.num_tokens - first : kTileTokens;
   U32 r[16];
   for (int i = 0; i < 16; ++i) r[i] = bits(load(sums + i * kTileTokens));
   transpose16(r);
-  const bool has_bias = args.w2.bias != nullptr;
-  const F32 bias = has_bias ? load(args.w2.bias + panel * kPanelRows) : broadcast(0.0f);
+  const bool has_bias = args.matrix.bias != nullptr;
+  const F32 bias = has_bias ? load(args.matrix.bias + panel * kPanelRows) : broadcast(0.0f);
   for (int64_t t = 0; t < count; ++t) {
     float* sum = args.accumulators + args.tokens[first + t] * args.accumulator_stride + panel * kPanelRows;
     F32 value = from_bits(r[t]);
@@ -148,14 +148,14 @@ inline void combine(const DownArgs& args, int64_t panel, int64_t block, const fl
 }
 
 template <class Decoder>
-void down(const DownArgs& args) {
+void accumulate(const AccumulateArgs& args) {
   const Scratch s = carve_scratch(args.scratch);
-  const TokenBlocks blocks = token_blocks(args.intermediate, args.num_tokens, args.w2.k_blocks * kBlockK);
+  const TokenBlocks blocks = token_blocks(args.operand, args.num_tokens, args.matrix.k_blocks * kBlockK);
   configure_for(blocks);
   for (int64_t panel = args.panel_begin; panel < args.panel_end; panel += 2) {
     // A last panel without a partner is computed twice and added once.
     const int64_t second = panel + 1 < args.panel_end ? panel + 1 : panel;
-    pair_sums<Decoder>(panel_pair<Decoder>(args.w2, panel, second), blocks, s.slab, s.sums);
+    pair_sums<Decoder>(panel_pair<Decoder>(args.matrix, panel, second), blocks, s.slab, s.sums);
     for (int64_t b = 0; b < blocks.count; ++b) {
       combine(args, panel, b, s.sums + b * kSumFloats);
       if (second != panel) combine(args, second, b, s.sums + b * kSumFloats + kSumFloats / 2);

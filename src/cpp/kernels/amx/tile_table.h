@@ -16,7 +16,7 @@ constexpr KernelTable make_tile_table(const char* name, uint32_t required, bool 
           required,      automatic,
           group_tokens,  padded_tokens,
           operand_bytes, scratch_bytes,
-          pack_tokens,   MXFP4MOE_ALL_FORMATS(gate_up, down),
+          pack_tokens,   MXFP4MOE_ALL_FORMATS(gate_up, accumulate),
           store_output,  kQuantizeKernels,
           read_memory,   peak_flops};
 }

@@ -118,15 +118,15 @@ void gate_up(const GateUpArgs& args) {
 }
 
 template <class Decoder>
-void down(const DownArgs& args) {
+void accumulate(const AccumulateArgs& args) {
   Scratch s;
-  const int64_t k = args.w2.k_blocks * kBlockK;
+  const int64_t k = args.matrix.k_blocks * kBlockK;
   carve_scratch(args.scratch, args.num_tokens, k, &s);
-  const TokenRows tokens = widen_operand(args.intermediate, args.num_tokens, k, s.tokens);
+  const TokenRows tokens = widen_operand(args.operand, args.num_tokens, k, s.tokens);
   for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
-    panel_sums<Decoder>(panel_of<Decoder>(args.w2, panel), tokens, s.slab, s.lanes, s.sums[0]);
-    const bool has_bias = args.w2.bias != nullptr;
-    const F32 bias = has_bias ? load(args.w2.bias + panel * kPanelRows) : broadcast(0.0f);
+    panel_sums<Decoder>(panel_of<Decoder>(args.matrix, panel), tokens, s.slab, s.lanes, s.sums[0]);
+    const bool has_bias = args.matrix.bias != nullptr;
+    const F32 bias = has_bias ? load(args.matrix.bias + panel * kPanelRows) : broadcast(0.0f);
     for (int64_t t = 0; t < args.num_tokens; ++t) {
       float* sum = args.accumulators + args.tokens[t] * args.accumulator_stride + panel * kPanelRows;
       F32 value = load(s.sums[0] + t * kPanelRows);

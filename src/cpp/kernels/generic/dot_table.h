@@ -17,7 +17,7 @@ constexpr KernelTable make_dot_table(const char* name, const char* isa, uint32_t
           required,      true,
           group_tokens,  padded_tokens,
           operand_bytes, scratch_bytes,
-          pack_tokens,   MXFP4MOE_ALL_FORMATS(gate_up, down),
+          pack_tokens,   MXFP4MOE_ALL_FORMATS(gate_up, accumulate),
           store_output,  kQuantizeKernels,
           read_memory,   peak_flops};
 }

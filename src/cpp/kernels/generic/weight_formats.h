@@ -100,13 +100,13 @@ struct Bf16 {
   }
 };
 
-// The functions gate_up<Decoder> and down<Decoder> of each format, in the order of WeightFormat.
-#define MXFP4MOE_ALL_FORMATS(gate_up, down)                                                \
+// Two functions of each format, first<Decoder> and second<Decoder>, in the order of WeightFormat.
+#define MXFP4MOE_ALL_FORMATS(first, second)                                                \
   {                                                                                        \
-    {gate_up<Mxfp4>, down<Mxfp4>}, {gate_up<Nvfp4>, down<Nvfp4>},                          \
-        {gate_up<Mxfp8<WeightFormat::kMxfp8E4m3>>, down<Mxfp8<WeightFormat::kMxfp8E4m3>>}, \
-        {gate_up<Mxfp8<WeightFormat::kMxfp8E5m2>>, down<Mxfp8<WeightFormat::kMxfp8E5m2>>}, \
-        {gate_up<Fp8Block>, down<Fp8Block>}, {                                             \
-      gate_up<Bf16>, down<Bf16>                                                            \
+    {first<Mxfp4>, second<Mxfp4>}, {first<Nvfp4>, second<Nvfp4>},                          \
+        {first<Mxfp8<WeightFormat::kMxfp8E4m3>>, second<Mxfp8<WeightFormat::kMxfp8E4m3>>}, \
+        {first<Mxfp8<WeightFormat::kMxfp8E5m2>>, second<Mxfp8<WeightFormat::kMxfp8E5m2>>}, \
+        {first<Fp8Block>, second<Fp8Block>}, {                                             \
+      first<Bf16>, second<Bf16>                                                            \
     }                                                                                      \
   }
