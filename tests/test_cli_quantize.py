@@ -29,20 +29,28 @@ def read_folder(folder: Path) -> Tensors:
     return {tensor: files[name][tensor] for tensor, name in weight_map.items()}
 
 
-def matrices(source: Tensors) -> dict[str, np.ndarray]:
-    """Each expert's matrices by the name that the compressed-tensors layout gives them."""
+def published(name: str, is_mixtral: bool) -> str:
+    return name.replace(".mlp.", ".block_sparse_moe.") if is_mixtral else name
+
+
+def matrices(source: Tensors, is_mixtral: bool = False) -> dict[str, np.ndarray]:
+    """Each expert's matrices by the name that the compressed-tensors layout gives them.
+
+    Mixtral has those that are published, also where the source has fused tensors.
+    """
     result: dict[str, np.ndarray] = {}
     for name, array in source.items():
         if ".experts." not in name:
             continue
+        gate, up, down = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
         if name.endswith("gate_up_proj"):
-            prefix = name.removesuffix("gate_up_proj")
+            prefix = published(name.removesuffix("gate_up_proj"), is_mixtral)
             for expert in range(EXPERTS):
-                result[f"{prefix}{expert}.gate_proj"] = array[expert, :INTERMEDIATE]
-                result[f"{prefix}{expert}.up_proj"] = array[expert, INTERMEDIATE:]
+                result[f"{prefix}{expert}.{gate}"] = array[expert, :INTERMEDIATE]
+                result[f"{prefix}{expert}.{up}"] = array[expert, INTERMEDIATE:]
         elif array.ndim == 3:
-            prefix = name.removesuffix("down_proj")
-            result |= {f"{prefix}{expert}.down_proj": array[expert] for expert in range(EXPERTS)}
+            prefix = published(name.removesuffix("down_proj"), is_mixtral)
+            result |= {f"{prefix}{expert}.{down}": array[expert] for expert in range(EXPERTS)}
         else:
             result[name.removesuffix(".weight")] = array
     return result
@@ -53,11 +61,11 @@ def assert_same(got: np.ndarray, expected: np.ndarray) -> None:
     assert got.tobytes() == expected.tobytes()
 
 
-def assert_rest_unchanged(source: Tensors, result: Tensors) -> None:
+def assert_rest_unchanged(source: Tensors, result: Tensors, is_mixtral: bool = False) -> None:
     rest = {n for n in source if ".experts." not in n or n.endswith("_bias")}
     assert len(rest) >= 3 * LAYERS + 4
     for name in rest:
-        assert_same(result.pop(name), source[name])
+        assert_same(result.pop(published(name, is_mixtral)), source[name])
 
 
 @pytest.mark.parametrize("scale_rule", ["floor", "rceil"])
@@ -72,9 +80,9 @@ def test_mxfp4(
     source = write_model(tmp_path / "a", rng, model_type, fused)
     command = ["quantize", str(tmp_path / "a"), str(tmp_path / "b"), "--scale-rule", scale_rule]
     assert main(command) == 0
-    result = read_folder(tmp_path / "b")
-    assert_rest_unchanged(source, result)
-    expected = matrices(source)
+    result, is_mixtral = read_folder(tmp_path / "b"), model_type == "mixtral"
+    assert_rest_unchanged(source, result, is_mixtral)
+    expected = matrices(source, is_mixtral)
     assert len(expected) == 3 * EXPERTS * LAYERS
     for name, w in expected.items():
         blocks, scales = mx.quantize_mxfp4(w, scale_rule=scale_rule)
@@ -93,9 +101,9 @@ def test_fp8_block(tmp_path: Path, rng: np.random.Generator, model_type: str, fu
     (tmp_path / "a").mkdir()
     source = write_model(tmp_path / "a", rng, model_type, fused)
     assert main(["quantize", str(tmp_path / "a"), str(tmp_path / "b"), "--format", "fp8_block"]) == 0
-    result = read_folder(tmp_path / "b")
-    assert_rest_unchanged(source, result)
-    for name, w in matrices(source).items():
+    result, is_mixtral = read_folder(tmp_path / "b"), model_type == "mixtral"
+    assert_rest_unchanged(source, result, is_mixtral)
+    for name, w in matrices(source, is_mixtral).items():
         values, scales = mx.quantize_fp8_block(w, block_shape=(128, 128))
         assert_same(result.pop(f"{name}.weight"), values)
         assert_same(result.pop(f"{name}.weight_scale_inv"), scales)
@@ -204,9 +212,14 @@ BROKEN: dict[str, tuple[Any, list[str], str]] = {
         "config.json: model_type: expected one of layout gpt-oss and format mxfp4, got 'qwen3_moe', which",
     ),
     "no experts": (
+        lambda a: break_config(a, mlp_only_layers=list(range(LAYERS))),
+        [],
+        "a: expected layers that have experts, got none",
+    ),
+    "no files of experts": (
         lambda a: [path.unlink() for path in a.glob("model-0000[12]*")] and (a / INDEX).unlink(),
         [],
-        "a: expected bfloat16 expert weights, such as mlp.experts.0.gate_proj.weight, got none",
+        "a: expected a tensor model.layers.0.mlp.experts.0.gate_proj.weight, got none among 4",
     ),
     "no file": (
         lambda a: (a / "model-00002-of-00003.safetensors").unlink(),
@@ -221,7 +234,7 @@ BROKEN: dict[str, tuple[Any, list[str], str]] = {
     "rows of another size": (
         lambda a: replace_tensor(a, lambda w: np.ascontiguousarray(w[:, :48])),
         [],
-        "experts.1.gate_proj.weight: expected rows of a multiple of 32 weights, got 48",
+        "experts.1.gate_proj.weight: expected BF16 or F16 or F32 [32, 64], got BF16 [32, 48]",
     ),
     "not finite": (
         lambda a: replace_tensor(a, lambda w: np.where(np.eye(32, 64) > 0, np.inf, w).astype(w.dtype)),

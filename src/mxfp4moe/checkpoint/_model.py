@@ -81,6 +81,11 @@ class Block(NamedTuple):
         """Names of gate, up and down of an expert."""
         return tuple(f"{self.experts}.{expert}.{name}" for name in self.names.experts)
 
+    @property
+    def shared_gate_up(self) -> str:
+        """Gate rows, then up rows of the shared expert in one tensor, as transformers has some."""
+        return f"{self.shared}.gate_up_proj.weight"
+
     def shared_matrices(self) -> tuple[str, ...]:
         """Names of gate, up and down of the shared expert."""
         return tuple(f"{self.shared}.{name}" for name in self.names.shared)

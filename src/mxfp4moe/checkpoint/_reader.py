@@ -89,7 +89,7 @@ def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeig
 
 def _read_shared(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights | None:
     names, size = block.shared_matrices(), model.shared_size
-    gate_up = f"{block.shared}.gate_up_proj.weight"  # as transformers names gate and up rows in one tensor
+    gate_up = block.shared_gate_up
     if not size:
         possible = (f"{names[0]}.weight", f"{names[0]}.weight_packed", gate_up)
         if found := [name for name in possible if name in folder]:

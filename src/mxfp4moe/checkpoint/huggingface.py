@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._json import MissingFileError, bad_path_error, read_object, shorten
-from mxfp4moe.checkpoint.safetensors import SafetensorsFile
+from mxfp4moe.checkpoint.safetensors import DTYPES, SafetensorsFile
 from mxfp4moe.errors import value_error
 
 _INDEX = "model.safetensors.index.json"
@@ -74,6 +75,14 @@ class ModelFolder:
             file_name: (file, [name for name in file if file_of_tensor.get(name, file_name) == file_name])
             for file_name, file in self._files.items()
         }
+
+    def spec(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Dtype and shape of tensor `name`; its dtype must be one that NumPy has."""
+        file = self._file_with(name)
+        info = file.infos[name]
+        if info.dtype not in DTYPES:
+            raise value_error(f"{file.path}: tensor {name}", f"a dtype of {', '.join(DTYPES)}", info.dtype)
+        return DTYPES[info.dtype], info.shape
 
     def dtype(self, name: str) -> str | None:
         """The dtype of tensor `name`, as safetensors calls it; None if there is no such tensor."""

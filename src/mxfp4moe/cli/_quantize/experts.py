@@ -1,28 +1,29 @@
-"""Which tensors of a checkpoint are expert weights, and which tensors each of them becomes."""
+"""What becomes of the tensors of a MoE block, which the model type names."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe.checkpoint.safetensors import DTYPES, TensorInfo
-from mxfp4moe.cli._quantize.targets import Spec, Target
-
-_FLOATS = ("BF16", "F16", "F32")
-_ONE = re.compile(r"(?P<matrix>.+\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3))\.weight")
-_ALL = re.compile(r"(?P<experts>.+\.experts)\.(?P<matrix>gate_up_proj|down_proj)(\.weight)?")
+from mxfp4moe.checkpoint._fused import fused_names, read_fused
+from mxfp4moe.checkpoint._model import Block, Model
+from mxfp4moe.checkpoint.huggingface import ModelFolder
+from mxfp4moe.checkpoint.schemes import FLOATS
+from mxfp4moe.cli._quantize.targets import Floats, Matrices, Spec, Target
 
 Pieces = Iterator[tuple[str, "NDArray[Any]"]]
 
 
 class Conversion(Protocol):
     """What becomes of one tensor."""
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the new tensors are quantized."""
 
     @property
     def outputs(self) -> dict[str, Spec]:
@@ -37,7 +38,9 @@ class Copy:
     """The tensor stays as it is."""
 
     name: str
+    """The new one."""
     spec: Spec
+    quantizes: ClassVar[bool] = False
 
     @property
     def outputs(self) -> dict[str, Spec]:
@@ -51,10 +54,11 @@ class Copy:
 class Split:
     """Each matrix in the tensor becomes tensors of its own."""
 
-    target: Target
+    target: Matrices
     shape: tuple[int, int]
     matrices: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]]
     """How to take a matrix out of the tensor, by its name."""
+    quantizes: bool = True
 
     @property
     def outputs(self) -> dict[str, Spec]:
@@ -69,15 +73,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Stack:
-    """The matrices of all experts, (k, rows) each, stay together and are transposed."""
+    """The matrices of all experts stay together."""
 
     target: Target
     name: str
     shape: tuple[int, int, int]
+    """(num_experts, rows, k)"""
+    by_rows: Callable[[NDArray[Any]], NDArray[Any]]
+    """A view of the tensor in this shape."""
+    quantizes: ClassVar[bool] = True
 
     @property
     def outputs(self) -> dict[str, Spec]:
-        num_experts, k, rows = self.shape
+        num_experts, rows, k = self.shape
         specs = self.target.specs(rows, k)
         return {
             self.name + suffix: (dtype, (num_experts, *shape)) for suffix, (dtype, shape) in specs.items()
@@ -85,58 +93,88 @@ class Stack:
 
     def run(self, array: NDArray[Any]) -> Pieces:
         kept: list[tuple[str, NDArray[Any]]] = []  # the scales, which are small
-        for matrix in array:
-            (suffix, blocks), *rest = self.target.quantize(np.ascontiguousarray(matrix.T)).items()
+        for matrix in self.by_rows(array):
+            (suffix, blocks), *rest = self.target.quantize(np.ascontiguousarray(matrix)).items()
             yield self.name + suffix, blocks
             kept += [(self.name + suffix, piece) for suffix, piece in rest]
         yield from kept
 
 
-def conversion(name: str, info: TensorInfo, target: Target, stacked: bool) -> Conversion:
-    """What becomes of tensor `name`; `stacked`: matrices as in gpt-oss, otherwise tensors for each expert.
+def block_conversions(folder: ModelFolder, model: Model, layer: int, target: Target) -> dict[str, Conversion]:
+    """What becomes of each tensor of the MoE block of a layer; new names are those of published models.
 
     Raises
     ------
     ValueError
-        If it is an expert weight that `target` cannot hold.
+        If the tensors of the experts are no floats, or of other sizes than the model.
     """
-    one, every = _ONE.fullmatch(name), _ALL.fullmatch(name)
-    axes = 2 if one else 3
-    if not (one or every) or (stacked and one) or info.dtype not in _FLOATS or len(info.shape) != axes:
-        if info.dtype not in DTYPES:
-            raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {info.dtype}")
-        return Copy(name, (DTYPES[info.dtype], info.shape))
-    if 0 in info.shape:
-        raise ValueError(f"expected a shape without 0, got {list(info.shape)}")
-    result: Split | Stack
-    if stacked:
-        result = Stack(target, name, (info.shape[0], info.shape[1], info.shape[2]))
-    elif one:
-        result = Split(target, (info.shape[0], info.shape[1]), {one["matrix"]: lambda array: array})
-    else:
-        assert every is not None
-        result = _split(every, info, target)
-    result.outputs  # noqa: B018  # raises if the shape does not fit
+    block = model.find_block(folder, layer)
+    published = Block(block.layer, model.names[0])
+    result: dict[str, Conversion] = {}
+    for name, new_name in _kept_names(block, published, model, layer):
+        if name in folder:
+            result[name] = Copy(new_name, folder.spec(name))
+    result |= _shared_conversions(folder, model, block, published)
+    if fused_names(block.experts)[0] in folder:
+        return result | _fused_conversions(folder, model, (block, published), target)
+    shapes = _matrix_shapes(model.hidden_size, model.intermediate_size)
+    for expert in range(model.num_experts):
+        names = zip(block.expert_matrices(expert), published.expert_matrices(expert), shapes, strict=True)
+        for name, new_name, shape in names:
+            folder.tensor(f"{name}.weight", FLOATS, shape)
+            result[f"{name}.weight"] = Split(target, shape, {new_name: lambda array: array})
     return result
 
 
-def _split(match: re.Match[str], info: TensorInfo, target: Target) -> Split:
-    """Of a tensor (num_experts, rows, k), in which gate rows stand before up rows."""
-    num_experts, rows, k = info.shape
-    if "block_sparse_moe" in match["experts"]:  # the names of Mixtral
-        names = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}[match["matrix"]]
-    else:
-        names = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[match["matrix"]]
-    if rows % len(names):
-        raise ValueError(f"expected as many rows of gate as of up, got {rows} in all")
-    rows //= len(names)
+def _matrix_shapes(hidden: int, intermediate: int) -> tuple[tuple[int, int], ...]:
+    """Of gate, up and down."""
+    return (intermediate, hidden), (intermediate, hidden), (hidden, intermediate)
 
-    def take(array: NDArray[Any], expert: int, first: int) -> NDArray[Any]:
-        return array[expert, first : first + rows]
 
-    matrices = {
-        f"{match['experts']}.{expert}.{name}": partial(take, expert=expert, first=number * rows)
-        for expert in range(num_experts)
-        for number, name in enumerate(names)
-    }
-    return Split(target, (rows, k), matrices)
+def _kept_names(block: Block, published: Block, model: Model, layer: int) -> Iterator[tuple[str, str]]:
+    """Tensors of the block that are not quantized, by their old and their new name."""
+    for suffix in ("weight", "bias"):
+        yield f"{block.router}.{suffix}", f"{published.router}.{suffix}"
+    for argument in model.rule(layer).tensors:
+        yield (
+            f"{block.path}.{block.names.routing[argument]}",
+            f"{published.path}.{published.names.routing[argument]}",
+        )
+    for name, new_name in zip(block.shared_matrices(), published.shared_matrices(), strict=True):
+        yield f"{name}.weight", f"{new_name}.weight"
+
+
+def _shared_conversions(
+    folder: ModelFolder, model: Model, block: Block, published: Block
+) -> dict[str, Conversion]:
+    """Gate and up of the shared expert, if they are one tensor."""
+    name, size = block.shared_gate_up, model.shared_size
+    if name not in folder:
+        return {}
+    dtype, _ = folder.spec(name)
+    gate, up, _ = published.shared_matrices()
+    halves = {gate: lambda array: array[:size], up: lambda array: array[size:]}
+    return {name: Split(Floats(dtype), (size, model.hidden_size), halves, quantizes=False)}
+
+
+def _fused_conversions(
+    folder: ModelFolder, model: Model, blocks: tuple[Block, Block], target: Target
+) -> dict[str, Conversion]:
+    """Of experts in two tensors; `blocks`: with their names and with the published ones."""
+    block, published = blocks
+    gate_up, down = fused_names(block.experts)
+    layout, *arrays = read_fused(folder, block.experts, model)
+    if model.is_stacked:
+        names = zip((gate_up, down), fused_names(published.experts), arrays, strict=True)
+        return {
+            name: Stack(target, new_name, layout.by_rows(array).shape, layout.by_rows)
+            for name, new_name, array in names
+        }
+    gates, ups, downs = {}, {}, {}
+    for expert in range(model.num_experts):
+        gate, up, last = published.expert_matrices(expert)
+        gates[gate] = lambda array, expert=expert: layout.gate_and_up(array)[0][expert]
+        ups[up] = lambda array, expert=expert: layout.gate_and_up(array)[1][expert]
+        downs[last] = lambda array, expert=expert: layout.by_rows(array)[expert]
+    gate_shape, _, down_shape = _matrix_shapes(model.hidden_size, model.intermediate_size)
+    return {gate_up: Split(target, gate_shape, gates | ups), down: Split(target, down_shape, downs)}

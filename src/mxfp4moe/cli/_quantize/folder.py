@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mxfp4moe.checkpoint._model import language_model
+from mxfp4moe.checkpoint._reader import HuggingFaceCheckpoint
 from mxfp4moe.checkpoint.huggingface import ModelFolder
+from mxfp4moe.checkpoint.models import read_model
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter
-from mxfp4moe.cli._quantize.experts import Conversion, Copy, conversion
+from mxfp4moe.cli._quantize.experts import Conversion, Copy, block_conversions
 from mxfp4moe.cli._quantize.targets import Fp8Block, GptOssMxfp4, Mxfp4, Target
 
 INDEX = "model.safetensors.index.json"
@@ -50,40 +53,54 @@ class Quantization:
     """The plan: every header of the source is read and checked, nothing is written."""
 
     def __init__(self, source: Path, format: str, layout: str | None, scale_rule: str) -> None:
-        self.folder = ModelFolder(source)
+        self.folder, self.format = ModelFolder(source), format
         config = self.folder.config
-        if config.section("quantization_config").fields:
-            raise config.error("quantization_config", "none: a checkpoint in bfloat16", "one")
-        is_gpt_oss = config.string("model_type") == "gpt_oss"
-        self.layout = layout or ("gpt-oss" if is_gpt_oss else "compressed-tensors")
-        if (self.layout == "gpt-oss") != is_gpt_oss or (is_gpt_oss and format != "mxfp4"):
-            expected = "gpt-oss with mxfp4" if is_gpt_oss else "compressed-tensors"
+        _, quantized = language_model(config)
+        for name in ("quantization_config", "compression_config"):
+            if quantized.section(name).fields:
+                raise quantized.error(name, "none: a checkpoint in bfloat16", "one")
+        self.model = read_model(config)
+        is_stacked = self.model.is_stacked
+        self.layout = layout or ("gpt-oss" if is_stacked else "compressed-tensors")
+        if (self.layout == "gpt-oss") != is_stacked or (is_stacked and format != "mxfp4"):
+            expected = "gpt-oss with mxfp4" if is_stacked else "compressed-tensors"
             raise config.error("model_type", f"one of layout {self.layout} and format {format}",
                                f"{config.string('model_type')!r}, which needs {expected}")  # fmt: skip
         if format == "fp8_block":
             self.target: Target = Fp8Block()
         else:
-            self.target = GptOssMxfp4(scale_rule) if is_gpt_oss else Mxfp4(scale_rule)
+            self.target = GptOssMxfp4(scale_rule) if is_stacked else Mxfp4(scale_rule)
+        conversions = self._block_conversions()
         self.shards = {
-            name: Shard(file, {tensor: self._conversion(file, tensor) for tensor in tensors})
+            name: Shard(
+                file,
+                {t: conversions.get(t) or Copy(t, self.folder.spec(t)) for t in tensors},
+            )
             for name, (file, tensors) in self.folder.shards().items()
         }
         self.num_quantized = sum(
-            not isinstance(each, Copy)
-            for shard in self.shards.values()
-            for each in shard.conversions.values()
+            each.quantizes for shard in self.shards.values() for each in shard.conversions.values()
         )
         if not self.num_quantized:
-            expected = "experts.gate_up_proj" if is_gpt_oss else "experts.0.gate_proj.weight"
-            raise ValueError(f"{source}: expected bfloat16 expert weights, such as mlp.{expected}, got none")
+            raise ValueError(f"{source}: expected layers that have experts, got none")
         self.source_bytes = sum(shard.source_bytes for shard in self.shards.values())
         self.nbytes = sum(shard.writer(Path(name)).nbytes for name, shard in self.shards.items())
 
-    def _conversion(self, file: SafetensorsFile, name: str) -> Conversion:
-        try:
-            return conversion(name, file.infos[name], self.target, self.layout == "gpt-oss")
-        except ValueError as error:
-            raise ValueError(f"{file.path}: tensor {name}: {error}") from None
+    def _block_conversions(self) -> dict[str, Conversion]:
+        """Of the tensors of all MoE blocks, those beyond the last layer included."""
+        source = HuggingFaceCheckpoint(self.folder)
+        for layer in source.moe_layers:
+            source.describe_layer(layer)  # which checks every tensor
+        result: dict[str, Conversion] = {}
+        for layer in self.model.find_layers(self.folder):
+            if not self.model.is_dense(layer):
+                result |= block_conversions(self.folder, self.model, layer, self.target)
+        for name, each in result.items():
+            try:
+                each.outputs  # noqa: B018  # raises if the shape does not fit the format
+            except ValueError as error:
+                raise ValueError(f"{self.folder.path}: tensor {name}: {error}") from None
+        return result
 
     def write(self, folder: Path, advance: Callable[[int], None]) -> None:
         """Write the new model into the empty `folder`; `advance` is told how many source bytes are done."""
@@ -103,11 +120,23 @@ class Quantization:
             _write_json(
                 folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
             )
-        config = self.folder.config.fields
+        fields = self.folder.config.fields
+        config = {name: value for name, value in fields.items() if name not in self.model.storage_fields}
         _write_json(folder / "config.json", config | {"quantization_config": self.quantization_config()})
         for path in sorted(self.folder.path.iterdir()):
             if path.is_file() and path.name != "config.json" and not path.name.endswith(_WEIGHT_FILES):
                 shutil.copyfile(path, folder / path.name)
+        self._check(folder)
+
+    def _check(self, folder: Path) -> None:
+        """Raise if what was written is not a model that this package reads."""
+        written = HuggingFaceCheckpoint(ModelFolder(folder))
+        for layer in written.moe_layers:
+            info = written.describe_layer(layer)
+            if info.format != self.format:
+                raise ValueError(
+                    f"{folder}: layer {layer}: expected experts in {self.format}, got {info.format}"
+                )
 
     def quantization_config(self) -> dict[str, Any]:
         """What config.json says of the new weights."""
@@ -116,9 +145,11 @@ class Quantization:
         unquantized = {"lm_head"}
         for shard in self.shards.values():
             for name, each in shard.conversions.items():
-                is_matrix = name.endswith(".weight") and len(shard.file.infos[name].shape) == 2
-                if isinstance(each, Copy) and is_matrix:
-                    unquantized.add(name.removesuffix(".weight"))
+                if not each.quantizes:
+                    matrices = {name for name, (_, shape) in each.outputs.items() if len(shape) == 2}
+                    unquantized |= {
+                        name.removesuffix(".weight") for name in matrices if name.endswith(".weight")
+                    }
         return self.target.config(sorted(unquantized))
 
     def _pieces(self, shard: Shard, name: str) -> Any:

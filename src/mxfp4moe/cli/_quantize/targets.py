@@ -21,14 +21,18 @@ _FP8_BLOCK = (128, 128)
 _EXPERTS = r"re:.*\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)$"
 
 
-class Target(Protocol):
-    """Quantizes a matrix of shape (rows, k); tensors are named by what follows the name of the matrix."""
+class Matrices(Protocol):
+    """What a matrix of shape (rows, k) becomes; tensors are named by what follows the name of the matrix."""
 
     def specs(self, rows: int, k: int) -> dict[str, Spec]:
         """Dtype and shape of each tensor, by suffix, in the order of the file."""
 
     def quantize(self, w: NDArray[Any]) -> Arrays:
         """The tensors, by suffix."""
+
+
+class Target(Matrices, Protocol):
+    """How matrices are quantized."""
 
     def config(self, unquantized: Sequence[str]) -> dict[str, Any]:
         """The ``quantization_config`` of a model whose modules `unquantized` stay as they are."""
@@ -116,3 +120,16 @@ class Fp8Block:
             "weight_block_size": list(_FP8_BLOCK),
             "modules_to_not_convert": list(unquantized),
         }
+
+
+@dataclass(frozen=True)
+class Floats:
+    """What is not quantized, where one tensor becomes several."""
+
+    dtype: np.dtype[Any]
+
+    def specs(self, rows: int, k: int) -> dict[str, Spec]:
+        return {".weight": (self.dtype, (rows, k))}
+
+    def quantize(self, w: NDArray[Any]) -> Arrays:
+        return {".weight": w}
