@@ -29,15 +29,15 @@ def dequantize_mx(const uint8_t[::1] codes, const uint8_t[::1] scales, kinds, ui
         cpp.dequantize_mx(cpp.kernel_table(kernels), args, num_threads)
 
 
-cdef cpp.TileGrid tile_grid(shape, block_shape):
-    return cpp.TileGrid(shape[0], shape[1], shape[2], block_shape[0], block_shape[1])
+cdef cpp.ScaleBlockGrid scale_block_grid(shape, block_shape):
+    return cpp.ScaleBlockGrid(shape[0], shape[1], shape[2], block_shape[0], block_shape[1])
 
 
 def quantize_fp8_block(const uint8_t[::1] values, int dtype, shape, block_shape, uint8_t[::1] codes, float[::1] scales,
                        int kernels, int num_threads):
-    """Write the codes of matrices, `shape` is (matrices, rows, columns), and the scale of each of their tiles."""
-    cdef cpp.TileGrid grid = tile_grid(shape, block_shape)
-    cdef cpp.TileArgs args
+    """Write the codes of matrices, `shape` is (matrices, rows, columns), and the scale of each of their blocks."""
+    cdef cpp.ScaleBlockGrid grid = scale_block_grid(shape, block_shape)
+    cdef cpp.ScaleBlockArgs args
     args.values = &values[0]
     args.dtype = <cpp.DType>dtype
     args.rows = grid.rows
@@ -49,8 +49,8 @@ def quantize_fp8_block(const uint8_t[::1] values, int dtype, shape, block_shape,
 def dequantize_fp8_block(const uint8_t[::1] codes, const float[::1] scales, shape, block_shape, int dtype,
                          uint8_t[::1] values, int kernels, int num_threads):
     """The inverse of `quantize_fp8_block`."""
-    cdef cpp.TileGrid grid = tile_grid(shape, block_shape)
-    cdef cpp.TileValuesArgs args
+    cdef cpp.ScaleBlockGrid grid = scale_block_grid(shape, block_shape)
+    cdef cpp.ScaleBlockValuesArgs args
     args.codes = &codes[0]
     args.scale = 1.0
     args.rows = grid.rows

@@ -32,6 +32,15 @@ cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
         float alpha
         float limit
 
+    cdef enum class Status:
+        kOk
+        kOutOfMemory
+
+    cdef struct Rows:
+        uint8_t* data
+        int64_t stride
+        DType dtype
+
 
 cdef extern from "kernels/kernel_table.h" namespace "mxfp4moe" nogil:
     cdef cppclass KernelTable:
@@ -40,7 +49,7 @@ cdef extern from "kernels/kernel_table.h" namespace "mxfp4moe" nogil:
         cbool automatic
 
 
-cdef extern from "cpu/registry.h" namespace "mxfp4moe" nogil:
+cdef extern from "kernels/registry.h" namespace "mxfp4moe" nogil:
     int num_kernel_tables()
     const KernelTable& kernel_table(int index)
     cbool kernel_table_supported(int index)
@@ -74,64 +83,6 @@ cdef extern from "memory/mapping.h" namespace "mxfp4moe" nogil:
 cdef extern from "measure/roofline.h" namespace "mxfp4moe" nogil:
     uint64_t read_memory(const KernelTable& kernels, const uint8_t* data, int64_t nbytes, int num_threads)
     double peak_flops(const KernelTable& kernels, int64_t iterations, int num_threads)
-
-
-cdef extern from "moe/problem.h" namespace "mxfp4moe" nogil:
-    cdef enum class Status:
-        kOk
-        kOutOfMemory
-
-    cdef struct PackedLayer:
-        pass
-
-    cdef struct Rows:
-        uint8_t* data
-        int64_t stride
-        DType dtype
-
-    cdef struct MoeProblem:
-        PackedLayer layer
-        Rows hidden_states
-        Rows out
-        const float* topk_weights
-        const int32_t* local_ids
-        int64_t num_tokens
-        int64_t top_k
-        Activation activation
-        cbool apply_router_weight_on_input
-
-
-cdef extern from "moe/schedule.h" namespace "mxfp4moe" nogil:
-    Status run_fused_experts "mxfp4moe::fused_experts"(
-        const KernelTable& kernels, const MoeProblem& problem, int num_threads)
-
-
-cdef extern from "moe/plan.h" namespace "mxfp4moe" nogil:
-    cdef struct Team:
-        int num_threads
-        int num_nodes
-
-
-cdef extern from "threads/nodes.h" namespace "mxfp4moe" nogil:
-    const int kMaxNodes
-    int num_nodes()
-    void simulate_nodes(int count)
-
-
-cdef extern from "moe/describe_plan.h" namespace "mxfp4moe" nogil:
-    cdef struct PlanItem:
-        int node
-        int64_t expert
-        int64_t pair_begin
-        int64_t pair_end
-
-    cdef struct CallPlan:
-        int64_t chunk_tokens
-        int num_threads
-        vector[PlanItem] gate_up
-        vector[PlanItem] down
-
-    CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Team team) except +
 
 
 cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
@@ -213,11 +164,60 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         MatrixLayout w2
         int64_t total
 
+    cdef struct PackedLayer:
+        pass
+
     StorageLayout storage_layout(const StorageShape& shape)
     PackedLayer view_storage(const StorageShape& shape, const uint8_t* data)
 
 
-cdef extern from "moe/linear.h" namespace "mxfp4moe" nogil:
+cdef extern from "moe/problem.h" namespace "mxfp4moe" nogil:
+    cdef struct MoeProblem:
+        PackedLayer layer
+        Rows hidden_states
+        Rows out
+        const float* topk_weights
+        const int32_t* local_ids
+        int64_t num_tokens
+        int64_t top_k
+        Activation activation
+        cbool apply_router_weight_on_input
+
+
+cdef extern from "moe/schedule.h" namespace "mxfp4moe" nogil:
+    Status run_fused_experts "mxfp4moe::fused_experts"(
+        const KernelTable& kernels, const MoeProblem& problem, int num_threads)
+
+
+cdef extern from "moe/plan.h" namespace "mxfp4moe" nogil:
+    cdef struct Team:
+        int num_threads
+        int num_nodes
+
+
+cdef extern from "threads/nodes.h" namespace "mxfp4moe" nogil:
+    const int kMaxNodes
+    int num_nodes()
+    void simulate_nodes(int count)
+
+
+cdef extern from "moe/describe_plan.h" namespace "mxfp4moe" nogil:
+    cdef struct PlanItem:
+        int node
+        int64_t expert
+        int64_t pair_begin
+        int64_t pair_end
+
+    cdef struct CallPlan:
+        int64_t chunk_tokens
+        int num_threads
+        vector[PlanItem] gate_up
+        vector[PlanItem] down
+
+    CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Team team) except +
+
+
+cdef extern from "linear/linear.h" namespace "mxfp4moe" nogil:
     cdef struct LinearShape:
         int64_t num_rows
         int64_t k
@@ -236,7 +236,7 @@ cdef extern from "moe/linear.h" namespace "mxfp4moe" nogil:
     Status run_linear "mxfp4moe::linear"(const KernelTable& kernels, const LinearProblem& problem, int num_threads)
 
 
-cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
+cdef extern from "kernels/quantize_kernels.h" namespace "mxfp4moe" nogil:
     cdef enum class MxElement(int32_t):
         kE2m1
         kE4m3
@@ -259,14 +259,14 @@ cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
         int64_t num_blocks
         uint8_t* values
 
-    cdef struct TileArgs:
+    cdef struct ScaleBlockArgs:
         const uint8_t* values
         DType dtype
         int64_t rows
         int64_t columns
         int64_t stride
 
-    cdef struct TileValuesArgs:
+    cdef struct ScaleBlockValuesArgs:
         const uint8_t* codes
         float scale
         int64_t rows
@@ -291,7 +291,9 @@ cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
         int64_t num_blocks
         uint8_t* values
 
-    cdef struct TileGrid:
+
+cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
+    cdef struct ScaleBlockGrid:
         int64_t num_matrices
         int64_t rows
         int64_t columns
@@ -300,9 +302,9 @@ cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
 
     void quantize_mx(const KernelTable& kernels, const MxArgs& args, int num_threads)
     void dequantize_mx(const KernelTable& kernels, const MxValuesArgs& args, int num_threads)
-    void quantize_fp8_block(const KernelTable& kernels, const TileGrid& grid, const TileArgs& values, uint8_t* codes,
+    void quantize_fp8_block(const KernelTable& kernels, const ScaleBlockGrid& grid, const ScaleBlockArgs& values, uint8_t* codes,
                             float* scales, int num_threads)
-    void dequantize_fp8_block(const KernelTable& kernels, const TileGrid& grid, const TileValuesArgs& args,
+    void dequantize_fp8_block(const KernelTable& kernels, const ScaleBlockGrid& grid, const ScaleBlockValuesArgs& args,
                               const float* scales, int num_threads)
     void quantize_nvfp4(const KernelTable& kernels, const Nvfp4Args& args, int64_t num_tensors, float* tensor_scales,
                         int num_threads)

@@ -26,6 +26,15 @@ struct Activation {
 constexpr int kPanelRows = 16;
 constexpr int kBlockK = 32;
 
+// Rows of values in memory; the values of a row are consecutive.
+struct Rows {
+  uint8_t* data;
+  int64_t stride;  // bytes from one row to the next
+  DType dtype;
+};
+
+enum class Status { kOk, kOutOfMemory };
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "common/types.h"
+#include "kernels/quantize_kernels.h"
 #include "packing/panels.h"
-#include "quantize/quantize.h"
 
 namespace mxfp4moe {
 

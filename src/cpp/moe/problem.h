@@ -1,26 +1,9 @@
 // One call of the fused experts, as plain data.
 #pragma once
 
-#include "packing/panels.h"
+#include "packing/storage.h"
 
 namespace mxfp4moe {
-
-enum class Status { kOk, kOutOfMemory };
-
-struct PackedLayer {
-  WeightFormat format;
-  int64_t num_experts;
-  int64_t hidden_size;
-  int64_t intermediate_size;
-  PackedMatrix w13;  // of every expert; a multiple of four panels: the intermediate is padded to whole K-blocks
-  PackedMatrix w2;
-};
-
-struct Rows {
-  uint8_t* data;
-  int64_t stride;  // bytes
-  DType dtype;
-};
 
 struct MoeProblem {
   PackedLayer layer;

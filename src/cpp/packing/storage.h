@@ -1,7 +1,6 @@
 // Where the parts of packed experts stand in one block of memory (and in a packed file).
 #pragma once
 
-#include "moe/problem.h"
 #include "packing/panels.h"
 
 namespace mxfp4moe {
@@ -38,6 +37,16 @@ struct StorageLayout {
 
 // total is -1 if the sizes do not fit in 62 bits.
 StorageLayout storage_layout(const StorageShape& shape);
+
+// The packed experts of one layer.
+struct PackedLayer {
+  WeightFormat format;
+  int64_t num_experts;
+  int64_t hidden_size;
+  int64_t intermediate_size;
+  PackedMatrix w13;  // of every expert; a multiple of four panels: the intermediate is padded to whole K-blocks
+  PackedMatrix w2;
+};
 
 PackedLayer view_storage(const StorageShape& shape, const uint8_t* data);
 

@@ -1,4 +1,3 @@
-#include "kernels/kernel_table.h"
 #include "quantize/quantize.h"
 #include "quantize/split.h"
 

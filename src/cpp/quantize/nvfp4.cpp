@@ -1,9 +1,8 @@
 #include "formats/e2m1.h"
 #include "formats/e4m3.h"
-#include "kernels/kernel_table.h"
+#include "quantize/float_scale.h"
 #include "quantize/quantize.h"
 #include "quantize/split.h"
-#include "quantize/tile_scale.h"
 
 namespace mxfp4moe {
 
@@ -19,7 +18,7 @@ void quantize_nvfp4(const KernelTable& kernels, const Nvfp4Args& args, int64_t n
     const int64_t first = tensor * args.num_blocks;
     const uint8_t* values = args.values + first * kBlock * value_bytes(args.dtype);
     // As rows of one block each: the threads can share any tensor.
-    const TileArgs whole = {values, args.dtype, args.num_blocks, kBlock, kBlock};
+    const ScaleBlockArgs whole = {values, args.dtype, args.num_blocks, kBlock, kBlock};
     const double amax = amax_of(kernels, whole, true, threads);
     tensor_scales[tensor] = float_scale(amax, E4m3Element::kMax * E2m1Element::kMax);
     split_units(args.num_blocks, kBlock, threads, [&](int64_t begin, int64_t end) {

@@ -7,5 +7,6 @@
 #include "kernels/generic/quantize_nvfp4.h"
 
 constexpr QuantizeKernels kQuantizeKernels = {
-    quantize_mx, dequantize_mx, tile_amax, quantize_tile, dequantize_tile, quantize_nvfp4, dequantize_nvfp4,
+    quantize_mx,    dequantize_mx,    scale_block_amax, quantize_scale_block, dequantize_scale_block,
+    quantize_nvfp4, dequantize_nvfp4,
 };

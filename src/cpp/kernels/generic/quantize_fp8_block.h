@@ -1,14 +1,16 @@
-// FP8 with a float32 scale for a rectangle of values. Included inside the namespace of a kernel table.
+// FP8 with a float32 scale for each scale block, a rectangle of values. This header is included inside the namespace of
+// a kernel table.
 
-// The largest magnitude of a tile; infinity or NaN if it has one, or, `finite_only`, as if those were zero.
+// Returns the largest magnitude of a scale block. It is infinity or NaN if the block holds one; with `finite_only`
+// those count as zero.
 template <class Values>
-inline double tile_amax_f32(const TileArgs& args, bool finite_only) {
+inline double scale_block_amax_f32(const ScaleBlockArgs& args, bool finite_only) {
   const F32 limit = from_bits(broadcast_u32(finite_only ? kInfinityF32 : 0x7fffffffu));
   const int64_t whole = args.columns / 16 * 16;
   U32 largest = broadcast_u32(0);
   const auto include = [&](F32 v) {
     const F32 a = from_bits(magnitude_bits(v));
-    // Against the limit NaN no comparison is true.
+    // Infinity and NaN are not less than the limit, so the selection makes them zero.
     largest = max_u32(largest, finite_only ? bits(select_less(a, limit, a, broadcast(0.0f))) : bits(a));
   };
   for (int64_t row = 0; row < args.rows; ++row) {
@@ -19,7 +21,7 @@ inline double tile_amax_f32(const TileArgs& args, bool finite_only) {
   return f32_from_bits(reduce_max_u32(largest));
 }
 
-inline double tile_amax_f64(const TileArgs& args, bool finite_only) {
+inline double scale_block_amax_f64(const ScaleBlockArgs& args, bool finite_only) {
   uint64_t largest = 0;
   for (int64_t row = 0; row < args.rows; ++row) {
     for (int64_t k = 0; k < args.columns; ++k) {
@@ -31,18 +33,18 @@ inline double tile_amax_f64(const TileArgs& args, bool finite_only) {
   return f64_from_bits(largest);
 }
 
-inline double tile_amax(const TileArgs& args, bool finite_only) {
+inline double scale_block_amax(const ScaleBlockArgs& args, bool finite_only) {
   switch (args.dtype) {
-    case DType::kFloat32: return tile_amax_f32<Float32Values>(args, finite_only);
-    case DType::kFloat16: return tile_amax_f32<Float16Values>(args, finite_only);
-    case DType::kBFloat16: return tile_amax_f32<BFloat16Values>(args, finite_only);
-    case DType::kFloat64: return tile_amax_f64(args, finite_only);
+    case DType::kFloat32: return scale_block_amax_f32<Float32Values>(args, finite_only);
+    case DType::kFloat16: return scale_block_amax_f32<Float16Values>(args, finite_only);
+    case DType::kBFloat16: return scale_block_amax_f32<BFloat16Values>(args, finite_only);
+    case DType::kFloat64: return scale_block_amax_f64(args, finite_only);
   }
   return 0.0;
 }
 
 template <class Values>
-inline void quantize_tile_f32(const TileArgs& args, float scale, uint8_t* codes) {
+inline void quantize_scale_block_f32(const ScaleBlockArgs& args, float scale, uint8_t* codes) {
   const F32 divisor = broadcast(scale);
   const int64_t whole = args.columns / 16 * 16;
   for (int64_t row = 0; row < args.rows; ++row) {
@@ -60,7 +62,7 @@ inline void quantize_tile_f32(const TileArgs& args, float scale, uint8_t* codes)
   }
 }
 
-inline void quantize_tile_f64(const TileArgs& args, float scale, uint8_t* codes) {
+inline void quantize_scale_block_f64(const ScaleBlockArgs& args, float scale, uint8_t* codes) {
   for (int64_t row = 0; row < args.rows; ++row) {
     for (int64_t k = row * args.stride; k < row * args.stride + args.columns; ++k) {
       codes[k] = static_cast<uint8_t>(element_code_signed<E4m3Element>(load_f64(args.values + k * 8) / scale));
@@ -68,17 +70,17 @@ inline void quantize_tile_f64(const TileArgs& args, float scale, uint8_t* codes)
   }
 }
 
-inline void quantize_tile(const TileArgs& args, float scale, uint8_t* codes) {
+inline void quantize_scale_block(const ScaleBlockArgs& args, float scale, uint8_t* codes) {
   switch (args.dtype) {
-    case DType::kFloat32: return quantize_tile_f32<Float32Values>(args, scale, codes);
-    case DType::kFloat16: return quantize_tile_f32<Float16Values>(args, scale, codes);
-    case DType::kBFloat16: return quantize_tile_f32<BFloat16Values>(args, scale, codes);
-    case DType::kFloat64: return quantize_tile_f64(args, scale, codes);
+    case DType::kFloat32: return quantize_scale_block_f32<Float32Values>(args, scale, codes);
+    case DType::kFloat16: return quantize_scale_block_f32<Float16Values>(args, scale, codes);
+    case DType::kBFloat16: return quantize_scale_block_f32<BFloat16Values>(args, scale, codes);
+    case DType::kFloat64: return quantize_scale_block_f64(args, scale, codes);
   }
 }
 
 template <class Values>
-inline void dequantize_tile_f32(const TileValuesArgs& args) {
+inline void dequantize_scale_block_f32(const ScaleBlockValuesArgs& args) {
   const int64_t whole = args.columns / 16 * 16;
   for (int64_t row = 0; row < args.rows; ++row) {
     const uint8_t* codes = args.codes + row * args.stride;
@@ -97,7 +99,7 @@ inline void dequantize_tile_f32(const TileValuesArgs& args) {
   }
 }
 
-inline void dequantize_tile_f64(const TileValuesArgs& args) {
+inline void dequantize_scale_block_f64(const ScaleBlockValuesArgs& args) {
   for (int64_t row = 0; row < args.rows; ++row) {
     for (int64_t k = row * args.stride; k < row * args.stride + args.columns; ++k) {
       store_f64(args.values + k * 8, static_cast<double>(value_at<E4m3Element>(args.codes, k)) * args.scale);
@@ -105,11 +107,11 @@ inline void dequantize_tile_f64(const TileValuesArgs& args) {
   }
 }
 
-inline void dequantize_tile(const TileValuesArgs& args) {
+inline void dequantize_scale_block(const ScaleBlockValuesArgs& args) {
   switch (args.dtype) {
-    case DType::kFloat32: return dequantize_tile_f32<Float32Values>(args);
-    case DType::kFloat16: return dequantize_tile_f32<Float16Values>(args);
-    case DType::kBFloat16: return dequantize_tile_f32<BFloat16Values>(args);
-    case DType::kFloat64: return dequantize_tile_f64(args);
+    case DType::kFloat32: return dequantize_scale_block_f32<Float32Values>(args);
+    case DType::kFloat16: return dequantize_scale_block_f32<Float16Values>(args);
+    case DType::kBFloat16: return dequantize_scale_block_f32<BFloat16Values>(args);
+    case DType::kFloat64: return dequantize_scale_block_f64(args);
   }
 }

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "kernels/kernel_table.h"
-#include "moe/problem.h"
+#include "packing/panels.h"
 
 namespace mxfp4moe {
 

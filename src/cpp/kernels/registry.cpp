@@ -1,4 +1,4 @@
-#include "cpu/registry.h"
+#include "kernels/registry.h"
 
 #include "cpu/features.h"
 

@@ -1,4 +1,4 @@
-#include "quantize/tile_scale.h"
+#include "quantize/float_scale.h"
 
 #include <algorithm>
 #include <atomic>
@@ -6,18 +6,17 @@
 #include <limits>
 
 #include "formats/bf16.h"
-#include "kernels/kernel_table.h"
 #include "quantize/split.h"
 
 namespace mxfp4moe {
 
-double amax_of(const KernelTable& kernels, const TileArgs& tile, bool finite_only, int num_threads) {
+double amax_of(const KernelTable& kernels, const ScaleBlockArgs& block, bool finite_only, int num_threads) {
   std::atomic<uint64_t> largest{0};  // the bits of magnitudes are ordered as they are, NaN last
-  split_units(tile.rows, tile.columns, num_threads, [&](int64_t begin, int64_t end) {
-    TileArgs part = tile;
-    part.values += begin * tile.stride * value_bytes(tile.dtype);
+  split_units(block.rows, block.columns, num_threads, [&](int64_t begin, int64_t end) {
+    ScaleBlockArgs part = block;
+    part.values += begin * block.stride * value_bytes(block.dtype);
     part.rows = end - begin;
-    const uint64_t found = f64_bits(kernels.quantize.tile_amax(part, finite_only));
+    const uint64_t found = f64_bits(kernels.quantize.scale_block_amax(part, finite_only));
     uint64_t known = largest.load(std::memory_order_relaxed);
     while (found > known && !largest.compare_exchange_weak(known, found, std::memory_order_relaxed)) {
     }

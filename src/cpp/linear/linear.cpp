@@ -1,4 +1,4 @@
-#include "moe/linear.h"
+#include "linear/linear.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,0 +1,41 @@
+"""The folders of the C++ sources include only folders below them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[1] / "src" / "cpp"
+
+# From the ground up: a folder may include itself and what stands before it.
+FOLDERS = (
+    "common",
+    "cpu",
+    "formats",
+    "memory",
+    "threads",
+    "packing",
+    "kernels",
+    "measure",
+    "quantize",
+    "routing",
+    "linear",
+    "moe",
+)
+
+
+def test_every_folder_has_its_place() -> None:
+    assert sorted(path.name for path in SOURCES.iterdir() if path.is_dir()) == sorted(FOLDERS)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_includes_point_down(folder: str) -> None:
+    below = FOLDERS[: FOLDERS.index(folder) + 1]
+    count = 0
+    for path in sorted((SOURCES / folder).rglob("*.*")):
+        for included in re.findall(r'^\s*#\s*include "(\w+)/', path.read_text(), re.MULTILINE):
+            assert included in below, f"{path.relative_to(SOURCES)} includes {included}/"
+            count += 1
+    assert count > 0 or folder in ("common", "cpu"), "nothing was read"
