@@ -94,7 +94,7 @@ constexpr int kPanels = 2;
 
 template <class Decoder>
 int64_t operand_bytes_of_block(int64_t num_tokens) {
-  const bool slab = num_tokens > 2 * kTileTokens && !kIsTile<Decoder>;
+  const bool slab = num_tokens > 2 * kTokenTile && !kIsTile<Decoder>;
   return kPanels * kBlockBytes<Decoder> + padded_tokens(num_tokens) * kBlockK * 2 +
          (slab ? kPanels * kTileElements * 2 : 0);
 }

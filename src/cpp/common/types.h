@@ -1,4 +1,7 @@
-// Small vocabulary shared by every part of the library.
+// The small vocabulary that every part of the library shares.
+//
+// The names beside an enumeration are those of the Python package, in the order of the values; the binding reads them
+// (`_core.ACTIVATIONS` and its like), so that a number stands nowhere else.
 #pragma once
 
 #include <cstddef>
@@ -7,24 +10,42 @@
 namespace mxfp4moe {
 
 enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
+constexpr const char* kDTypeNames[] = {"float32", "float16", "bfloat16", "float64"};
 
 enum class WeightFormat : int32_t { kMxfp4, kNvfp4, kMxfp8E4m3, kMxfp8E5m2, kFp8Block, kBf16 };
-constexpr int kNumWeightFormats = 6;
+constexpr const char* kWeightFormatNames[] = {"mxfp4", "nvfp4", "mxfp8-e4m3", "mxfp8-e5m2", "fp8_block", "bf16"};
 
+enum class MxElement : int32_t { kE2m1, kE4m3, kE5m2 };
+constexpr const char* kMxElementNames[] = {"e2m1", "e4m3", "e5m2"};
+
+// How the scale of an MX block follows from its largest magnitude; formats/element.h defines the rules.
 enum class ScaleRule : int32_t { kFloor, kCeil, kRceil, kEven };
+constexpr const char* kScaleRuleNames[] = {"floor", "ceil", "rceil", "even"};
 
 enum class ActivationKind : int32_t { kSilu, kSwigluOai, kGelu, kGeluTanh };
+constexpr const char* kActivationNames[] = {"silu", "swigluoai", "gelu", "gelu_tanh"};
 
-// Gate is clamped from above and up on both sides to `limit` (infinity: not at all), then `kind` is applied.
+template <size_t N>
+constexpr int count_of(const char* const (&)[N]) {
+  return static_cast<int>(N);
+}
+constexpr int kNumWeightFormats = count_of(kWeightFormatNames);
+
+// First the gate is clamped from above and the up value on both sides to `limit` (infinity clamps nothing), then `kind`
+// is applied.
 struct Activation {
   ActivationKind kind;
   float alpha;
   float limit;
 };
 
-// A panel is 16 output rows by all of K; a K-block is 32 consecutive k. See packing/panels.h for the layout.
+// A panel is 16 output rows by all of K, and a K-block is 32 consecutive k; packing/panels.h describes the layout.
 constexpr int kPanelRows = 16;
 constexpr int kBlockK = 32;
+
+// So many tokens are packed together, and a tile kernel computes so many at once. Groups of tokens are cut at its
+// multiples, so that only the last tile of a group is not full.
+constexpr int kTokenTile = 16;
 
 // Rows of values in memory; the values of a row are consecutive.
 struct Rows {

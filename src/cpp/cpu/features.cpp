@@ -1,4 +1,4 @@
-// Built for the baseline of the platform: this runs before anything is known about the CPU.
+// This file is built for the baseline of the platform: it runs before anything is known about the CPU.
 #include "cpu/features.h"
 
 #include <atomic>
@@ -21,7 +21,7 @@ struct CpuidLeaf {
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
 };
 
-// All zeros where the CPU has no such leaf.
+// Returns all zeros where the CPU has no such leaf.
 CpuidLeaf cpuid(uint32_t leaf, uint32_t subleaf = 0) {
   CpuidLeaf r;
   if (__get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx) == 0) return {};
@@ -30,7 +30,7 @@ CpuidLeaf cpuid(uint32_t leaf, uint32_t subleaf = 0) {
 
 constexpr bool bit(uint32_t word, int index) { return (word >> index & 1u) != 0; }
 
-// The register states that the operating system saves (XCR0). Only if OSXSAVE says that it can be read.
+// Reads which register states the operating system saves (XCR0). This is allowed only if OSXSAVE is set.
 uint64_t enabled_states() {
   uint32_t low, high;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -46,7 +46,7 @@ bool is_amd() {
   return std::memcmp(vendor, "AuthenticAMD", 12) == 0;
 }
 
-// Linux gives the tile registers to those who ask.
+// Linux gives the tile registers only to processes that ask for them.
 bool request_amx_permission() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
   constexpr int kArchReqXcompPerm = 0x1023, kXfeatureXtiledata = 18;
@@ -56,7 +56,7 @@ bool request_amx_permission() {
 #endif
 }
 
-// Null if AMX can be used.
+// Returns null if AMX can be used.
 const char* why_no_amx(const CpuidLeaf& extended, uint64_t states) {
   if (!bit(extended.edx, 22) || !bit(extended.edx, 24)) return "the CPU has no AMX tiles with bfloat16";
   constexpr uint64_t kTileStates = 3ull << 17;
@@ -107,8 +107,8 @@ std::atomic<const char*> g_amx_status{""};
 
 }  // namespace
 
-// Two threads that come first at once both detect, with the same result. A function's static variable would
-// leave a lock behind in a child that is forked meanwhile.
+// Two threads that call this first at the same time both detect, with the same result. A static variable inside the
+// function would have a lock, which stays locked in a child that is forked in that moment.
 uint32_t cpu_features() {
   uint32_t features = g_features.load(std::memory_order_acquire);
   if (features == 0) {

@@ -9,15 +9,15 @@ enum CpuFeature : uint32_t {
   kCpuAvx2 = 1u << 0,    // AVX2, FMA and F16C, with the ymm state enabled
   kCpuAvx512 = 1u << 1,  // F, BW, DQ and VL, with the zmm state enabled
   kCpuAvx512Bf16 = 1u << 2,
-  kCpuAmxBf16 = 1u << 3,      // tiles and bf16, and the kernel granted the permission to use them
+  kCpuAmxBf16 = 1u << 3,      // tiles with bfloat16, which the operating system permits to use
   kCpuFastBf16Dot = 1u << 4,  // vdpbf16ps does twice the work of a float32 FMA in the same time (AMD Zen 4 and later)
   kCpuAvx512Vbmi = 1u << 5,
 };
 
-// Detected once, at the first call.
+// The features are detected once, at the first call.
 uint32_t cpu_features();
 
-// Why AMX is not used although the CPU may have it, or "" (for show_config).
+// Says why AMX is not used although the CPU may have it; "" if it is used (for show_config).
 const char* amx_status();
 
 }  // namespace mxfp4moe

@@ -1,5 +1,5 @@
-// bfloat16 and float16 as scalars. `static` on purpose: each kernel table keeps a copy compiled with its own
-// flags, so the linker can never pick one table's instructions for another.
+// bfloat16 and float16 as scalars. The functions are `static` on purpose: each kernel table keeps a copy compiled with
+// its own flags, so that the linker can never pick the instructions of one table for another.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ static inline uint64_t f64_bits(double f) {
 
 static inline float bf16_to_f32(uint16_t b) { return f32_from_bits(static_cast<uint32_t>(b) << 16); }
 
-// Nearest even. The usual carry trick turns some NaNs into infinity or zero, so NaN is tested for.
+// Rounds to nearest even. The usual carry trick turns some NaNs into infinity or zero, so NaN is tested for.
 static inline uint16_t f32_to_bf16(float f) {
   const uint32_t u = f32_bits(f);
   if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
@@ -44,11 +44,12 @@ static inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;
   if (magnitude >= 0x7c00u) return f32_from_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  // Normal and subnormal alike: place the bits as if the bias were float32's, then scale by 2^112, exact.
+  // Normal and subnormal numbers are treated alike: the bits are placed as if the bias were that of float32, then
+  // multiplied by 2^112, which is exact.
   return f32_from_bits(sign | f32_bits(f32_from_bits(magnitude << 13) * f32_from_bits(0x77800000u)));
 }
 
-// Nearest even; overflow to infinity; NaN stays NaN.
+// Rounds to nearest even; too large a number becomes infinity, and NaN stays NaN.
 static inline uint16_t f32_to_f16(float f) {
   const uint32_t u = f32_bits(f);
   const uint32_t sign = (u >> 16) & 0x8000u;

@@ -1,17 +1,17 @@
-// E2M1, the 4-bit element of MXFP4 and NVFP4: code = sign << 3 | index of the magnitude. Two codes a byte, even k
-// in the low nibble. `static`, as in bf16.h: each kernel table keeps a copy of its own.
+// E2M1, the 4-bit element of MXFP4 and NVFP4: code = sign << 3 | index of the magnitude. Two codes stand in a byte,
+// that of the even k in the low nibble. The function is `static` for the reason that bf16.h gives.
 #pragma once
 
 #include <cstdint>
 
 namespace mxfp4moe {
 
-// What rounding to the element needs; see element.h.
+// What element.h needs to round to the element.
 struct E2m1Element {
   static constexpr int kBits = 4;
   static constexpr int kMantissaBits = 1;
-  static constexpr int kMinExponent = 0;  // of the smallest normal value, 1; 0.5 is subnormal
-  static constexpr int kMaxExponent = 2;  // of the largest value
+  static constexpr int kMinExponent = 0;  // the smallest normal value is 1; 0.5 is subnormal
+  static constexpr int kMaxExponent = 2;  // the largest value is 1.5 * 2^2
   static constexpr float kMax = 6.0f;
 };
 

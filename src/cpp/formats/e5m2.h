@@ -1,5 +1,5 @@
 // E5M2, an 8-bit element: sign, five exponent bits (bias 15), two mantissa bits; the magnitude 0x7c is infinity,
-// 0x7d to 0x7f are NaN. It is the upper byte of a float16. `static`, as in bf16.h.
+// 0x7d to 0x7f are NaN. It is the upper byte of a float16. The functions are `static` for the reason that bf16.h gives.
 #pragma once
 
 #include <cstdint>
@@ -8,16 +8,16 @@
 
 namespace mxfp4moe {
 
-// What rounding to the element needs; see element.h.
+// What element.h needs to round to the element.
 struct E5m2Element {
   static constexpr int kBits = 8;
   static constexpr int kMantissaBits = 2;
-  static constexpr int kMinExponent = -14;  // of the smallest normal value; subnormals are multiples of 2^-16
-  static constexpr int kMaxExponent = 15;   // of the largest value
-  static constexpr float kMax = 57344.0f;   // 1.75 * 2^15
+  static constexpr int kMinExponent = -14;  // the smallest normal value is 2^-14; subnormals are multiples of 2^-16
+  static constexpr int kMaxExponent = 15;   // the largest value is 1.75 * 2^15
+  static constexpr float kMax = 57344.0f;
 };
 
-// The value of a code, exactly; subnormals and -0 included.
+// The exact value of a code, also of a subnormal one and of -0.
 static constexpr float e5m2_value(uint8_t code) {
   const int exponent = (code >> 2) & 31;
   if (exponent == 31 && (code & 3) != 0) return __builtin_nanf("");

@@ -1,4 +1,4 @@
-// E8M0, the scale of the MX formats: byte s means 2^(s-127), 255 is NaN.
+// E8M0, the scale of the MX formats: byte s means 2^(s - 127), and 255 is NaN.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ static inline double e8m0_to_f64(uint8_t scale) {
   return f64_from_bits((static_cast<uint64_t>(scale) + (1023 - 127)) << 52);
 }
 
-// The same as a table.
+// The values of all bytes as a table.
 struct E8m0TableF32 {
   alignas(64) float values[256];
 };

@@ -1,6 +1,6 @@
-// Rounding to the small element formats (E2M1, E4M3, E5M2), and the choice of a block's E8M0 scale. `Element` tells
-// the exponents of its smallest normal and of its largest value, its largest value and its mantissa bits.
-// `static`, as in bf16.h: each kernel table keeps a copy of its own.
+// Rounding to the small element formats (E2M1, E4M3, E5M2), and the choice of a block's E8M0 scale. `Element` names the
+// exponents of its smallest normal and of its largest value, its largest value and its mantissa bits.
+// The functions are `static` for the reason that bf16.h gives.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,8 @@
 
 namespace mxfp4moe {
 
-// The code of a magnitude: nearest, ties to the even code, saturating; infinity gives the largest value.
+// The code of a magnitude is that of the nearest value; ties go to the even code, and what is larger than the largest
+// value (infinity too) becomes the largest value.
 //
 // The spacing of the codes around v is 2^-mantissa_bits of v's power of two, or of the smallest normal value if v
 // is less. A number whose last float32 bit has that weight is added: the addition rounds v, and the low bits of the
@@ -31,8 +32,8 @@ template <class Element>
 static inline uint32_t element_code(float magnitude) {
   using Round = RoundF32<Element>;
   const float v = magnitude < Element::kMax ? magnitude : Element::kMax;
-  const uint32_t own = f32_bits(v) & Round::kExponentMask;
-  const uint32_t exponent = own > Round::kMinExponentBits ? own : Round::kMinExponentBits;
+  const uint32_t of_v = f32_bits(v) & Round::kExponentMask;
+  const uint32_t exponent = of_v > Round::kMinExponentBits ? of_v : Round::kMinExponentBits;
   const uint32_t unit = exponent + Round::kUnitBits;
   return f32_bits(v + f32_from_bits(unit)) - unit + ((exponent - Round::kMinExponentBits) >> Round::kShift);
 }
@@ -42,19 +43,19 @@ static inline uint32_t element_code(double magnitude) {
   constexpr int kShift = 52 - Element::kMantissaBits;
   constexpr uint64_t kMinExponentBits = static_cast<uint64_t>(1023 + Element::kMinExponent) << 52;
   const double v = magnitude < Element::kMax ? magnitude : static_cast<double>(Element::kMax);
-  const uint64_t own = f64_bits(v) & 0x7ff0000000000000u;
-  const uint64_t exponent = own > kMinExponentBits ? own : kMinExponentBits;
+  const uint64_t of_v = f64_bits(v) & 0x7ff0000000000000u;
+  const uint64_t exponent = of_v > kMinExponentBits ? of_v : kMinExponentBits;
   const uint64_t unit = exponent + (static_cast<uint64_t>(kShift) << 52);
   const uint64_t count = f64_bits(v + f64_from_bits(unit)) - unit;
   return static_cast<uint32_t>(count + ((exponent - kMinExponentBits) >> kShift));
 }
 
 // The scale exponent e of a block comes from the bits of its largest magnitude, `amax`: an addend below the exponent
-// field carries into it when the rule asks for the next exponent; then the element's own largest exponent is taken
+// field carries into it when the rule asks for the next exponent; then the largest exponent of the element is taken
 // off. In terms of amax = m * 2^E with 1 <= m < 2, and of the mantissa m_max of the element's largest value (1.5 or
 // 1.75), the next exponent is taken
 //   floor: never;   ceil: m > 1;   rceil: m > m_max;   even: m rounded half up to the element's mantissa bits is 2.
-// `mantissa_bits`: of the type that amax has, 23 or 52.
+// `mantissa_bits` belongs to the type that amax has: 23 for float32, 52 for float64.
 template <class Element>
 constexpr uint64_t scale_addend(ScaleRule rule, int mantissa_bits) {
   constexpr float kAboveMax = 2.0f - Element::kMax / (1 << Element::kMaxExponent);  // 2 - m_max: a power of two
@@ -65,7 +66,7 @@ constexpr uint64_t scale_addend(ScaleRule rule, int mantissa_bits) {
                                      : 0;
 }
 
-// The scale byte of a block, from amax's bits with the addend added: e clamped to [-127, 127], plus 127.
+// The scale byte of a block is e clamped to [-127, 127], plus 127. `amax_bits` are those of amax plus the addend.
 template <class Element>
 static inline uint32_t scale_byte(uint32_t amax_bits) {
   const uint32_t exponent = amax_bits >> 23;  // biased by 127, as the byte is

@@ -1,4 +1,4 @@
-// Every element and scale of the weight formats, for kernel tables.
+// Includes every element and scale of the weight formats, for kernel tables.
 #pragma once
 
 #include "formats/bf16.h"

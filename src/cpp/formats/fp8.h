@@ -1,5 +1,5 @@
-// The 8-bit elements as tables: e4m3 and e5m2 have at most four significant bits, so each value, subnormals included,
-// is a normal bfloat16 (or zero, infinity or NaN).
+// The 8-bit elements as tables. e4m3 and e5m2 have at most four significant bits, so that each value, also a subnormal
+// one, is a normal bfloat16 (or zero, infinity or NaN).
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ constexpr Fp8TableF32 make_fp8_table_f32() {
   return t;
 }
 
-// The bytes of the bfloat16 of a magnitude, apart: what byte permutations look up.
+// The low and the high byte of the bfloat16 of each magnitude in tables of their own, for byte permutations.
 struct Fp8ByteTables {
   alignas(64) uint8_t low[128];
   alignas(64) uint8_t high[128];
@@ -37,8 +37,8 @@ constexpr Fp8ByteTables make_fp8_byte_tables() {
   return t;
 }
 
-// With the lowest bit, which no value needs, set in those that are neither zero nor infinite nor NaN: the ones whose
-// exponents a scale changes.
+// The same tables with a tag: the lowest bit, which no value needs, is set in all values but zero, infinity and NaN.
+// Those are the values whose exponents a scale changes.
 template <float (*kValue)(uint8_t)>
 constexpr Fp8ByteTables make_tagged_fp8_byte_tables() {
   Fp8ByteTables t = make_fp8_byte_tables<kValue>();

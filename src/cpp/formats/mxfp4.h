@@ -1,13 +1,13 @@
-// MXFP4 as tables: the value of each e2m1 code times 2^(s - 127), for each e8m0 scale byte s, exactly.
-// Subnormal, overflowing (infinity) and NaN (s = 255) scales are already right in the table, so a weight
-// costs one look-up and no multiply. Sixteen codes a row.
+// MXFP4 as tables: the exact value of each e2m1 code times 2^(s - 127), for each e8m0 scale byte s. Products that are
+// subnormal, too large (infinity) or NaN (s = 255) are already right in the table, so that a weight costs one look-up
+// and no multiplication. A row holds the sixteen codes at one scale.
 #pragma once
 
 #include <cstdint>
 
 namespace mxfp4moe {
 
-// The bfloat16 bits of code * 2^(scale - 127). E2M1: sign, two exponent bits (bias 1), one mantissa bit.
+// The bfloat16 bits of code * 2^(scale - 127). A code has a sign, two exponent bits (bias 1) and one mantissa bit.
 constexpr uint16_t mxfp4_bf16(int code, int scale) {
   const int sign = (code & 8) << 12;
   const int magnitude = code & 7;
@@ -22,7 +22,8 @@ constexpr uint16_t mxfp4_bf16(int code, int scale) {
 }
 
 struct Mxfp4TableBf16 {
-  alignas(64) uint16_t row[256][32];  // the codes twice: a 5-bit index finds them whatever its top bit
+  alignas(
+      64) uint16_t row[256][32];  // every code stands there twice, so that the top bit of a 5-bit index does not matter
 };
 struct Mxfp4TableF32 {
   alignas(64) uint32_t row[256][16];

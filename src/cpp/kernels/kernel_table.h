@@ -1,5 +1,28 @@
-// What an instruction set supplies: one constant table of functions, each of which does thousands of
-// operations per call, so that the indirection costs nothing and no schedule is written twice.
+// What an instruction set supplies: one constant table of functions. Each function does thousands of operations per
+// call, so that the indirect call costs nothing, and the schedule above the table is written only once.
+//
+// Each table is compiled from one source file, kernels_<name>.cpp, with compiler flags of its own. The headers of the
+// stack below are not guarded and not self-contained: the source file includes them, from the bottom up, inside its
+// anonymous namespace, so that every table has its own copy of each function, compiled with its own flags.
+//
+//                                       make_table.h                      the KernelTable
+//            +-------------------------------+----------------------------+
+//     dot_kernels.h, dot_peak.h       amx/tile_kernels.h           quantize.h, read_memory.h
+//            |                               |                            |
+//        dot_gemm.h                   amx/tile_gemm.h                     |    the GEMM of one panel
+//            +-------------------------------+                            |
+//         segments.h, weight_formats.h                                    |    K in segments, the decoders
+//         rows.h, activation.h, math.h                                    |    rows in and out, activations
+//            +-------------------------------+----------------------------+
+//       <isa>/elements*.h                                                      how codes become vectors
+//            +-------------------------------+
+//       <isa>/dot*.h                  <isa>/tile_lanes.h, amx/tile*.h          dot products, or tiles
+//            +-------------------------------+
+//       <isa>/simd.h                                                           sixteen float32 lanes
+//       generic/unroll.h                                                       loops at compile time
+//
+// dot_table.h and amx/tile_table.h include everything above the headers of an instruction set.
+// CONTRIBUTING.md says how a table is added.
 #pragma once
 
 #include "common/types.h"
@@ -8,27 +31,27 @@
 
 namespace mxfp4moe {
 
-// Gathers the hidden states of up to sixteen tokens of a group into the layout that this table's GEMM reads
-// ("operand").
+// Gathers the hidden states of up to kTokenTile tokens of a group into the layout that this table's GEMM reads, which
+// is called an operand.
 struct PackTokensArgs {
   const uint8_t* hidden_states;
   int64_t row_stride;  // bytes
   DType dtype;
-  const int32_t* tokens;  // row of hidden_states of each token of the group
+  const int32_t* tokens;  // for each token of the group, its row of hidden_states
   int64_t num_tokens;
-  int64_t padded_tokens;  // tokens that the operand has room for; the rest is filled with zeros
+  int64_t padded_tokens;  // the operand has room for so many tokens; those past num_tokens are filled with zeros
   int64_t hidden_size;
   uint8_t* operand;
 };
 
-// GEMM 1, bias and activation: panel pairs [pair_begin, pair_end) of one expert for one token group. Panel 2p
-// holds 16 gate rows, panel 2p + 1 the up rows of the same intermediate values. Writes the operand of GEMM 2.
+// GEMM 1, bias and activation, for panel pairs [pair_begin, pair_end) of one expert and one group of tokens. Panel 2 p
+// holds 16 gate rows, panel 2 p + 1 the up rows of the same intermediate values. The result is the operand of GEMM 2.
 struct GateUpArgs {
-  PackedMatrix w13;  // of the expert
+  PackedMatrix w13;  // of one expert
   int64_t pair_begin, pair_end;
   const uint8_t* operand;
   int64_t num_tokens;
-  const float* input_weights;  // multiplies the sums of each token before the bias, or null
+  const float* input_weights;  // multiplies the sums of each token before the bias is added; may be null
   Activation activation;
   int64_t intermediate_size;
   uint8_t* intermediate;
@@ -42,8 +65,8 @@ struct AccumulateArgs {
   int64_t panel_begin, panel_end;
   const uint8_t* operand;
   int64_t num_tokens;
-  const int32_t* tokens;        // row of the accumulators of each token of the group
-  const float* router_weights;  // of each token of the group, or null for 1
+  const int32_t* tokens;        // for each token of the group, its row of the accumulators
+  const float* router_weights;  // for each token of the group; null counts as 1
   float* accumulators;
   int64_t accumulator_stride;  // floats
   uint8_t* scratch;
@@ -60,25 +83,33 @@ struct StoreArgs {
   int64_t num_columns;
 };
 
+// The kernels of one weight format.
 struct WeightKernels {
   void (*gate_up)(const GateUpArgs&);
   void (*accumulate)(const AccumulateArgs&);
 };
 
 struct KernelTable {
-  const char* name;                              // of this table
-  const char* isa;                               // the public instruction set that it implements
-  uint32_t required;                             // CpuFeature bits
-  bool automatic;                                // false: only on request (test models)
-  int64_t (*group_tokens)(int64_t max_k);        // a token group holds at most so many tokens
-  int64_t (*padded_tokens)(int64_t num_tokens);  // of a group, in its operands
+  const char* name;   // the table's own name
+  const char* isa;    // the public name of the instruction set that the table implements
+  uint32_t required;  // bits of CpuFeature
+  bool automatic;     // false for models of tiles, which only tests ask for
+
+  // A group of tokens may hold so many, for operands of up to max_k columns.
+  int64_t (*group_tokens)(int64_t max_k);
+  // The tokens that an operand of `num_tokens` tokens has room for.
+  int64_t (*padded_tokens)(int64_t num_tokens);
   int64_t (*operand_bytes)(int64_t num_tokens, int64_t k);
-  int64_t (*scratch_bytes)(int64_t num_tokens, int64_t k);  // of one thread
+  // The scratch memory that one thread needs.
+  int64_t (*scratch_bytes)(int64_t num_tokens, int64_t k);
+
   void (*pack_tokens)(const PackTokensArgs&);
   WeightKernels weights[kNumWeightFormats];
   void (*store_output)(const StoreArgs&);
   QuantizeKernels quantize;
-  // For the roofline: reads `bytes` bytes; executes the peak inner loop and returns the FLOPs that it did.
+
+  // The roofline is measured with these: one reads `bytes` bytes and returns a checksum, the other executes the inner
+  // loop with its operands at rest and returns the FLOPs that it did.
   uint64_t (*read_memory)(const uint8_t* data, int64_t bytes);
   double (*peak_flops)(int64_t iterations);
 };

@@ -6,8 +6,6 @@
 
 namespace mxfp4moe {
 
-enum class MxElement : int32_t { kE2m1, kE4m3, kE5m2 };
-
 // `num_blocks` blocks of 32 consecutive values, to be quantized to an MX format.
 struct MxArgs {
   const uint8_t* values;

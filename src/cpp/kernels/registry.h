@@ -6,7 +6,8 @@
 namespace mxfp4moe {
 
 int num_kernel_tables();
-// In the order of CMake's list: a later one that is supported is preferred. 0 <= index < num_kernel_tables().
+// Tables stand in the order of CMake's list; the last one that is supported is preferred. 0 <= index <
+// num_kernel_tables().
 const KernelTable& kernel_table(int index);
 bool kernel_table_supported(int index);
 

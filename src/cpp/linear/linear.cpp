@@ -11,22 +11,23 @@
 namespace mxfp4moe {
 namespace {
 
-// The instruction sets with tiles compute two panels at a time.
+// Rows are cut at pairs of panels, because the instruction sets with tiles compute two panels at a time.
 constexpr int64_t kPartRows = 2 * kPanelRows;
 
-// The blocks of a workspace that one thread uses.
+// The parts of the workspace that one thread uses.
 struct ThreadMemory {
   uint8_t* operand;
   float* sums;  // [tokens of a group][panels][16]
   uint8_t* scratch;
 };
 
-struct Job {
+// One call, as its threads see it.
+struct LinearCall {
   const KernelTable& kernels;
   const LinearProblem& problem;
   const LinearPlan& plan;
-  const int32_t* rows;  // 0, 1, ...: a group's tokens are consecutive
-  uint8_t* memory;      // of each thread
+  const int32_t* rows;  // 0, 1, ...: the tokens of a group are consecutive rows
+  uint8_t* memory;      // thread_bytes for each thread
   int64_t thread_bytes;
   WorkQueue queue;
 };
@@ -40,19 +41,19 @@ int64_t take_thread(Arena* arena, const KernelTable& kernels, const LinearProble
   return round_up(arena->used(), 4096);
 }
 
-// Tokens [first, first + count) as the operand of the GEMM.
-void pack_group(const Job& job, int64_t first, int64_t count, uint8_t* operand) {
-  const LinearProblem& p = job.problem;
-  const int64_t padded = job.kernels.padded_tokens(count);
-  for (int64_t t = 0; t < count; t += 16) {
-    job.kernels.pack_tokens({p.hidden_states.data + first * p.hidden_states.stride, p.hidden_states.stride,
-                             p.hidden_states.dtype, job.rows + t, std::min<int64_t>(16, count - t),
-                             std::min<int64_t>(16, padded - t), p.shape.k,
-                             operand + job.kernels.operand_bytes(t, p.shape.k)});
+// Packs the tokens [first, first + count) into the operand of the GEMM.
+void pack_group(const LinearCall& call, int64_t first, int64_t count, uint8_t* operand) {
+  const LinearProblem& p = call.problem;
+  const int64_t padded = call.kernels.padded_tokens(count);
+  for (int64_t t = 0; t < count; t += kTokenTile) {
+    call.kernels.pack_tokens({p.hidden_states.data + first * p.hidden_states.stride, p.hidden_states.stride,
+                              p.hidden_states.dtype, call.rows + t, std::min<int64_t>(kTokenTile, count - t),
+                              std::min<int64_t>(kTokenTile, padded - t), p.shape.k,
+                              operand + call.kernels.operand_bytes(t, p.shape.k)});
   }
 }
 
-// The logits of rows [row, end) of a panel, from the sums of its terms one after the other.
+// Writes the logits of rows [row, end) of a panel. The sums of its terms stand one after the other.
 void add_terms(const LinearProblem& p, const float* sums, int64_t row, int64_t end, float* out) {
   const int64_t num_terms = p.shape.num_terms;
   for (int64_t r = 0; row < end; ++r, ++row) {
@@ -66,24 +67,24 @@ void add_terms(const LinearProblem& p, const float* sums, int64_t row, int64_t e
   }
 }
 
-void run_item(const Job& job, int64_t item, const ThreadMemory& m) {
-  const LinearProblem& p = job.problem;
-  const int64_t group = item / job.plan.row_parts, part = item % job.plan.row_parts;
-  const int64_t first = group * job.plan.group_tokens;
-  const int64_t count = std::min(job.plan.group_tokens, p.num_tokens - first);
-  const ItemRange pairs = part_of({0, ceil_div(p.shape.num_rows, kPartRows)}, part, job.plan.row_parts);
+void run_item(const LinearCall& call, int64_t item, const ThreadMemory& m) {
+  const LinearProblem& p = call.problem;
+  const int64_t group = item / call.plan.row_parts, part = item % call.plan.row_parts;
+  const int64_t first = group * call.plan.group_tokens;
+  const int64_t count = std::min(call.plan.group_tokens, p.num_tokens - first);
+  const ItemRange pairs = part_of({0, ceil_div(p.shape.num_rows, kPartRows)}, part, call.plan.row_parts);
   const int64_t row_begin = pairs.begin * kPartRows;
   const int64_t row_end = std::min(pairs.end * kPartRows, p.shape.num_rows);
   const int64_t stride = p.weight.num_panels * kPanelRows;
 
-  pack_group(job, first, count, m.operand);
+  pack_group(call, first, count, m.operand);
   AccumulateArgs args;
   args.matrix = p.weight;
   args.panel_begin = row_begin / kPanelRows * p.shape.num_terms;
   args.panel_end = ceil_div(row_end, kPanelRows) * p.shape.num_terms;
   args.operand = m.operand;
   args.num_tokens = count;
-  args.tokens = job.rows;
+  args.tokens = call.rows;
   args.router_weights = nullptr;
   args.accumulators = m.sums;
   args.accumulator_stride = stride;
@@ -92,7 +93,7 @@ void run_item(const Job& job, int64_t item, const ThreadMemory& m) {
     float* sums = m.sums + t * stride;
     std::fill(sums + args.panel_begin * kPanelRows, sums + args.panel_end * kPanelRows, 0.0f);
   }
-  job.kernels.weights[static_cast<int>(WeightFormat::kBf16)].accumulate(args);
+  call.kernels.weights[static_cast<int>(WeightFormat::kBf16)].accumulate(args);
   for (int64_t t = 0; t < count; ++t) {
     float* out = p.out + (first + t) * p.shape.num_rows;
     for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
@@ -102,12 +103,12 @@ void run_item(const Job& job, int64_t item, const ThreadMemory& m) {
 }
 
 void run_thread(void* context, int thread, int) {
-  Job& job = *static_cast<Job*>(context);
-  Arena arena(job.memory + thread * job.thread_bytes);
+  LinearCall& call = *static_cast<LinearCall*>(context);
+  Arena arena(call.memory + thread * call.thread_bytes);
   ThreadMemory memory;
-  take_thread(&arena, job.kernels, job.problem, job.plan, &memory);
-  const ItemRange items{0, job.plan.num_groups * job.plan.row_parts};
-  job.queue.run(1, [&](int) { return items; }, [&](int64_t item) { run_item(job, item, memory); });
+  take_thread(&arena, call.kernels, call.problem, call.plan, &memory);
+  const ItemRange items{0, call.plan.num_groups * call.plan.row_parts};
+  call.queue.run(1, [&](int) { return items; }, [&](int64_t item) { run_item(call, item, memory); });
 }
 
 }  // namespace
@@ -127,13 +128,13 @@ int64_t linear_bytes(const LinearShape& shape) {
 
 LinearPlan plan_linear(const KernelTable& kernels, const LinearProblem& p, int num_threads) {
   const int64_t bytes = linear_bytes(p.shape), tokens = p.num_tokens;
-  // Sixteen tokens take about as long as reading the weights once.
-  const int64_t work = bytes + bytes / 16 * tokens;
+  // As many tokens as a weight has bits take about as long as reading the weights once.
+  const int64_t work = bytes + bytes / block_layout(WeightFormat::kBf16).weight_bits() * tokens;
   const int64_t threads = std::clamp<int64_t>(work / kMinThreadBytes, 1, num_threads);
-  const int64_t fewest = ceil_div(tokens, kernels.group_tokens(p.weight.k_blocks * kBlockK));
-  const int64_t groups = std::min(round_up(fewest, threads), ceil_div(tokens, 16));
+  const int64_t min_groups = ceil_div(tokens, kernels.group_tokens(p.weight.k_blocks * kBlockK));
+  const int64_t groups = std::min(round_up(min_groups, threads), ceil_div(tokens, kTokenTile));
   LinearPlan plan;
-  plan.group_tokens = tokens <= 16 ? tokens : round_up(ceil_div(tokens, groups), 16);
+  plan.group_tokens = tokens <= kTokenTile ? tokens : round_up(ceil_div(tokens, groups), kTokenTile);
   plan.num_groups = ceil_div(tokens, plan.group_tokens);
   plan.row_parts = std::min(ceil_div(threads, plan.num_groups), ceil_div(p.shape.num_rows, kPartRows));
   plan.num_threads = static_cast<int>(std::min(threads, plan.num_groups * plan.row_parts));
@@ -151,8 +152,8 @@ Status linear(const KernelTable& kernels, const LinearProblem& problem, int num_
   if (workspace.data() == nullptr) return Status::kOutOfMemory;
   int32_t* rows = reinterpret_cast<int32_t*>(workspace.data());
   std::iota(rows, rows + plan.group_tokens, 0);
-  Job job{kernels, problem, plan, rows, workspace.data() + rows_bytes, thread_bytes, {}};
-  parallel_run(plan.num_threads, run_thread, &job);
+  LinearCall call{kernels, problem, plan, rows, workspace.data() + rows_bytes, thread_bytes, {}};
+  parallel_run(plan.num_threads, run_thread, &call);
   return Status::kOk;
 }
 

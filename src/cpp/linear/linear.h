@@ -1,7 +1,7 @@
-// A router's logits: hidden states times a small matrix of weights, in float32, by the kernels of the experts.
+// Router logits: hidden states times a small matrix of float32 weights, computed by the kernels of the experts.
 //
-// A float32 weight is the exact sum of up to three bfloat16 terms of eight bits each, which are packed as panels of
-// their own and whose sums are added last. Panel `p * num_terms + t` holds term t of rows 16 p to 16 p + 15.
+// A float32 weight is the exact sum of up to three bfloat16 terms of eight bits each. Each term is packed as panels of
+// its own, and the sums of the terms are added last. Panel `p * num_terms + t` holds term t of rows 16 p to 16 p + 15.
 #pragma once
 
 #include "kernels/kernel_table.h"
@@ -15,7 +15,7 @@ struct LinearShape {
   int64_t num_terms;
 };
 
-// The packed matrix at `data`; its weights are in bfloat16, num_panels * k_blocks K-blocks.
+// Describes the packed matrix at `data`: num_panels * k_blocks K-blocks of bfloat16 weights.
 PackedMatrix view_linear(const LinearShape& shape, const uint8_t* data);
 int64_t linear_bytes(const LinearShape& shape);
 
@@ -28,8 +28,8 @@ struct LinearProblem {
   float* out;  // [num_tokens][num_rows]
 };
 
-// How a call is cut: an item is a group of tokens by a range of rows, each as even as can be. Depends on sizes alone,
-// and no result depends on it.
+// How a call is cut into work: an item is a group of tokens by a range of rows, and items are as even as can be. The
+// plan depends on sizes alone, and no result depends on it.
 struct LinearPlan {
   int num_threads;
   int64_t group_tokens;
@@ -39,8 +39,9 @@ struct LinearPlan {
 
 LinearPlan plan_linear(const KernelTable& kernels, const LinearProblem& problem, int num_threads);
 
-// out[t][row] = first term's sum + (second's + third's) + bias. A first sum that is infinite or NaN is the result: an
-// infinite hidden state times a term that is 0 must not make NaN of it. Never throws.
+// Computes out[t][row] = first sum + (second sum + third sum) + bias, where the n-th sum is that of the n-th terms. A
+// first sum that is infinite or NaN is the result as it is, because an infinite hidden state times a later term of 0
+// would make NaN of infinity. Never throws.
 Status linear(const KernelTable& kernels, const LinearProblem& problem, int num_threads);
 
 }  // namespace mxfp4moe

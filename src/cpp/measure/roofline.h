@@ -1,4 +1,4 @@
-// What a roofline is measured with: reader and peak arithmetic of a kernel table on several threads.
+// What a roofline is measured with: the fastest reads and the peak arithmetic of a kernel table, on several threads.
 #pragma once
 
 #include "kernels/kernel_table.h"
@@ -8,7 +8,7 @@ namespace mxfp4moe {
 // Reads every byte once, in pieces of the size of the schedule's items; returns a checksum.
 uint64_t read_memory(const KernelTable& kernels, const uint8_t* data, int64_t bytes, int num_threads);
 
-// Runs the peak loop on every thread; returns the FLOPs done by all.
+// Runs the peak loop on every thread; returns the FLOPs that all of them did.
 double peak_flops(const KernelTable& kernels, int64_t iterations, int num_threads);
 
 }  // namespace mxfp4moe

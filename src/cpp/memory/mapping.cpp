@@ -26,7 +26,7 @@ uint8_t* map_memory(int64_t bytes) {
   if (size < kHugePage) return map_pages(size);
   uint8_t* p = map_pages(size + kHugePage);
   if (p == nullptr) return nullptr;
-  // Cut the mapping to the aligned part.
+  // The parts before and after the aligned block are given back.
   const int64_t before = round_up(reinterpret_cast<int64_t>(p), kHugePage) - reinterpret_cast<int64_t>(p);
   if (before > 0) munmap(p, static_cast<size_t>(before));
   if (before < kHugePage) munmap(p + before + size, static_cast<size_t>(kHugePage - before));

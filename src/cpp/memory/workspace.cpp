@@ -23,7 +23,7 @@ uint8_t* take_cached(int64_t bytes) {
     if (block == nullptr) continue;
     retained.fetch_sub(size_of(block), std::memory_order_relaxed);
     if (size_of(block) >= bytes) return block;
-    unmap_memory(block, size_of(block));  // outgrown
+    unmap_memory(block, size_of(block));  // calls have outgrown it
   }
   return nullptr;
 }
@@ -43,11 +43,11 @@ bool put_cached(uint8_t* block) {
 }  // namespace
 
 Workspace::Workspace(int64_t bytes) {
-  const int64_t wanted = bytes + kHeader;
-  uint8_t* block = take_cached(wanted);
+  const int64_t needed = bytes + kHeader;
+  uint8_t* block = take_cached(needed);
   if (block == nullptr) {
-    // Rounded so that calls of slightly different sizes share a block.
-    const int64_t rounded = round_up(wanted, wanted >= (2 << 20) ? 2 << 20 : 64 << 10);
+    // The size is rounded up so that calls of slightly different sizes share a block.
+    const int64_t rounded = round_up(needed, needed >= (2 << 20) ? 2 << 20 : 64 << 10);
     block = map_memory(rounded);
     if (block != nullptr) size_of(block) = rounded;
   }

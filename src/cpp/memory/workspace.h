@@ -1,11 +1,11 @@
-// Per-call scratch memory, kept between calls so that a call costs no page faults.
+// Scratch memory of a call, kept between calls so that a call costs no page faults.
 #pragma once
 
 #include <cstdint>
 
 namespace mxfp4moe {
 
-// Between calls at most this much stays allocated, in all.
+// Between calls, at most this much stays allocated in total.
 constexpr int64_t kMaxRetainedBytes = 64 << 20;
 
 // A block of at least `bytes` bytes, owned for as long as this object lives; contents are undefined.

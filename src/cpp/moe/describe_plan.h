@@ -1,4 +1,4 @@
-// The plan of a call, written out: what tests and tools look at.
+// The plan of a call written out, for tests and tools.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace mxfp4moe {
 
-// A range of panel pairs of one expert, or of all experts (-1), whose weights are at home on a node.
+// A range of panel pairs of one expert, or of all experts (-1), whose weights are in the memory of a node.
 struct PlanItem {
   int node;
   int64_t expert;
@@ -17,13 +17,13 @@ struct PlanItem {
 };
 
 struct CallPlan {
-  int64_t chunk_tokens;  // tokens computed together; the items are those of the first so many
+  int64_t chunk_tokens;  // so many tokens are computed together; the items are those of the first chunk
   int num_threads;
   std::vector<PlanItem> gate_up;
   std::vector<PlanItem> down;
 };
 
-// Looks at the sizes of `problem` and at its ids, not at other pointers.
+// Reads the sizes of `problem` and its ids; no other pointer is followed.
 CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Team team);
 
 }  // namespace mxfp4moe

@@ -9,9 +9,9 @@ int64_t max_groups(int64_t num_experts, int64_t num_slots, const GroupRule& rule
 }
 
 int64_t max_padded_slots(int64_t num_experts, int64_t num_slots, const GroupRule& rule) {
-  // Padding is less than sixteen tokens, of the last group of an expert.
+  // Only the last group of an expert is padded, by less than a tile of tokens.
   const bool pads = rule.padded_tokens(rule.max_tokens - 1) != rule.max_tokens - 1;
-  return num_slots + (pads ? 16 * std::min(num_slots, num_experts) : 0);
+  return num_slots + (pads ? kTokenTile * std::min(num_slots, num_experts) : 0);
 }
 
 void take_grouping(Arena* arena, const MoeProblem& problem, const GroupRule& rule, Grouping* grouping) {
@@ -31,7 +31,8 @@ void group_slots(const MoeProblem& problem, const GroupRule& rule, Grouping* g) 
   for (int64_t s = 0; s < slots; ++s) {
     if (problem.local_ids[s] >= 0) ++next[problem.local_ids[s]];
   }
-  // Counts to first positions; the counting sort moves each to the expert's end, which is the next one's start.
+  // A counting sort: the counts become first positions, and filling moves each position to the end of its expert, which
+  // is where the next expert begins.
   int64_t total = 0;
   for (int64_t e = 0; e < experts; ++e) {
     const int64_t count = next[e];
@@ -53,11 +54,11 @@ void group_slots(const MoeProblem& problem, const GroupRule& rule, Grouping* g) 
   int64_t operand_first = 0;
   for (int64_t e = 0; e < experts; ++e) {
     const int64_t end = g->expert_offsets[e + 1];
-    // Groups of nearly equal size, so that no expert ends in a tiny one.
+    // The groups of an expert have nearly equal sizes, so that none ends in a tiny one.
     int64_t left = ceil_div(end - g->expert_offsets[e], rule.max_tokens);
     for (int64_t first = g->expert_offsets[e]; left > 0; --left) {
-      // Whole sixteens but for the last: the tile kernels work on sixteen tokens.
-      int64_t count = left == 1 ? end - first : round_up(ceil_div(end - first, left), 16);
+      // All but the last group have whole tiles of tokens.
+      int64_t count = left == 1 ? end - first : round_up(ceil_div(end - first, left), kTokenTile);
       count = std::min({count, rule.max_tokens, end - first});
       if (count == 0) break;
       g->groups[g->num_groups++] = {static_cast<int32_t>(e), static_cast<int32_t>(count), first, operand_first};

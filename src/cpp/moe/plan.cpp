@@ -6,22 +6,23 @@
 namespace mxfp4moe {
 namespace {
 
-// A group's work on one panel, in bytes of weights streamed: the memory's time plus the arithmetic's. About as many
-// tokens as a weight has bits take as long as reading the weights once.
+// The work of some tokens on some weights, as the number of bytes that could be streamed in the same time: reading the
+// weights once, plus the arithmetic. As many tokens as a weight has bits take about as long as reading the weights.
 int64_t read_equivalent(int64_t bytes, int64_t tokens, WeightFormat format) {
   return bytes + bytes * tokens / block_layout(format).weight_bits();
 }
 
-// Items per thread: enough that a thread slowed by a neighbour holds up the others for a few percent only.
+// With so many items per thread, a thread that a neighbour slows down holds up the others for only a few percent.
 constexpr int64_t kItemsPerThread = 16;
 
-// What is kept of each token and slot beside operands must be little.
+// These bound the memory that each token and slot takes beside its operands.
 constexpr int64_t kMaxChunkTokens = 1 << 14, kMaxChunkSlots = 1 << 17;
 
-// Of each thread, for the outputs of slots where experts are split; with more of them, experts are not split.
+// Where experts are split, the outputs of all slots may take so much memory per thread; beyond that, experts are not
+// split.
 constexpr int64_t kSlotBytesPerThread = 1 << 20;
 
-// Bytes of the packed weights and block scales of one expert.
+// The bytes of packed weights and block scales of one expert.
 int64_t matrix_bytes(WeightFormat format, const PackedMatrix& m) {
   const BlockLayout block = block_layout(format);
   return m.num_panels * m.k_blocks * (block.weight_bytes + block.scale_bytes);
@@ -32,18 +33,19 @@ int64_t down_pairs(const PackedLayer& layer) { return ceil_div(layer.w2.num_pane
 // Whether some threads would wait for others for more than a tenth of the time.
 bool is_uneven(int64_t items, int64_t threads) { return ceil_div(items, threads) * threads * 10 > items * 11; }
 
-// The most items, at most so many a thread, with which no thread gets a tenth more than its share, as the larger of
-// them may all be its own.
-int64_t even_items(int64_t pairs, int64_t threads, int64_t most_per_thread) {
-  for (int64_t n = most_per_thread; n > 1; --n) {
+// The largest number of items, up to a limit per thread, with which no thread gets a tenth more than its share even if
+// it happens to take the larger items.
+int64_t even_items(int64_t pairs, int64_t threads, int64_t limit_per_thread) {
+  for (int64_t n = limit_per_thread; n > 1; --n) {
     if (n * threads >= pairs) return pairs;
     if (ceil_div(pairs, n * threads) * n * threads * 10 <= pairs * 11) return n * threads;
   }
   return std::min(threads, pairs);
 }
 
-// Hot experts, of several times the mean number of tokens, come first: where arithmetic takes the time, their items are
-// the longest, and what is done last leaves threads waiting. Among the others items are nearly alike.
+// Hot experts, which have several times the mean number of tokens, come first: where arithmetic limits the speed their
+// items take longest, and a long item that is done last leaves the other threads waiting. The items of the other
+// experts are nearly alike.
 void order_experts(const Grouping& grouping, int64_t used_experts, int64_t num_experts, int32_t* order) {
   constexpr int64_t kHot = 3;
   const auto rank_of = [&](int32_t e) {
@@ -55,8 +57,8 @@ void order_experts(const Grouping& grouping, int64_t used_experts, int64_t num_e
             [&](int32_t a, int32_t b) { return rank_of(a) != rank_of(b) ? rank_of(a) > rank_of(b) : a < b; });
 }
 
-// About `wanted` items in all, each expert's number by its share of the work.
-void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping& grouping, int64_t wanted,
+// Cuts the experts into about `target` items in all; each expert gets a number according to its share of the work.
+void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping& grouping, int64_t target,
                  const ExpertItems& items) {
   const int64_t bytes = matrix_bytes(layer.format, m);
   const auto work_of = [&](int64_t e) {
@@ -68,25 +70,26 @@ void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping
   int64_t* offset = items.offsets;
   *offset = 0;
   for (int node = 0; node < items.num_nodes; ++node) {
-    const ItemRange own = part_of({0, items.pairs}, node, items.num_nodes);
+    const ItemRange node_pairs = part_of({0, items.pairs}, node, items.num_nodes);
     for (int64_t r = 0; r < layer.num_experts; ++r, ++offset) {
       const int64_t e = items.order[r];
-      const int64_t most = work_of(e) == 0 ? 0 : own.end - own.begin;
+      const int64_t limit = work_of(e) == 0 ? 0 : node_pairs.end - node_pairs.begin;
       const double part = static_cast<double>(work_of(e)) / static_cast<double>(std::max<int64_t>(work, 1));
-      const int64_t share = static_cast<int64_t>(static_cast<double>(wanted) * part + 0.5);
-      offset[1] = offset[0] + std::clamp<int64_t>(share, most == 0 ? 0 : 1, most);
+      const int64_t share = static_cast<int64_t>(static_cast<double>(target) * part + 0.5);
+      offset[1] = offset[0] + std::clamp<int64_t>(share, limit == 0 ? 0 : 1, limit);
     }
   }
 }
 
-// Above this much memory a call is done in chunks of tokens; results do not change. Beside it a thread has 4 MiB.
+// A call that would need more memory than this is computed in chunks of tokens, which does not change its result. Each
+// thread has up to 4 MiB besides.
 int64_t max_call_bytes(const MoeProblem& problem) {
-  constexpr int64_t kMost = int64_t{512} << 20;
-  constexpr int64_t kOfThreads = 1 << 20;  // so that tiny sizes need no chunks
+  constexpr int64_t kLimit = int64_t{512} << 20;
+  constexpr int64_t kSpare = 1 << 20;  // so that calls of tiny sizes need no chunks
   const int64_t sizes = problem.layer.hidden_size + problem.layer.intermediate_size;
   const int64_t token_bytes = 2 * sizes * problem.top_k + 4 * problem.layer.hidden_size;
-  const int64_t wanted = problem.num_tokens * token_bytes + 32 * problem.layer.num_experts * sizes;
-  return std::min(kMost, wanted + kOfThreads);
+  const int64_t needed = problem.num_tokens * token_bytes + 32 * problem.layer.num_experts * sizes;
+  return std::min(kLimit, needed + kSpare);
 }
 
 }  // namespace
@@ -97,16 +100,16 @@ MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team te
   const int64_t i = round_up(layer.intermediate_size, kBlockK);
   const int64_t max_k = std::max(k, i);
   const int64_t sum_bytes = 4 * sum_row_floats(layer.hidden_size);
-  // Operands of both GEMMs and the sorted slots, and a row of accumulators.
+  // A token needs its part of the operands of both GEMMs, its sorted slots, and a row of accumulators.
   const int64_t token_bytes = problem.top_k * (2 * (k + i) + 8) + sum_bytes;
-  // Tile kernels pad each expert's last tokens to sixteen.
-  const int64_t padding = 2 * 16 * std::min(layer.num_experts, problem.num_tokens * problem.top_k) * (k + i);
-  const int64_t most = max_call_bytes(problem);
-  const int64_t bytes = std::max(most - padding, most / 2);
+  // Tile kernels pad the last group of each expert to a whole tile of tokens.
+  const int64_t padding = 2 * kTokenTile * std::min(layer.num_experts, problem.num_tokens * problem.top_k) * (k + i);
+  const int64_t limit = max_call_bytes(problem);
+  const int64_t bytes = std::max(limit - padding, limit / 2);
   const int64_t chunk =
       std::max<int64_t>(1, std::min({bytes / token_bytes, kMaxChunkTokens, kMaxChunkSlots / problem.top_k}));
-  // Chunks of equal size, in whole sixteens.
-  const int64_t even = round_up(ceil_div(problem.num_tokens, ceil_div(problem.num_tokens, chunk)), 16);
+  // The chunks have equal sizes, in whole tiles of tokens.
+  const int64_t even = round_up(ceil_div(problem.num_tokens, ceil_div(problem.num_tokens, chunk)), kTokenTile);
   const int64_t chunk_tokens = std::min(problem.num_tokens, std::min(chunk, even));
   const bool may_split =
       team.num_threads > 1 && chunk_tokens * problem.top_k * sum_bytes <= team.num_threads * kSlotBytesPerThread;
@@ -120,8 +123,8 @@ ItemRange items_of_node(const ExpertItems& items, int node) {
 ExpertItem expert_item(const ExpertItems& items, int64_t index) {
   const int64_t* offsets = items.offsets;
   const int64_t i = std::upper_bound(offsets, offsets + items.num_nodes * items.num_experts, index) - offsets - 1;
-  const ItemRange own = part_of({0, items.pairs}, i / items.num_experts, items.num_nodes);
-  return {items.order[i % items.num_experts], part_of(own, index - offsets[i], offsets[i + 1] - offsets[i])};
+  const ItemRange node_pairs = part_of({0, items.pairs}, i / items.num_experts, items.num_nodes);
+  return {items.order[i % items.num_experts], part_of(node_pairs, index - offsets[i], offsets[i + 1] - offsets[i])};
 }
 
 ItemRange output_items_of_node(const ChunkPlan& plan, int node) {
@@ -165,10 +168,10 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& moe_plan, const Gr
     cut_experts(layer, layer.w2, grouping, items, plan.down);
     plan.num_output_items = std::min<int64_t>(threads, plan.down.pairs);
   } else {
-    // Each item reads all intermediates, so no more items than keep that below the weights' own traffic.
+    // Each item reads all intermediates, so there are only as many items as keep that below the traffic of the weights.
     const int64_t operand = grouping.num_slots * round_up(layer.intermediate_size, kBlockK) * 2;
-    const int64_t most = std::min(items, used_experts * w2_bytes / std::max<int64_t>(operand, 1));
-    plan.num_output_items = even_items(plan.down.pairs, threads, most / threads);
+    const int64_t limit = std::min(items, used_experts * w2_bytes / std::max<int64_t>(operand, 1));
+    plan.num_output_items = even_items(plan.down.pairs, threads, limit / threads);
   }
 
   plan.num_pack_items = 0;

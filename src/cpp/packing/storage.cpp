@@ -26,7 +26,8 @@ MatrixLayout matrix_layout(const StorageShape& s, bool is_w13) {
     blocks.num_rows = rows;
     const int64_t all = blocks.apart ? rows / 2 : rows;
     blocks.block_rows = per_tensor || s.block_rows == 0 || s.block_rows > all ? all : s.block_rows;
-    // Do the rows of every panel lie in one block? Those of gate or up are every other row if they alternate.
+    // One scale serves a panel if all its rows lie in one block. The rows of a panel span twice as many rows of the
+    // source where gate and up alternate.
     const int64_t span = is_w13 && !blocks.apart ? 2 * kPanelRows : kPanelRows;
     sizes.scale_rows = blocks.block_rows == all || blocks.block_rows % span == 0 ? 1 : kPanelRows;
   }
@@ -39,17 +40,17 @@ MatrixLayout matrix_layout(const StorageShape& s, bool is_w13) {
   return m;
 }
 
-const uint8_t* part_of(const MatrixLayout& m, Part part, const uint8_t* data) {
+const uint8_t* part_at(const MatrixLayout& m, Part part, const uint8_t* data) {
   const int i = static_cast<int>(part);
   return m.expert_bytes[i] == 0 ? nullptr : data + m.offset[i];
 }
 
 PackedMatrix view_matrix(const MatrixLayout& m, const uint8_t* data) {
   PackedMatrix matrix = m.sizes;
-  matrix.weights = part_of(m, Part::kWeights, data);
-  matrix.scales = part_of(m, Part::kScales, data);
-  matrix.sum_scales = reinterpret_cast<const float*>(part_of(m, Part::kSumScales, data));
-  matrix.bias = reinterpret_cast<const float*>(part_of(m, Part::kBias, data));
+  matrix.weights = part_at(m, Part::kWeights, data);
+  matrix.scales = part_at(m, Part::kScales, data);
+  matrix.sum_scales = reinterpret_cast<const float*>(part_at(m, Part::kSumScales, data));
+  matrix.bias = reinterpret_cast<const float*>(part_at(m, Part::kBias, data));
   return matrix;
 }
 

@@ -1,4 +1,4 @@
-// Where the parts of packed experts stand in one block of memory (and in a packed file).
+// Where the parts of packed experts stand in one block of memory, and in a packed file.
 #pragma once
 
 #include "packing/panels.h"
@@ -13,29 +13,29 @@ struct StorageShape {
   bool has_w13_bias;
   bool has_w2_bias;
   bool tensor_scales;  // a float32 scale for each gate, up and down; not of kFp8Block
-  bool interleaved;    // rows of the source's w13
-  int64_t block_rows;  // of kFp8Block's scales; 0 is the whole axis
-  int64_t block_k;     // the same along K; else a multiple of 32
+  bool interleaved;    // gate and up rows of the source's w13 alternate
+  int64_t block_rows;  // rows that share a scale of kFp8Block; 0 means all rows
+  int64_t block_k;     // the same along K: 0 for all of K, else a multiple of 32
 };
 
 enum class Part : int32_t { kWeights, kScales, kSumScales, kBias };
 constexpr int kNumParts = 4;
 
-// One matrix of every expert: offset of each part, [num_experts] times so many bytes.
+// One matrix of all experts. Each part begins at its offset and holds expert_bytes for each expert in turn.
 struct MatrixLayout {
-  PackedMatrix sizes;  // pointers null
+  PackedMatrix sizes;  // its pointers are null
   SumScaleBlocks sum_blocks;
   int64_t offset[kNumParts];
   int64_t expert_bytes[kNumParts];
 };
 
-// Parts begin on 4096-byte boundaries.
+// Every part begins on a 4096-byte boundary.
 struct StorageLayout {
   MatrixLayout w13, w2;
   int64_t total;
 };
 
-// total is -1 if the sizes do not fit in 62 bits.
+// The total is -1 if the sizes do not fit in 62 bits.
 StorageLayout storage_layout(const StorageShape& shape);
 
 // The packed experts of one layer.
@@ -44,7 +44,9 @@ struct PackedLayer {
   int64_t num_experts;
   int64_t hidden_size;
   int64_t intermediate_size;
-  PackedMatrix w13;  // of every expert; a multiple of four panels: the intermediate is padded to whole K-blocks
+  // Both hold the matrices of all experts. w13 has a multiple of four panels, because the intermediate is padded to
+  // whole K-blocks.
+  PackedMatrix w13;
   PackedMatrix w2;
 };
 

@@ -5,7 +5,7 @@ namespace mxfp4moe {
 
 namespace {
 
-// Limited by memory, so plain loops that a compiler vectorizes for any CPU suffice; __restrict lets it.
+// Memory limits these, so plain loops suffice, which a compiler vectorizes for any CPU; __restrict lets it do so.
 void pack_range(const uint8_t* __restrict codes, uint8_t* __restrict blocks, int64_t num_bytes) {
   for (int64_t i = 0; i < num_bytes; ++i) {
     blocks[i] = static_cast<uint8_t>((codes[2 * i] & 15) | codes[2 * i + 1] << 4);

@@ -11,7 +11,7 @@
 namespace mxfp4moe {
 
 double amax_of(const KernelTable& kernels, const ScaleBlockArgs& block, bool finite_only, int num_threads) {
-  std::atomic<uint64_t> largest{0};  // the bits of magnitudes are ordered as they are, NaN last
+  std::atomic<uint64_t> largest{0};  // the bits of magnitudes are ordered as the magnitudes, and NaN comes last
   split_units(block.rows, block.columns, num_threads, [&](int64_t begin, int64_t end) {
     ScaleBlockArgs part = block;
     part.values += begin * block.stride * value_bytes(block.dtype);

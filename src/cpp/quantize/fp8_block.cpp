@@ -11,8 +11,9 @@ namespace mxfp4moe {
 
 namespace {
 
+// Where a scale block stands in the matrices.
 struct ScaleBlock {
-  int64_t offset;  // of its first value
+  int64_t offset;  // the place of its first value
   int64_t rows, columns;
 };
 
@@ -22,7 +23,7 @@ int64_t num_blocks(const ScaleBlockGrid& grid) {
   return grid.num_matrices * ceil_div(grid.rows, grid.block_rows) * blocks_across(grid);
 }
 
-// Of an average block.
+// The values of an average block.
 int64_t values_per_block(const ScaleBlockGrid& grid) {
   return grid.num_matrices * grid.rows * grid.columns / std::max<int64_t>(1, num_blocks(grid));
 }

@@ -17,7 +17,7 @@ void quantize_nvfp4(const KernelTable& kernels, const Nvfp4Args& args, int64_t n
   split_parts(num_tensors, values_per_tensor, num_threads, [&](int64_t tensor, int threads) {
     const int64_t first = tensor * args.num_blocks;
     const uint8_t* values = args.values + first * kBlock * value_bytes(args.dtype);
-    // As rows of one block each: the threads can share any tensor.
+    // The tensor is seen as rows of one block each, so that the threads can share any tensor.
     const ScaleBlockArgs whole = {values, args.dtype, args.num_blocks, kBlock, kBlock};
     const double amax = amax_of(kernels, whole, true, threads);
     tensor_scales[tensor] = float_scale(amax, E4m3Element::kMax * E2m1Element::kMax);

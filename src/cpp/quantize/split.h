@@ -10,7 +10,7 @@ namespace mxfp4moe {
 
 constexpr int64_t value_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
-// What is worth a thread of its own: 64 KiB of float32, some 10 us of work.
+// So many values are worth a thread of their own: 64 KiB of float32, some 10 us of work.
 constexpr int64_t kMinValuesPerThread = 16384;
 
 // Calls run(begin, end) for an even split of [0, num_units) over the threads.
@@ -20,8 +20,8 @@ void split_units(int64_t num_units, int64_t values_per_unit, int num_threads, co
     int64_t num_units;
     const Run& run;
   } split{num_units, run};
-  const int64_t least = std::max<int64_t>(1, kMinValuesPerThread / std::max<int64_t>(1, values_per_unit));
-  const int64_t useful = std::max<int64_t>(1, num_units / least);
+  const int64_t min_units = std::max<int64_t>(1, kMinValuesPerThread / std::max<int64_t>(1, values_per_unit));
+  const int64_t useful = std::max<int64_t>(1, num_units / min_units);
   parallel_run(
       static_cast<int>(std::min<int64_t>(num_threads, useful)),
       [](void* context, int thread, int threads) {
@@ -34,8 +34,8 @@ void split_units(int64_t num_units, int64_t values_per_unit, int num_threads, co
       &split);
 }
 
-// Calls run(part, threads) for each of [0, num_parts), which run may itself share among `threads` threads: many
-// parts are split over the threads, each of few is given all of them.
+// Calls run(part, threads) for each part in [0, num_parts); `run` may share its part among `threads` threads. If there
+// are many parts they are split over the threads; if there are few, each part in turn is given all threads.
 template <class Run>
 void split_parts(int64_t num_parts, int64_t values_per_part, int num_threads, const Run& run) {
   if (num_parts < 4 * int64_t{num_threads}) {

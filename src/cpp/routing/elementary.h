@@ -1,5 +1,5 @@
-// exp and log in double for scores that are then rounded to float. Plain arithmetic without branches, which
-// compilers vectorize, so that every CPU computes the same bits; a math library's would depend on its version.
+// exp and log in float64, for scores that are then rounded to float32. They are plain arithmetic without branches,
+// which compilers vectorize, and every CPU computes the same bits; those of a math library would depend on its version.
 #pragma once
 
 #include "formats/bf16.h"
@@ -8,17 +8,18 @@ namespace mxfp4moe {
 
 constexpr double kLn2 = 0.6931471805599453;
 
-// e^x for x <= 0 with a relative error below 2^-46. Less than -708 counts as -708: 3e-308, zero as a float.
+// Computes e^x for x <= 0 with a relative error below 2^-46. What is less than -708 counts as -708, whose result of
+// 3e-308 becomes zero as a float32.
 static inline double exp_nonpositive(double x) {
   constexpr double kIntegerMagic = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves an integer in the low bits
-  // ln 2 in two parts, the first short enough that n times it is exact.
+  // ln 2 is cut into two parts; the first has so few bits that n times it is exact.
   constexpr double kLn2High = 0.69314718036912381649;
   constexpr double kLn2Low = 1.9082149292705877e-10;
   x = x < -708.0 ? -708.0 : x;
   const double shifted = x * (1.0 / kLn2) + kIntegerMagic;
   const double n = shifted - kIntegerMagic;
   const double r = (x - n * kLn2High) - n * kLn2Low;
-  // Taylor's series; |r| <= ln 2 / 2, so the first term left out is below 7e-15.
+  // This is the Taylor series. As |r| <= ln 2 / 2, the first term that is left out is below 7e-15.
   double p = 1.0 / 39916800;
   p = p * r + 1.0 / 3628800;
   p = p * r + 1.0 / 362880;
@@ -34,9 +35,9 @@ static inline double exp_nonpositive(double x) {
   return p * f64_from_bits((f64_bits(shifted) + 1023) << 52);
 }
 
-// ln(1 + y) for 0 <= y <= 1 with a relative error below 2^-49.
+// Computes ln(1 + y) for 0 <= y <= 1 with a relative error below 2^-49.
 static inline double log1p_unit(double y) {
-  // ln m = 2 atanh u with u = (m - 1) / (m + 1); m is 1 + y, or half of it, so that |u| <= 0.172.
+  // ln m = 2 atanh u with u = (m - 1) / (m + 1), where m is 1 + y or half of that, so that |u| <= 0.172.
   const double halved = y > 0.41421356 ? 1.0 : 0.0;
   const double u = (y - halved) / (y + 2.0 + halved);
   const double u2 = u * u;

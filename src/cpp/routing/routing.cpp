@@ -15,13 +15,13 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Logits that are worth a thread of their own: some 20 us of work.
+// So many logits, some 20 us of work, are worth a thread of their own.
 constexpr int64_t kMinLogitsPerThread = 4096;
 
 // Up to this top_k, inserting into a sorted list takes about two thirds of the time of a heap.
 constexpr int64_t kMaxInsertions = 32;
 
-// One thread's.
+// The scratch memory of one thread.
 struct Scratch {
   uint64_t* keys;
   uint64_t* group_keys;
@@ -38,7 +38,8 @@ Scratch take_scratch(Arena& arena, const RoutingArgs& args) {
           arena.take<float>(n),    arena.take<float>(args.top_k)};
 }
 
-// The larger score has the larger key, and of equal scores (-0 and 0 are) the lower id, so that keys are distinct.
+// The larger score has the larger key. Of equal scores, and -0 equals 0, the lower id has the larger key, so that all
+// keys differ.
 inline uint64_t selection_key(float score, int64_t id) {
   const uint32_t bits = f32_bits(score + 0.0f);
   const uint32_t ordered = bits ^ (bits >> 31 != 0 ? 0xffffffffu : 0x80000000u);
@@ -51,7 +52,7 @@ void selection_keys(const float* scores, int64_t n, int64_t first_id, uint64_t* 
 
 inline int32_t key_id(uint64_t key) { return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key)); }
 
-// Puts the k largest first, in descending order.
+// Moves the k largest keys to the front, in descending order.
 void select_largest(uint64_t* keys, int64_t n, int64_t k) {
   if (k > kMaxInsertions) return std::partial_sort(keys, keys + k, keys + n, std::greater<uint64_t>());
   for (int64_t i = 1; i < n; ++i) {
@@ -65,11 +66,11 @@ void select_largest(uint64_t* keys, int64_t n, int64_t k) {
 
 bool all_below_infinity(const float* logits, int64_t n) {
   int bad = 0;
-  for (int64_t i = 0; i < n; ++i) bad |= !(logits[i] < kInfinity);  // NaN is not below
+  for (int64_t i = 0; i < n; ++i) bad |= !(logits[i] < kInfinity);  // a comparison with NaN is false
   return bad == 0;
 }
 
-// Writes e^(x - largest) and returns their sum, always added in the same order.
+// Writes e^(x - largest) for each x and returns the sum of all, which is always added in the same order.
 double exp_differences(const float* x, int64_t n, double largest, double* exponentials) {
   for (int64_t i = 0; i < n; ++i) exponentials[i] = exp_nonpositive(x[i] - largest);
   double lanes[4] = {};
@@ -130,7 +131,7 @@ void selection_scores(const RoutingArgs& args, const float* logits, const Scratc
   }
 }
 
-// Sum of the two best, of what is not excluded.
+// The score of a group is the sum of its two best experts; excluded experts do not count.
 float group_score(const float* selection_scores, int64_t size) {
   float best = -kInfinity, second = -kInfinity;
   for (int64_t i = 0; i < size; ++i) {
@@ -194,24 +195,25 @@ bool route_row(const RoutingArgs& args, int64_t row, const Scratch& scratch) {
   return true;
 }
 
-struct Job {
+// One call, as its threads see it.
+struct RoutingCall {
   const RoutingArgs& args;
   uint8_t* workspace;
-  int64_t scratch_bytes;  // of one thread
+  int64_t scratch_bytes;  // for each thread
   std::atomic<int64_t> first_bad;
 };
 
 void route_share(void* context, int thread, int num_threads) {
-  Job& job = *static_cast<Job*>(context);
-  const int64_t num_tokens = job.args.num_tokens;
+  RoutingCall& call = *static_cast<RoutingCall*>(context);
+  const int64_t num_tokens = call.args.num_tokens;
   const int64_t share = ceil_div(num_tokens, num_threads);
   const int64_t end = std::min(num_tokens, (thread + 1) * share);
-  Arena arena(job.workspace + thread * job.scratch_bytes);
-  const Scratch scratch = take_scratch(arena, job.args);
+  Arena arena(call.workspace + thread * call.scratch_bytes);
+  const Scratch scratch = take_scratch(arena, call.args);
   for (int64_t row = thread * share; row < end; ++row) {
-    if (route_row(job.args, row, scratch)) continue;
-    int64_t first = job.first_bad.load();
-    while (row < first && !job.first_bad.compare_exchange_weak(first, row)) {
+    if (route_row(call.args, row, scratch)) continue;
+    int64_t first = call.first_bad.load();
+    while (row < first && !call.first_bad.compare_exchange_weak(first, row)) {
     }
     return;
   }
@@ -227,9 +229,9 @@ int64_t route(const RoutingArgs& args, int num_threads) {
   take_scratch(sizes, args);
   const Workspace workspace(threads * sizes.used());
   if (workspace.data() == nullptr) return kNoRoutingMemory;
-  Job job{args, workspace.data(), sizes.used(), {args.num_tokens}};
-  parallel_run(threads, route_share, &job);
-  const int64_t first_bad = job.first_bad.load();
+  RoutingCall call{args, workspace.data(), sizes.used(), {args.num_tokens}};
+  parallel_run(threads, route_share, &call);
+  const int64_t first_bad = call.first_bad.load();
   return first_bad < args.num_tokens ? first_bad : kRouted;
 }
 

@@ -6,15 +6,16 @@
 namespace mxfp4moe {
 
 enum class Scoring : int32_t { kSoftmax, kSigmoid, kSqrtSoftplus };
+constexpr const char* kScoringNames[] = {"softmax", "sigmoid", "sqrt_softplus"};
 
 struct RoutingRule {
   Scoring scoring;
   bool renormalize;
-  // The rest is not of kSoftmax.
-  bool ids_given;  // topk_ids are an input
+  // kSoftmax ignores the fields below.
+  bool ids_given;  // the experts are an input, in topk_ids, and only their weights are computed
   float routed_scaling_factor;
-  int64_t num_groups;  // of consecutive experts; 1: no groups
-  int64_t topk_group;
+  int64_t num_groups;  // the experts form so many groups of consecutive ones; 1 means no groups
+  int64_t topk_group;  // experts are chosen among those of the best so many groups
 };
 
 struct RoutingArgs {
@@ -32,9 +33,9 @@ constexpr int64_t kRouted = -1;
 constexpr int64_t kNoRoutingMemory = -2;
 constexpr int64_t kBadBias = -3;
 
-// kRouted; or the first row with NaN or +inf, or, for kSoftmax, with nothing but -inf; or kNoRoutingMemory; or
-// kBadBias if the correction bias has NaN or +inf.
-// A row's result depends on nothing but the row, and has the same bits on every CPU.
+// Returns kRouted, or what went wrong: the first row that holds NaN or +inf or, for kSoftmax, nothing but -inf;
+// kNoRoutingMemory; or kBadBias if the correction bias holds NaN or +inf. The result of a row depends on nothing but
+// the row, and has the same bits on every CPU.
 int64_t route(const RoutingArgs& args, int num_threads);
 
 }  // namespace mxfp4moe

@@ -21,7 +21,7 @@ constexpr int kNoLimit = INT_MAX;
 
 #if defined(__linux__)
 
-// The first two words of a small file; false if it cannot be read.
+// Reads the first two words of a small file; returns false if it cannot be read.
 bool read_words(const char* path, char (&first)[32], char (&second)[32]) {
   first[0] = second[0] = '\0';
   std::FILE* file = std::fopen(path, "re");
@@ -39,7 +39,7 @@ int quota_cpus(const char* quota, const char* period) {
   return cpus < kNoLimit ? static_cast<int>(cpus) : kNoLimit;
 }
 
-// The limit set in one folder, by either version's files.
+// Returns the limit that is set in one folder, by the files of either version of control groups.
 int folder_cpus(const char* folder) {
   char path[4200], quota[32], period[32], rest[32];
   std::snprintf(path, sizeof(path), "%s/cpu.max", folder);
@@ -51,8 +51,8 @@ int folder_cpus(const char* folder) {
   return quota_cpus(quota, period);
 }
 
-// The limits of a group and of all its ancestors. A container may see the path of its group as the host has it,
-// of which nothing exists below the container's own mount: the walk then ends at the mount, which is the group.
+// Returns the smallest limit of a group and all its ancestors. A container may see the path of its group as the host
+// has it, of which nothing exists below the container's own mount; the walk then ends at the mount, which is the group.
 int hierarchy_cpus(const char* mount, const char* group) {
   char folder[4096];
   if (std::strstr(group, "..") != nullptr) group = "";
@@ -66,7 +66,7 @@ int hierarchy_cpus(const char* mount, const char* group) {
   }
 }
 
-// Whether a comma-separated list holds `word`.
+// Tells whether a comma-separated list holds `word`.
 bool lists(const char* list, const char* word) {
   const size_t length = std::strlen(word);
   for (const char* item = list; item != nullptr; item = std::strchr(item, ',')) {
@@ -143,7 +143,7 @@ bool AffinityMask::bind(pthread_t) const { return false; }
 #endif
 
 int available_cpus(const AffinityMask& mask) {
-  static std::atomic<int> quota{0};  // 0: not looked up yet
+  static std::atomic<int> quota{0};  // 0 means that it has not been looked up
   int limit = quota.load(std::memory_order_relaxed);
   if (limit == 0) {
     limit = cgroup_cpus();

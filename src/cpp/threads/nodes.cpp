@@ -12,7 +12,7 @@
 namespace mxfp4moe {
 namespace {
 
-// Dense numbers of the system's nodes.
+// Numbers the nodes of the system from 0 without gaps.
 struct Nodes {
   static constexpr int kMaxIds = 1024;
   int count = 1;
@@ -21,7 +21,7 @@ struct Nodes {
 
 #if defined(__linux__)
 
-// From a list such as 0-1,4.
+// The system gives a list such as 0-1,4.
 Nodes read_nodes() {
   Nodes result;
   std::FILE* file = std::fopen("/sys/devices/system/node/has_cpu", "re");
@@ -50,8 +50,8 @@ Nodes read_nodes() { return {}; }
 
 #endif
 
-// Read when the library is loaded: a lock, or a static object in a function, would stay locked in a process forked
-// while another thread reads.
+// The nodes are read when the library is loaded. A lock, or a static object inside a function, would stay locked in a
+// process that is forked while another thread reads.
 const Nodes nodes = read_nodes();
 
 std::atomic<int> simulated{0};

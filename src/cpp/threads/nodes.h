@@ -1,18 +1,18 @@
-// NUMA nodes: memory is nearer to some processors than to others.
+// NUMA nodes: on some machines, each part of the memory is nearer to some processors than to others.
 #pragma once
 
 namespace mxfp4moe {
 
-constexpr int kMaxNodes = 16;  // of more, some count as one
+constexpr int kMaxNodes = 16;  // on a machine with more, some nodes count as one
 
-// The nodes of this machine that have processors, at least 1.
+// Counts the nodes of this machine that have processors; at least 1.
 int num_nodes();
 
-// That of the calling thread's processor, in [0, num_nodes()).
+// Returns the node of the calling thread's processor, in [0, num_nodes()).
 int current_node();
 
-// For tests: as if there were so many nodes, with threads dealt to them in the order of their first question.
-// 0 ends it.
+// For tests: pretends that there are so many nodes, and deals threads to them in the order in which they first ask for
+// their node. 0 ends the pretence.
 void simulate_nodes(int count);
 
 }  // namespace mxfp4moe

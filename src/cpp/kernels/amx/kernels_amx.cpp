@@ -21,6 +21,6 @@ namespace {
 }  // namespace
 
 extern const KernelTable kKernels_amx =
-    make_tile_table("amx", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi | kCpuAmxBf16, true);
+    make_table("amx", "amx", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi | kCpuAmxBf16, true);
 
 }  // namespace mxfp4moe

@@ -18,6 +18,6 @@ namespace {
 #include "kernels/amx/tile_table.h"
 }  // namespace
 
-extern const KernelTable kKernels_amx_model = make_tile_table("amx_model", 0, false);
+extern const KernelTable kKernels_amx_model = make_table("amx_model", "amx", 0, false);
 
 }  // namespace mxfp4moe

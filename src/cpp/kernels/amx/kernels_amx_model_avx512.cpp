@@ -21,6 +21,6 @@ namespace {
 }  // namespace
 
 extern const KernelTable kKernels_amx_model_avx512 =
-    make_tile_table("amx_model_avx512", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi, false);
+    make_table("amx_model_avx512", "amx", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi, false);
 
 }  // namespace mxfp4moe

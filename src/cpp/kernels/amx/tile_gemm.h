@@ -16,10 +16,9 @@
 // zero and is added to the sums times the scale. Slabs hold whole segments.
 // Included inside a kernel table's own namespace, after the tile functions and weight_formats.h.
 
-constexpr int kTileTokens = 16;
-constexpr int64_t kTileElements = kPanelRows * kBlockK;       // of a decoded A tile
-constexpr int64_t kSumFloats = 2 * kPanelRows * kTileTokens;  // C of one token block: two panels
-constexpr int64_t kSlabBlocks = 9;                            // 18 KiB of decoded weights
+constexpr int64_t kTileElements = kPanelRows * kBlockK;      // of a decoded A tile
+constexpr int64_t kSumFloats = 2 * kPanelRows * kTokenTile;  // C of one token block: two panels
+constexpr int64_t kSlabBlocks = 9;                           // 18 KiB of decoded weights
 constexpr int64_t kRingBlocks = 4, kRingAhead = 2;
 constexpr int64_t kWeightPrefetch = 4096;
 
@@ -55,14 +54,14 @@ struct TokenBlocks {
   int64_t count;
   int64_t last_tokens;
 
-  int64_t tokens(int64_t block) const { return block + 1 == count ? last_tokens : kTileTokens; }
-  const uint16_t* data(int64_t block) const { return x + block * kTileTokens * k; }
+  int64_t tokens(int64_t block) const { return block + 1 == count ? last_tokens : kTokenTile; }
+  const uint16_t* data(int64_t block) const { return x + block * kTokenTile * k; }
 };
 
 inline void configure_for(const TokenBlocks& blocks) {
   TileConfig config = {};
   config.palette = 1;
-  const int64_t first = 4 * blocks.tokens(0), second = 4 * (blocks.count > 1 ? blocks.tokens(1) : kTileTokens);
+  const int64_t first = 4 * blocks.tokens(0), second = 4 * (blocks.count > 1 ? blocks.tokens(1) : kTokenTile);
   const int64_t row_bytes[8] = {first, first, second, second, 64, 64, first, second};
   for (int t = 0; t < 8; ++t) {
     config.rows[t] = kPanelRows;
@@ -113,7 +112,7 @@ MXFP4MOE_INLINE void end_segment(const PairSegments& segments, int64_t begin, fl
       for (int row = 0; row < kPanelRows; ++row) {
         const F32 scale = broadcast(segments.panels().sum_scales[panel][segments.scale_of(row)]);
         for (int b = 0; b < kBlocks; ++b) {
-          const int64_t at = b * kSumFloats + panel * (kSumFloats / 2) + row * kTileTokens;
+          const int64_t at = b * kSumFloats + panel * (kSumFloats / 2) + row * kTokenTile;
           const F32 sum = begin == 0 ? broadcast(0.0f) : load(sums + at);
           store(sums + at, mul_add(load(c + at), scale, sum));
         }
@@ -153,7 +152,7 @@ template <class Decoder, int kBlocks>
 MXFP4MOE_INLINE void decode_and_multiply(const PanelPair& pair, BlockRange range, const DecodeBuffer& buffer,
                                          const TokenBlocks& tokens, PairSegments segments, float* sums) {
   constexpr int kBytes = kWeightBytes<Decoder>, kScales = kScaleBytes<Decoder>;
-  const int64_t tokens0 = tokens.tokens(0), tokens1 = kBlocks > 1 ? tokens.tokens(1) : kTileTokens;
+  const int64_t tokens0 = tokens.tokens(0), tokens1 = kBlocks > 1 ? tokens.tokens(1) : kTokenTile;
   const uint16_t* b0 = tokens.data(0) + range.begin * kBlockK * tokens0;
   const uint16_t* b1 = tokens.data(kBlocks > 1) + range.begin * kBlockK * tokens1;
   const int64_t n = range.end - range.begin;
@@ -207,8 +206,8 @@ struct SlabTiles {
 template <class Decoder, int kBlocks>
 inline void multiply(const SlabTiles& slab, BlockRange range, const TokenBlocks& tokens, int64_t block,
                      PairSegments segments, float* sums) {
-  const uint16_t* b0 = tokens.data(block) + range.begin * kBlockK * kTileTokens;
-  const uint16_t* b1 = tokens.data(block + kBlocks - 1) + range.begin * kBlockK * kTileTokens;
+  const uint16_t* b0 = tokens.data(block) + range.begin * kBlockK * kTokenTile;
+  const uint16_t* b1 = tokens.data(block + kBlocks - 1) + range.begin * kBlockK * kTokenTile;
   const uint8_t* a0 = slab.panels[0];
   const uint8_t* a1 = slab.panels[1];
   for (int64_t begin = range.begin; begin < range.end;) {
@@ -280,7 +279,7 @@ inline void pair_sums_by(const PanelPair& pair, const TokenBlocks& tokens, uint1
 inline void scale_sums(const PanelPair& pair, int64_t num_blocks, float* sums) {
   for (int64_t b = 0; b < num_blocks; ++b) {
     for (int row = 0; row < 2 * kPanelRows; ++row) {
-      float* sum = sums + b * kSumFloats + row * kTileTokens;
+      float* sum = sums + b * kSumFloats + row * kTokenTile;
       const float scale = pair.sum_scales[row / kPanelRows][pair.scale_rows == 1 ? 0 : row % kPanelRows];
       store(sum, mul(load(sum), broadcast(scale)));
     }

@@ -7,14 +7,14 @@ constexpr int64_t kMaxGroupTokens = 256;
 inline int64_t padded_k(int64_t k) { return round_up(k, kBlockK); }
 
 inline int64_t padded_tokens(int64_t num_tokens) {
-  return num_tokens <= 2 * kTileTokens ? num_tokens : round_up(num_tokens, kTileTokens);
+  return num_tokens <= 2 * kTokenTile ? num_tokens : round_up(num_tokens, kTokenTile);
 }
 
 inline int64_t operand_bytes(int64_t num_tokens, int64_t k) { return num_tokens * padded_k(k) * 2; }
 
 // As many tokens as keep a group's operand within three quarters of an L2 of 2 MiB.
 inline int64_t group_tokens(int64_t max_k) {
-  const int64_t fit = (1536 << 10) / (padded_k(max_k) * 2) / kTileTokens * kTileTokens;
+  const int64_t fit = (1536 << 10) / (padded_k(max_k) * 2) / kTokenTile * kTokenTile;
   return fit < 64 ? 64 : fit > kMaxGroupTokens ? kMaxGroupTokens : fit;
 }
 
@@ -30,19 +30,19 @@ inline Scratch carve_scratch(uint8_t* base) {
 }
 
 inline int64_t scratch_bytes(int64_t num_tokens, int64_t) {
-  return kSlabBytes + ceil_div(num_tokens, kTileTokens) * kSumFloats * 4;
+  return kSlabBytes + ceil_div(num_tokens, kTokenTile) * kSumFloats * 4;
 }
 
 inline TokenBlocks token_blocks(const uint8_t* operand, int64_t num_tokens, int64_t k) {
   const int64_t padded = padded_tokens(num_tokens);
-  const int64_t count = ceil_div(padded, kTileTokens);
-  return {reinterpret_cast<const uint16_t*>(operand), k, count, padded - (count - 1) * kTileTokens};
+  const int64_t count = ceil_div(padded, kTokenTile);
+  return {reinterpret_cast<const uint16_t*>(operand), k, count, padded - (count - 1) * kTokenTile};
 }
 
 // Gathers up to sixteen tokens, some k at a time: rows of (k, k + 1) pairs become columns.
 inline void pack_tokens(const PackTokensArgs& args) {
   constexpr int64_t kChunk = 512;
-  alignas(64) uint16_t rows[kTileTokens][kChunk];
+  alignas(64) uint16_t rows[kTokenTile][kChunk];
   std::memset(rows, 0, sizeof(rows));
   const int64_t width = args.padded_tokens;
   const int64_t element = args.dtype == DType::kFloat32 ? 4 : 2;
@@ -82,12 +82,12 @@ struct GateUpEpilogue {
     const int64_t rows = args.intermediate_size - pair * kPanelRows;
     for (int64_t b = 0; b < blocks.count; ++b) {
       const int64_t width = blocks.tokens(b);
-      const int64_t real = args.num_tokens - b * kTileTokens < width ? args.num_tokens - b * kTileTokens : width;
+      const int64_t real = args.num_tokens - b * kTokenTile < width ? args.num_tokens - b * kTokenTile : width;
       const F32 weights =
-          args.input_weights != nullptr ? load_first(args.input_weights + b * kTileTokens, real) : broadcast(1.0f);
+          args.input_weights != nullptr ? load_first(args.input_weights + b * kTokenTile, real) : broadcast(1.0f);
       const float* c = sums + b * kSumFloats;
       uint32_t* out =
-          reinterpret_cast<uint32_t*>(args.intermediate) + b * kTileTokens * row / 2 + pair * kPanelRows / 2 * width;
+          reinterpret_cast<uint32_t*>(args.intermediate) + b * kTokenTile * row / 2 + pair * kPanelRows / 2 * width;
       // Two rows, rounded and side by side, are one row of the next GEMM's B tile.
       for (int r = 0; r < kPanelRows; r += 2, out += width) {
         U32 rounded[2];
@@ -97,8 +97,8 @@ struct GateUpEpilogue {
             rounded[i] = broadcast_u32(0);
             continue;
           }
-          F32 gate = load(c + (r + i) * kTileTokens);
-          F32 up = load(c + kSumFloats / 2 + (r + i) * kTileTokens);
+          F32 gate = load(c + (r + i) * kTokenTile);
+          F32 up = load(c + kSumFloats / 2 + (r + i) * kTokenTile);
           if (args.input_weights != nullptr) {
             gate = mul(gate, weights);
             up = mul(up, weights);
@@ -130,10 +130,10 @@ void gate_up(const GateUpArgs& args) {
 
 // Adds one panel's sums of one token block to the accumulators: the transpose gives each token its 16 rows.
 inline void combine(const AccumulateArgs& args, int64_t panel, int64_t block, const float* sums) {
-  const int64_t first = block * kTileTokens;
-  const int64_t count = args.num_tokens - first < kTileTokens ? args.num_tokens - first : kTileTokens;
+  const int64_t first = block * kTokenTile;
+  const int64_t count = args.num_tokens - first < kTokenTile ? args.num_tokens - first : kTokenTile;
   U32 r[16];
-  for (int i = 0; i < 16; ++i) r[i] = bits(load(sums + i * kTileTokens));
+  for (int i = 0; i < 16; ++i) r[i] = bits(load(sums + i * kTokenTile));
   transpose16(r);
   const bool has_bias = args.matrix.bias != nullptr;
   const F32 bias = has_bias ? load(args.matrix.bias + panel * kPanelRows) : broadcast(0.0f);

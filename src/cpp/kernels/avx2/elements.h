@@ -2,7 +2,7 @@
 // Included inside a kernel table's own namespace, after avx2/dot.h.
 
 // With the e8m0 bytes from 2 to this one every value of e2m1 is zero or a normal bfloat16.
-constexpr int kMostOrdinaryScale = 252;
+constexpr int kMaxOrdinaryScale = 252;
 
 // What a scale takes off the exponents of the largest ordinary one, in the low and in the high half of a lane.
 struct ExponentTable {
@@ -10,8 +10,8 @@ struct ExponentTable {
 };
 constexpr ExponentTable make_exponent_table() {
   ExponentTable t{};
-  for (uint32_t s = 0; s <= kMostOrdinaryScale; ++s) {
-    t.low[s] = (kMostOrdinaryScale - s) << 7;
+  for (uint32_t s = 0; s <= kMaxOrdinaryScale; ++s) {
+    t.low[s] = (kMaxOrdinaryScale - s) << 7;
     t.high[s] = t.low[s] << 16;
   }
   return t;
@@ -52,7 +52,7 @@ MXFP4MOE_INLINE void code_words(const uint8_t* quad, const CodeBytes& table, __m
   words[1] = _mm256_unpackhi_epi8(low, high);
 }
 
-constexpr CodeBytes kUnscaled = make_code_bytes(127), kMostOrdinary = make_code_bytes(kMostOrdinaryScale);
+constexpr CodeBytes kUnscaled = make_code_bytes(127), kMaxOrdinary = make_code_bytes(kMaxOrdinaryScale);
 
 MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm256_mul_ps(v, _mm256_set1_ps(scale)); }
 
@@ -82,7 +82,7 @@ MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
 struct OrdinaryMxfp4 {
   static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
   static constexpr int kSumFactor = 1;
-  static constexpr int kLeastScale = 2, kMostScale = kMostOrdinaryScale;
+  static constexpr int kMinScale = 2, kMaxScale = kMaxOrdinaryScale;
 
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
@@ -93,7 +93,7 @@ struct OrdinaryMxfp4 {
                           _mm256_set1_epi32(static_cast<int>(kExponents.high[scales[second.value]])));
       unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
         __m256i words[2];
-        code_words<first.value, half.value>(quad, kMostOrdinary, words);
+        code_words<first.value, half.value>(quad, kMaxOrdinary, words);
         unroll<2>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
           constexpr Index<2 * half.value + i.value> part{};
           const __m256i scaled = _mm256_subs_epu16(words[i.value], exponents);

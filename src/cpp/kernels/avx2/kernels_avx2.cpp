@@ -18,6 +18,6 @@ namespace {
 #include "kernels/generic/dot_table.h"
 }  // namespace
 
-extern const KernelTable kKernels_avx2 = make_dot_table("avx2", "avx2", kCpuAvx2);
+extern const KernelTable kKernels_avx2 = make_table("avx2", "avx2", kCpuAvx2, true);
 
 }  // namespace mxfp4moe

@@ -105,7 +105,7 @@ template <WeightFormat kFormat_>
 struct OrdinaryMxfp8 {
   static constexpr WeightFormat kFormat = kFormat_;
   static constexpr int kSumFactor = 1;
-  static constexpr int kLeastScale = kLeastMxfp8Scale<kFormat>, kMostScale = kMostMxfp8Scale<kFormat>;
+  static constexpr int kMinScale = kMinMxfp8Scale<kFormat>, kMaxScale = kMaxMxfp8Scale<kFormat>;
 
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {

@@ -19,6 +19,6 @@ namespace {
 #include "kernels/generic/dot_table.h"
 }  // namespace
 
-extern const KernelTable kKernels_avx512 = make_dot_table("avx512", "avx512", kCpuAvx2 | kCpuAvx512);
+extern const KernelTable kKernels_avx512 = make_table("avx512", "avx512", kCpuAvx2 | kCpuAvx512, true);
 
 }  // namespace mxfp4moe

@@ -20,6 +20,6 @@ namespace {
 }  // namespace
 
 extern const KernelTable kKernels_avx512bf16 =
-    make_dot_table("avx512bf16", "avx512", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi | kCpuAvx512Bf16 | kCpuFastBf16Dot);
+    make_table("avx512bf16", "avx512", kCpuAvx2 | kCpuAvx512 | kCpuAvx512Vbmi | kCpuAvx512Bf16 | kCpuFastBf16Dot, true);
 
 }  // namespace mxfp4moe

@@ -1,4 +1,4 @@
-// Everything above one instruction set's simd.h, dot.h and elements, and the table that it makes.
+// Everything above the headers of an instruction set that computes dot products: the stack that kernel_table.h draws.
 // Included inside a kernel table's own namespace.
 
 #include "kernels/generic/math.h"
@@ -11,13 +11,4 @@
 #include "kernels/generic/dot_peak.h"
 #include "kernels/generic/read_memory.h"
 #include "kernels/generic/quantize.h"
-
-constexpr KernelTable make_dot_table(const char* name, const char* isa, uint32_t required) {
-  return {name,          isa,
-          required,      true,
-          group_tokens,  padded_tokens,
-          operand_bytes, scratch_bytes,
-          pack_tokens,   MXFP4MOE_ALL_FORMATS(gate_up, accumulate),
-          store_output,  kQuantizeKernels,
-          read_memory,   peak_flops};
-}
+#include "kernels/generic/make_table.h"

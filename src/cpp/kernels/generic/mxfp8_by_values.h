@@ -4,9 +4,9 @@
 // The e8m0 bytes with which every value of an element that is not zero, infinite or NaN is a normal bfloat16: those of
 // e4m3 have exponents from -9 to 8, those of e5m2 from -16 to 15.
 template <WeightFormat kFormat>
-constexpr int kLeastMxfp8Scale = kFormat == WeightFormat::kMxfp8E4m3 ? 1 + 9 : 1 + 16;
+constexpr int kMinMxfp8Scale = kFormat == WeightFormat::kMxfp8E4m3 ? 1 + 9 : 1 + 16;
 template <WeightFormat kFormat>
-constexpr int kMostMxfp8Scale = kFormat == WeightFormat::kMxfp8E4m3 ? 254 - 8 : 254 - 15;
+constexpr int kMaxMxfp8Scale = kFormat == WeightFormat::kMxfp8E4m3 ? 254 - 8 : 254 - 15;
 
 template <WeightFormat kFormat_>
 struct Mxfp8ByValues {
@@ -34,7 +34,7 @@ struct Mxfp8ByValues {
 struct OrdinaryMxfp8E4m3 {
   static constexpr WeightFormat kFormat = WeightFormat::kMxfp8E4m3;
   static constexpr int kSumFactor = 1;
-  static constexpr int kLeastScale = kLeastMxfp8Scale<kFormat>, kMostScale = kMostMxfp8Scale<kFormat>;
+  static constexpr int kMinScale = kMinMxfp8Scale<kFormat>, kMaxScale = kMaxMxfp8Scale<kFormat>;
 
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {

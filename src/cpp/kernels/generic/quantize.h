@@ -5,8 +5,3 @@
 #include "kernels/generic/quantize_mx.h"
 #include "kernels/generic/quantize_fp8_block.h"
 #include "kernels/generic/quantize_nvfp4.h"
-
-constexpr QuantizeKernels kQuantizeKernels = {
-    quantize_mx,    dequantize_mx,    scale_block_amax, quantize_scale_block, dequantize_scale_block,
-    quantize_nvfp4, dequantize_nvfp4,
-};

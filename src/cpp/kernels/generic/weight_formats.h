@@ -28,7 +28,7 @@ constexpr bool kIsSegmented<Segmented<Decoder>> = true;
 template <class Decoder>
 constexpr bool kMayHaveSegments = block_layout(Decoder::kFormat).sum_blocks;
 
-// A decoder may name a faster one, `Ordinary`, for panels whose E8M0 scales are all in [kLeastScale, kMostScale], which
+// A decoder may name a faster one, `Ordinary`, for panels whose E8M0 scales are all in [kMinScale, kMaxScale], which
 // that states; smaller ones may belong to zeros, as quantizers write them. Both give the same weights.
 template <class Decoder>
 constexpr auto has_ordinary(int) -> decltype(static_cast<typename Decoder::Ordinary*>(nullptr), bool()) {
@@ -52,7 +52,7 @@ inline bool is_zero_row(const uint8_t* block, int row) {
 
 template <class Decoder>
 inline bool is_ordinary(const uint8_t* weights, const uint8_t* scales, int64_t k_blocks) {
-  constexpr uint8_t kLeast = Decoder::Ordinary::kLeastScale, kMost = Decoder::Ordinary::kMostScale;
+  constexpr uint8_t kLeast = Decoder::Ordinary::kMinScale, kMost = Decoder::Ordinary::kMaxScale;
   static_assert(kScaleBytes<Decoder> == kPanelRows, "a scale for each row of a K-block");
   uint8_t most = 0;
   for (int64_t i = 0; i < k_blocks * kPanelRows; ++i) {

@@ -16,6 +16,6 @@ namespace {
 #include "kernels/generic/dot_table.h"
 }  // namespace
 
-extern const KernelTable kKernels_portable = make_dot_table("portable", "portable", 0);
+extern const KernelTable kKernels_portable = make_table("portable", "portable", 0, true);
 
 }  // namespace mxfp4moe
