@@ -17,9 +17,9 @@ import pytest
 
 import mxfp4moe as mx
 from mxfp4moe import _core, config, reference
-from mxfp4moe._roofline import Call
 from mxfp4moe.cli import main
 from mxfp4moe.cli._bench import contenders, measure, memory, plot, problem, report
+from mxfp4moe.cli._roofline import Call
 
 TINY_SIZES = ["--hidden-size", "96", "--intermediate-size", "64", "--num-experts", "6", "--top-k", "2"]
 TINY = ["bench", *TINY_SIZES, "--seconds", "0.02", "--threads", "1"]

@@ -16,9 +16,9 @@ import pytest
 from format_problems import dequantized
 
 import mxfp4moe as mx
-from mxfp4moe import _core, _roofline, reference
+from mxfp4moe import _core, reference
+from mxfp4moe.cli import _roofline, main
 from mxfp4moe.cli import bench as command
-from mxfp4moe.cli import main
 from mxfp4moe.cli._bench import contenders, llama_cpp_peer, memory, problem, report
 from mxfp4moe.formats import FORMATS
 

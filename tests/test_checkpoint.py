@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mxfp4moe import checkpoint
-from mxfp4moe.checkpoint._parts import LayerParts
+from mxfp4moe.checkpoint import LayerDescription
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile, save_file
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 
@@ -50,7 +50,7 @@ def merge(folder: Path, edit: Callable[[dict[str, Any]], object] = lambda tensor
     save_file(folder / "model.safetensors", tensors)
 
 
-def assert_same_parts(got: LayerParts, tensors: dict[str, np.ndarray]) -> None:
+def assert_same_parts(got: LayerDescription, tensors: dict[str, np.ndarray]) -> None:
     names = {
         "w13": "gate_up_proj_blocks",
         "w13_scales": "gate_up_proj_scales",

@@ -19,9 +19,8 @@ import numpy as np
 import pytest
 
 import mxfp4moe as mx
-from mxfp4moe import _roofline
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli import _synthetic, demo, main
+from mxfp4moe.cli import _roofline, _synthetic, demo, main
 
 SMALL = ["demo", "--hidden-size", "256", "--intermediate-size", "128", "--num-experts", "6", "--top-k", "2"]
 SMALL += ["--tokens", "20", "--steps", "4"]

@@ -175,7 +175,7 @@ def test_any_part_of_a_split_file(tmp_path: Path, number: int) -> None:
         checkpoint.open(tmp_path / name.format(1))
 
 
-def deepseek2(tmp_path: Path, extra: Keys, bias: bool = True) -> checkpoint.LayerParts:
+def deepseek2(tmp_path: Path, extra: Keys, bias: bool = True) -> checkpoint.LayerDescription:
     """A layer of random floats with a shared expert and the metadata `extra`."""
     rng = np.random.default_rng(0)
     shapes = {"gate": (96, 64), "up": (96, 64), "down": (64, 96)}
@@ -198,8 +198,8 @@ def test_deepseek_routing_and_shared_expert(tmp_path: Path) -> None:
         "expert_group_used_count": 2,
     }
     parts = deepseek2(tmp_path, keys)
-    assert parts.routing.rule == "grouped_topk"
-    arguments = dict(parts.routing.arguments)
+    assert parts.routing == "grouped_topk"
+    arguments = dict(parts.routing_arguments)
     assert np.array_equal(arguments.pop("correction_bias"), np.arange(8))
     assert arguments == {
         "num_groups": 4,
@@ -211,10 +211,10 @@ def test_deepseek_routing_and_shared_expert(tmp_path: Path) -> None:
     assert dequantize(parts.shared_experts)["down"].shape == (1, 64, 96)
 
     parts = deepseek2(tmp_path, {**keys, "expert_group_count": 1})
-    assert (parts.routing.rule, parts.routed_scaling_factor) == ("topk_sigmoid", 1)
+    assert (parts.routing, parts.routed_scaling_factor) == ("topk_sigmoid", 1)
     # DeepSeek-V2: softmax over all, not normalized, and the factor multiplies the routed sum.
     parts = deepseek2(tmp_path, {"expert_weights_scale": 16.0, "leading_dense_block_count": 0}, bias=False)
-    assert (str(parts.routing), parts.routed_scaling_factor) == ("topk_softmax(renormalize=False)", 16)
+    assert (parts.routing_text, parts.routed_scaling_factor) == ("topk_softmax(renormalize=False)", 16)
 
 
 WRONG_KEYS: dict[str, tuple[Keys, str]] = {

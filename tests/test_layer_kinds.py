@@ -260,12 +260,12 @@ def test_deepseek_v4_layer_that_routes_by_score(tmp_path: Path) -> None:
     written.tensors["layers.2.ffn.gate.bias"] = bias
     written.config["num_hash_layers"] = 2
     parts = checkpoint.read_layer(written.write(tmp_path), 2)
-    assert parts.routing.rule == "topk_sqrt_softplus"
-    assert parts.routing.arguments.keys() == {"routed_scaling_factor", "correction_bias"}
-    assert np.array_equal(parts.routing.arguments["correction_bias"], bias)
+    assert parts.routing == "topk_sqrt_softplus"
+    assert parts.routing_arguments.keys() == {"routed_scaling_factor", "correction_bias"}
+    assert np.array_equal(parts.routing_arguments["correction_bias"], bias)
     written.config["mlp_layer_types"] = ["moe"] * 2 + ["hash_moe"] + ["moe"] * 40
     parts = checkpoint.read_layer(written.write(tmp_path), 2)
-    assert parts.routing.rule == "hash_topk"
+    assert parts.routing == "hash_topk"
     assert parts.shared_limit == parts.limit == 2.0
 
 
@@ -276,19 +276,19 @@ def test_deepseek_v3_with_groups_and_without_shared_experts(tmp_path: Path) -> N
         del written.tensors[name]
     parts = checkpoint.read_layer(written.write(tmp_path), 3)
     assert parts.shared_experts is None
-    assert parts.routing.rule == "grouped_topk"
-    arguments = {k: v for k, v in parts.routing.arguments.items() if k != "correction_bias"}
+    assert parts.routing == "grouped_topk"
+    arguments = {k: v for k, v in parts.routing_arguments.items() if k != "correction_bias"}
     assert arguments == {"num_groups": 4, "topk_group": 2, "renormalize": True, "routed_scaling_factor": 2.5}
 
 
 def test_minimax_m2(tmp_path: Path) -> None:
     written = checkpoints.minimax_m2()
     parts = checkpoint.read_layer(written.write(tmp_path))
-    assert (parts.routing.rule, parts.activation, parts.limit) == ("topk_sigmoid", "silu", None)
+    assert (parts.routing, parts.activation, parts.limit) == ("topk_sigmoid", "silu", None)
     bias = written.tensors["model.layers.0.block_sparse_moe.e_score_correction_bias"]
-    assert np.array_equal(parts.routing.arguments["correction_bias"], bias)
+    assert np.array_equal(parts.routing_arguments["correction_bias"], bias)
     written.config["use_routing_bias"] = False
-    assert checkpoint.read_layer(written.write(tmp_path)).routing.arguments == {}
+    assert checkpoint.read_layer(written.write(tmp_path)).routing_arguments == {}
 
 
 def test_floats_left_out_of_the_quantization(tmp_path: Path) -> None:

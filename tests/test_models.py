@@ -27,7 +27,7 @@ from problems import rel_l2
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
-from mxfp4moe.checkpoint import ExpertWeights, LayerParts
+from mxfp4moe.checkpoint import ExpertWeights, LayerDescription
 
 # Of the contract's own roundings, and a margin: a bfloat16 output adds its rounding.
 BOUNDS = [(BFLOAT16, 2.8e-3), (np.float32, 2.2e-3)]
@@ -210,7 +210,7 @@ def test_weights_are_read_exactly(tmp_path: Path, model: Any, storage: str) -> N
 # --- what it computes, without kernels ----------------------------------------------------------------------
 
 
-def expert(parts: LayerParts, matrices: dict[str, np.ndarray], index: int, x: np.ndarray) -> np.ndarray:
+def expert(parts: LayerDescription, matrices: dict[str, np.ndarray], index: int, x: np.ndarray) -> np.ndarray:
     """One expert of MXFP4, FP8 or float weights without biases, in float64."""
     shared = len(matrices["gate"]) == 1
     limit = parts.shared_limit if shared else parts.limit
@@ -232,8 +232,8 @@ def test_parts_give_the_golden_result_in_float64(tmp_path: Path, name: str) -> N
     parts = checkpoint.read_layer(written.write(tmp_path), written.layer)
     hidden_states = golden["hidden_states"].astype(np.float64)
     logits = (hidden_states @ parts.router_weight.astype(np.float64).T).astype(np.float32)
-    second = golden["input_ids"] if parts.routing.rule == "hash_topk" else parts.top_k
-    weights, ids = getattr(mx, parts.routing.rule)(logits, second, **parts.routing.arguments)
+    second = golden["input_ids"] if parts.routing == "hash_topk" else parts.top_k
+    weights, ids = getattr(mx, parts.routing)(logits, second, **parts.routing_arguments)
     matrices = {part: m.astype(np.float64) for part, m in dequantize(parts.experts).items()}
     result = np.zeros_like(hidden_states)
     for token, slot in np.ndindex(ids.shape):

@@ -22,7 +22,7 @@ from test_packed_file import with_header
 
 import mxfp4moe as mx
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile
-from mxfp4moe.packed_file import PackedFile
+from mxfp4moe.packed.container import PackedFile
 
 MULTIPLE = int(os.environ.get("MXFP4MOE_MUTATIONS", "1"))
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, *b'0123456789-.eE{}[]:,"nN')

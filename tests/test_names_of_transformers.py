@@ -14,7 +14,7 @@ from test_models import check_against_golden, dequantize
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
-from mxfp4moe.checkpoint import ExpertWeights, LayerParts
+from mxfp4moe.checkpoint import ExpertWeights, LayerDescription
 
 
 def bfloat16(weights: ExpertWeights) -> dict[str, np.ndarray]:
@@ -32,13 +32,13 @@ def fused(experts: str, matrices: dict[str, np.ndarray], transposed: bool = Fals
     return tensors
 
 
-def renamed(block: str, parts: LayerParts, correction_bias: str) -> Tensors:
+def renamed(block: str, parts: LayerDescription, correction_bias: str) -> Tensors:
     """A block as transformers 5 keeps it in memory, and saves it if not told to convert it back."""
     tensors = fused(f"{block}.experts", bfloat16(parts.experts))
     tensors[f"{block}.gate.weight"] = parts.router_weight
     for argument, name in (("correction_bias", correction_bias), ("tid2eid", "gate.tid2eid")):
-        if argument in parts.routing.arguments:
-            tensors[f"{block}.{name}"] = parts.routing.arguments[argument]
+        if argument in parts.routing_arguments:
+            tensors[f"{block}.{name}"] = parts.routing_arguments[argument]
     if parts.shared_experts is not None:
         gate, up, down = (m[0] for m in bfloat16(parts.shared_experts).values())
         shared = f"{block}.shared_experts"
@@ -89,10 +89,10 @@ def test_names_of_transformers(tmp_path: Path, case: str) -> None:
     folder = Written(config, tensors, layer, published.golden).write(tmp_path / "transformers")
     got = checkpoint.read_layer(folder, layer)
     assert np.array_equal(got.router_weight, parts.router_weight)
-    assert got.routing.rule == parts.routing.rule
-    assert got.routing.arguments.keys() == parts.routing.arguments.keys()
-    for name, value in parts.routing.arguments.items():
-        assert np.array_equal(got.routing.arguments[name], value)
+    assert got.routing == parts.routing
+    assert got.routing_arguments.keys() == parts.routing_arguments.keys()
+    for name, value in parts.routing_arguments.items():
+        assert np.array_equal(got.routing_arguments[name], value)
     pairs = [(got.experts, parts.experts)]
     if parts.shared_experts is not None:
         assert got.shared_experts is not None
@@ -147,7 +147,7 @@ def test_both_shapes_decide(
     parts = checkpoint.read_layer(Written(config, tensors, 1, {}).write(tmp_path), 1)
     got = dequantize(parts.experts)
     assert all(np.array_equal(got[part], matrices[part].astype(np.float32)) for part in PARTS)
-    assert parts.routing.arguments == {"renormalize": True}
+    assert parts.routing_arguments == {"renormalize": True}
 
 
 def test_the_layout_fits_the_configuration(tmp_path: Path, rng: np.random.Generator) -> None:

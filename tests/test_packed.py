@@ -17,7 +17,7 @@ from packed_examples import FORMATS, ROUTINGS, E, K, make_experts, make_layer
 from test_packed_file import with_table
 
 import mxfp4moe as mx
-from mxfp4moe.packed_file import PackedFile
+from mxfp4moe.packed.container import PackedFile
 
 
 def assert_same_experts(got: mx.PackedExperts, expected: mx.PackedExperts) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from mxfp4moe import PackedFormatError
-from mxfp4moe.packed_file import MAGIC, PackedFile, Part, is_packed_file, write_packed_file
+from mxfp4moe.packed.container import MAGIC, PackedFile, Part, is_packed_file, write_packed_file
 
 META = {"kind": "test", "limit": 1.5, "nothing": None}
 

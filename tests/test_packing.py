@@ -41,7 +41,7 @@ def random_arrays(
 
 def assert_unpacks_to(experts: mx.PackedExperts, arrays: ExpertArrays) -> None:
     parts = experts.unpack()
-    for name in mx.packing.UnpackedExperts._fields:
+    for name in mx.UnpackedExperts._fields:
         got, expected = getattr(parts, name), getattr(arrays, name)
         if expected is None:
             assert got is None

@@ -15,7 +15,7 @@ from problems import assert_same_bits, bfloat16
 
 import mxfp4moe as mx
 from mxfp4moe import reference
-from mxfp4moe._linear import PackedLinear, split_bfloat16
+from mxfp4moe.linear.packed_linear import PackedLinear, split_bfloat16
 
 UNIT = 2.0**-24
 EXPERTS = (1, 5, 32, 128, 257)

@@ -13,7 +13,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mxfp4moe.checkpoint.safetensors import DTYPES, SafetensorsFile, SafetensorsWriter, save_file
+from mxfp4moe._dtypes import DTYPES
+from mxfp4moe.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter, save_file
 
 
 def safetensors_bytes(header: Any, data: bytes = b"") -> bytes:

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from .config import (
+from mxfp4moe.config import (
     active_isa,
     available_isas,
     get_num_threads,
@@ -12,12 +12,11 @@ from .config import (
     supported_isas,
     use_isa,
 )
-from .errors import IsaError, PackedFormatError
-from .layer import MoELayer
-from .loading import load_layers
-from .moe import fused_experts, fused_moe
-from .packing import PackedExperts, UnpackedExperts, pack_experts
-from .quantize import (
+from mxfp4moe.errors import IsaError, PackedFormatError
+from mxfp4moe.experts import PackedExperts, UnpackedExperts, fused_experts, fused_moe, pack_experts
+from mxfp4moe.layer import MoELayer
+from mxfp4moe.loading import load_layers
+from mxfp4moe.quantize import (
     dequantize_fp8_block,
     dequantize_mxfp4,
     dequantize_mxfp8,
@@ -29,7 +28,7 @@ from .quantize import (
     quantize_nvfp4,
     unpack_e2m1,
 )
-from .routing import grouped_topk, hash_topk, topk_sigmoid, topk_softmax, topk_sqrt_softplus
+from mxfp4moe.routing import grouped_topk, hash_topk, topk_sigmoid, topk_softmax, topk_sqrt_softplus
 
 __all__ = [
     "IsaError",

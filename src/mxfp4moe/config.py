@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from . import _core
-from .errors import IsaError, check_choice, check_positive_int, describe, join_choices, type_error
+from mxfp4moe import _core
+from mxfp4moe._arguments import check_choice, check_positive_int, describe, join_choices, type_error
+from mxfp4moe.errors import IsaError
 
 __all__ = [
     "active_isa",
@@ -357,7 +358,7 @@ def _describe_config() -> dict[str, Any]:
     # Here, not at the top: it may not slow down the import of the package, which imports this module.
     import ml_dtypes
 
-    from . import __version__
+    from mxfp4moe import __version__
 
     table = _TABLES[active_kernels()]
     compiled = available_isas()

@@ -3,58 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxfp4moe import checkpoint, routing
-from mxfp4moe._linear import PackedLinear
-from mxfp4moe._packed import open_layer, save_layer
-from mxfp4moe._router import unroutable_value
-from mxfp4moe.checkpoint._checkpoint import check_layer_number
-from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
-from mxfp4moe.checkpoint._quantize import check_quantize, quantize_weights
-from mxfp4moe.checkpoint.packed import PackedCheckpoint
-from mxfp4moe.errors import (
-    PackedFormatError,
+from mxfp4moe import checkpoint
+from mxfp4moe._arguments import (
     as_array,
     as_integer_array,
     check_bool,
-    check_choice,
-    check_positive_int,
-    check_real,
     check_shape,
     describe,
     type_error,
     value_error,
 )
-from mxfp4moe.moe import (
-    check_activation,
-    check_hidden_states,
-    check_out,
-    fused_experts,
-    given_array,
-    rows_view,
-)
-from mxfp4moe.packing import PackedExperts, pack_experts
+from mxfp4moe._unroutable import unroutable_value
+from mxfp4moe.checkpoint import AnyExperts
+from mxfp4moe.experts.fused import check_hidden_states, fused_experts
+from mxfp4moe.experts.out import check_out, given_array, rows_view
+from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.experts.packing import pack_experts
+from mxfp4moe.experts.quantizing import check_quantize, quantize_weights
+from mxfp4moe.layer_description import ROUTER_DTYPES, LayerDescription, RoutingFunction
+from mxfp4moe.layer_file import open_layer, save_layer
+from mxfp4moe.linear.packed_linear import PackedLinear
 
-# Of the float32 sums that wait for a shared expert's.
-_SUM_BYTES = 32 << 20
+_Layer = TypeVar("_Layer", bound="MoELayer")
 
-_ROUTER_DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
-
-ROUTING_RULES = ("topk_softmax", "topk_sigmoid", "topk_sqrt_softplus", "grouped_topk", "hash_topk")
-"""Functions of `mxfp4moe` that a layer can route by."""
-
-_Function = Callable[..., tuple[NDArray[np.float32], NDArray[np.int32]]]
+_SUM_BYTES = 32 << 20  # the most that float32 sums take while they wait for those of a shared expert
 
 
-class MoELayer:
+class MoELayer(LayerDescription[PackedExperts]):
     """A mixture-of-experts layer: routes each token to its experts and computes them.
 
     `from_checkpoint` makes one from a model's files; the constructor, from arrays. The result of a token is
@@ -82,11 +64,13 @@ class MoELayer:
         Several shared experts are one with all their rows.
     shared_limit : float, optional
         The `limit` of the shared expert.
+    layer_number : int, optional
+        The number of the layer in its model.
 
     Attributes
     ----------
     experts, shared_experts : PackedExperts
-        `shared_experts` may be None.
+        `shared_experts` may be None. All attributes are read-only.
     router_weight : ndarray of shape (num_experts, hidden_size), float32, read-only
     router_bias : ndarray of shape (num_experts,), float32, read-only; or None
     top_k, num_experts, hidden_size, intermediate_size : int
@@ -118,7 +102,7 @@ class MoELayer:
         router_bias: ArrayLike | None = None,
         *,
         top_k: int,
-        routing: str | _Function = "topk_softmax",
+        routing: str | RoutingFunction = "topk_softmax",
         routing_arguments: Mapping[str, Any] | None = None,
         activation: str = "silu",
         alpha: float | None = None,
@@ -126,62 +110,28 @@ class MoELayer:
         routed_scaling_factor: float = 1.0,
         shared_experts: PackedExperts | None = None,
         shared_limit: float | None = None,
+        layer_number: int | None = None,
     ) -> None:
-        if not isinstance(experts, PackedExperts):
-            raise type_error("experts", "PackedExperts", describe(experts))
-        self.experts = experts
-        self.num_experts = experts.num_experts
-        self.hidden_size = experts.hidden_size
-        self.intermediate_size = experts.intermediate_size
-        self.top_k = check_positive_int("top_k", top_k, self.num_experts)
-        check_activation(activation, alpha, limit)
-        self.activation, self.alpha, self.limit = activation, alpha, limit
-        self.routed_scaling_factor = _check_factor(routed_scaling_factor)
-        self.shared_experts = _check_shared(shared_experts, self.hidden_size)
-        if shared_limit is not None and shared_experts is None:
-            raise value_error("shared_limit", "None without shared_experts", describe(shared_limit))
-        check_activation(activation, alpha, shared_limit)
-        self.shared_limit = shared_limit
-        self.layer_number: int | None = None
-        self._source = ""
-
-        weight = as_array("router_weight", router_weight, _ROUTER_DTYPES)
-        check_shape("router_weight", weight, (self.num_experts, self.hidden_size))
-        self.router_weight: NDArray[np.float32] = weight.astype(np.float32, order="C")
-        self.router_weight.flags.writeable = False
+        for name, value in (("experts", experts), ("shared_experts", shared_experts)):
+            if not isinstance(value, PackedExperts) and (name == "experts" or value is not None):
+                raise type_error(name, "PackedExperts", describe(value))
+        super().__init__(
+            experts,
+            _float32("router_weight", router_weight),
+            None if router_bias is None else _float32("router_bias", router_bias),
+            top_k=top_k,
+            routing=routing,
+            routing_arguments=routing_arguments or {},
+            activation=activation,
+            alpha=alpha,
+            limit=limit,
+            routed_scaling_factor=routed_scaling_factor,
+            shared_experts=shared_experts,
+            shared_limit=shared_limit,
+            layer_number=layer_number,
+        )
         self._router = PackedLinear(self.router_weight)
-        self.router_bias: NDArray[np.float32] | None = None
-        if router_bias is not None:
-            bias = as_array("router_bias", router_bias, _ROUTER_DTYPES)
-            check_shape("router_bias", bias, (self.num_experts,))
-            self.router_bias = bias.astype(np.float32)
-            self.router_bias.flags.writeable = False
-        self._set_routing(routing, routing_arguments or {})
-
-    def _set_routing(self, rule: str | _Function, arguments: Mapping[str, Any]) -> None:
-        rule = next((name for name in ROUTING_RULES if getattr(routing, name, None) is rule), rule)
-        if isinstance(rule, str):
-            check_choice("routing", rule, ROUTING_RULES)
-        elif not callable(rule):
-            raise type_error("routing", "the name of a routing function, or a function", describe(rule))
-        if not isinstance(arguments, Mapping):
-            raise type_error("routing_arguments", "a mapping", describe(arguments))
-        self.routing = rule
-        self.routing_arguments = MappingProxyType({name: _frozen(v) for name, v in arguments.items()})
-        if isinstance(rule, str):
-            # Wrong arguments are found now, by routing one token, not at the first call.
-            logits, input_ids = np.zeros((1, self.num_experts), np.float32), np.zeros(1, np.int64)
-            _, ids = self._apply_routing(logits, input_ids)
-            if ids.shape[-1] != self.top_k:
-                raise value_error("top_k", f"{ids.shape[-1]}, as in tid2eid", str(self.top_k))
-
-    def _apply_routing(
-        self, logits: NDArray[np.float32], input_ids: ArrayLike | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        rule = self.routing
-        function: _Function = getattr(routing, rule) if isinstance(rule, str) else rule
-        second = input_ids if rule == "hash_topk" else self.top_k
-        return function(logits, second, **self.routing_arguments)
+        self._path: str | None = None
 
     @classmethod
     def from_checkpoint(
@@ -221,17 +171,19 @@ class MoELayer:
         >>> layer = mx.MoELayer.from_checkpoint("gpt-oss-20b", layer=3)  # doctest: +SKIP
         """
         check_quantize(quantize)
-        layer = check_layer_number(layer)
-        model = checkpoint.open(path)
-        if isinstance(model, PackedCheckpoint):
-            if quantize is not None:
-                raise value_error("quantize", "None for layers that are packed", describe(quantize))
-            result = model.open_layer(layer, cls)
-        else:
-            result = cls._from_parts(model.read_layer(layer), quantize)
-        result.layer_number = int(layer)
-        result._source = f"{os.fspath(path)!r}, layer={int(layer)}, "
-        return result
+        description = checkpoint.read_layer(path, layer)
+        return cls._of_description(description, quantize, os.fspath(path))
+
+    @classmethod
+    def _of_description(
+        cls, description: LayerDescription[AnyExperts], quantize: str | None, path: str | None
+    ) -> Self:
+        """The layer that `description` describes, its experts quantized if asked to, and packed."""
+        arguments = description.arguments()
+        for name in ("experts", "shared_experts"):
+            if arguments[name] is not None:
+                arguments[name] = _pack(arguments[name], quantize)
+        return _make(cls, arguments, path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to a packed file at `path`, from which `open` maps it.
@@ -246,7 +198,7 @@ class MoELayer:
         save_layer(self, path)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], verify: bool = False) -> Self:
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
         """Open a layer that `save` or ``mxfp4moe pack`` wrote.
 
         The weights are memory-mapped read-only: this takes milliseconds, they are read when they are used,
@@ -273,63 +225,22 @@ class MoELayer:
         --------
         >>> layer = mx.MoELayer.open("layer-3.packed")  # doctest: +SKIP
         """
-        arguments, number = open_layer(path, check_bool("verify", verify))
-        try:
-            result = cls(**arguments)
-        except (TypeError, ValueError) as error:
-            raise PackedFormatError(f"{os.fspath(path)}: {error}") from None
-        result.layer_number = number
-        result._source = f"{os.fspath(path)!r}, "
-        return result
+        description = open_layer(path, check_bool("verify", verify))
+        return cls._of_description(description, None, os.fspath(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arrays = ("experts", "shared_experts", "router_weight", "router_bias")
-        options = (
-            "top_k",
-            "routing",
-            "activation",
-            "alpha",
-            "limit",
-            "routed_scaling_factor",
-            "shared_limit",
-        )
-        arguments = {name: getattr(self, name) for name in arrays + options}
-        arguments["routing_arguments"] = dict(self.routing_arguments)
-        return _unpickle, (type(self), arguments, self.layer_number, self._source)
-
-    @classmethod
-    def _from_parts(cls, parts: LayerParts, quantize: str | None) -> Self:
-        def pack(weights: ExpertWeights) -> PackedExperts:
-            if quantize is not None:
-                weights = quantize_weights(weights, quantize)
-            return pack_experts(**weights.arguments())
-
-        return cls(
-            pack(parts.experts),
-            parts.router_weight,
-            parts.router_bias,
-            top_k=parts.top_k,
-            routing=parts.routing.rule,
-            routing_arguments=parts.routing.arguments,
-            activation=parts.activation,
-            alpha=parts.alpha,
-            limit=parts.limit,
-            routed_scaling_factor=parts.routed_scaling_factor,
-            shared_experts=None if parts.shared_experts is None else pack(parts.shared_experts),
-            shared_limit=parts.shared_limit,
-        )
+        arguments = self.arguments() | {"routing_arguments": dict(self.routing_arguments)}
+        return _make, (type(self), arguments, self._path)
 
     def __repr__(self) -> str:
-        rule = (
-            self.routing if isinstance(self.routing, str) else getattr(self.routing, "__name__", "function")
-        )
-        fields = {
+        fields: dict[str, Any] = {} if self.layer_number is None else {"layer": self.layer_number}
+        fields |= {
             "num_experts": self.num_experts,
             "top_k": self.top_k,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "format": repr(self.experts.format),
-            "routing": Routing(rule, dict(self.routing_arguments)),
+            "routing": self.routing_text,
             "activation": repr(self.activation),
         }
         for name in ("alpha", "limit"):
@@ -337,13 +248,12 @@ class MoELayer:
                 fields[name] = getattr(self, name)
         if self.routed_scaling_factor != 1:
             fields["routed_scaling_factor"] = self.routed_scaling_factor
-        nbytes = self.experts.nbytes
         if self.shared_experts is not None:
             shared = self.shared_experts
             fields["shared_experts"] = f"{shared.intermediate_size} of {shared.format!r}"
-            nbytes += shared.nbytes
-        texts = ", ".join(f"{name}={value}" for name, value in fields.items())
-        return f"MoELayer({self._source}{texts}, {nbytes / 1e6:.1f} MB)"
+        texts = [] if self._path is None else [repr(self._path)]
+        texts += [f"{name}={value}" for name, value in fields.items()]
+        return f"MoELayer({', '.join(texts)}, {self.nbytes / 1e6:.1f} MB)"
 
     def route(
         self, hidden_states: ArrayLike, input_ids: ArrayLike | None = None
@@ -394,7 +304,7 @@ class MoELayer:
             check_shape("input_ids", input_ids, hidden_states.shape[:-1])
         logits = self._router(hidden_states, self.router_bias, num_threads)
         try:
-            return self._apply_routing(logits, input_ids)
+            return self.choose(logits, input_ids)
         except ValueError as error:
             got = unroutable_value(hidden_states, logits) if isinstance(self.routing, str) else None
             if got is None:
@@ -505,37 +415,25 @@ class MoELayer:
         )
 
 
-def _unpickle(
-    layer_class: type[MoELayer], arguments: dict[str, Any], number: int | None, source: str
-) -> MoELayer:
-    result = layer_class(**arguments)
-    result.layer_number, result._source = number, source
+def _float32(name: str, value: ArrayLike) -> NDArray[np.float32]:
+    """A read-only copy of an array of a router."""
+    result: NDArray[np.float32] = as_array(name, value, ROUTER_DTYPES).astype(np.float32, order="C")
+    result.flags.writeable = False
     return result
 
 
-def _frozen(value: Any) -> Any:
-    """Arrays copied and read-only, all else as it is."""
-    if isinstance(value, np.ndarray):
-        value = value.copy()
-        value.flags.writeable = False
-    return value
+def _make(layer_class: type[_Layer], arguments: dict[str, Any], path: str | None) -> _Layer:
+    """The layer of these arguments, which remembers where it was read from."""
+    layer = layer_class(**arguments)
+    layer._path = path
+    return layer
 
 
-def _check_factor(value: Any) -> float:
-    factor = check_real("routed_scaling_factor", value)
-    if not 0 < factor <= float(np.finfo(np.float32).max):
-        raise value_error("routed_scaling_factor", "a finite float32 number above 0", repr(factor))
-    return factor
-
-
-def _check_shared(shared: Any, hidden_size: int) -> PackedExperts | None:
-    if shared is None:
-        return None
-    if not isinstance(shared, PackedExperts):
-        raise type_error("shared_experts", "PackedExperts", describe(shared))
-    if shared.num_experts != 1:
-        raise value_error("shared_experts", "one expert", str(shared.num_experts))
-    if shared.hidden_size != hidden_size:
-        expected = f"hidden_size {hidden_size}, as experts have"
-        raise value_error("shared_experts", expected, str(shared.hidden_size))
-    return shared
+def _pack(weights: AnyExperts, quantize: str | None) -> PackedExperts:
+    if isinstance(weights, PackedExperts):
+        if quantize is not None:
+            raise value_error("quantize", "None for layers that are packed", describe(quantize))
+        return weights
+    if quantize is not None:
+        weights = quantize_weights(weights, quantize)
+    return pack_experts(**weights.arguments())

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterable
 
 from mxfp4moe import checkpoint
+from mxfp4moe._arguments import check_bool
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.errors import check_bool
+from mxfp4moe.experts.quantizing import check_quantize
 from mxfp4moe.layer import MoELayer
 
 __all__ = ["load_layers"]
@@ -69,13 +70,14 @@ def load_layers(
     >>> [layer(weight(3, 64)).shape for layer in layers]
     [(3, 64)]
     """
+    check_quantize(quantize)
     model = checkpoint.open(path)
     numbers = model.moe_layers if layers is None else [model.check_layer(layer) for layer in layers]
     shown = sys.stderr.isatty() if progress is None else check_bool("progress", progress)
     bar = ProgressBar("loading", len(numbers), f"{len(numbers)} layers") if shown and numbers else None
     result = []
     for number in numbers:
-        result.append(MoELayer.from_checkpoint(path, number, quantize=quantize))
+        result.append(MoELayer._of_description(model.read_layer(number), quantize, os.fspath(path)))
         if bar is not None:
             bar.advance(1)
     return result

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, SupportsIndex
 import ml_dtypes
 import numpy as np
 
-from . import _core
-from .config import resolve_num_threads
-from .errors import (
+from mxfp4moe import _core
+from mxfp4moe._arguments import (
     as_array,
     as_integer_array,
     check_bool,
@@ -18,6 +17,7 @@ from .errors import (
     to_int64,
     value_error,
 )
+from mxfp4moe.config import resolve_num_threads
 
 __all__ = ["grouped_topk", "hash_topk", "topk_sigmoid", "topk_softmax", "topk_sqrt_softplus"]
 
@@ -435,3 +435,10 @@ def _not_below_infinity(name: str, array: Any, row: tuple[int, ...] = ()) -> Val
 
 def _position(flat_index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(flat_index, shape)) if shape else ()
+
+
+ROUTING_FUNCTIONS = {
+    function.__name__: function
+    for function in (topk_softmax, topk_sigmoid, topk_sqrt_softplus, grouped_topk, hash_topk)
+}
+"""The functions that a layer can route by, by name."""

@@ -10,22 +10,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mxfp4moe.checkpoint._checkpoint import Checkpoint, LayerInfo, check_layer_number
-from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
-from mxfp4moe.checkpoint._reader import HuggingFaceCheckpoint
+from mxfp4moe._arguments import check_layer_number, describe, type_error, value_error
+from mxfp4moe.checkpoint._checkpoint import AnyExperts, Checkpoint, LayerInfo
 from mxfp4moe.checkpoint.gguf import GgufCheckpoint
 from mxfp4moe.checkpoint.gguf_file import is_gguf_file
-from mxfp4moe.checkpoint.huggingface import ModelFolder
+from mxfp4moe.checkpoint.huggingface import HuggingFaceCheckpoint
+from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.models import MODELS
 from mxfp4moe.checkpoint.packed import PackedCheckpoint, is_packed
-from mxfp4moe.errors import describe, type_error, value_error
+from mxfp4moe.experts.weights import ExpertWeights
+from mxfp4moe.layer_description import LayerDescription
 
 __all__ = [
+    "AnyExperts",
     "Checkpoint",
     "ExpertWeights",
+    "LayerDescription",
     "LayerInfo",
-    "LayerParts",
-    "Routing",
     "open",
     "read_layer",
     "supported_model_types",
@@ -68,7 +69,7 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
     return HuggingFaceCheckpoint(ModelFolder(path))
 
 
-def read_layer(path: str | os.PathLike[str], layer: int = 0) -> LayerParts:
+def read_layer(path: str | os.PathLike[str], layer: int = 0) -> LayerDescription[AnyExperts]:
     """Read MoE layer `layer` of the checkpoint at `path`, without packing it.
 
     Parameters
@@ -80,7 +81,7 @@ def read_layer(path: str | os.PathLike[str], layer: int = 0) -> LayerParts:
 
     Returns
     -------
-    LayerParts
+    LayerDescription
         Its arrays are read-only views of the memory-mapped files where possible.
 
     Raises
@@ -90,5 +91,5 @@ def read_layer(path: str | os.PathLike[str], layer: int = 0) -> LayerParts:
     TypeError, ValueError
         If an argument, the configuration, a file or a tensor is not as expected.
     """
-    layer = check_layer_number(layer)
+    layer = check_layer_number("layer", layer)
     return open(path).read_layer(layer)

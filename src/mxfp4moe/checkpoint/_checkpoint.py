@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mxfp4moe.checkpoint._parts import LayerParts
-from mxfp4moe.errors import describe, type_error, value_error
+from mxfp4moe._arguments import check_layer_number, value_error
+from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.experts.weights import ExpertWeights
+from mxfp4moe.layer_description import LayerDescription
+
+AnyExperts = ExpertWeights | PackedExperts
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,10 @@ class Checkpoint(ABC):
     alpha: float | None
     limit: float | None
 
-    def read_layer(self, layer: int = 0) -> LayerParts:
+    def read_layer(self, layer: int = 0) -> LayerDescription[AnyExperts]:
         """Read MoE layer `layer`, counted from 0 over all layers of the model, without packing it.
+
+        The experts of packed files are packed already.
 
         Raises
         ------
@@ -76,21 +81,21 @@ class Checkpoint(ABC):
 
     def describe_layer(self, layer: int) -> LayerInfo:
         """What MoE layer `layer` holds; its tensors are checked, but their data is not read."""
-        parts = self.read_layer(layer)
-        shared = parts.shared_experts
+        description = self.read_layer(layer)
+        shared = description.shared_experts
         return LayerInfo(
             layer=layer,
-            format=parts.experts.format,
-            source=parts.experts.source,
-            routing=str(parts.routing),
-            nbytes=parts.nbytes,
-            shared_source=shared.source if shared else None,
-            shared_nbytes=shared.nbytes if shared else 0,
+            format=description.experts.format,
+            source=_stored(description.experts),
+            routing=description.routing_text,
+            nbytes=description.nbytes,
+            shared_source=None if shared is None else _stored(shared),
+            shared_nbytes=0 if shared is None else shared.nbytes,
         )
 
     def check_layer(self, layer: Any) -> int:
         """`layer` as an int; raise unless it is the number of a layer that has experts."""
-        number = check_layer_number(layer)
+        number = check_layer_number("layer", layer)
         if number >= self.num_layers:
             raise value_error("layer", f"an integer in [0, {self.num_layers - 1}]", str(number))
         if number not in self.moe_layers:
@@ -99,7 +104,7 @@ class Checkpoint(ABC):
         return number
 
     @abstractmethod
-    def _read_layer(self, layer: int) -> LayerParts: ...
+    def _read_layer(self, layer: int) -> LayerDescription[AnyExperts]: ...
 
     def __repr__(self) -> str:
         return (
@@ -108,17 +113,9 @@ class Checkpoint(ABC):
         )
 
 
-def check_layer_number(layer: Any) -> int:
-    """`layer` as an int of at least 0."""
-    try:
-        if isinstance(layer, bool):
-            raise TypeError
-        number = operator.index(layer)
-    except TypeError:
-        raise type_error("layer", "an integer", describe(layer)) from None
-    if number < 0:
-        raise value_error("layer", "an integer of at least 0", str(number))
-    return number
+def _stored(experts: AnyExperts) -> str:
+    """How the checkpoint stores experts, in words."""
+    return experts.source if isinstance(experts, ExpertWeights) else f"packed {experts.format}"
 
 
 def format_ranges(numbers: Sequence[int]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mxfp4moe.checkpoint._json import read_object, shorten
-from mxfp4moe.errors import join_choices, value_error
+from mxfp4moe._arguments import join_choices, value_error
+from mxfp4moe._json import read_object, shorten
 
 _REQUIRED: Any = object()
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from mxfp4moe._arguments import value_error
 from mxfp4moe.checkpoint.schemes import FLOATS
-from mxfp4moe.errors import value_error
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint._model import Model
-    from mxfp4moe.checkpoint.huggingface import ModelFolder
+    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 Shape = tuple[int, int, int]
 

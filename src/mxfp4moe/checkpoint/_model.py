@@ -9,12 +9,12 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mxfp4moe.checkpoint._fused import FusedLayout
-from mxfp4moe.checkpoint._parts import ExpertWeights
 from mxfp4moe.checkpoint.schemes import Scheme
+from mxfp4moe.experts.weights import ExpertWeights
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint._config import Config
-    from mxfp4moe.checkpoint.huggingface import ModelFolder
+    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 # Above any model; lists of layers and of experts are made before the tensors can contradict.
 _MAX_LAYERS = 100_000

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mxfp4moe._arguments import join_choices, value_error
+from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
-from mxfp4moe.checkpoint._json import shorten
-from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
 from mxfp4moe.checkpoint.gguf_file import GgufFile
 from mxfp4moe.checkpoint.schemes import plain
-from mxfp4moe.errors import join_choices, value_error
+from mxfp4moe.experts.weights import ExpertWeights
+from mxfp4moe.layer_description import LayerDescription
 
 _FLOATS = ("F32", "F16", "BF16")
 _WEIGHTS = (*_FLOATS, "MXFP4")
@@ -83,31 +84,30 @@ class GgufCheckpoint(Checkpoint):
             if self._integer(key, default=size) != size:
                 raise self._error(key, f"{size}, as the tensors have", str(self._integer(key)))
 
-    def _read_layer(self, layer: int) -> LayerParts:
+    def _read_layer(self, layer: int) -> LayerDescription[ExpertWeights]:
         block, num_experts, hidden = f"blk.{layer}", self.num_experts, self.hidden_size
         has_biases = self._architecture.has_biases
         router_bias = None
         if has_biases:
             router_bias = self._tensor(f"{block}.ffn_gate_inp.bias", _FLOATS, (num_experts,))
-        routing, factor = self._routing(block)
+        rule, arguments, factor = self._routing(block)
         shared = None
         if self.shared_intermediate_size:
             shared = self._matrices(f"{block}.ffn_{{}}_shexp", (), self.shared_intermediate_size)
-        return LayerParts(
-            hidden_size=hidden,
-            intermediate_size=self.intermediate_size,
-            num_experts=num_experts,
+        return LayerDescription(
             top_k=self.top_k,
             experts=self._matrices(
                 f"{block}.ffn_{{}}_exps", (num_experts,), self.intermediate_size, has_biases
             ),
             router_weight=self._tensor(f"{block}.ffn_gate_inp.weight", _FLOATS, (num_experts, hidden)),
             router_bias=router_bias,
-            routing=routing,
+            routing=rule,
+            routing_arguments=arguments,
             activation=self.activation,
             limit=self.limit,
             routed_scaling_factor=factor,
             shared_experts=shared,
+            layer_number=layer,
         )
 
     def _matrices(
@@ -143,11 +143,12 @@ class GgufCheckpoint(Checkpoint):
             arrays["w13_bias"] = np.concatenate([bias.astype(np.float32) for bias in both], axis=-1)
             arrays["w2_bias"] = biases["down"].astype(np.float32)
         if kinds[0] == "MXFP4":
-            return ExpertWeights("mxfp4", "GGUF MXFP4", arrays, _decode)
-        return ExpertWeights("bf16", f"GGUF {kinds[0]}", plain.with_scales(arrays), plain.to_bfloat16)
+            return ExpertWeights("mxfp4", "GGUF MXFP4", (hidden, intermediate), arrays, _decode)
+        arrays = plain.with_scales(arrays)
+        return ExpertWeights("bf16", f"GGUF {kinds[0]}", (hidden, intermediate), arrays, plain.to_bfloat16)
 
-    def _routing(self, block: str) -> tuple[Routing, float]:
-        """The rule of a layer, and the factor of the routed sum where the rule has none."""
+    def _routing(self, block: str) -> tuple[str, dict[str, Any], float]:
+        """The rule of a layer, its arguments, and the factor of the routed sum where the rule has none."""
         gating = self._integer("expert_gating_func", default=_SOFTMAX, minimum=0)
         renormalize = self._field("expert_weights_norm", bool, "a bool", self._architecture.renormalize)
         factor = self._field("expert_weights_scale", float, "a float", 1.0) or 1.0  # 0 stands for none
@@ -161,7 +162,7 @@ class GgufCheckpoint(Checkpoint):
                 found = f"{num_groups} groups" if num_groups > 1 else "a correction bias"
                 raise self._error("expert_gating_func", f"sigmoid ({_SIGMOID}) with {found}", str(gating))
             chosen = gating == _SOFTMAX_OF_CHOSEN
-            return Routing("topk_softmax", {"renormalize": chosen or renormalize}), factor
+            return "topk_softmax", {"renormalize": chosen or renormalize}, factor
         if gating != _SIGMOID:
             raise self._error(
                 "expert_gating_func", "1, 2 or 3 (softmax, sigmoid, softmax of the chosen)", str(gating)
@@ -170,13 +171,13 @@ class GgufCheckpoint(Checkpoint):
         if has_bias:
             arguments["correction_bias"] = self._tensor(bias, _FLOATS, (self.num_experts,)).astype(np.float32)
         if num_groups == 1:
-            return Routing("topk_sigmoid", arguments), 1.0
+            return "topk_sigmoid", arguments, 1.0
         if self.num_experts % num_groups:
             raise self._error(
                 "expert_group_count", f"a divisor of {self.num_experts} experts", str(num_groups)
             )
         kept = self._integer("expert_group_used_count", maximum=num_groups)
-        return Routing("grouped_topk", {"num_groups": num_groups, "topk_group": kept, **arguments}), 1.0
+        return "grouped_topk", {"num_groups": num_groups, "topk_group": kept, **arguments}, 1.0
 
     def _tensor(self, name: str, types: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:
         if name not in self._source:

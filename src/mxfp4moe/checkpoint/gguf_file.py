@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe.checkpoint._json import check_regular_file, shorten
-from mxfp4moe.errors import value_error
+from mxfp4moe._arguments import value_error
+from mxfp4moe._json import check_regular_file, shorten
 
 MAGIC = b"GGUF"
 MXFP4_BLOCK_BYTES = 17  # a scale, then 16 bytes of codes

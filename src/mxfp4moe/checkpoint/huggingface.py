@@ -1,147 +1,145 @@
-"""A Hugging Face model folder: config.json and one or several safetensors files."""
+"""A Hugging Face model folder as a checkpoint: its model's facts applied to its tensors."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._json import MissingFileError, bad_path_error, read_object, shorten
-from mxfp4moe.checkpoint.safetensors import DTYPES, SafetensorsFile
-from mxfp4moe.errors import value_error
+from mxfp4moe._arguments import value_error
+from mxfp4moe.checkpoint._checkpoint import Checkpoint
+from mxfp4moe.checkpoint._fused import fused_names, read_fused
+from mxfp4moe.checkpoint._model import Block, Model, Rule
+from mxfp4moe.checkpoint.model_folder import ModelFolder
+from mxfp4moe.checkpoint.models import read_model
+from mxfp4moe.checkpoint.schemes import FLOATS, Matrix, Scheme, plain
+from mxfp4moe.experts.weights import ExpertWeights
+from mxfp4moe.layer_description import LayerDescription
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 
+class HuggingFaceCheckpoint(Checkpoint):
+    """A folder with config.json and safetensors files."""
 
-class ModelFolder:
-    """A model folder. Files of tensors are opened (memory-mapped) when a tensor of theirs is asked for.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-        A folder with a config.json and the tensors: as ``model.safetensors.index.json`` says, else in
-        ``model.safetensors``, else in every ``*.safetensors`` of the folder.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        try:
-            exists = self.path.exists()
-        except OSError as error:
-            raise bad_path_error(self.path, "a model folder", error) from None
-        if not exists:
-            raise MissingFileError(f"{self.path}: expected a model folder, got nothing at that path")
-        if not self.path.is_dir():
-            raise value_error(str(self.path), "a model folder", "a file")
-        self.config = Config.read(self.path / "config.json")
-        self._files: dict[str, SafetensorsFile] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._file_of_tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of_tensor)
-
-    def tensor(self, name: str, dtypes: Sequence[str], shape: tuple[int | None, ...]) -> NDArray[Any]:
-        """Tensor `name` as a read-only array; its dtype must be one of `dtypes`, its shape `shape`.
-
-        None in `shape` stands for any size.
-        """
-        file = self._file_with(name)
-        info = file.infos[name]
-        fits = len(info.shape) == len(shape) and all(
-            wanted in (None, size) for wanted, size in zip(shape, info.shape, strict=True)
+    def __init__(self, folder: ModelFolder) -> None:
+        config = folder.config
+        self.path, self._folder = folder.path, folder
+        self.model_type = config.string("model_type")
+        self._model = model = read_model(config)
+        self.hidden_size, self.intermediate_size = model.hidden_size, model.intermediate_size
+        self.shared_intermediate_size = model.shared_size
+        self.num_experts, self.top_k = model.num_experts, model.top_k
+        self.activation, self.alpha, self.limit = model.activation, model.alpha, model.limit
+        layers: Sequence[int] = (
+            model.find_layers(folder) if model.num_layers is None else range(model.num_layers)
         )
-        if info.dtype not in dtypes or not fits:
-            sizes = ", ".join("any" if size is None else str(size) for size in shape)
-            expected = f"{' or '.join(dtypes)} [{sizes}]"
-            raise value_error(f"{file.path}: tensor {name}", expected, str(info)[:80])
-        return file[name]
+        if not layers:
+            router = Block(model.layers[0], model.names[0]).router
+            raise value_error(str(self.path), f"a tensor {router}.weight", "none")
+        self.num_layers = layers[-1] + 1
+        self.moe_layers = tuple(layer for layer in layers if not model.is_dense(layer))
 
-    def shards(self) -> dict[str, tuple[SafetensorsFile, list[str]]]:
-        """Each safetensors file, by name, with the names of its tensors, also those that no index has."""
-        file_of_tensor = self._file_of_tensor
-        for name, file_name in file_of_tensor.items():
-            if name not in (file := self._file(file_name)):
-                raise value_error(str(file.path), f"a tensor {name} (as {self._source} says)", "none")
-        return {
-            file_name: (file, [name for name in file if file_of_tensor.get(name, file_name) == file_name])
-            for file_name, file in self._files.items()
-        }
+    def _read_layer(self, layer: int) -> LayerDescription[ExpertWeights]:
+        folder, model = self._folder, self._model
+        block = model.find_block(folder, layer)
+        num_experts, hidden = model.num_experts, model.hidden_size
+        read_experts = model.read_experts or _read_experts
+        shared = _read_shared(folder, block, model)
+        rule = model.rule(layer)
+        return LayerDescription(
+            top_k=model.top_k,
+            experts=read_experts(folder, block, model),
+            router_weight=folder.tensor(f"{block.router}.weight", FLOATS, (num_experts, hidden)),
+            router_bias=folder.tensor(f"{block.router}.bias", FLOATS, (num_experts,))
+            if model.router_bias
+            else None,
+            routing=rule.name,
+            routing_arguments=self._routing_arguments(block, rule),
+            activation=model.activation,
+            alpha=model.alpha,
+            limit=model.limit,
+            routed_scaling_factor=model.routed_scaling_factor,
+            shared_experts=shared,
+            shared_limit=model.shared_limit if shared is not None else None,
+            layer_number=layer,
+        )
 
-    def spec(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
-        """Dtype and shape of tensor `name`; its dtype must be one that NumPy has."""
-        file = self._file_with(name)
-        info = file.infos[name]
-        if info.dtype not in DTYPES:
-            raise value_error(f"{file.path}: tensor {name}", f"a dtype of {', '.join(DTYPES)}", info.dtype)
-        return DTYPES[info.dtype], info.shape
-
-    def dtype(self, name: str) -> str | None:
-        """The dtype of tensor `name`, as safetensors calls it; None if there is no such tensor."""
-        return self._file_with(name).infos[name].dtype if name in self else None
-
-    def _file_with(self, name: str) -> SafetensorsFile:
-        file_name = self._file_of_tensor.get(name)
-        if file_name is None:
-            raise value_error(
-                str(self._source), f"a tensor {name}", f"none among {len(self._file_of_tensor)}"
+    def _routing_arguments(self, block: Block, rule: Rule) -> dict[str, Any]:
+        arguments = dict(rule.arguments)
+        for argument, (dtypes, shape) in rule.tensors.items():
+            array = self._folder.tensor(f"{block.path}.{block.names.routing[argument]}", dtypes, shape)
+            # As the routing functions compute with them, which saves a conversion with each call.
+            arguments[argument] = array.astype(
+                np.int64 if array.dtype.kind in "iu" else np.float32, copy=False
             )
-        file = self._file(file_name)
-        if name not in file.infos:
-            raise value_error(str(file.path), f"a tensor {name} (as {self._source} says)", "none")
-        return file
-
-    @cached_property
-    def _source(self) -> Path:
-        """What says which tensors there are: the index, the single file or the folder."""
-        return next((p for n in (_INDEX, _SINGLE) if (p := self.path / n).exists()), self.path)
-
-    @cached_property
-    def _file_of_tensor(self) -> dict[str, str]:
-        if self._source.name == _INDEX:
-            return _read_weight_map(self._source)
-        names = [_SINGLE] if self._source.name == _SINGLE else self._safetensors_names()
-        result: dict[str, str] = {}
-        for file_name in names:
-            for name in self._file(file_name):
-                if name in result:
-                    expected = f"tensor {shorten(name)} in one file"
-                    raise value_error(str(self.path), expected, f"{result[name]} and {file_name}")
-                result[name] = file_name
-        return result
-
-    def _safetensors_names(self) -> list[str]:
-        names = sorted(path.name for path in self.path.glob("*.safetensors"))
-        if not names:
-            raise MissingFileError(f"{self.path}: expected *.safetensors files, got none")
-        return names
-
-    def _file(self, name: str) -> SafetensorsFile:
-        if name not in self._files:
-            self._files[name] = SafetensorsFile(self.path / name)
-        return self._files[name]
+        table = arguments.get("tid2eid")
+        if table is not None and table.size and not 0 <= table.min() <= table.max() < self.num_experts:
+            place = f"{self.path}: tensor {block.path}.{block.names.routing['tid2eid']}"
+            expected = f"expert ids in [0, {self.num_experts - 1}]"
+            raise value_error(place, expected, f"{table.min()} to {table.max()}")
+        return arguments
 
 
-def _read_weight_map(path: Path) -> dict[str, str]:
-    """File by tensor. Only plain names are followed: an index must not reach outside its folder."""
-    weight_map = read_object(path).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise value_error(f"{path}: weight_map", "an object", shorten(weight_map))
-    for name, file_name in weight_map.items():
-        if (
-            not isinstance(file_name, str)
-            or not file_name.isprintable()
-            or set("/\\:") & set(file_name)
-            or not file_name.endswith(".safetensors")
-        ):
-            place = f"{path}: weight_map: {shorten(name)}"
-            raise value_error(place, "the plain name of a .safetensors file", shorten(file_name))
-    return weight_map
+def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights:
+    if fused_names(block.experts)[0] in folder:
+        arrays = plain.with_scales(read_fused(folder, block.experts, model).arrays())
+        sizes = model.hidden_size, model.intermediate_size
+        return ExpertWeights("bf16", "plain floats, fused", sizes, arrays, plain.to_bfloat16)
+    matrices = [block.expert_matrices(expert) for expert in range(model.num_experts)]
+    return _read_matrices(folder, matrices, (model.hidden_size, model.intermediate_size), model.scheme)
+
+
+def _read_shared(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights | None:
+    names, size = block.shared_matrices(), model.shared_size
+    gate_up = block.shared_gate_up
+    if not size:
+        possible = (f"{names[0]}.weight", f"{names[0]}.weight_packed", gate_up)
+        if found := [name for name in possible if name in folder]:
+            expected = "no shared experts, as config.json says"
+            raise value_error(str(folder.path), expected, f"a tensor {found[0]}")
+        return None
+    hidden = model.hidden_size
+    if gate_up not in folder:
+        return _read_matrices(folder, [names], (hidden, size), model.shared_scheme or model.scheme)
+    arrays = {
+        "w13": folder.tensor(gate_up, FLOATS, (2 * size, hidden))[None],
+        "w2": folder.tensor(f"{names[2]}.weight", FLOATS, (hidden, size))[None],
+    }
+    arrays = plain.with_scales(arrays)
+    return ExpertWeights("bf16", "plain floats, fused", (hidden, size), arrays, plain.to_bfloat16)
+
+
+def _read_matrices(
+    folder: ModelFolder, triples: Sequence[tuple[str, ...]], sizes: tuple[int, int], scheme: Scheme
+) -> ExpertWeights:
+    """Experts with a tensor or a few for each matrix; `triples` are the names of gate, up and down."""
+    hidden, intermediate = sizes
+    if folder.dtype(f"{triples[0][0]}.weight") in FLOATS:
+        scheme = plain.SCHEME  # quantization configurations leave some matrices out
+    shapes = ((intermediate, hidden), (intermediate, hidden), (hidden, intermediate))
+    gate, up, down = (
+        [scheme.read(folder, names[i], *shape) for names in triples] for i, shape in enumerate(shapes)
+    )
+    arrays: dict[str, Any] = {
+        "w13": (_weights(gate), _weights(up)),
+        "w13_scales": (_scales(gate), _scales(up)),
+        "w2": _weights(down),
+        "w2_scales": _scales(down),
+    }
+    if scheme.format == "bf16":
+        return ExpertWeights("bf16", scheme.name, sizes, plain.with_scales(arrays), plain.to_bfloat16)
+    if scheme.block_shape is not None:
+        arrays["block_shape"] = scheme.block_shape
+    if down[0].tensor_scale is not None:
+        pairs = [(g.tensor_scale, u.tensor_scale) for g, u in zip(gate, up, strict=True)]
+        arrays["w13_tensor_scale"] = np.array(pairs, np.float32)
+        arrays["w2_tensor_scale"] = np.array([d.tensor_scale for d in down], np.float32)
+    return ExpertWeights(scheme.format, scheme.name, sizes, arrays)
+
+
+def _weights(matrices: Sequence[Matrix]) -> list[Any]:
+    return [matrix.weight for matrix in matrices]
+
+
+def _scales(matrices: Sequence[Matrix]) -> list[Any]:
+    return [matrix.scales for matrix in matrices]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from mxfp4moe.checkpoint._checkpoint import Checkpoint, LayerInfo
-from mxfp4moe.checkpoint._json import read_object, shorten
-from mxfp4moe.checkpoint._parts import ExpertWeights, LayerParts, Routing
+from mxfp4moe._json import read_object, shorten
+from mxfp4moe.checkpoint._checkpoint import Checkpoint
 from mxfp4moe.errors import PackedFormatError
-from mxfp4moe.packed_file import FOLDER_INDEX, is_packed_file
-
-if TYPE_CHECKING:
-    from mxfp4moe.layer import MoELayer
-    from mxfp4moe.packing import PackedExperts
-
-_Layer = TypeVar("_Layer", bound="MoELayer")
+from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.layer_description import LayerDescription
+from mxfp4moe.layer_file import open_layer
+from mxfp4moe.packed.container import FOLDER_INDEX, is_packed_file
 
 _VERSION = 1
 _MAX_LAYERS = 100_000
@@ -47,16 +44,16 @@ def write_index(folder: Path, model: Checkpoint) -> None:
 
 
 class PackedCheckpoint(Checkpoint):
-    """A packed file of one layer, or a packed folder; `open_layer` maps its files, `read_layer` unpacks."""
+    """A packed file of one layer, or a packed folder; `read_layer` maps its files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[int, Path] = {}
         if path.is_dir():
             self._read_index(path / FOLDER_INDEX)
-            first = self._open(next(iter(self._files)), _layer_class(), False)
+            first = self._read_layer(next(iter(self._files)))
         else:
-            first = _layer_class().open(path)
+            first = open_layer(path)
             number = first.layer_number or 0
             self._files, self.num_layers, self.model_type = {number: path}, number + 1, "packed layer"
         self.moe_layers = tuple(self._files)
@@ -66,57 +63,17 @@ class PackedCheckpoint(Checkpoint):
         self.num_experts, self.top_k = first.num_experts, first.top_k
         self.activation, self.alpha, self.limit = first.activation, first.alpha, first.limit
 
-    def open_layer(self, layer: int, layer_class: type[_Layer], verify: bool = False) -> _Layer:
-        """Layer `layer`, its weights memory-mapped; `layer_class` is `MoELayer`."""
-        return self._open(self.check_layer(layer), layer_class, verify)
-
     @property
     def paths(self) -> list[Path]:
         """The packed files."""
         return list(self._files.values())
 
-    def describe_layer(self, layer: int) -> LayerInfo:
-        """What MoE layer `layer` holds."""
-        opened = self.open_layer(layer, _layer_class())
-        shared = opened.shared_experts
-        shared_nbytes = 0 if shared is None else shared.nbytes
-        return LayerInfo(
-            layer=layer,
-            format=opened.experts.format,
-            source="packed",
-            routing=str(Routing(str(opened.routing), dict(opened.routing_arguments))),
-            nbytes=opened.experts.nbytes + shared_nbytes,
-            shared_source=None if shared is None else f"packed {shared.format}",
-            shared_nbytes=shared_nbytes,
-        )
-
-    def _open(self, layer: int, layer_class: type[_Layer], verify: bool) -> _Layer:
+    def _read_layer(self, layer: int) -> LayerDescription[PackedExperts]:
         path = self._files[layer]
-        result = layer_class.open(path, verify=verify)
-        if result.layer_number not in (None, layer):
-            raise PackedFormatError(f"{path}: expected layer {layer}, got layer {result.layer_number}")
-        return result
-
-    def _read_layer(self, layer: int) -> LayerParts:
-        opened = self._open(layer, _layer_class(), False)
-        shared = opened.shared_experts
-        assert isinstance(opened.routing, str)
-        return LayerParts(
-            hidden_size=opened.hidden_size,
-            intermediate_size=opened.intermediate_size,
-            num_experts=opened.num_experts,
-            top_k=opened.top_k,
-            experts=_unpack(opened.experts),
-            router_weight=opened.router_weight,
-            router_bias=opened.router_bias,
-            routing=Routing(opened.routing, dict(opened.routing_arguments)),
-            activation=opened.activation,
-            alpha=opened.alpha,
-            limit=opened.limit,
-            routed_scaling_factor=opened.routed_scaling_factor,
-            shared_experts=None if shared is None else _unpack(shared),
-            shared_limit=opened.shared_limit,
-        )
+        description = open_layer(path)
+        if description.layer_number not in (None, layer):
+            raise PackedFormatError(f"{path}: expected layer {layer}, got layer {description.layer_number}")
+        return replace(description, layer_number=layer)
 
     def _read_index(self, path: Path) -> None:
         def error(expected: str, got: Any) -> PackedFormatError:
@@ -139,16 +96,3 @@ class PackedCheckpoint(Checkpoint):
             raise error("a string as model_type", index.get("model_type"))
         self._files = {layer: path.with_name(layers[str(layer)]) for layer in sorted(map(int, layers))}
         self.num_layers, self.model_type = num_layers, index["model_type"]
-
-
-def _unpack(experts: PackedExperts) -> ExpertWeights:
-    """The arrays that were packed, copied."""
-    from mxfp4moe._packed import pack_arguments
-
-    return ExpertWeights(experts.format, "packed", pack_arguments(experts))
-
-
-def _layer_class() -> type[MoELayer]:
-    from mxfp4moe.layer import MoELayer  # which imports this package
-
-    return MoELayer

@@ -16,26 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from mxfp4moe._arguments import type_error, value_error
+from mxfp4moe._dtypes import DTYPE_NAMES, DTYPES
 from mxfp4moe._files import name_file, temporary_sibling
-from mxfp4moe.checkpoint._json import MAX_JSON_BYTES, check_regular_file, parse_object, shorten
-from mxfp4moe.errors import type_error, value_error
+from mxfp4moe._json import MAX_JSON_BYTES, check_regular_file, parse_object, shorten
 
-# F4 is absent: two elements share a byte, and they are returned as those bytes.
-DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(dtype)
-    for name, dtype in {
-        "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
-        "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
-        "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-        "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    }.items()
-}  # fmt: skip
 _BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()} | {"F4": 4}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_DIMS = 64  # of NumPy
 _DATA_ALIGNMENT = 64  # of the first tensor in files that we write
 
@@ -208,10 +197,10 @@ class SafetensorsWriter:
         end = 0
         for name, (dtype_like, shape) in tensors.items():
             dtype = np.dtype(dtype_like)
-            if dtype not in _NAMES:
+            if dtype not in DTYPE_NAMES:
                 raise type_error(f"tensors[{name!r}]", f"a dtype of {', '.join(DTYPES)}", str(dtype))
             begin, end = end, end + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+            header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
             self._remaining.append((name, dtype, end - begin))
         self._remaining.reverse()
         text = json.dumps(header, separators=(",", ":")).encode()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mxfp4moe._files import temporary_sibling
 from mxfp4moe.cli._signals import exit_on_termination, uninterrupted
-from mxfp4moe.packed_file import FOLDER_INDEX
+from mxfp4moe.packed.container import FOLDER_INDEX
 
 _MODEL_FILES = ("config.json", FOLDER_INDEX)  # one of them shows that a folder holds a model
 

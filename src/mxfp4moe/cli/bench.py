@@ -264,7 +264,7 @@ def _peers(args: argparse.Namespace) -> list[type[Peer]]:
 
 
 def _check_names(args: argparse.Namespace, option: str, names: Sequence[str], known: Any) -> None:
-    from mxfp4moe.errors import join_choices
+    from mxfp4moe._arguments import join_choices
 
     for name in names:
         if name not in known:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mxfp4moe._arguments import value_error
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import add_threads, flag, integer
 from mxfp4moe.cli._signals import exit_on_termination, uninterrupted
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
-from mxfp4moe.errors import value_error
 
 if TYPE_CHECKING:
-    from mxfp4moe._roofline import Run, Speed
-    from mxfp4moe.checkpoint import LayerParts
+    from mxfp4moe.checkpoint import AnyExperts, LayerDescription
+    from mxfp4moe.cli._roofline import Run, Speed
 
 ERROR_BOUND = 2.6e-3  # of bfloat16 results, relative L2 against float64
 _PREFILLS = 3  # calls; the median is shown
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_layer(args: argparse.Namespace, path: Path, number: int) -> int:
-    from mxfp4moe import _roofline, checkpoint, config
+    from mxfp4moe import checkpoint, config
+    from mxfp4moe.cli import _roofline
     from mxfp4moe.layer import MoELayer
 
     model = checkpoint.open(path)
@@ -104,7 +105,7 @@ def _run_layer(args: argparse.Namespace, path: Path, number: int) -> int:
         "(measured between the calls)\n"
     )
     _print_table(runs, best)
-    check = _check(checkpoint.read_layer(path, number), list(runs.values()))
+    check = _check(model.read_layer(number), list(runs.values()))
     correct = check.error <= check.allowed  # False for NaN
     verdict = "correct" if correct else "WRONG"
     print(
@@ -139,7 +140,7 @@ class _Check(NamedTuple):
     num_tokens: int
 
 
-def _check(parts: LayerParts, runs: list[Run]) -> _Check:
+def _check(layer: LayerDescription[AnyExperts], runs: list[Run]) -> _Check:
     """Compare with the reference, computed from the checkpoint's own arrays."""
     from mxfp4moe import reference, topk_softmax
 
@@ -150,13 +151,13 @@ def _check(parts: LayerParts, runs: list[Run]) -> _Check:
         hidden_states.append(rows[chosen])
         results.append(np.concatenate(run.results)[chosen])
     tokens = np.concatenate(hidden_states)
-    arrays = parts.experts.arguments()
+    arrays = layer.experts.arguments()
     experts = {name: arrays[name] for name in reference.ExpertArrays._fields if name in arrays}
     for name in ("w13", "w2"):
         experts[name] = experts[name].reshape(*experts[name].shape[:2], -1)
-    logits = reference.router_logits(tokens, parts.router_weight, parts.router_bias)
-    arguments = tokens, reference.ExpertArrays(**experts), *topk_softmax(logits, parts.top_k)
-    options: dict[str, Any] = {"activation": parts.activation, "alpha": parts.alpha, "limit": parts.limit}
+    logits = reference.router_logits(tokens, layer.router_weight, layer.router_bias)
+    arguments = tokens, reference.ExpertArrays(**experts), *topk_softmax(logits, layer.top_k)
+    options: dict[str, Any] = {"activation": layer.activation, "alpha": layer.alpha, "limit": layer.limit}
     expected = reference.fused_experts_float64(*arguments, **options)
 
     def relative_error(result: np.ndarray[Any, Any]) -> float:

@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show what is in the checkpoint."""
     from mxfp4moe import checkpoint
-    from mxfp4moe._packed import is_experts_file
+    from mxfp4moe.experts.packed_experts import is_experts_file
 
     if is_experts_file(args.path):
         fields, rows = _describe_experts(args.path)
@@ -68,7 +68,7 @@ def _describe(model: Checkpoint) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _describe_experts(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    from mxfp4moe.packing import PackedExperts
+    from mxfp4moe.experts import PackedExperts
 
     experts = PackedExperts.open(path)
     names = ("format", "num_experts", "hidden_size", "intermediate_size", "gate_up_layout", "block_shape")
@@ -81,7 +81,7 @@ def _verify(path: Path) -> int:
     from mxfp4moe import checkpoint
     from mxfp4moe._progress import ProgressBar
     from mxfp4moe.checkpoint.packed import PackedCheckpoint
-    from mxfp4moe.packed_file import PackedFile, is_packed_file
+    from mxfp4moe.packed.container import PackedFile, is_packed_file
 
     if is_packed_file(path):
         paths: Sequence[Path] = [path]

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.checkpoint._quantize import QUANTIZE_FORMATS
+from mxfp4moe.experts.quantizing import QUANTIZE_FORMATS
 
 _DESCRIPTION = """\
 Packs every layer that has experts, once and for all: the folder that is written is loaded in milliseconds,
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     progress = ProgressBar("packing", len(infos), f"{len(infos)} layers")
     with atomic_folder(args.destination) as folder:
         for number in model.moe_layers:
-            layer = MoELayer.from_checkpoint(args.source, number, quantize=args.quantize)
+            layer = MoELayer._of_description(model.read_layer(number), args.quantize, None)
             path = folder / layer_file_name(number)
             layer.save(path)
             del layer  # before the next one is read

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from mxfp4moe.checkpoint._quantize import QUANTIZE_FORMATS
 from mxfp4moe.cli._arguments import add_threads, integer
+from mxfp4moe.experts.quantizing import QUANTIZE_FORMATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.layer is None and not model.moe_layers:
         raise ValueError(f"{args.checkpoint}: expected a layer that has experts, got none")
     number = model.moe_layers[0] if args.layer is None else args.layer
-    layer = MoELayer.from_checkpoint(args.checkpoint, number, quantize=args.quantize)
+    layer = MoELayer._of_description(model.read_layer(number), args.quantize, None)
     try:
         result = layer(hidden_states, input_ids, num_threads=args.num_threads)
     except (TypeError, ValueError) as error:
@@ -77,7 +77,7 @@ def _read_array(path: Path) -> NDArray[Any]:
     import ml_dtypes
     import numpy as np
 
-    from mxfp4moe.checkpoint._json import check_regular_file
+    from mxfp4moe._json import check_regular_file
 
     check_regular_file(path)
     try:

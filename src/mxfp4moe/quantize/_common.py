@@ -7,9 +7,9 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from .. import _core
-from ..config import active_kernels, resolve_num_threads
-from ..errors import as_array, check_choice, describe, join_choices, type_error, value_error
+from mxfp4moe import _core
+from mxfp4moe._arguments import as_array, check_choice, describe, join_choices, type_error, value_error
+from mxfp4moe.config import active_kernels, resolve_num_threads
 
 ScaleRule = Literal["floor", "ceil", "rceil", "even"]
 NonFinite = Literal["raise", "nan"]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
-from ..config import resolve_num_threads
-from ..errors import as_array, value_error
-from ._common import E2M1, INT8, UINT8, as_bytes, at_position, check_last_axis
+from mxfp4moe import _core
+from mxfp4moe._arguments import as_array, value_error
+from mxfp4moe.config import resolve_num_threads
+from mxfp4moe.quantize._common import E2M1, INT8, UINT8, as_bytes, at_position, check_last_axis
 
 
 def pack_e2m1(codes: Any) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
-from ..errors import as_array, check_block_shape, check_shape, value_error
-from ._common import (
+from mxfp4moe import _core
+from mxfp4moe._arguments import as_array, check_block_shape, check_shape, value_error
+from mxfp4moe.quantize._common import (
     E4M3,
     UINT8,
     NonFinite,

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import as_array, value_error
-from ._common import (
+from mxfp4moe._arguments import as_array, value_error
+from mxfp4moe.quantize._common import (
     E8M0,
     INT8,
     MX_BLOCK_SIZE,

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import as_array, check_choice, check_shape
-from ._common import (
+from mxfp4moe._arguments import as_array, check_choice, check_shape
+from mxfp4moe.quantize._common import (
     E4M3,
     E5M2,
     E8M0,

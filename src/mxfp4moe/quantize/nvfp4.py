@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
-from ..errors import as_array, check_shape
-from ._common import (
+from mxfp4moe import _core
+from mxfp4moe._arguments import as_array, check_shape
+from mxfp4moe.quantize._common import (
     E4M3,
     INT8,
     UINT8,

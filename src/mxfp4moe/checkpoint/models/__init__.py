@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mxfp4moe._arguments import describe, join_choices
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._model import Model
 from mxfp4moe.checkpoint.models import (
@@ -19,7 +20,6 @@ from mxfp4moe.checkpoint.models import (
     mixtral,
     qwen3_moe,
 )
-from mxfp4moe.errors import describe, join_choices
 
 _MODULES = (gpt_oss, deepseek_v3, deepseek_v4, qwen3_moe, mixtral, minimax_m2, minimax_m3)
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._fused import FusedLayout, fused_names, read_fused
 from mxfp4moe.checkpoint._model import Block, Model, Names, Rule, read_num_experts, read_num_layers
-from mxfp4moe.checkpoint._parts import ExpertWeights
-from mxfp4moe.checkpoint.huggingface import ModelFolder
+from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.schemes import FLOATS, Scheme, plain
+from mxfp4moe.experts.weights import ExpertWeights
 
 MODEL_TYPES = ("gpt_oss",)
 
@@ -44,6 +44,7 @@ def read_model(config: Config) -> Model:
 
 def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights:
     hidden, intermediate, count = model.hidden_size, model.intermediate_size, model.num_experts
+    sizes = hidden, intermediate
     gate_up, down = fused_names(block.experts)
 
     def biases() -> dict[str, Any]:
@@ -54,7 +55,8 @@ def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeig
 
     if gate_up in folder:
         arrays = read_fused(folder, block.experts, model).arrays() | biases()
-        return ExpertWeights("bf16", "plain floats, transposed", plain.with_scales(arrays), plain.to_bfloat16)
+        arrays = plain.with_scales(arrays)
+        return ExpertWeights("bf16", "plain floats, transposed", sizes, arrays, plain.to_bfloat16)
 
     def blocks(name: str, rows: int, columns: int) -> tuple[NDArray[Any], NDArray[Any]]:
         shape = (count, rows, columns // 32)
@@ -66,4 +68,4 @@ def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeig
     w13, w13_scales = blocks(gate_up, 2 * intermediate, hidden)
     w2, w2_scales = blocks(down, hidden, intermediate)
     arrays = {"w13": w13, "w13_scales": w13_scales, "w2": w2, "w2_scales": w2_scales, **biases()}
-    return ExpertWeights("mxfp4", model.scheme.name, arrays | {"gate_up_layout": "interleaved"})
+    return ExpertWeights("mxfp4", model.scheme.name, sizes, arrays | {"gate_up_layout": "interleaved"})

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mxfp4moe._arguments import join_choices
+from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._json import shorten
 from mxfp4moe.checkpoint.schemes import (
     compressed_mxfp4,
     compressed_nvfp4,
@@ -20,7 +21,6 @@ from mxfp4moe.checkpoint.schemes import (
     quark_mxfp4,
 )
 from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
-from mxfp4moe.errors import join_choices
 
 __all__ = ["FLOATS", "Matrix", "Scheme", "find_scheme"]
 

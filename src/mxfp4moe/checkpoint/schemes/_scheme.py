@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from mxfp4moe.checkpoint.huggingface import ModelFolder
+    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 FLOATS = ("BF16", "F16", "F32")
 """Dtypes of safetensors that hold a matrix without scales."""

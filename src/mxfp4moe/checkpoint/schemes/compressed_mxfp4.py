@@ -9,7 +9,7 @@ from mxfp4moe.checkpoint.schemes._compressed import is_compressed
 from mxfp4moe.checkpoint.schemes._scheme import Matrix, Scheme
 
 if TYPE_CHECKING:
-    from mxfp4moe.checkpoint.huggingface import ModelFolder
+    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 FORMAT = "mxfp4-pack-quantized"
 

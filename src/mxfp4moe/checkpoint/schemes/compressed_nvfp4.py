@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mxfp4moe._arguments import value_error
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint.schemes._compressed import is_compressed
 from mxfp4moe.checkpoint.schemes._scheme import Matrix, Scheme
-from mxfp4moe.errors import value_error
 
 if TYPE_CHECKING:
-    from mxfp4moe.checkpoint.huggingface import ModelFolder
+    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 FORMAT = "nvfp4-pack-quantized"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mxfp4moe.checkpoint.schemes._scheme import Matrix, Scheme
 
 if TYPE_CHECKING:
-    from mxfp4moe.checkpoint.huggingface import ModelFolder
+    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 
 def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:

@@ -11,7 +11,7 @@ from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
 
 if TYPE_CHECKING:
-    from mxfp4moe.checkpoint.huggingface import ModelFolder
+    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 _SCALE_NAME = "weight_scale_inv"
 _SCALES = (*FLOATS, "F8_E8M0", "U8")

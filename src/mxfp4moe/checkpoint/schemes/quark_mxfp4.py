@@ -8,7 +8,7 @@ from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint.schemes._scheme import Matrix, Scheme
 
 if TYPE_CHECKING:
-    from mxfp4moe.checkpoint.huggingface import ModelFolder
+    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 
 def find(quantization: Config) -> Scheme | None:

@@ -14,8 +14,7 @@ from mxfp4moe.cli._bench.llama_cpp_peer import LlamaCppPeer
 from mxfp4moe.cli._bench.numpy_peer import NumpyPeer
 from mxfp4moe.cli._bench.onnxruntime_peer import OnnxruntimePeer
 from mxfp4moe.cli._bench.problem import Batch, Shape
-from mxfp4moe.moe import fused_experts
-from mxfp4moe.packing import PackedExperts
+from mxfp4moe.experts import PackedExperts, fused_experts
 from mxfp4moe.reference import ExpertArrays
 
 

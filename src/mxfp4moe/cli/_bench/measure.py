@@ -9,11 +9,11 @@ from time import perf_counter
 import numpy as np
 
 from mxfp4moe import _core, config
-from mxfp4moe._roofline import Call, PeakLoop, Roofline
 from mxfp4moe.cli._bench.contenders import Contender, Ours
 from mxfp4moe.cli._bench.memory import last_cache_bytes
 from mxfp4moe.cli._bench.problem import Batch, Router, Shape
-from mxfp4moe.packing import PackedExperts
+from mxfp4moe.cli._roofline import Call, PeakLoop, Roofline
+from mxfp4moe.experts import PackedExperts
 
 MIN_CALLS = 3
 # The kernel table of each instruction set whose products are float32 FMAs.

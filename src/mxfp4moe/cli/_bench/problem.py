@@ -8,10 +8,11 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mxfp4moe._roofline import expert_bytes
 from mxfp4moe.cli._bench.weights import MatrixSizes, random_matrix
+from mxfp4moe.cli._roofline import expert_bytes
+from mxfp4moe.experts import PackedExperts, pack_experts
+from mxfp4moe.experts.spec import BlockShape
 from mxfp4moe.formats import FORMATS
-from mxfp4moe.packing import BlockShape, PackedExperts, pack_experts
 from mxfp4moe.reference import ExpertArrays
 from mxfp4moe.routing import topk_softmax
 

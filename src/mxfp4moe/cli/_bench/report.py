@@ -7,10 +7,10 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from mxfp4moe._roofline import Call, Speed, attainable
 from mxfp4moe.cli._bench.contenders import Ours
 from mxfp4moe.cli._bench.measure import Machine, Series
 from mxfp4moe.cli._bench.problem import Shape
+from mxfp4moe.cli._roofline import Call, Speed, attainable
 
 # bfloat16 results of the same computation differ by 2 * 2.6e-3 at most, 8-bit activations by a few percent.
 DIFFERENT = 0.05

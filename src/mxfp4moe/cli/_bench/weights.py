@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 
 from mxfp4moe.cli._synthetic import middle_scale, weight_rms
+from mxfp4moe.experts.spec import BlockShape
 from mxfp4moe.formats import WeightFormat
-from mxfp4moe.packing import BlockShape
 
 # Root mean square of the codes that are drawn: of all E2M1 codes; of numbers in [1/8, 2) whose four binades
 # are equally likely, with three mantissa bits; the same with seven.

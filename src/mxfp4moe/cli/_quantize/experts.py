@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mxfp4moe.checkpoint._fused import fused_names, read_fused
 from mxfp4moe.checkpoint._model import Block, Model
-from mxfp4moe.checkpoint.huggingface import ModelFolder
+from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.schemes import FLOATS
 from mxfp4moe.cli._quantize.targets import Floats, Matrices, Spec, Target
 

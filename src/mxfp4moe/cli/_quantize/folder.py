@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4moe.checkpoint._model import language_model
-from mxfp4moe.checkpoint._reader import HuggingFaceCheckpoint
-from mxfp4moe.checkpoint.huggingface import ModelFolder
+from mxfp4moe.checkpoint.huggingface import HuggingFaceCheckpoint
+from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.models import read_model
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter
 from mxfp4moe.cli._quantize.experts import Conversion, Copy, block_conversions

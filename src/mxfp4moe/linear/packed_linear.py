@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
-from .config import active_kernels, resolve_num_threads
-from .formats import FLOAT_CODES
+from mxfp4moe import _core
+from mxfp4moe.config import active_kernels, resolve_num_threads
+from mxfp4moe.formats import FLOAT_CODES
 
 _PANEL_ROWS = 16
 _MAX_TERMS = 3  # of 8 bits each, as many as a float32 number has

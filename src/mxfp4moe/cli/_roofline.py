@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mxfp4moe import _core, config
+from mxfp4moe.experts import PackedExperts
 from mxfp4moe.formats import FORMATS
 from mxfp4moe.layer import MoELayer
-from mxfp4moe.packing import PackedExperts
 
 _PEAK_SECONDS = 3e-3  # of one measurement of the peak
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mxfp4moe import quantize as quantizers
-from mxfp4moe.checkpoint._parts import ExpertWeights
-from mxfp4moe.errors import check_choice, value_error
+from mxfp4moe._arguments import check_choice, value_error
+from mxfp4moe.experts.weights import ExpertWeights
 
 _BLOCK_SHAPE = (128, 128)
 
@@ -53,7 +53,7 @@ def quantize_weights(weights: ExpertWeights, name: str) -> ExpertWeights:
             [(g[2], u[2]) for g, u in zip(gate, up, strict=True)], np.float32
         )
         result["w2_tensor_scale"] = np.array([q[2] for q in down], np.float32)
-    return ExpertWeights(name, f"{weights.source}, quantized to {name}", result)
+    return ExpertWeights(name, f"{weights.source}, quantized to {name}", weights.sizes, result)
 
 
 def _gate_up(arrays: dict[str, Any]) -> tuple[Any, Any]:

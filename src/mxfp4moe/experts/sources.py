@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import as_array, describe, type_error, value_error
-from .formats import BFLOAT16, WeightFormat
+from mxfp4moe._arguments import as_array, describe, type_error, value_error
+from mxfp4moe.formats import BFLOAT16, WeightFormat
 
 _BIAS_DTYPES = (np.dtype(np.float32), BFLOAT16)
 _FLOAT32 = (np.dtype(np.float32),)

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mxfp4moe.errors import value_error
+from mxfp4moe._arguments import value_error
 
 MAX_JSON_BYTES = 100_000_000
 

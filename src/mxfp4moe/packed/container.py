@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._files import atomic_file
-from .checkpoint._json import MAX_JSON_BYTES, MissingFileError, check_regular_file, parse_object, shorten
-from .checkpoint.safetensors import DTYPES
-from .config import resolve_num_threads
-from .errors import PackedFormatError
+from mxfp4moe._dtypes import DTYPES
+from mxfp4moe._files import atomic_file
+from mxfp4moe._json import MAX_JSON_BYTES, MissingFileError, check_regular_file, parse_object, shorten
+from mxfp4moe.config import resolve_num_threads
+from mxfp4moe.errors import PackedFormatError
 
 # No text starts like this, and a transfer that changes the ends of lines breaks it.
 MAGIC = b"\x8aMOE\r\n\x1a\n"

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from . import _core
-from .config import active_kernels, resolve_num_threads
-from .errors import (
+from mxfp4moe import _core
+from mxfp4moe._arguments import (
     as_array,
     as_integer_array,
     check_bool,
-    check_choice,
-    check_float32,
-    check_real,
     describe,
-    is_masked,
     to_int64,
     type_error,
     value_error,
 )
-from .formats import FLOAT_CODES
-from .packing import PackedExperts
-from .routing import topk_softmax
+from mxfp4moe.config import active_kernels, resolve_num_threads
+from mxfp4moe.experts.activation import check_activation
+from mxfp4moe.experts.out import check_out, given_array, rows_view
+from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.formats import FLOAT_CODES
+from mxfp4moe.routing import topk_softmax
 
 __all__ = ["fused_experts", "fused_moe"]
-
-ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh")
-_SWIGLUOAI_ALPHA = 1.702
-_SWIGLUOAI_LIMIT = 7.0
 
 _FLOAT_DTYPES = tuple(FLOAT_CODES)
 _WEIGHT_DTYPES = (*reversed(_FLOAT_DTYPES), np.dtype(np.float64))
 _MAX_TOKENS = 2**31 - 1
-_MAX_OVERLAP_WORK = 100_000  # some milliseconds; two axes or three take a few steps
 
 
 def fused_experts(
@@ -263,35 +255,6 @@ def _check_slots(name: str, array: np.ndarray, leading: tuple[int, ...]) -> np.n
     return array
 
 
-class _ActivationArgs(NamedTuple):
-    kind: int
-    alpha: float
-    limit: float
-
-
-# The calls without alpha and limit need no arithmetic: they are on the path of every decode step.
-_DEFAULTS = {
-    name: _ActivationArgs(kind, _SWIGLUOAI_ALPHA, _SWIGLUOAI_LIMIT if name == "swigluoai" else math.inf)
-    for kind, name in enumerate(ACTIVATIONS)
-}
-
-
-def check_activation(activation: str, alpha: float | None, limit: float | None) -> _ActivationArgs:
-    """The three as the kernels take them; raise unless they are right and fit each other."""
-    function = _DEFAULTS[check_choice("activation", activation, ACTIVATIONS)]
-    if alpha is not None:
-        number = check_float32("alpha", alpha)
-        if activation != "swigluoai":
-            raise value_error("alpha", f"None with activation {activation!r}", repr(number))
-        function = function._replace(alpha=number)
-    if limit is not None:
-        number = check_real("limit", limit)
-        if not number > 0:
-            raise value_error("limit", "a number above 0 (inf: no clamp)", repr(number))
-        function = function._replace(limit=number)
-    return function
-
-
 def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray:
     """The local id of each slot as int32 of shape (num_tokens, top_k), -1 for dropped ones."""
     mapping = None
@@ -321,75 +284,3 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
                 "topk_ids", f"values in [-1, {num_ids - 1}]", f"{ids[position]} at position {position}"
             )
     return local
-
-
-def given_array(value: Any, array: np.ndarray) -> np.ndarray:
-    """The array that came, or the one made of what is none: a memoryview, say, still shares its memory."""
-    return value if isinstance(value, np.ndarray) else array
-
-
-def check_out(value: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> np.ndarray:
-    """Raise unless `value`, given as out, can take a result like `hidden_states` and overlaps no input.
-
-    Return its memory as a plain array: what a subclass says of itself may be anything.
-    """
-    if not isinstance(value, np.ndarray) or is_masked(value):
-        raise type_error("out", "an ndarray", describe(value))
-    out: np.ndarray = np.asarray(value)
-    hidden_states = np.asarray(hidden_states)
-    if out.dtype not in _FLOAT_DTYPES or not out.dtype.isnative:
-        raise type_error("out", "an array of float32, float16 or bfloat16", describe(out))
-    if out.shape != hidden_states.shape:
-        raise value_error("out", f"shape {hidden_states.shape}", f"shape {out.shape}")
-    if not out.flags.writeable:
-        raise value_error("out", "a writeable array", "a read-only one")
-    if not out.flags.aligned:
-        raise value_error("out", "an aligned array", "an unaligned one")
-    if out.size == 0:
-        return out
-    if out.strides[-1] != out.itemsize and out.shape[-1] > 1:
-        raise value_error("out", "a contiguous last axis", f"strides {out.strides}")
-    _check_no_internal_overlap(out)
-    if not _same_array(out, hidden_states):
-        inputs = {"hidden_states": hidden_states, **inputs}
-    for name, array in inputs.items():
-        if isinstance(array, np.ndarray) and _overlap(out, np.asarray(array)):
-            allowed = " (or hidden_states itself)" if name == "hidden_states" else ""
-            raise value_error("out", f"memory apart from {name}{allowed}", "an overlap")
-    return out
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays share memory, or it would take too long to tell: exponential in their axes."""
-    most: Any = _MAX_OVERLAP_WORK  # the stubs know of special values only
-    try:
-        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=most)
-    except np.exceptions.TooHardError:
-        return True
-
-
-def _same_array(a: np.ndarray, b: np.ndarray) -> bool:
-    return a is b or (
-        a.ctypes.data == b.ctypes.data and (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype)
-    )
-
-
-def _check_no_internal_overlap(out: np.ndarray) -> None:
-    extent = out.itemsize
-    axes = sorted(
-        (abs(stride), size) for stride, size in zip(out.strides, out.shape, strict=True) if size > 1
-    )
-    for stride, size in axes:
-        if stride < extent:
-            raise value_error("out", "elements that do not overlap each other", f"strides {out.strides}")
-        extent += stride * (size - 1)
-
-
-def rows_view(array: np.ndarray) -> np.ndarray | None:
-    """`array` as (num_tokens, hidden_size) on the same memory, or None if its strides do not allow that."""
-    if array.ndim == 2:
-        return array
-    try:
-        return array.reshape(-1, array.shape[-1], copy=False)
-    except ValueError:
-        return None

@@ -1,0 +1,176 @@
+"""The checks of arguments, and the exceptions that they raise.
+
+Every message reads ``<argument>: expected <what>, got <what>``. TypeError means a wrong kind or dtype,
+ValueError a wrong shape, value or layout.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def type_error(name: str, expected: str, got: str) -> TypeError:
+    """The TypeError of an argument of the wrong kind or dtype."""
+    return TypeError(f"{name}: expected {expected}, got {got}")
+
+
+def value_error(name: str, expected: str, got: str) -> ValueError:
+    """The ValueError of an argument of the wrong shape, value or layout."""
+    return ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def join_choices(choices: Iterable[object]) -> str:
+    """``a``, ``a or b``, ``a, b or c``."""
+    *first, last = (str(choice) for choice in choices)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def is_masked(value: object) -> bool:
+    """Whether `value` is a masked array.
+
+    NumPy imports their module when it is first asked for: in the middle of a call that would leave a lock
+    behind in a process that is forked meanwhile. Where nobody has imported it, there are none.
+    """
+    return isinstance(value, getattr(sys.modules.get("numpy.ma.core"), "MaskedArray", ()))
+
+
+def describe(value: object) -> str:
+    """What came, in a few words: an array by dtype and shape, a plain scalar by value, all else by type."""
+    if isinstance(value, np.ndarray):
+        kind = "a masked array" if is_masked(value) else "an array"
+        return f"{kind} of {value.dtype} and shape {value.shape}"
+    if value is None or isinstance(value, (bool, int, float, np.generic)):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 60 else f"{value[:60]!r}..."
+    return f"an object of type {type(value).__name__}"
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """`value`, which must be one of the strings in `choices`."""
+    if isinstance(value, str) and value in choices:
+        return value
+    error = value_error if isinstance(value, str) else type_error
+    raise error(name, join_choices(map(repr, choices)), describe(value))
+
+
+def check_bool(name: str, value: object) -> bool:
+    """`value` as a bool; numbers are not taken for truth values."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise type_error(name, "a bool", describe(value))
+    return bool(value)
+
+
+def check_positive_int(name: str, value: Any, maximum: int | None = None) -> int:
+    """`value` as an int of at least 1 and at most `maximum`; bool is not an integer here."""
+    try:
+        if isinstance(value, (bool, np.bool_, np.ndarray)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise type_error(name, "an integer", describe(value)) from None
+    if number < 1 or (maximum is not None and number > maximum):
+        allowed = "an integer of at least 1" if maximum is None else f"an integer in [1, {maximum}]"
+        raise value_error(name, allowed, str(number))
+    return number
+
+
+def check_layer_number(name: str, value: Any) -> int:
+    """`value` as an int of at least 0."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise type_error(name, "an integer", describe(value)) from None
+    if number < 0:
+        raise value_error(name, "an integer of at least 0", str(number))
+    return number
+
+
+def check_block_shape(name: str, value: Any, maximum: int | None = None) -> tuple[int | None, int | None]:
+    """`value` as (rows, columns) of a block: integers in [1, `maximum`], or None for a whole axis."""
+    expected = "a pair of positive integers or None"
+    if not isinstance(value, (tuple, list)):
+        raise type_error(name, expected, describe(value))
+    if len(value) != 2:
+        raise value_error(name, expected, f"{len(value)} values")
+    rows, columns = (
+        None if size is None else check_positive_int(f"{name}[{i}]", size, maximum)
+        for i, size in enumerate(value)
+    )
+    return rows, columns
+
+
+def check_real(name: str, value: Any) -> float:
+    """`value` as a float, from any real scalar; its range is the caller's to check."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    # The scalars of ml_dtypes derive from np.generic alone.
+    if not is_number and not (isinstance(value, np.generic) and "float" in value.dtype.name):
+        raise type_error(name, "a real number", describe(value))
+    try:
+        return float(value)
+    except OverflowError:
+        raise value_error(name, "a number that a float can hold", "a larger integer") from None
+
+
+def check_float32(name: str, value: Any) -> float:
+    """`value` as a finite float within the range of float32, from any real scalar."""
+    number = check_real(name, value)
+    if not abs(number) <= _FLOAT32_MAX:
+        raise value_error(name, "a finite float32 number", repr(number))
+    return number
+
+
+def as_array(name: str, value: Any, dtypes: Sequence[Any]) -> np.ndarray:
+    """`value` as an aligned array in native byte order, of one of `dtypes`; copied only if needed.
+
+    Masked arrays are refused because their mask would be lost, object arrays because they hold no numbers.
+    """
+    array = _as_ndarray(name, value)
+    if array.dtype not in dtypes:
+        expected = join_choices(np.dtype(dtype).name for dtype in dtypes)
+        raise type_error(name, f"an array of {expected}", describe(array if array.dtype != object else value))
+    return array if array.flags.aligned else array.copy()
+
+
+def as_integer_array(name: str, value: Any) -> np.ndarray:
+    """`value` as an aligned array in native byte order, of any NumPy integer dtype (bool is none)."""
+    array = _as_ndarray(name, value)
+    if array.dtype.kind not in "iu":
+        raise type_error(name, "an array of integers", describe(array if array.dtype != object else value))
+    return array if array.flags.aligned else array.copy()
+
+
+def to_int64(array: np.ndarray) -> np.ndarray:
+    """A copy of an integer array as int64; what is too large for int64 becomes the largest int64."""
+    if array.dtype == np.uint64:
+        array = np.minimum(array, np.uint64(2**63 - 1))
+    return array.astype(np.int64)
+
+
+def check_shape(name: str, array: np.ndarray, expected: Sequence[int | str]) -> None:
+    """Raise unless `array` has the `expected` shape, in which a string names an axis of any size."""
+    fits = array.ndim == len(expected) and all(
+        isinstance(size, str) or size == got for size, got in zip(expected, array.shape, strict=True)
+    )
+    if not fits:
+        shape = ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "")
+        raise value_error(name, f"shape ({shape})", f"shape {array.shape}")
+
+
+def _as_ndarray(name: str, value: Any) -> np.ndarray:
+    if is_masked(value):
+        raise type_error(name, "an array without a mask", describe(value))
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise type_error(name, "an array", f"{describe(value)} ({error})") from error
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -1,0 +1,353 @@
+"""Packed experts: their spec and their bytes; saved, mapped, pickled, unpacked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from pickle import PickleBuffer
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mxfp4moe import _core
+from mxfp4moe._arguments import check_bool
+from mxfp4moe._json import shorten
+from mxfp4moe.config import resolve_num_threads
+from mxfp4moe.errors import PackedFormatError
+from mxfp4moe.experts.spec import BlockShape, ExpertsSpec, scale_shape
+from mxfp4moe.formats import BFLOAT16
+from mxfp4moe.packed.container import PackedFile, Part, check_byte_order, is_packed_file, write_packed_file
+from mxfp4moe.packed.kinds import EXPERTS as _KIND
+from mxfp4moe.packed.kinds import file_meta, open_packed_file
+
+
+class UnpackedExperts(NamedTuple):
+    """The arrays that were packed, in canonical shapes: E experts, hidden size K, intermediate size I.
+
+    Attributes
+    ----------
+    w13 : ndarray of shape (E, 2 * I, K), or (E, 2 * I, K / 2) of two codes a byte
+        Rows in the order of the experts' `gate_up_layout`; a (gate, up) pair comes back concatenated. uint8
+        for 4-bit formats, else of the dtype that was packed; bfloat16 where float16 or float32 was rounded.
+    w13_scales : ndarray, or None for bfloat16
+        Block scales (E, 2 * I, K / 32 or K / 16) of the dtype that was packed; float32 scales of fp8_block in
+        the shape that `pack_experts` takes.
+    w2 : ndarray of shape (E, K, I) or (E, K, I / 2)
+    w2_scales : ndarray or None
+    w13_bias : float32 or bfloat16 ndarray of shape (E, 2 * I), or None
+    w2_bias : float32 or bfloat16 ndarray of shape (E, K), or None
+    w13_tensor_scale : float32 ndarray of shape (E, 2), or None
+        Of gate and of up.
+    w2_tensor_scale : float32 ndarray of shape (E,), or None
+    """
+
+    w13: np.ndarray
+    w13_scales: np.ndarray | None
+    w2: np.ndarray
+    w2_scales: np.ndarray | None
+    w13_bias: np.ndarray | None = None
+    w2_bias: np.ndarray | None = None
+    w13_tensor_scale: np.ndarray | None = None
+    w2_tensor_scale: np.ndarray | None = None
+
+
+class PackedExperts:
+    """The weights of one layer's experts, packed for the kernels; made by `pack_experts`.
+
+    Immutable: safe to use from several threads at once. The packed layout is the same for every
+    instruction set.
+
+    Attributes
+    ----------
+    format : str
+        Weight format, such as "mxfp4".
+    num_experts, hidden_size, intermediate_size : int
+    gate_up_layout : str
+        Row order of the `w13` that was packed.
+    block_shape : tuple or None
+        Rows and columns that share a float32 scale, None for the whole axis; None for all but fp8_block.
+    nbytes : int
+        Size of the packed weights, scales and biases in memory.
+    data : memoryview
+        The packed bytes, read-only.
+    spec : ExpertsSpec
+        All of these but the bytes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 2 * 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 64), np.float32))
+    >>> experts = mx.pack_experts(*w13, *w2)
+    >>> experts.format, experts.num_experts, experts.hidden_size, experts.intermediate_size
+    ('mxfp4', 4, 96, 64)
+    """
+
+    __slots__ = ("_storage", "spec")
+
+    spec: ExpertsSpec
+    _storage: _core.ExpertStorage
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        raise TypeError("PackedExperts: expected to be made by pack_experts(), got a direct call")
+
+    @classmethod
+    def _make(cls, spec: ExpertsSpec, storage: _core.ExpertStorage) -> PackedExperts:
+        self = object.__new__(cls)
+        object.__setattr__(self, "spec", spec)
+        object.__setattr__(self, "_storage", storage)
+        return self
+
+    @classmethod
+    def _from_json(cls, fields: Any, data: NDArray[np.uint8], place: str) -> PackedExperts:
+        """Experts as `ExpertsSpec.to_json` describes them, of packed bytes; `place` names both in errors."""
+        try:
+            spec = ExpertsSpec.from_json(fields)
+            return cls._make(spec, spec.make_storage(data))
+        except (TypeError, ValueError) as error:
+            raise PackedFormatError(f"{place}: {error}") from None
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"PackedExperts is immutable: cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"PackedExperts is immutable: cannot delete {name!r}")
+
+    def __copy__(self) -> PackedExperts:
+        return self
+
+    def __deepcopy__(self, memo: object) -> PackedExperts:
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the packed experts to a file at `path`, from which `open` maps them.
+
+        The file appears under its name when it is complete, and is the same on every machine. An OSError says
+        why it cannot be written.
+
+        Examples
+        --------
+        >>> experts.save("experts.packed")  # doctest: +SKIP
+        >>> experts = mx.PackedExperts.open("experts.packed")  # doctest: +SKIP
+        """
+        write_packed_file(path, file_meta(_KIND, {_KIND: self.spec.to_json()}), self._file_parts(_KIND))
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> PackedExperts:
+        """Open packed experts that `save` wrote.
+
+        They are memory-mapped read-only: this takes milliseconds, weights are read when they are used, and
+        processes that open the same file share one copy. The file must not be shortened while it is in use.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+        verify : bool, default False
+            Read the whole file and compare its checksums.
+
+        Returns
+        -------
+        PackedExperts
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        PackedFormatError
+            It is no file of packed experts, of another version, or damaged.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> w = np.ones((2, 64, 32), np.float32)
+        >>> experts = mx.pack_experts(w, None, np.ones((2, 32, 32), np.float32), None, format="bf16")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     experts.save(f"{folder}/layer.packed")
+        ...     mx.PackedExperts.open(f"{folder}/layer.packed") == experts
+        True
+        """
+        return cls._from_file(open_packed_file(path, _KIND, check_bool("verify", verify)), _KIND)
+
+    def _file_parts(self, prefix: str) -> list[Part]:
+        """The parts of a packed file that hold the packed bytes, in their order: a row for each expert."""
+        data, count = np.asarray(self.data), self.num_experts
+        return [
+            Part(f"{prefix}/{name}", data[begin : begin + count * size].reshape(count, size), by_row=True)
+            for name, begin, size in self._storage.parts()
+        ]
+
+    @classmethod
+    def _from_file(cls, file: PackedFile, prefix: str) -> PackedExperts:
+        """Experts whose packed bytes are those of the mapped file; the inverse of `_file_parts`."""
+        names = [name for name in file if name.startswith(f"{prefix}/")]
+        data = file.span(names) if names else np.empty(0, np.uint8)
+        experts = cls._from_json(file.meta.get(prefix), data, f"{file.path}: {prefix}")
+        sizes = {name: (experts.num_experts, size) for name, _, size in experts._storage.parts()}
+        expected = [(f"{prefix}/{name}", "U8", shape) for name, shape in sizes.items()]
+        found = [(part.name, part.dtype, part.shape) for part in map(file.parts.__getitem__, names)]
+        if found != expected:
+            raise file.error(f"parts {shorten(expected)}", shorten(found))
+        return experts
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        # With protocol 5 the packed bytes are a buffer of their own.
+        data = PickleBuffer(self.data) if int(protocol) >= 5 else bytes(self.data)
+        return _unpickle, (_core.layout_version(), self.spec.to_json(), data)
+
+    @property
+    def format(self) -> str:
+        return self.spec.format
+
+    @property
+    def num_experts(self) -> int:
+        return self.spec.num_experts
+
+    @property
+    def hidden_size(self) -> int:
+        return self.spec.hidden_size
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.spec.intermediate_size
+
+    @property
+    def gate_up_layout(self) -> str:
+        return self.spec.gate_up_layout
+
+    @property
+    def block_shape(self) -> BlockShape | None:
+        return self.spec.block_shape
+
+    @property
+    def nbytes(self) -> int:
+        return self._storage.nbytes
+
+    @property
+    def data(self) -> memoryview:
+        return memoryview(self._storage)
+
+    @property
+    def has_w13_bias(self) -> bool:
+        """Whether gate and up have a bias."""
+        return self.spec.w13_dtypes.bias is not None
+
+    @property
+    def has_w2_bias(self) -> bool:
+        """Whether the down projection has a bias."""
+        return self.spec.w2_dtypes.bias is not None
+
+    def __repr__(self) -> str:
+        block_shape = "" if self.block_shape is None else f"block_shape={self.block_shape}, "
+        biases = [name for name, has in (("w13", self.has_w13_bias), ("w2", self.has_w2_bias)) if has]
+        return (
+            f"PackedExperts(format={self.format!r}, num_experts={self.num_experts}, "
+            f"hidden_size={self.hidden_size}, intermediate_size={self.intermediate_size}, "
+            f"gate_up_layout={self.gate_up_layout!r}, {block_shape}bias={' and '.join(biases) or None!r}, "
+            f"nbytes={self.nbytes})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same bytes in the same format, sizes and layout."""
+        if not isinstance(other, PackedExperts):
+            return NotImplemented
+        if self is other:
+            return True
+        return self.spec == other.spec and np.array_equal(np.asarray(self.data), np.asarray(other.data))
+
+    def __hash__(self) -> int:
+        return hash(self.spec)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `pack_experts`, by name, that make equal experts."""
+        arrays = self.unpack()._asdict()
+        required = ("w13", "w13_scales", "w2", "w2_scales")
+        given = {name: array for name, array in arrays.items() if array is not None or name in required}
+        layout = {"gate_up_layout": self.gate_up_layout, "block_shape": self.block_shape}
+        return {**given, **layout, "format": self.format}
+
+    def unpack(self, *, num_threads: int | None = None) -> UnpackedExperts:
+        """The arrays that were packed, byte for byte, in canonical shapes.
+
+        Parameters
+        ----------
+        num_threads : int, optional
+            For this call; see `mxfp4moe.num_threads`.
+
+        Returns
+        -------
+        UnpackedExperts
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> blocks, scales = mx.quantize_mxfp4(np.ones((4, 2 * 64, 96), np.float32))
+        >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 64), np.float32))
+        >>> arrays = mx.pack_experts(blocks, scales, *w2).unpack()
+        >>> np.array_equal(arrays.w13, blocks), arrays.w13_scales.dtype, arrays.w13_bias
+        (True, dtype(float8_e8m0fnu), None)
+        """
+        threads = resolve_num_threads(num_threads)
+        w13, w13_scales, w13_bias, w13_tensor_scale = self._unpack_matrix(True, threads)
+        w2, w2_scales, w2_bias, w2_tensor_scale = self._unpack_matrix(False, threads)
+        if w2_tensor_scale is not None:
+            w2_tensor_scale = w2_tensor_scale[:, 0]
+        return UnpackedExperts(
+            w13, w13_scales, w2, w2_scales, w13_bias, w2_bias, w13_tensor_scale, w2_tensor_scale
+        )
+
+    def _unpack_matrix(
+        self, is_w13: bool, threads: int
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+        """Weights, scales, bias and tensor scales."""
+        format, experts = self.spec.weight_format, self.num_experts
+        dtypes = self.spec.w13_dtypes if is_w13 else self.spec.w2_dtypes
+        rows, k = self.hidden_size, self.intermediate_size
+        if is_w13:
+            rows, k = 2 * self.intermediate_size, self.hidden_size
+        weight_dtype = BFLOAT16 if self.format == "bf16" else dtypes.weights
+        weights = np.empty((experts, rows, *format.row_shapes(k)[1]), weight_dtype)
+        block_scales = sum_scales = bias = None
+        if format.scale_block:
+            block_scales = np.empty((experts, rows, k // format.scale_block), np.uint8)
+        if format.has_block_shape:
+            half = 2 if is_w13 and self.gate_up_layout == "concatenated" else 1
+            shape = scale_shape(format, self.block_shape, (rows // half, k), half)
+            sum_scales = np.empty((experts, *shape), np.float32)
+        if self.spec.has_tensor_scales:
+            sum_scales = np.empty((experts, 2 if is_w13 else 1, 1), np.float32)
+        if dtypes.bias is not None:
+            bias = np.empty((experts, rows), np.float32)
+        for expert in range(experts):
+            bytes_of_expert = weights[expert].view(np.uint8)
+            scales_of_expert = None if block_scales is None else block_scales[expert]
+            self._storage.unpack(is_w13, expert, bytes_of_expert, scales_of_expert, threads)
+            if sum_scales is not None:
+                self._storage.unpack_sum_scales(is_w13, expert, sum_scales[expert])
+            if bias is not None:
+                self._storage.unpack_bias(is_w13, expert, bias[expert])
+        if bias is not None and dtypes.bias == BFLOAT16:
+            bias = (bias.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)  # a cast would change NaNs
+        typed_scales = None
+        if block_scales is not None and dtypes.scales is not None:
+            typed_scales = block_scales.view(dtypes.scales)
+        if self.spec.has_tensor_scales and sum_scales is not None:
+            return weights, typed_scales, bias, sum_scales[:, :, 0]
+        return weights, sum_scales if typed_scales is None else typed_scales, bias, None
+
+
+def is_experts_file(path: Path) -> bool:
+    """Whether the packed file at `path`, if it is one, holds experts and no layer."""
+    return is_packed_file(path) and PackedFile(path).meta.get("kind") == _KIND
+
+
+def _unpickle(layout_version: int, fields: Any, data: Any) -> PackedExperts:
+    check_byte_order("pickle")
+    if layout_version != _core.layout_version():
+        expected = f"packed layout {_core.layout_version()}"
+        raise PackedFormatError(f"pickle: expected {expected}, got layout {shorten(layout_version)}")
+    return PackedExperts._from_json(fields, np.frombuffer(data, np.uint8), "pickle")

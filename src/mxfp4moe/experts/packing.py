@@ -1,0 +1,198 @@
+"""Pack expert weights once into the layout that the kernels stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mxfp4moe import _core
+from mxfp4moe._arguments import check_choice, describe, type_error, value_error
+from mxfp4moe.config import resolve_num_threads
+from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.experts.sources import Bias, Matrix, describe_experts, is_pair, tensor_scales
+from mxfp4moe.experts.spec import GATE_UP_LAYOUTS, ExpertsSpec, MatrixDtypes, block_shape_of, scale_shape
+from mxfp4moe.formats import FLOAT_CODES, FORMATS
+
+
+def pack_experts(
+    w13: Any,
+    w13_scales: Any,
+    w2: Any,
+    w2_scales: Any,
+    *,
+    format: str = "mxfp4",
+    w13_bias: Any = None,
+    w2_bias: Any = None,
+    gate_up_layout: str = "concatenated",
+    block_shape: Any = None,
+    w13_tensor_scale: Any = None,
+    w2_tensor_scale: Any = None,
+    num_threads: int | None = None,
+) -> PackedExperts:
+    """Pack the weights of E experts of hidden size K and intermediate size I.
+
+    K and I are multiples of 32 for the MX formats, of 16 for nvfp4, and free for fp8_block and bf16.
+    Each of `w13`, `w2` and their scales is one array with a leading axis E, or a sequence of E arrays without
+    it, so that a checkpoint with a tensor per expert needs no stacked copy. `w13` and `w13_scales` may also
+    both be a pair (gate, up) of such arrays or sequences with I rows each.
+
+    =========  =====================================================  ================================
+    format     weights of an expert                                   scales
+    =========  =====================================================  ================================
+    mxfp4      uint8 or int8 (N, K / 2) or (N, K / 32, 16): E2M1      uint8 or float8_e8m0fnu
+               codes, two per byte, the low nibble the even k         (N, K / 32)
+    mxfp8      float8_e4m3fn, float8_e5m2, or uint8 (the bytes of     uint8 or float8_e8m0fnu
+               e4m3), (N, K)                                          (N, K / 32)
+    nvfp4      as mxfp4, or (N, K / 16, 8)                            float8_e4m3fn or uint8
+                                                                      (N, K / 16), and tensor scales
+    fp8_block  float8_e4m3fn or uint8 (N, K)                          float32, see `block_shape`
+    bf16       bfloat16, or float16 or float32, which are rounded     None
+               to bfloat16, (N, K)
+    =========  =====================================================  ================================
+
+    Parameters
+    ----------
+    w13 : array of shape (E, 2 * I, K)
+        Gate and up projection; packed codes as the table says.
+    w13_scales : array or None
+        Byte s of an E8M0 scale means 2**(s - 127), 255 NaN. A weight is its code times its scale; float32
+        scales, those of tensors too, multiply the float32 sum of their range of K.
+    w2 : array of shape (E, K, I)
+        Down projection.
+    w2_scales : array or None
+    format : {"mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16"}
+    w13_bias : float32 or bfloat16 array of shape (E, 2 * I), optional
+        Rows in the order of `w13`; with a (gate, up) pair, gate then up.
+    w2_bias : float32 or bfloat16 array of shape (E, K), optional
+    gate_up_layout : {"concatenated", "interleaved"}
+        Rows of `w13`: all of gate, then all of up, or gate_0, up_0, gate_1, ... (gpt-oss).
+    block_shape : (int or None, int or None), optional
+        Of fp8_block: the rows bn and columns bk that share a scale, None for a whole axis, (128, 128) if not
+        given; bk is a multiple of 32. `w13_scales` are (E, 2 * ceil(I / bn), ceil(K / bk)), gate and up
+        blocked apart, or, interleaved, (E, ceil(2 * I / bn), ceil(K / bk)); `w2_scales` are
+        (E, ceil(K / bn), ceil(I / bk)).
+    w13_tensor_scale : float32 array of shape (E, 2), optional
+        Of gate and of up: multiplies their float32 sums, before the bias. Both tensor scales or neither;
+        nvfp4 needs them, fp8_block has none.
+    w2_tensor_scale : float32 array of shape (E,), optional
+        Of down.
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
+
+    Returns
+    -------
+    PackedExperts
+
+    Raises
+    ------
+    TypeError
+        An array is of another dtype or kind.
+    ValueError
+        Shapes do not fit each other or the format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> rng = np.random.default_rng(0)
+    >>> w13, w13_scales = mx.quantize_mxfp4(rng.standard_normal((4, 2 * 64, 96), np.float32))
+    >>> w2, w2_scales = mx.quantize_mxfp4(rng.standard_normal((4, 96, 64), np.float32))
+    >>> experts = mx.pack_experts(w13, w13_scales, w2, w2_scales)
+    >>> experts.num_experts, experts.hidden_size, experts.intermediate_size
+    (4, 96, 64)
+    """
+    threads = resolve_num_threads(num_threads)
+    spec = FORMATS[check_choice("format", format, tuple(FORMATS))]
+    check_choice("gate_up_layout", gate_up_layout, GATE_UP_LAYOUTS)
+    blocks = block_shape_of(spec, block_shape)
+
+    if is_pair(w13_scales if spec.has_scales else w13):
+        if not isinstance(w13, (list, tuple)) or len(w13) != 2:
+            raise value_error("w13", "a (gate, up) pair like w13_scales", describe_experts(w13))
+        if gate_up_layout != "concatenated":
+            raise value_error(
+                "gate_up_layout", "'concatenated' with a (gate, up) pair", describe(gate_up_layout)
+            )
+        scales = w13_scales if spec.has_scales else (None, None)
+        gate_up = [Matrix(spec, f"w13[{i}]", w13[i], f"w13_scales[{i}]", scales[i]) for i in range(2)]
+    else:
+        gate_up = [Matrix(spec, "w13", w13, "w13_scales", w13_scales)]
+    down = Matrix(spec, "w2", w2, "w2_scales", w2_scales)
+
+    num_experts, hidden, intermediate = len(down), down.rows, down.k
+    apart = gate_up_layout == "concatenated"
+    for matrix in gate_up:
+        rows, halves = 2 // len(gate_up) * intermediate, 2 if apart and len(gate_up) == 1 else 1
+        scales_shape = scale_shape(spec, blocks, (rows // halves, hidden), halves)
+        matrix.check(num_experts, (rows, hidden), scales_shape)
+    down.check(num_experts, (hidden, intermediate), scale_shape(spec, blocks, (hidden, intermediate)))
+    if hidden % spec.k_multiple:
+        expected = f"a number of rows (hidden size) that is a multiple of {spec.k_multiple}"
+        raise value_error("w2", expected, str(hidden))
+    if {spec.weight_dtypes[m.dtype] for m in gate_up} != {spec.weight_dtypes[down.dtype]}:
+        raise type_error("w2", f"elements as in w13, {gate_up[0].dtype}", str(down.dtype))
+    for matrix in gate_up[1:]:
+        if matrix.dtype != gate_up[0].dtype or matrix.scale_dtype != gate_up[0].scale_dtype:
+            raise type_error(
+                matrix.name,
+                f"{gate_up[0].dtype} and scales of {gate_up[0].scale_dtype}, as in w13[0]",
+                f"{matrix.dtype} and {matrix.scale_dtype}",
+            )
+    biases = (
+        Bias("w13_bias", w13_bias, num_experts, 2 * intermediate),
+        Bias("w2_bias", w2_bias, num_experts, hidden),
+    )
+    per_tensor = tensor_scales(spec, w13_tensor_scale, w2_tensor_scale, num_experts)
+
+    w13_dtypes, w2_dtypes = (
+        MatrixDtypes(_unpacked_dtype(matrix.dtype), matrix.scale_dtype, bias.dtype)
+        for matrix, bias in zip((gate_up[0], down), biases, strict=True)
+    )
+    experts_spec = ExpertsSpec(
+        format=format,
+        num_experts=num_experts,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        gate_up_layout=gate_up_layout,
+        block_shape=blocks,
+        w13_dtypes=w13_dtypes,
+        w2_dtypes=w2_dtypes,
+        has_tensor_scales=per_tensor is not None,
+    )
+    storage = experts_spec.make_storage()
+    for expert in range(num_experts):
+        for i, matrices in enumerate((gate_up, [down])):
+            _pack_weights(storage, i == 0, expert, matrices, threads)
+            _pack_sum_scales(storage, i == 0, expert, matrices, None if per_tensor is None else per_tensor[i])
+            if biases[i].dtype is not None:
+                storage.pack_bias(i == 0, expert, biases[i].expert(expert))
+    return PackedExperts._make(experts_spec, storage)
+
+
+def _pack_weights(
+    storage: _core.ExpertStorage, is_w13: bool, expert: int, matrices: list[Matrix], threads: int
+) -> None:
+    """Pack the weights of one matrix of one expert, which came as one array or as gate and up."""
+    weights = [matrix.weights(expert) for matrix in matrices]
+    scales = [matrix.scale_bytes(expert) for matrix in matrices] if matrices[0].format.scale_block else []
+    storage.pack(is_w13, expert, weights, scales, FLOAT_CODES.get(matrices[0].dtype, 0), threads)
+
+
+def _pack_sum_scales(
+    storage: _core.ExpertStorage,
+    is_w13: bool,
+    expert: int,
+    matrices: list[Matrix],
+    per_tensor: np.ndarray | None,
+) -> None:
+    """Store the float32 scales of one matrix of one expert, those of blocks or of the tensor."""
+    if matrices[0].format.has_block_shape:
+        rows = [matrix.sum_scales(expert) for matrix in matrices]
+        storage.pack_sum_scales(is_w13, expert, np.concatenate(rows))
+    elif per_tensor is not None:
+        storage.pack_sum_scales(is_w13, expert, np.ascontiguousarray(per_tensor[expert, :, None]))
+
+
+def _unpacked_dtype(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.uint8) if dtype == np.int8 else dtype

@@ -1,0 +1,168 @@
+"""What packed experts are, apart from their bytes: format, sizes, order of rows, block shape, dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mxfp4moe import _core
+from mxfp4moe._arguments import check_block_shape, check_choice, describe, value_error
+from mxfp4moe._json import shorten
+from mxfp4moe.formats import BFLOAT16, FORMATS, WeightFormat
+
+GATE_UP_LAYOUTS = ("concatenated", "interleaved")
+
+_BLOCK_SHAPE = (128, 128)
+_BLOCK_K_MULTIPLE = 32
+_MAX_BLOCK = 1 << 40
+_MAX_SIZE = 1 << 40
+
+BlockShape = tuple[int | None, int | None]
+
+
+class MatrixDtypes(NamedTuple):
+    """What the arrays of one matrix were when they were packed, and are when they are unpacked."""
+
+    weights: np.dtype
+    scales: np.dtype | None
+    bias: np.dtype | None
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """Everything that is to be known of packed experts but their bytes.
+
+    Attributes
+    ----------
+    format : str
+        Weight format, such as "mxfp4".
+    num_experts, hidden_size, intermediate_size : int
+    gate_up_layout : str
+        Row order of the `w13` that was packed.
+    block_shape : tuple or None
+        Rows and columns that share a float32 scale, None for a whole axis; None for other formats
+        than fp8_block.
+    w13_dtypes, w2_dtypes : MatrixDtypes
+    has_tensor_scales : bool
+        Whether each matrix has a float32 scale of its own.
+    """
+
+    format: str
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+    gate_up_layout: str
+    block_shape: BlockShape | None
+    w13_dtypes: MatrixDtypes
+    w2_dtypes: MatrixDtypes
+    has_tensor_scales: bool
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        """The facts of `format`."""
+        return FORMATS[self.format]
+
+    def make_storage(self, data: NDArray[np.uint8] | None = None) -> _core.ExpertStorage:
+        """Memory to pack such experts into; or packed bytes that are there, which stay where they are."""
+        blocks = self.block_shape
+        return _core.ExpertStorage(
+            self.weight_format.weight_dtypes[self.w13_dtypes.weights],
+            (self.num_experts, self.hidden_size, self.intermediate_size),
+            (self.w13_dtypes.bias is not None, self.w2_dtypes.bias is not None),
+            self.gate_up_layout == "interleaved",
+            (0, 0) if blocks is None else tuple(size or 0 for size in blocks),
+            data,
+            self.has_tensor_scales,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them; packed files and pickles hold them."""
+
+        def names(dtypes: MatrixDtypes) -> list[str | None]:
+            return [None if dtype is None else dtype.name for dtype in dtypes]
+
+        # A field of its own only where the format does not say it: what never had it stays as it was.
+        implied = self.has_tensor_scales == self.weight_format.has_tensor_scale
+        optional = {} if implied else {"tensor_scales": self.has_tensor_scales}
+        return optional | {
+            "format": self.format,
+            "num_experts": self.num_experts,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "gate_up_layout": self.gate_up_layout,
+            "block_shape": None if self.block_shape is None else list(self.block_shape),
+            "w13_dtypes": names(self.w13_dtypes),
+            "w2_dtypes": names(self.w2_dtypes),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Self:
+        """Make one of what `to_json` returned.
+
+        Every field is checked: a TypeError or ValueError names the first that is not as expected.
+        """
+        names = [name for name in cls.__dataclass_fields__ if name != "has_tensor_scales"]
+        if not isinstance(fields, dict) or sorted(fields.keys() - {"tensor_scales"}) != sorted(names):
+            raise value_error("fields", ", ".join(names), shorten(fields))
+        format = FORMATS[check_choice("format", fields["format"], tuple(FORMATS))]
+        for name in ("num_experts", "hidden_size", "intermediate_size"):
+            size, multiple = fields[name], 1 if name == "num_experts" else format.k_multiple
+            if type(size) is not int or not 1 <= size <= _MAX_SIZE or size % multiple:
+                raise value_error(name, f"a multiple of {multiple} in [1, {_MAX_SIZE}]", shorten(size))
+        check_choice("gate_up_layout", fields["gate_up_layout"], GATE_UP_LAYOUTS)
+        blocks = fields["block_shape"]
+        if format.has_block_shape and not isinstance(blocks, list):
+            raise value_error("block_shape", "a list of two sizes or nulls", shorten(blocks))
+        dtypes = {name: _read_dtypes(name, fields[name], format) for name in ("w13_dtypes", "w2_dtypes")}
+        if len({format.weight_dtypes[each.weights] for each in dtypes.values()}) != 1:
+            raise value_error("w2_dtypes", "elements as of w13", shorten(fields["w2_dtypes"]))
+        tensor_scales = fields.get("tensor_scales", format.has_tensor_scale)
+        possible = (format.has_tensor_scale, not format.has_block_shape)
+        if type(tensor_scales) is not bool or not possible[0] <= tensor_scales <= possible[1]:
+            raise value_error("tensor_scales", "true or false, as the format has it", shorten(tensor_scales))
+        given = {name: fields[name] for name in names} | dtypes
+        given["block_shape"] = block_shape_of(format, blocks)
+        return cls(**given, has_tensor_scales=tensor_scales)
+
+
+def block_shape_of(format: WeightFormat, block_shape: Any) -> BlockShape | None:
+    """The block shape that a format is given, or has by default."""
+    if not format.has_block_shape:
+        if block_shape is not None:
+            raise value_error("block_shape", f"None with format {format.name!r}", describe(block_shape))
+        return None
+    if block_shape is None:
+        return _BLOCK_SHAPE
+    rows, columns = check_block_shape("block_shape", block_shape, _MAX_BLOCK)
+    if columns is not None and columns % _BLOCK_K_MULTIPLE:
+        raise value_error("block_shape[1]", f"a multiple of {_BLOCK_K_MULTIPLE} or None", str(columns))
+    return rows, columns
+
+
+def scale_shape(
+    format: WeightFormat, blocks: BlockShape | None, shape: tuple[int, int], halves: int = 1
+) -> tuple[int, int]:
+    """Shape of the block scales of `halves` matrices of `shape`, one below the other."""
+    rows, columns = shape
+    if not format.has_block_shape:
+        return halves * rows, columns // max(format.scale_block, 1)
+    block_rows, block_columns = blocks or (None, None)
+    counts = -(-rows // (block_rows or max(rows, 1))), -(-columns // (block_columns or max(columns, 1)))
+    return halves * counts[0], counts[1]
+
+
+def _read_dtypes(field: str, value: Any, format: WeightFormat) -> MatrixDtypes:
+    """The dtypes of weights, scales and bias by their names."""
+    choices: list[dict[str | None, Any]] = [
+        {dtype.name: dtype for dtype in format.weight_dtypes},
+        {dtype.name: dtype for dtype in format.scale_dtypes} if format.has_scales else {None: None},
+        {None: None, "float32": np.dtype(np.float32), "bfloat16": BFLOAT16},
+    ]
+    names = value if isinstance(value, list) and len(value) == len(choices) else [[]] * len(choices)
+    pairs = list(zip(names, choices, strict=True))
+    if any(not isinstance(name, str | None) or name not in choice for name, choice in pairs):
+        raise value_error(field, f"one each of {[list(choice) for choice in choices]}", shorten(value))
+    return MatrixDtypes(*(choice[name] for name, choice in pairs))

@@ -1,0 +1,59 @@
+"""Weights of experts that are not packed yet, as they stand in the files of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """The matrices of the experts of one layer, as they stand in the files."""
+
+    format: str
+    """The format of `mxfp4moe.pack_experts` that they are packed in."""
+    source: str
+    """How the checkpoint stores them, in words."""
+    sizes: tuple[int, int]
+    """Hidden size and intermediate size."""
+    arrays: dict[str, Any]
+    """Arguments of `mxfp4moe.pack_experts`, by name: views of the mapped files, unless `decode` says more."""
+    decode: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Makes of `arrays` what `pack_experts` takes, for sources that store it otherwise. It copies."""
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts there are."""
+        return len(self.arrays["w2"])
+
+    @property
+    def hidden_size(self) -> int:
+        """Length of what an expert reads and returns."""
+        return self.sizes[0]
+
+    @property
+    def intermediate_size(self) -> int:
+        """Rows of gate, and of up."""
+        return self.sizes[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the checkpoint."""
+        return sum(array.nbytes for array in _arrays(list(self.arrays.values())))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `mxfp4moe.pack_experts`, by name."""
+        arrays = self.arrays if self.decode is None else self.decode(self.arrays)
+        return {**arrays, "format": self.format}
+
+
+def _arrays(value: object) -> Iterator[NDArray[Any]]:
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _arrays(item)

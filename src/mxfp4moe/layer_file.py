@@ -1,0 +1,111 @@
+"""The description of a layer in a packed file: docs/packed-files.md says what each field is there."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from mxfp4moe._arguments import describe, type_error
+from mxfp4moe._json import shorten
+from mxfp4moe.errors import PackedFormatError
+from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.layer_description import LayerDescription
+from mxfp4moe.packed.container import PackedFile, Part, write_packed_file
+from mxfp4moe.packed.kinds import LAYER, file_meta, open_packed_file
+
+_ROUTING = "routing/"  # before the names of the arrays that the routing function takes
+_MAX_LAYER_NUMBER = 1 << 40
+
+
+def save_layer(layer: LayerDescription[PackedExperts], path: str | os.PathLike[str]) -> None:
+    """Write `layer` to a packed file, from which `open_layer` reads it."""
+    if not isinstance(layer.routing, str):
+        got = describe(layer.routing)
+        raise type_error("routing", "the name of a routing function, for a layer to be saved", got)
+    values = layer.arguments()
+    options: dict[str, Any] = {}
+    specs: dict[str, Any] = {}
+    parts: list[Part] = []
+    arrays: dict[str, Any] = {}
+    for name, kind in _kinds().items():
+        value = values[name]
+        if kind == "experts":
+            specs[name] = None if value is None else value.spec.to_json()
+            parts += [] if value is None else value._file_parts(name)
+        elif kind == "array":
+            arrays[name] = value
+        elif name not in _LAST_FIELDS:
+            options[name] = _plain(name, value)
+    arguments = {}
+    for name, value in layer.routing_arguments.items():
+        if isinstance(value, np.ndarray):
+            arrays[_ROUTING + name] = value
+        else:
+            arguments[name] = _plain(f"routing_arguments[{name!r}]", value)
+    parts += [Part(name, array) for name, array in arrays.items() if array is not None]
+    last = {"top_k": layer.top_k, "routing": layer.routing, "routing_arguments": arguments}
+    write_packed_file(path, file_meta(LAYER, options) | specs | last, parts)
+
+
+def open_layer(path: str | os.PathLike[str], verify: bool = False) -> LayerDescription[PackedExperts]:
+    """The layer of a packed file, whose weights are mapped; every field of the file is checked."""
+    file = open_packed_file(path, LAYER, verify)
+    arguments = _read_fields(file)
+    try:
+        return LayerDescription(**arguments)
+    except (TypeError, ValueError) as error:
+        raise PackedFormatError(f"{os.fspath(path)}: {error}") from None
+
+
+_LAST_FIELDS = ("top_k", "routing", "routing_arguments")  # which packed files have after the experts
+
+
+def _kinds() -> dict[str, str]:
+    """How a packed file stores each field: experts, an array, or an option in the table of contents."""
+    return {each.name: each.metadata.get("kind", "option") for each in fields(LayerDescription)}
+
+
+def _read_fields(file: PackedFile) -> dict[str, Any]:
+    """The fields of a layer in a packed file; the inverse of what `save` writes."""
+    kinds = _kinds()
+    meta = {name: value for name, value in file.meta.items() if name not in file_meta(LAYER, {})}
+    names = {name for name, kind in kinds.items() if kind != "array"}
+    if set(meta) != names:
+        raise file.error(f"fields {', '.join(sorted(names))}", shorten(sorted(meta)))
+    arguments, number = meta["routing_arguments"], meta["layer_number"]
+    if not isinstance(arguments, dict) or not isinstance(meta["routing"], str):
+        raise file.error("a routing function by name, with its arguments", shorten(arguments))
+    if number is not None and (type(number) is not int or not 0 <= number <= _MAX_LAYER_NUMBER):
+        raise file.error("a layer_number of at least 0", shorten(number))
+    if "router_weight" not in file:
+        raise file.error("a part router_weight", shorten(list(file)))
+    result = {name: _number(value) for name, value in meta.items()}
+    for name, kind in kinds.items():
+        if kind == "experts":
+            result[name] = (
+                None if meta[name] is None and name != "experts" else PackedExperts._from_file(file, name)
+            )
+        elif kind == "array":
+            result[name] = file.get(name)
+    arrays = {name.removeprefix(_ROUTING): file[name] for name in file if name.startswith(_ROUTING)}
+    return result | {
+        "routing_arguments": {name: _number(value) for name, value in arguments.items()} | arrays
+    }
+
+
+def _plain(name: str, value: Any) -> str | float | None:
+    """`value` as JSON has it; infinity is a string there."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, str | int | float | None) or value != value:
+        raise type_error(name, "a number, a bool or an array, for a layer to be saved", describe(value))
+    return "inf" if value == math.inf else value
+
+
+def _number(value: Any) -> Any:
+    """The inverse of `_plain`."""
+    return math.inf if value == "inf" else value

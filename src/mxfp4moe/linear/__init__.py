@@ -1,0 +1,1 @@
+"""Matrices of packed weights by hidden states."""

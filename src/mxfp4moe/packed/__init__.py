@@ -1,0 +1,1 @@
+"""Packed files: the container, and folders of packed layers."""
