@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,12 +15,14 @@ from mxfp4moe._arguments import (
     as_array,
     as_integer_array,
     check_bool,
+    check_choice,
     check_shape,
     describe,
+    to_int64,
     type_error,
     value_error,
 )
-from mxfp4moe._unroutable import unroutable_value
+from mxfp4moe._nonfinite import nonfinite_tokens, unroutable_value
 from mxfp4moe.checkpoint import AnyExperts
 from mxfp4moe.experts.fused import check_hidden_states, fused_experts
 from mxfp4moe.experts.out import check_out, given_array, rows_view
@@ -32,6 +34,9 @@ from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.linear.packed_linear import PackedLinear
 
 _Layer = TypeVar("_Layer", bound="MoELayer")
+
+Nonfinite = Literal["raise", "propagate"]
+NONFINITE = ("raise", "propagate")
 
 _SUM_BYTES = 32 << 20  # the most that float32 sums take while they wait for those of a shared expert
 
@@ -66,6 +71,10 @@ class MoELayer(LayerDescription[PackedExperts]):
         The `limit` of the shared expert.
     layer_number : int, optional
         The number of the layer in its model.
+    nonfinite : {"raise", "propagate"}
+        What a token does whose hidden states, or router logits, are NaN or infinite: "raise" is a ValueError
+        for the whole call; with "propagate" that token's result is NaN, and the others are what they are
+        without it. Rows that are mere padding may then hold anything.
 
     Attributes
     ----------
@@ -111,7 +120,9 @@ class MoELayer(LayerDescription[PackedExperts]):
         shared_experts: PackedExperts | None = None,
         shared_limit: float | None = None,
         layer_number: int | None = None,
+        nonfinite: Nonfinite = "raise",
     ) -> None:
+        check_choice("nonfinite", nonfinite, NONFINITE)
         for name, value in (("experts", experts), ("shared_experts", shared_experts)):
             if not isinstance(value, PackedExperts) and (name == "experts" or value is not None):
                 raise type_error(name, "PackedExperts", describe(value))
@@ -131,11 +142,22 @@ class MoELayer(LayerDescription[PackedExperts]):
             layer_number=layer_number,
         )
         self._router = PackedLinear(self.router_weight)
+        self._nonfinite: Nonfinite = nonfinite
         self._path: str | None = None
+
+    @property
+    def nonfinite(self) -> Nonfinite:
+        """What a token with NaN or infinite hidden states does: "raise" or "propagate"."""
+        return self._nonfinite
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike[str], layer: int = 0, *, quantize: str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        layer: int = 0,
+        *,
+        quantize: str | None = None,
+        nonfinite: Nonfinite = "raise",
     ) -> Self:
         """Read and pack one layer of a model on disk.
 
@@ -152,6 +174,8 @@ class MoELayer(LayerDescription[PackedExperts]):
             The format to quantize a checkpoint in bfloat16, float16 or float32 to while it is read, one
             expert at a time: "mxfp4", "mxfp8", "fp8_block" (128 x 128) or "nvfp4". Without it such weights
             are packed in bfloat16.
+        nonfinite : {"raise", "propagate"}
+            As for `MoELayer`.
 
         Returns
         -------
@@ -171,19 +195,24 @@ class MoELayer(LayerDescription[PackedExperts]):
         >>> layer = mx.MoELayer.from_checkpoint("gpt-oss-20b", layer=3)  # doctest: +SKIP
         """
         check_quantize(quantize)
+        check_choice("nonfinite", nonfinite, NONFINITE)
         description = checkpoint.read_layer(path, layer)
-        return cls._of_description(description, quantize, os.fspath(path))
+        return cls._of_description(description, quantize, os.fspath(path), nonfinite)
 
     @classmethod
     def _of_description(
-        cls, description: LayerDescription[AnyExperts], quantize: str | None, path: str | None
+        cls,
+        description: LayerDescription[AnyExperts],
+        quantize: str | None = None,
+        path: str | None = None,
+        nonfinite: Nonfinite = "raise",
     ) -> Self:
         """The layer that `description` describes, its experts quantized if asked to, and packed."""
         arguments = description.arguments()
         for name in ("experts", "shared_experts"):
             if arguments[name] is not None:
                 arguments[name] = _pack(arguments[name], quantize)
-        return _make(cls, arguments, path)
+        return _make(cls, arguments | {"nonfinite": nonfinite}, path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to a packed file at `path`, from which `open` maps it.
@@ -198,7 +227,9 @@ class MoELayer(LayerDescription[PackedExperts]):
         save_layer(self, path)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
+    def open(
+        cls, path: str | os.PathLike[str], *, verify: bool = False, nonfinite: Nonfinite = "raise"
+    ) -> Self:
         """Open a layer that `save` or ``mxfp4moe pack`` wrote.
 
         The weights are memory-mapped read-only: this takes milliseconds, they are read when they are used,
@@ -209,6 +240,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         path : str or os.PathLike
         verify : bool, default False
             Read the whole file and compare its checksums.
+        nonfinite : {"raise", "propagate"}
+            As for `MoELayer`.
 
         Returns
         -------
@@ -225,11 +258,13 @@ class MoELayer(LayerDescription[PackedExperts]):
         --------
         >>> layer = mx.MoELayer.open("layer-3.packed")  # doctest: +SKIP
         """
+        check_choice("nonfinite", nonfinite, NONFINITE)
         description = open_layer(path, check_bool("verify", verify))
-        return cls._of_description(description, None, os.fspath(path))
+        return cls._of_description(description, None, os.fspath(path), nonfinite)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = self.arguments() | {"routing_arguments": dict(self.routing_arguments)}
+        arguments["nonfinite"] = self.nonfinite
         return _make, (type(self), arguments, self._path)
 
     def __repr__(self) -> str:
@@ -278,7 +313,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         Raises
         ------
         TypeError, ValueError
-            If `hidden_states` or `input_ids` has another dtype or shape, or a logit is NaN or infinite.
+            If `hidden_states` or `input_ids` has another dtype or shape, or a logit is NaN or infinite;
+            with ``nonfinite="propagate"`` such a token has the ids -1 and the weights NaN.
 
         Examples
         --------
@@ -291,11 +327,12 @@ class MoELayer(LayerDescription[PackedExperts]):
         >>> ids
         array([3, 2], dtype=int32)
         """
-        return self._route(hidden_states, input_ids, None)
+        return self._route(hidden_states, input_ids, None)[:2]
 
     def _route(
         self, hidden_states: ArrayLike, input_ids: ArrayLike | None, num_threads: int | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_] | None]:
+        """Weights, ids, and which tokens are not finite, if there are any and they propagate."""
         hidden_states = check_hidden_states(hidden_states, self.hidden_size)
         if self.routing == "hash_topk":
             if input_ids is None:
@@ -303,14 +340,32 @@ class MoELayer(LayerDescription[PackedExperts]):
             input_ids = as_integer_array("input_ids", input_ids)
             check_shape("input_ids", input_ids, hidden_states.shape[:-1])
         logits = self._router(hidden_states, self.router_bias, num_threads)
+        if self._nonfinite == "propagate":
+            nonfinite = nonfinite_tokens(hidden_states, logits)
+            if nonfinite.any():
+                return *self._choose_finite(logits, input_ids, nonfinite), nonfinite
         try:
-            return self.choose(logits, input_ids)
+            return *self.choose(logits, input_ids), None
         except ValueError as error:
             got = unroutable_value(hidden_states, logits) if isinstance(self.routing, str) else None
             if got is None:
                 raise
             expected = "values to route by that are finite in bfloat16"
             raise value_error("hidden_states", expected, f"{got} ({error})") from error
+
+    def _choose_finite(
+        self, logits: NDArray[np.float32], input_ids: ArrayLike | None, nonfinite: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Choose experts for the finite tokens; the slots of the others are dropped, with NaN as weight."""
+        logits[nonfinite] = 0
+        if input_ids is not None and self.routing == "hash_topk":
+            input_ids = np.where(nonfinite, 0, input_ids)
+        weights, ids = self.choose(logits, input_ids)
+        weights, ids = np.array(weights), np.array(ids)
+        if ids.dtype.kind == "u":  # a routing function of the caller's may return any integers
+            ids = to_int64(ids)
+        weights[nonfinite], ids[nonfinite] = np.nan, -1
+        return weights, ids
 
     def router_logits(self, hidden_states: ArrayLike) -> NDArray[np.float32]:
         """Return the logits that `route` chooses by: float32 of shape (..., num_experts).
@@ -357,7 +412,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         TypeError, ValueError
             As `route` and `fused_experts`.
         """
-        topk_weights, topk_ids = self._route(hidden_states, input_ids, num_threads)
+        topk_weights, topk_ids, nonfinite = self._route(hidden_states, input_ids, num_threads)
         routed = partial(
             fused_experts,
             experts=self.experts,
@@ -367,7 +422,10 @@ class MoELayer(LayerDescription[PackedExperts]):
             num_threads=num_threads,
         )
         if self.shared_experts is None and self.routed_scaling_factor == 1:
-            return routed(hidden_states, topk_weights=topk_weights, topk_ids=topk_ids, out=out)
+            out = routed(hidden_states, topk_weights=topk_weights, topk_ids=topk_ids, out=out)
+            if nonfinite is not None:
+                out[nonfinite] = np.nan
+            return out
         hidden = check_hidden_states(hidden_states, self.hidden_size)
         if out is not None:
             result = check_out(out, given_array(hidden_states, hidden), {"input_ids": input_ids})
@@ -382,6 +440,8 @@ class MoELayer(LayerDescription[PackedExperts]):
                 if self.shared_experts is not None:
                     total += self._compute_shared(tokens, num_threads)
                 target[...] = total
+        if nonfinite is not None:
+            result[nonfinite] = np.nan
         return out
 
     def _parts(

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterable
 
 from mxfp4moe import checkpoint
-from mxfp4moe._arguments import check_bool
+from mxfp4moe._arguments import check_bool, check_choice
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.experts.quantizing import check_quantize
-from mxfp4moe.layer import MoELayer
+from mxfp4moe.layer import NONFINITE, MoELayer, Nonfinite
 
 __all__ = ["load_layers"]
 
@@ -21,6 +21,7 @@ def load_layers(
     *,
     quantize: str | None = None,
     progress: bool | None = None,
+    nonfinite: Nonfinite = "raise",
 ) -> list[MoELayer]:
     """Load the mixture-of-experts layers of a model, one after the other.
 
@@ -37,6 +38,8 @@ def load_layers(
         As for `MoELayer.from_checkpoint`.
     progress : bool, optional
         Whether to show a progress bar on stderr; if not given, only on a terminal.
+    nonfinite : {"raise", "propagate"}
+        As for `MoELayer`.
 
     Returns
     -------
@@ -71,13 +74,15 @@ def load_layers(
     [(3, 64)]
     """
     check_quantize(quantize)
+    check_choice("nonfinite", nonfinite, NONFINITE)
     model = checkpoint.open(path)
     numbers = model.moe_layers if layers is None else [model.check_layer(layer) for layer in layers]
     shown = sys.stderr.isatty() if progress is None else check_bool("progress", progress)
     bar = ProgressBar("loading", len(numbers), f"{len(numbers)} layers") if shown and numbers else None
     result = []
     for number in numbers:
-        result.append(MoELayer._of_description(model.read_layer(number), quantize, os.fspath(path)))
+        description = model.read_layer(number)
+        result.append(MoELayer._of_description(description, quantize, os.fspath(path), nonfinite))
         if bar is not None:
             bar.advance(1)
     return result

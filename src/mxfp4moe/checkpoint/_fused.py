@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from mxfp4moe._arguments import value_error
+from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.schemes import FLOATS
-
-if TYPE_CHECKING:
-    from mxfp4moe.checkpoint._model import Model
-    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 Shape = tuple[int, int, int]
 
@@ -26,9 +23,9 @@ class FusedLayout:
     is_interleaved: bool = False
     """Gate and up stand in turn, instead of all of gate before all of up."""
 
-    def shapes(self, model: Model) -> tuple[Shape, Shape]:
-        """Of both tensors."""
-        count, hidden, intermediate = model.num_experts, model.hidden_size, model.intermediate_size
+    def shapes(self, sizes: Shape) -> tuple[Shape, Shape]:
+        """Of both tensors; `sizes` are the number of experts, hidden size and intermediate size."""
+        count, hidden, intermediate = sizes
         if self.is_transposed:
             return (count, hidden, 2 * intermediate), (count, intermediate, hidden)
         return (count, 2 * intermediate, hidden), (count, hidden, intermediate)
@@ -64,20 +61,22 @@ def fused_names(experts: str) -> tuple[str, str]:
     return f"{experts}.gate_up_proj", f"{experts}.down_proj"
 
 
-def read_fused(folder: ModelFolder, experts: str, model: Model) -> FusedExperts:
+def read_fused(
+    folder: ModelFolder, experts: str, sizes: Shape, layouts: tuple[FusedLayout, ...]
+) -> FusedExperts:
     """The tensors of the experts with this prefix; both shapes together tell the layouts of a type apart."""
     names = fused_names(experts)
-    layout = model.fused_layouts[0]
-    if len(model.fused_layouts) > 1:
-        any_shape = (model.num_experts, None, None)
+    layout = layouts[0]
+    if len(layouts) > 1:
+        any_shape = (sizes[0], None, None)
         found = tuple(folder.tensor(name, FLOATS, any_shape).shape for name in names)
-        by_shapes = {each.shapes(model): each for each in model.fused_layouts}
+        by_shapes = {each.shapes(sizes): each for each in layouts}
         if found not in by_shapes:
             expected = " or ".join(f"{list(gate_up)} and {list(down)}" for gate_up, down in by_shapes)
             place = f"{folder.path}: tensors {names[0]} and {names[1]}"
             raise value_error(place, expected, f"{list(found[0])} and {list(found[1])}")
         layout = by_shapes[found]
     gate_up, down = (
-        folder.tensor(name, FLOATS, shape) for name, shape in zip(names, layout.shapes(model), strict=True)
+        folder.tensor(name, FLOATS, shape) for name, shape in zip(names, layout.shapes(sizes), strict=True)
     )
     return FusedExperts(layout, gate_up, down)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mxfp4moe.checkpoint._fused import FusedLayout
+from mxfp4moe.checkpoint._fused import FusedExperts, FusedLayout, read_fused
 from mxfp4moe.checkpoint.schemes import Scheme
 from mxfp4moe.experts.weights import ExpertWeights
 
@@ -157,6 +157,11 @@ class Model:
         """The first block whose router is in the folder; the first of all if there is none."""
         blocks = self.blocks(layer)
         return next((block for block in blocks if f"{block.router}.weight" in folder), blocks[0])
+
+    def read_fused(self, folder: ModelFolder, experts: str) -> FusedExperts:
+        """The tensors that hold the matrices of all experts with this prefix."""
+        sizes = (self.num_experts, self.hidden_size, self.intermediate_size)
+        return read_fused(folder, experts, sizes, self.fused_layouts)
 
     def find_layers(self, folder: ModelFolder) -> list[int]:
         """The layers whose router is in the folder, also those beyond `num_layers`."""

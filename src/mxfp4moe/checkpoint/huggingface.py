@@ -9,7 +9,7 @@ import numpy as np
 
 from mxfp4moe._arguments import value_error
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
-from mxfp4moe.checkpoint._fused import fused_names, read_fused
+from mxfp4moe.checkpoint._fused import fused_names
 from mxfp4moe.checkpoint._model import Block, Model, Rule
 from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.models import read_model
@@ -82,7 +82,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
 def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights:
     if fused_names(block.experts)[0] in folder:
-        arrays = plain.with_scales(read_fused(folder, block.experts, model).arrays())
+        arrays = plain.with_scales(model.read_fused(folder, block.experts).arrays())
         sizes = model.hidden_size, model.intermediate_size
         return ExpertWeights("bf16", "plain floats, fused", sizes, arrays, plain.to_bfloat16)
     matrices = [block.expert_matrices(expert) for expert in range(model.num_experts)]

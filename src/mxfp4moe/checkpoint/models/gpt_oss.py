@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._fused import FusedLayout, fused_names, read_fused
+from mxfp4moe.checkpoint._fused import FusedLayout, fused_names
 from mxfp4moe.checkpoint._model import Block, Model, Names, Rule, read_num_experts, read_num_layers
 from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.schemes import FLOATS, Scheme, plain
@@ -54,7 +54,7 @@ def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeig
         return {key: a.astype(np.float32) if a.dtype == np.float16 else a for key, a in arrays.items()}
 
     if gate_up in folder:
-        arrays = read_fused(folder, block.experts, model).arrays() | biases()
+        arrays = model.read_fused(folder, block.experts).arrays() | biases()
         arrays = plain.with_scales(arrays)
         return ExpertWeights("bf16", "plain floats, transposed", sizes, arrays, plain.to_bfloat16)
 

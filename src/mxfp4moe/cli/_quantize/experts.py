@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe.checkpoint._fused import fused_names, read_fused
+from mxfp4moe.checkpoint._fused import fused_names
 from mxfp4moe.checkpoint._model import Block, Model
 from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.schemes import FLOATS
@@ -163,7 +163,7 @@ def _fused_conversions(
     """Of experts in two tensors; `blocks`: with their names and with the published ones."""
     block, published = blocks
     gate_up, down = fused_names(block.experts)
-    layout, *arrays = read_fused(folder, block.experts, model)
+    layout, *arrays = model.read_fused(folder, block.experts)
     if model.is_stacked:
         names = zip((gate_up, down), fused_names(published.experts), arrays, strict=True)
         return {

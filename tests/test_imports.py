@@ -1,0 +1,86 @@
+"""Imports of the package point downward: none of a room above its own, and none in a circle."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOMS = (
+    ("errors", "_core"),
+    ("_arguments", "_json", "_dtypes", "_files", "_progress", "formats", "config", "_nonfinite"),
+    ("reference", "quantize", "routing", "packed"),
+    ("experts", "linear"),
+    ("layer_description", "layer_file"),
+    ("checkpoint",),
+    ("layer", "loading"),
+    ("cli", "__main__"),
+)
+"""From the ground floor up."""
+
+_spec = find_spec("mxfp4moe")
+assert _spec is not None
+assert _spec.origin is not None
+PACKAGE = Path(_spec.origin).parent
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name, without ``mxfp4moe.``; a package is its __init__."""
+    result = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            result[name] = path
+    return result
+
+
+def imports(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of the package that a file imports, lazily or for types too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 or path.name == "__init__.py" or path.parent.name == "reference", path
+            base = node.module or ""
+            if node.level:
+                package = ".".join(path.relative_to(PACKAGE).parent.parts)
+                base = f"mxfp4moe.{package}.{base}".rstrip(".")
+            names |= {f"{base}.{alias.name}" for alias in node.names} | {base}
+    inside = {name.removeprefix("mxfp4moe.") for name in names if name.startswith("mxfp4moe.")}
+    return inside & known.keys()
+
+
+def room_of(module: str) -> int:
+    first = module.split(".")[0]
+    return next(floor for floor, rooms in enumerate(ROOMS) if first in rooms)
+
+
+def test_every_module_has_a_room() -> None:
+    assert {name.split(".")[0] for name in modules()} <= {name for rooms in ROOMS for name in rooms}
+
+
+def test_no_import_points_upward() -> None:
+    known = modules()
+    upward = [
+        f"{module} imports {other}"
+        for module, path in known.items()
+        for other in imports(path, known)
+        if room_of(other) > room_of(module)
+    ]
+    assert not upward
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    known = modules()
+    # Importing a module runs the packages that it lies in; a package's own modules are what it is made of.
+    graph = {}
+    for module, path in known.items():
+        wanted = imports(path, known)
+        packages = {
+            ".".join(name.split(".")[:end]) for name in wanted for end in range(1, name.count(".") + 1)
+        }
+        graph[module] = {name for name in wanted | packages if not module.startswith(f"{name}.")} - {module}
+    list(TopologicalSorter(graph).static_order())  # a CycleError names the circle
