@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+MAX_EXPERTS = 2**31 - 1
+"""Ids are int32."""
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -51,6 +53,12 @@ def describe(value: object) -> str:
     if isinstance(value, str):
         return repr(value) if len(value) <= 60 else f"{value[:60]!r}..."
     return f"an object of type {type(value).__name__}"
+
+
+def check_num_experts(name: str, count: int) -> None:
+    """Raise if argument `name` has more experts than can have ids."""
+    if count > MAX_EXPERTS:
+        raise value_error(name, f"at most {MAX_EXPERTS} experts", str(count))
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from mxfp4moe._arguments import (
     as_integer_array,
     check_bool,
     check_float32,
+    check_num_experts,
     check_positive_int,
     to_int64,
     value_error,
@@ -23,7 +24,6 @@ __all__ = ["grouped_topk", "hash_topk", "topk_sigmoid", "topk_softmax", "topk_sq
 
 _FLOAT_DTYPES = tuple(np.dtype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16, np.float64))
 _FLOAT32 = _FLOAT_DTYPES[0]
-_MAX_EXPERTS = 2**31 - 1
 # As routing/routing.h numbers them.
 _SOFTMAX, _SIGMOID, _SQRT_SOFTPLUS = range(3)
 
@@ -359,8 +359,9 @@ def _topk_scores(
 def _check_logits(name: str, value: Any) -> np.ndarray:
     """`value` as contiguous float32; the kernel looks for NaN and +inf."""
     logits = as_array(name, value, _FLOAT_DTYPES)
-    if logits.ndim == 0 or not 1 <= logits.shape[-1] <= _MAX_EXPERTS:
+    if logits.ndim == 0 or not logits.shape[-1]:
         raise value_error(name, "shape (..., num_experts)", f"shape {logits.shape}")
+    check_num_experts(name, logits.shape[-1])
     return _as_float32(logits)
 
 

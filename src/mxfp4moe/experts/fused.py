@@ -11,6 +11,7 @@ from mxfp4moe._arguments import (
     as_array,
     as_integer_array,
     check_bool,
+    check_num_experts,
     describe,
     to_int64,
     type_error,
@@ -260,10 +261,12 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
     mapping = None
     num_ids = num_experts
     if expert_map is not None:
-        # A copy: checked here, used later, whatever other threads do to the array meanwhile.
-        original = as_integer_array("expert_map", expert_map).copy()
+        original = as_integer_array("expert_map", expert_map)
         if original.ndim != 1:
             raise value_error("expert_map", "shape (num_global_experts,)", f"shape {original.shape}")
+        check_num_experts("expert_map", len(original))
+        # A copy: checked here, used later, whatever other threads do to the array meanwhile.
+        original = original.copy()
         wrong = (original < -1) | (original >= num_experts)
         if wrong.any():
             at = int(wrong.argmax())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mxfp4moe._arguments import as_array, describe, type_error, value_error
+from mxfp4moe._arguments import as_array, check_num_experts, describe, type_error, value_error
 from mxfp4moe.formats import BFLOAT16, WeightFormat
 
 _BIAS_DTYPES = (np.dtype(np.float32), BFLOAT16)
@@ -29,6 +29,7 @@ def describe_experts(value: Any) -> str:
 def per_expert(name: str, value: Any, dtypes: Sequence[np.dtype], ndims: Sequence[int]) -> list[np.ndarray]:
     """One array per expert, each with one of the numbers of axes in `ndims`; nothing is copied that fits."""
     if isinstance(value, (list, tuple)):
+        check_num_experts(name, len(value))
         arrays = [as_array(f"{name}[{i}]", item, dtypes) for i, item in enumerate(value)]
         bad = next((i for i, a in enumerate(arrays) if a.ndim not in ndims), None)
         if bad is not None:
@@ -41,6 +42,7 @@ def per_expert(name: str, value: Any, dtypes: Sequence[np.dtype], ndims: Sequenc
             raise value_error(
                 name, f"an array with {expected} axes, or a sequence of arrays", describe(stacked)
             )
+        check_num_experts(name, len(stacked))
         arrays = list(stacked)
     if not arrays:
         raise value_error(name, "at least 1 expert", "0")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import check_block_shape, check_choice, describe, value_error
+from mxfp4moe._arguments import MAX_EXPERTS, check_block_shape, check_choice, describe, value_error
 from mxfp4moe._json import shorten
 from mxfp4moe.formats import BFLOAT16, FORMATS, WeightFormat
 
@@ -109,9 +109,12 @@ class ExpertsSpec:
             raise value_error("fields", ", ".join(names), shorten(fields))
         format = FORMATS[check_choice("format", fields["format"], tuple(FORMATS))]
         for name in ("num_experts", "hidden_size", "intermediate_size"):
-            size, multiple = fields[name], 1 if name == "num_experts" else format.k_multiple
-            if type(size) is not int or not 1 <= size <= _MAX_SIZE or size % multiple:
-                raise value_error(name, f"a multiple of {multiple} in [1, {_MAX_SIZE}]", shorten(size))
+            multiple, maximum = format.k_multiple, _MAX_SIZE
+            if name == "num_experts":
+                multiple, maximum = 1, MAX_EXPERTS
+            size = fields[name]
+            if type(size) is not int or not 1 <= size <= maximum or size % multiple:
+                raise value_error(name, f"a multiple of {multiple} in [1, {maximum}]", shorten(size))
         check_choice("gate_up_layout", fields["gate_up_layout"], GATE_UP_LAYOUTS)
         blocks = fields["block_shape"]
         if format.has_block_shape and not isinstance(blocks, list):

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mxfp4moe._arguments import check_num_experts
+
 from ._precision import CONTRACT, matmul, round_bfloat16
 from .activation import sigmoid
 
@@ -52,6 +54,7 @@ def topk_softmax(
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
     """
+    check_num_experts("router_logits", router_logits.shape[-1])
     logits = router_logits.astype(np.float32).astype(np.float64)
     ids = np.argsort(-logits, axis=-1, kind="stable")[..., :top_k]
     chosen = np.take_along_axis(logits, ids, axis=-1)
@@ -92,6 +95,7 @@ def topk_sigmoid(
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
     """
+    check_num_experts("logits", logits.shape[-1])
     scores = sigmoid(logits.astype(np.float32)).astype(np.float32)
     ids = _descending(_selection_scores(logits, scores, correction_bias))[..., :top_k]
     return _weights(scores, ids, renormalize, routed_scaling_factor), ids
@@ -106,6 +110,7 @@ def topk_sqrt_softplus(
     routed_scaling_factor: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `topk_sigmoid`, with sqrt(softplus(logits)) as scores."""
+    check_num_experts("logits", logits.shape[-1])
     scores = sqrt_softplus(logits.astype(np.float32)).astype(np.float32)
     ids = _descending(_selection_scores(logits, scores, correction_bias))[..., :top_k]
     return _weights(scores, ids, renormalize, routed_scaling_factor), ids
@@ -126,6 +131,7 @@ def grouped_topk(
     A group is E / num_groups consecutive experts. Its score is the sum of its two largest selection scores;
     one that is -inf does not count, so that a group with a single expert left has that one's.
     """
+    check_num_experts("logits", logits.shape[-1])
     scores = sigmoid(logits.astype(np.float32)).astype(np.float32)
     selection = _selection_scores(logits, scores, correction_bias)
     best = np.sort(selection.reshape(*selection.shape[:-1], num_groups, -1), axis=-1)[..., -2:]
@@ -157,6 +163,7 @@ def hash_topk(
     topk_ids : int32 ndarray of shape (..., top_k)
         In the order of the table.
     """
+    check_num_experts("logits", logits.shape[-1])
     scores = sqrt_softplus(logits.astype(np.float32)).astype(np.float32)
     ids = tid2eid[input_ids].astype(np.int32)
     return _weights(scores, ids, True, routed_scaling_factor), ids
