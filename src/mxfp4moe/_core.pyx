@@ -2,7 +2,7 @@
 """The binding to the C++ library: typed memoryviews in, plain numbers out. Private; callers check the arguments."""
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from libcpp.vector cimport vector
 
@@ -11,6 +11,7 @@ from mxfp4moe cimport _cpp as cpp
 include "_core_quantize.pxi"
 include "_core_experts.pxi"
 include "_core_routing.pxi"
+include "_core_files.pxi"
 
 # --- runtime: instruction sets and threads ------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # The C++ library as the binding sees it.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
@@ -342,3 +342,11 @@ cdef extern from "routing/routing.h" namespace "mxfp4moe" nogil:
         int32_t* topk_ids
 
     int64_t run_routing "mxfp4moe::route"(const RoutingArgs& args, int num_threads)
+
+
+cdef extern from "files/crc32.h" namespace "mxfp4moe" nogil:
+    uint32_t crc32(uint32_t crc, const uint8_t* data, int64_t nbytes, int num_threads)
+
+
+cdef extern from "files/exchange.h" namespace "mxfp4moe" nogil:
+    cbool exchange_names(const char* a, const char* b)

@@ -1,4 +1,4 @@
-// How the quantizers share their work among threads.
+// How the quantizers and checksums share their work among threads.
 #pragma once
 
 #include <algorithm>

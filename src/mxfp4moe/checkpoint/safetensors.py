@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mxfp4moe._arguments import type_error, value_error
 from mxfp4moe._dtypes import DTYPE_NAMES, DTYPES
-from mxfp4moe._files import name_file, temporary_sibling
+from mxfp4moe._files import atomic_file
 from mxfp4moe._json import MAX_JSON_BYTES, check_regular_file, parse_object, shorten
 
 _BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()} | {"F4": 4}
@@ -175,7 +176,8 @@ class SafetensorsWriter:
     """Writes a safetensors file tensor by tensor, without holding more than the caller passes at a time.
 
     A context manager. The file appears under its name only when all tensors are complete; on an error nothing
-    is left behind.
+    is left behind. The permissions of a file that it replaces are kept; of a symbolic link, what it points to
+    is replaced. Folders, devices and pipes are not: an OSError.
 
     Parameters
     ----------
@@ -210,9 +212,11 @@ class SafetensorsWriter:
         self.nbytes = len(self._header) + end
 
     def __enter__(self) -> Self:
-        self._temporary = temporary_sibling(self.path)
-        self._file = self._temporary.open("xb")
-        self._file.write(self._header)
+        with ExitStack() as stack:
+            self._file = stack.enter_context(atomic_file(self.path))
+            self._file.write(self._header)
+            stack.push(self._check_complete)
+            self._closing = stack.pop_all()
         return self
 
     def write(self, name: str, array: NDArray[Any]) -> None:
@@ -232,20 +236,12 @@ class SafetensorsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if isinstance(error, OSError):
-                name_file(error, self.path)
-            self._file.close()
-            missing = [name for name, _, nbytes in self._remaining if nbytes]
-            if kind is None and missing:
-                raise value_error(str(self.path), "all tensors", f"no complete {missing[-1]}")
-            if kind is None:
-                self._temporary.replace(self.path)
-        except OSError as failure:
-            name_file(failure, self.path)
-            raise
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._closing.__exit__(kind, error, trace)
+
+    def _check_complete(self, kind: type[BaseException] | None, *_: object) -> None:
+        missing = [name for name, _, nbytes in self._remaining if nbytes]
+        if kind is None and missing:
+            raise value_error(str(self.path), "all tensors", f"no complete {missing[-1]}")
 
 
 def save_file(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from mxfp4moe import __version__
 from mxfp4moe.cli import bench, demo, info, inspect, pack, quantize, run
+from mxfp4moe.cli._signals import interrupted_once
 
 _COMMANDS = (info, demo, bench, inspect, quantize, pack, run)
 
@@ -34,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     try:
-        status: int = args.run(args)
-        sys.stdout.flush()
+        with interrupted_once():
+            status: int = args.run(args)
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         print("mxfp4moe: interrupted", file=sys.stderr)

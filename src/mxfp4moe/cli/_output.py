@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mxfp4moe._files import temporary_sibling
-from mxfp4moe.cli._signals import exit_on_termination, uninterrupted
+from mxfp4moe._files import atomic_folder, remove_abandoned
 from mxfp4moe.packed.container import FOLDER_INDEX
 
 _MODEL_FILES = ("config.json", FOLDER_INDEX)  # one of them shows that a folder holds a model
@@ -19,6 +17,7 @@ def check_destination(path: Path, source: Path, force: bool) -> None:
     """Raise unless `path` is free, or with `force` a folder that holds a model and not `source`."""
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent}: expected a folder, got {_kind(path.parent)}")
+    remove_abandoned(path)
     if not path.exists() and not path.is_symlink():
         return
     if not force:
@@ -42,24 +41,14 @@ def check_free_space(path: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Make a folder that takes the place of `path` at the end; on an error or a signal nothing is left."""
-    path = Path(os.path.realpath(path))  # `a/../a` would be nowhere while `a` has another name
-    temporary, former = temporary_sibling(path), temporary_sibling(path)
-    with exit_on_termination():
-        try:
-            temporary.mkdir()
-            yield temporary
-            if path.exists():
-                path.rename(former)
-            temporary.rename(path)
-        finally:
-            with uninterrupted():
-                if former.exists() and not path.exists():
-                    former.rename(path)
-                for folder in (temporary, former):
-                    if folder.exists():
-                        shutil.rmtree(folder)
+def model_folder(path: Path, source: Path, force: bool) -> Iterator[Path]:
+    """Make a folder for a model from `source` that gets the name `path` at the end; an error leaves nothing.
+
+    What the block does last, when all is written, decides whether the folder gets its name.
+    """
+    with atomic_folder(path, replace=force) as folder:
+        yield folder
+        check_destination(path, source, force)  # again: what is there now might have come in the meantime
 
 
 def _kind(path: Path) -> str:

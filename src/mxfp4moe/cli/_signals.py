@@ -5,33 +5,37 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-_TERMINATIONS = (signal.SIGTERM, signal.SIGHUP)
-
-
-def exit_on_termination() -> AbstractContextManager[None]:
-    """Within it, SIGTERM and SIGHUP unwind like an exception, as SIGINT does of itself."""
-    return _handle(_TERMINATIONS, lambda number, frame: sys.exit(128 + number))
-
-
-def uninterrupted() -> AbstractContextManager[None]:
-    """Within it, signals do nothing: for the removal of files, which a second Ctrl-C must not stop."""
-    return _handle((signal.SIGINT, *_TERMINATIONS), signal.SIG_IGN)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def _handle(numbers: Sequence[signal.Signals], handler: Any) -> Iterator[None]:
-    """Handle the signals that are not ignored; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
+def interrupted_once() -> Iterator[None]:
+    """Within it, the first signal that ends a process unwinds like an exception; those after it do nothing.
+
+    So what is cleaned up on the way cannot be broken off by another Ctrl-C. Signals that are ignored stay so.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where alone signals can be handled
         yield
         return
-    active = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    previous = [signal.signal(number, handler) for number in active]
+    former = {number: signal.getsignal(number) for number in _ENDING}
+    active = [number for number, handler in former.items() if handler not in (signal.SIG_IGN, None)]
+
+    def unwind(number: int, frame: Any) -> None:
+        # SIG_IGN would make Python complain about one that has come and not been handled yet.
+        for each in active:
+            signal.signal(each, lambda number, frame: None)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
     try:
+        for number in active:
+            signal.signal(number, unwind)
         yield
     finally:
-        for number, former in zip(active, previous, strict=True):
-            signal.signal(number, former)
+        for number in active:
+            signal.signal(number, former[number])

@@ -277,7 +277,8 @@ def _check_files(args: argparse.Namespace) -> None:
     paths = {option: path for option, path in given.items() if path is not None}
     for option, path in paths.items():
         folder = Path(path).resolve().parent
-        if not path or Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        is_file = not Path(path).exists() or Path(path).is_file()
+        if not path or not is_file or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise ValueError(f"{option}: expected a file in a folder that can be written to, got {path!r}")
     if len({Path(path).resolve() for path in paths.values()}) < len(paths):
         raise ValueError(f"--plot: expected another file than --json, got {args.plot!r}")

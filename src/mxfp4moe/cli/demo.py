@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from mxfp4moe._arguments import value_error
+from mxfp4moe._files import temporary_folder
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import add_threads, flag, integer
-from mxfp4moe.cli._signals import exit_on_termination, uninterrupted
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 
 if TYPE_CHECKING:
@@ -180,13 +180,12 @@ def _temporary_folder(num_bytes: int, keep: bool) -> Iterator[Path]:
             f"{parent}: expected {num_bytes / 1e6:.1f} MB of free space, got {free / 1e6:.1f} MB "
             "(the environment variable TMPDIR names another folder)"
         )
-    with exit_on_termination():
-        folder = Path(tempfile.mkdtemp(prefix="mxfp4moe-demo-"))
-        try:
+    if not keep:
+        with temporary_folder(Path(parent, "mxfp4moe-demo")) as folder:
             yield folder
-        finally:
-            if keep:
-                print(f"Kept {folder}")
-            else:
-                with uninterrupted():
-                    shutil.rmtree(folder)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="mxfp4moe-demo-"))
+    try:
+        yield folder
+    finally:
+        print(f"Kept {folder}")

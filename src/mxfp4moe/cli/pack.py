@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Pack the checkpoint."""
     from mxfp4moe import checkpoint
     from mxfp4moe.checkpoint.packed import layer_file_name, write_index
-    from mxfp4moe.cli._output import atomic_folder, check_destination, check_free_space
+    from mxfp4moe.cli._output import check_destination, check_free_space, model_folder
     from mxfp4moe.layer import MoELayer
 
     begin = perf_counter()
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.quantize is None:
         check_free_space(args.destination, sum(info.nbytes for info in infos))
     progress = ProgressBar("packing", len(infos), f"{len(infos)} layers")
-    with atomic_folder(args.destination) as folder:
+    with model_folder(args.destination, args.source, args.force) as folder:
         for number in model.moe_layers:
             layer = MoELayer._of_description(model.read_layer(number), args.quantize, None)
             path = folder / layer_file_name(number)

@@ -45,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Quantize the checkpoint."""
-    from mxfp4moe.cli._output import atomic_folder, check_destination, check_free_space
+    from mxfp4moe.cli._output import check_destination, check_free_space, model_folder
     from mxfp4moe.cli._quantize.folder import Quantization
 
     begin = perf_counter()
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     plan = Quantization(args.source, args.format, args.layout, args.scale_rule)
     check_free_space(args.destination, plan.nbytes)
     progress = ProgressBar("quantizing", plan.source_bytes)
-    with atomic_folder(args.destination) as folder:
+    with model_folder(args.destination, args.source, args.force) as folder:
         plan.write(folder, progress.advance)
     summary = {
         "source": str(args.source),

@@ -51,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from mxfp4moe import checkpoint
-    from mxfp4moe._files import atomic_file
-    from mxfp4moe.cli._signals import exit_on_termination
+    from mxfp4moe._files import atomic_file, check_target
     from mxfp4moe.layer import MoELayer
 
+    check_target(args.output)  # before all is computed
     hidden_states = _read_array(args.input)
     input_ids = None if args.input_ids is None else _read_array(args.input_ids)
     model = checkpoint.open(args.checkpoint)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     except (TypeError, ValueError) as error:
         files = f"{args.input}" + (f", {args.input_ids}" if args.input_ids else "")
         raise ValueError(f"{files}: {error}") from None
-    with exit_on_termination(), atomic_file(args.output) as file:
+    with atomic_file(args.output) as file:
         # Given a file, np.save writes past it and does not notice a full disk.
         np.save(SimpleNamespace(write=file.write), result)
     return 0

@@ -13,15 +13,14 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mxfp4moe import _core
 from mxfp4moe._dtypes import DTYPES
 from mxfp4moe._files import atomic_file
 from mxfp4moe._json import MAX_JSON_BYTES, MissingFileError, check_regular_file, parse_object, shorten
@@ -36,7 +35,7 @@ FOLDER_INDEX = "packed_layers.json"  # of a folder with a packed file for each l
 
 _HEADER = struct.Struct("<8sIIQQ28xI")  # magic, version, crc32 and length of the table, file size, crc32
 _CHECKED = _HEADER.size - 4  # the header's checksum covers what stands before it
-_PIECE = 4 << 20  # bytes whose checksum is computed at a time
+_PIECE = 64 << 20  # bytes whose checksum is computed at a time, between looks at signals
 _DTYPES = {name: dtype for name, dtype in DTYPES.items() if name != "BOOL"}  # of which every byte is valid
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_DIMS = 64  # of NumPy
@@ -289,21 +288,10 @@ def _split(data: NDArray[np.uint8], num_rows: int) -> list[NDArray[np.uint8]]:
 
 
 def _checksums(rows: Sequence[NDArray[np.uint8]]) -> Iterator[int]:
-    """The crc32 of each row, in order; several threads share the rows."""
-    num_threads = min(resolve_num_threads(None), len(rows))
-    if num_threads < 2 or sum(row.nbytes for row in rows) < _PIECE:
-        yield from map(_checksum, rows)
-        return
-    with ThreadPoolExecutor(num_threads) as pool:
-        try:
-            yield from pool.map(_checksum, rows)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _checksum(row: NDArray[np.uint8]) -> int:
-    bounds = [*range(0, row.size, _PIECE), row.size]
-    checksum = 0
-    for begin, end in pairwise(bounds):
-        checksum = zlib.crc32(row[begin:end].data, checksum)
-    return checksum
+    """The crc32 of each row, in order; the threads of the package share a row."""
+    num_threads = resolve_num_threads(None)
+    for row in rows:
+        checksum = 0
+        for begin in range(0, row.size, _PIECE):
+            checksum = _core.crc32(row[begin : begin + _PIECE], checksum, num_threads)
+        yield checksum

@@ -1,0 +1,11 @@
+// The checksum of packed files.
+#pragma once
+
+#include <cstdint>
+
+namespace mxfp4moe {
+
+// The CRC-32 of zlib, continued from `crc`, which is 0 at the start.
+uint32_t crc32(uint32_t crc, const uint8_t* data, int64_t nbytes, int num_threads);
+
+}  // namespace mxfp4moe
