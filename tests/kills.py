@@ -1,7 +1,7 @@
 """Pieces of code that are killed at chosen moments, in forks of a process that has imported the package.
 
-`check_kills` is what tests and longer runs share: whatever the moment, the name that is written to leads to the
-whole of the old content or the whole of the new one.
+`check_kills` is what tests and longer runs share: whatever the moment, the name that is written to leads to
+the whole of the old content or the whole of the new one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ _EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod",
 
 
 class Moment(NamedTuple):
-    """When to kill: before the operation on files of number `event`, or after `seconds`; never if both are None."""
+    """When to kill: before the operation on files of number `event`, or after `seconds`."""
 
     event: int | None = None
     seconds: float | None = None
+
+
+NEVER = Moment()
 
 
 class Outcome(NamedTuple):
@@ -53,7 +56,7 @@ class Killer:
         self._process.wait(60)
         self._process.stdout.close()
 
-    def run(self, code: str, moment: Moment = Moment()) -> Outcome:
+    def run(self, code: str, moment: Moment = NEVER) -> Outcome:
         """Run `code` and kill it at `moment`; an error if it fails by itself."""
         self._process.stdin.write(json.dumps([code, *moment]) + "\n")
         self._process.stdin.flush()
@@ -63,7 +66,7 @@ class Killer:
 
 
 def snapshot(path: Path) -> dict[str, bytes] | None:
-    """What `path` leads to: the bytes of the file, or of every file in the folder; None if there is nothing."""
+    """What `path` leads to: the bytes of the file, or of every file in the folder."""
     if path.is_dir():
         return {
             str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if not file.is_dir()
@@ -74,10 +77,9 @@ def snapshot(path: Path) -> dict[str, bytes] | None:
 def check_kills(
     killer: Killer, path: Path, codes: tuple[str, str], events: Iterable[int], shares: Iterable[float]
 ) -> int:
-    """Write to `path` by two pieces of code in turn, killed before each of `events` and after each of `shares`.
+    """Write to `path` by two pieces of code in turn, killed before `events` and after `shares` of their time.
 
-    A negative event counts from the last; a share is one of the time that the code takes. Returns how many runs
-    were killed before they had ended.
+    A negative event counts from the last. Returns how many runs were killed before they had ended.
     """
     contents, runs = [], []
     for code in codes:

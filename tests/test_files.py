@@ -1,4 +1,4 @@
-"""Files and folders that are complete under their names: what is replaced, kept, removed, locked and synced."""
+"""Files and folders that are complete under their names: what is replaced, kept, removed and synced."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_commands_refuse_special_files_before_they_compute(
     os.mkfifo(tmp_path / "pipe")
     pipe = str(tmp_path / "pipe")
     for option in ("--json", "--plot"):
-        assert main(["bench", "--shape", "64,32,2,1", option, pipe]) == 1
+        assert main(["bench", option, pipe]) == 1
         assert f"{option}: expected a file in a folder that can be written to, got" in capsys.readouterr().err
     assert main(["run", "--checkpoint", "x", "--input", "x.npy", "--output", pipe]) == 1
     assert f"Not a regular file: '{pipe}'" in capsys.readouterr().err
@@ -168,7 +168,9 @@ def test_owner_and_group_are_kept(tmp_path: Path) -> None:
     assert (status.st_uid, status.st_gid, mode_of(tmp_path / "a")) == (12345, 23456, 0o640)
 
 
-@pytest.mark.parametrize(("mode", "expected"), [(0o660, 0o600), (0o664, 0o644), (0o640, 0o600), (0o755, 0o755)])
+@pytest.mark.parametrize(
+    ("mode", "expected"), [(0o660, 0o600), (0o664, 0o644), (0o640, 0o600), (0o755, 0o755)]
+)
 def test_rights_of_a_group_are_not_given_to_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, expected: int
 ) -> None:
@@ -336,7 +338,7 @@ class Interrupt:
         sys.settrace(self._trace)
 
     def _trace(self, frame: Any, event: str, argument: Any) -> Any:
-        if self._signals:
+        if self._signals and event == "line":
             self._lines += 1
             if self._lines % self._distance == 0:
                 signal.raise_signal(self._signals.pop(0))
@@ -356,10 +358,12 @@ def default_interrupt() -> Iterator[None]:
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("exchanged", [True, False])
 @pytest.mark.usefixtures("default_interrupt")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_signal_breaks_off_the_removal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool, exchanged: bool
 ) -> None:
-    """Signals at every line from the end of the block on: the last or the former content is there, nothing else."""
+    """Signals at every line from the end of the block on: the new or the former content is there, no more."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which would take most of the time
     if not exchanged:
         monkeypatch.setattr(_files._core, "exchange_names", lambda a, b: False)
 
@@ -385,12 +389,13 @@ def test_no_signal_breaks_off_the_removal(
             pass
         finally:
             sys.settrace(None)
-        gc.collect()  # a block whose `with` was broken off ends when it is collected
+        if names_in(tmp_path) != ["a"]:
+            gc.collect()  # a block whose `with` was broken off ends when it is collected
         assert names_in(tmp_path) == ["a"], distance
         contents = {(tmp_path / "a" / name).read_text() for name in ("b", "c")}
         assert contents in ({"former"}, {"new"}), distance
         finished = not interrupt.done and interrupt._lines < distance
-        distance += 1
+        distance += 1 + distance // 40  # the number of lines is some hundreds
     assert distance > 50
 
 

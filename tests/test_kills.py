@@ -37,7 +37,8 @@ def commands(tmp_path: Path, rng: np.random.Generator, request: pytest.FixtureRe
     (tmp_path / "out").mkdir()
     out = str(tmp_path / "out" / "model")
     first, second = (
-        f"assert main([{request.param!r}, {str(tmp_path / name)!r}, {out!r}, '--force']) == 0" for name in "ab"
+        f"assert main([{request.param!r}, {str(tmp_path / name)!r}, {out!r}, '--force']) == 0"
+        for name in "ab"
     )
     return first, second
 
