@@ -163,14 +163,13 @@ def _replace_folder(path: Path, new: Path) -> None:
         if not _core.exchange_names(os.fsencode(new), os.fsencode(path)):
             former = _hidden_name(path, _FORMER)
 
-            def put_back() -> None:
-                if not os.path.lexists(path):
-                    os.rename(former, path)
+            def leave_no_former() -> None:
+                if os.path.lexists(former):
+                    os.rename(former, new if os.path.lexists(path) else path)
 
-            with _always(put_back):
+            with _always(leave_no_former):
                 os.rename(path, former)
                 os.rename(new, path)
-            os.rename(former, new)
         _sync(path.parent)
         _remove(new)
 
