@@ -16,6 +16,7 @@ FOLDERS = (
     "formats",
     "memory",
     "threads",
+    "files",
     "packing",
     "kernels",
     "measure",

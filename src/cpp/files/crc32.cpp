@@ -3,7 +3,7 @@
 #include <array>
 #include <atomic>
 
-#include "quantize/split.h"
+#include "threads/split.h"
 
 namespace mxfp4moe {
 

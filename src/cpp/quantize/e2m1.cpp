@@ -1,5 +1,5 @@
 #include "quantize/quantize.h"
-#include "quantize/split.h"
+#include "threads/split.h"
 
 namespace mxfp4moe {
 

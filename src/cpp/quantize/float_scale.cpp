@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "formats/bf16.h"
-#include "quantize/split.h"
+#include "threads/split.h"
 
 namespace mxfp4moe {
 

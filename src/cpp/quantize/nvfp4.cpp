@@ -2,7 +2,7 @@
 #include "formats/e4m3.h"
 #include "quantize/float_scale.h"
 #include "quantize/quantize.h"
-#include "quantize/split.h"
+#include "threads/split.h"
 
 namespace mxfp4moe {
 

@@ -1,4 +1,4 @@
-// How the quantizers and checksums share their work among threads.
+// Work of even cost, shared among threads: quantizers and checksums.
 #pragma once
 
 #include <algorithm>
