@@ -4,10 +4,12 @@
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
+from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
 from mxfp4moe cimport _cpp as cpp
 
+include "_core_signals.pxi"
 include "_core_quantize.pxi"
 include "_core_experts.pxi"
 include "_core_routing.pxi"
@@ -94,10 +96,12 @@ def release_workers():
 
 def read_memory(const uint8_t[::1] memory, int kernels, int num_threads):
     """Read every byte of `memory` once, as fast as the kernels of table `kernels` can; return a checksum."""
+    cdef cpp.InterruptibleCall call
     cdef uint64_t checksum = 0
     if memory.shape[0] > 0:
         with nogil:
             checksum = cpp.read_memory(cpp.kernel_table(kernels), &memory[0], memory.shape[0], num_threads)
+        raise_interrupt(call)
     return checksum
 
 

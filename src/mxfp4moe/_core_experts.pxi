@@ -110,6 +110,7 @@ cdef class ExpertStorage:
 
         Both are sequences of one array of byte rows, or of two, if gate and up came apart; `scales` may be empty.
         """
+        cdef cpp.InterruptibleCall call
         cdef cpp.SourceMatrix m = self.source(is_w13, dtype)
         cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
         cdef const uint8_t[:, ::1] first = weights[0], second = weights[len(weights) - 1]
@@ -124,9 +125,11 @@ cdef class ExpertStorage:
                 m.up_scales = &second_scales[0, 0]
         with nogil:
             cpp.pack_matrix(m, packed, num_threads)
+        raise_interrupt(call)
 
     def unpack(self, bint is_w13, int64_t expert, uint8_t[:, ::1] weights, uint8_t[:, ::1] scales, int num_threads):
         """The inverse of `pack`, gate and up in one array; `scales` may be None."""
+        cdef cpp.InterruptibleCall call
         cdef cpp.SourceMatrix m = self.source(is_w13, 0)
         cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
         cdef uint8_t* scale_bytes = NULL
@@ -134,6 +137,7 @@ cdef class ExpertStorage:
             scale_bytes = &scales[0, 0]
         with nogil:
             cpp.unpack_matrix(m, packed, &weights[0, 0], scale_bytes, num_threads)
+        raise_interrupt(call)
 
     def pack_sum_scales(self, bint is_w13, int64_t expert, const float[:, ::1] scales):
         """Store one expert's float32 scales: gate rows before up rows if they are blocked apart."""
@@ -194,6 +198,7 @@ def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden
                   const float[:, ::1] topk_weights, const int32_t[:, ::1] ids, activation,
                   bint weight_on_input, uint8_t[:, :] out, int out_dtype, int num_threads):
     """Run the kernels of table `kernels`; rows are bytes, `activation` is (kind, alpha, limit)."""
+    cdef cpp.InterruptibleCall call
     cdef cpp.MoeProblem problem
     cdef cpp.Status status
     problem.layer = cpp.view_storage(experts.shape, experts.data)
@@ -213,6 +218,7 @@ def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden
     problem.apply_router_weight_on_input = weight_on_input
     with nogil:
         status = cpp.run_fused_experts(cpp.kernel_table(kernels), problem, num_threads)
+    raise_interrupt(call)
     if status == cpp.Status.kOutOfMemory:
         raise MemoryError("no memory for the workspace of fused_experts")
 
@@ -256,6 +262,7 @@ cdef class LinearStorage:
 
     def __cinit__(self, const uint8_t[:, ::1] rows, int64_t num_rows, int64_t num_terms, int num_threads):
         """`rows`: for each panel of 16 rows of weights, the 16 rows of bytes of each term, zeros for padding."""
+        cdef cpp.InterruptibleCall call
         cdef cpp.SourceMatrix source
         cdef cpp.PackedBytes packed
         self.shape.num_rows = num_rows
@@ -276,6 +283,7 @@ cdef class LinearStorage:
         packed.num_panels = rows.shape[0] // 16
         with nogil:
             cpp.pack_matrix(source, packed, num_threads)
+        raise_interrupt(call)
 
     def __dealloc__(self):
         if self.data != NULL:
@@ -285,6 +293,7 @@ cdef class LinearStorage:
 def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
            const float[::1] bias, float[:, ::1] out, int num_threads):
     """Write hidden_states @ weight.T + bias; rows of `hidden_states` are bytes, `bias` may be None."""
+    cdef cpp.InterruptibleCall call
     cdef cpp.LinearProblem problem
     cdef cpp.Status status
     problem.shape = weight.shape
@@ -299,5 +308,6 @@ def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states,
     problem.out = &out[0, 0]
     with nogil:
         status = cpp.run_linear(cpp.kernel_table(kernels), problem, num_threads)
+    raise_interrupt(call)
     if status == cpp.Status.kOutOfMemory:
         raise MemoryError("no memory for the workspace of router logits")

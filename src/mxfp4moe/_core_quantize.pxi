@@ -3,6 +3,7 @@
 def quantize_mx(const uint8_t[::1] values, kinds, uint8_t[::1] codes, uint8_t[::1] scales,
                 int kernels, int num_threads):
     """Write the codes and the scale byte of each block of 32 values; `kinds` is (dtype, element, scale_rule)."""
+    cdef cpp.InterruptibleCall call
     cdef cpp.MxArgs args
     args.values = &values[0]
     args.dtype = <cpp.DType><int>kinds[0]
@@ -13,11 +14,13 @@ def quantize_mx(const uint8_t[::1] values, kinds, uint8_t[::1] codes, uint8_t[::
     args.scales = &scales[0]
     with nogil:
         cpp.quantize_mx(cpp.kernel_table(kernels), args, num_threads)
+    raise_interrupt(call)
 
 
 def dequantize_mx(const uint8_t[::1] codes, const uint8_t[::1] scales, kinds, uint8_t[::1] values,
                   int kernels, int num_threads):
     """The inverse of `quantize_mx`; `kinds` is (dtype, element)."""
+    cdef cpp.InterruptibleCall call
     cdef cpp.MxValuesArgs args
     args.codes = &codes[0]
     args.scales = &scales[0]
@@ -27,6 +30,7 @@ def dequantize_mx(const uint8_t[::1] codes, const uint8_t[::1] scales, kinds, ui
     args.values = &values[0]
     with nogil:
         cpp.dequantize_mx(cpp.kernel_table(kernels), args, num_threads)
+    raise_interrupt(call)
 
 
 cdef cpp.ScaleBlockGrid scale_block_grid(shape, block_shape):
@@ -36,6 +40,7 @@ cdef cpp.ScaleBlockGrid scale_block_grid(shape, block_shape):
 def quantize_fp8_block(const uint8_t[::1] values, int dtype, shape, block_shape, uint8_t[::1] codes, float[::1] scales,
                        int kernels, int num_threads):
     """Write the codes of matrices, `shape` is (matrices, rows, columns), and the scale of each of their blocks."""
+    cdef cpp.InterruptibleCall call
     cdef cpp.ScaleBlockGrid grid = scale_block_grid(shape, block_shape)
     cdef cpp.ScaleBlockArgs args
     args.values = &values[0]
@@ -44,11 +49,13 @@ def quantize_fp8_block(const uint8_t[::1] values, int dtype, shape, block_shape,
     args.columns = args.stride = grid.columns
     with nogil:
         cpp.quantize_fp8_block(cpp.kernel_table(kernels), grid, args, &codes[0], &scales[0], num_threads)
+    raise_interrupt(call)
 
 
 def dequantize_fp8_block(const uint8_t[::1] codes, const float[::1] scales, shape, block_shape, int dtype,
                          uint8_t[::1] values, int kernels, int num_threads):
     """The inverse of `quantize_fp8_block`."""
+    cdef cpp.InterruptibleCall call
     cdef cpp.ScaleBlockGrid grid = scale_block_grid(shape, block_shape)
     cdef cpp.ScaleBlockValuesArgs args
     args.codes = &codes[0]
@@ -59,11 +66,13 @@ def dequantize_fp8_block(const uint8_t[::1] codes, const float[::1] scales, shap
     args.values = &values[0]
     with nogil:
         cpp.dequantize_fp8_block(cpp.kernel_table(kernels), grid, args, &scales[0], num_threads)
+    raise_interrupt(call)
 
 
 def quantize_nvfp4(const uint8_t[::1] values, int dtype, uint8_t[::1] blocks, uint8_t[::1] scales,
                    float[::1] tensor_scales, int kernels, int num_threads):
     """Write the 8 code bytes and the scale byte of each block of 16 values, and the scale of each tensor."""
+    cdef cpp.InterruptibleCall call
     cdef cpp.Nvfp4Args args
     args.values = &values[0]
     args.dtype = <cpp.DType>dtype
@@ -73,11 +82,13 @@ def quantize_nvfp4(const uint8_t[::1] values, int dtype, uint8_t[::1] blocks, ui
     args.scales = &scales[0]
     with nogil:
         cpp.quantize_nvfp4(cpp.kernel_table(kernels), args, tensor_scales.shape[0], &tensor_scales[0], num_threads)
+    raise_interrupt(call)
 
 
 def dequantize_nvfp4(const uint8_t[::1] blocks, const uint8_t[::1] scales, const float[::1] tensor_scales, int dtype,
                      uint8_t[::1] values, int kernels, int num_threads):
     """The inverse of `quantize_nvfp4`."""
+    cdef cpp.InterruptibleCall call
     cdef cpp.Nvfp4ValuesArgs args
     args.blocks = &blocks[0]
     args.scales = &scales[0]
@@ -87,15 +98,20 @@ def dequantize_nvfp4(const uint8_t[::1] blocks, const uint8_t[::1] scales, const
     args.values = &values[0]
     with nogil:
         cpp.dequantize_nvfp4(cpp.kernel_table(kernels), args, tensor_scales.shape[0], &tensor_scales[0], num_threads)
+    raise_interrupt(call)
 
 
 def pack_e2m1(const uint8_t[::1] codes, uint8_t[::1] blocks, int num_threads):
     """Two codes of one byte each to one byte of `blocks`."""
+    cdef cpp.InterruptibleCall call
     with nogil:
         cpp.pack_e2m1(&codes[0], &blocks[0], blocks.shape[0], num_threads)
+    raise_interrupt(call)
 
 
 def unpack_e2m1(const uint8_t[::1] blocks, uint8_t[::1] codes, int num_threads):
     """The inverse of `pack_e2m1`."""
+    cdef cpp.InterruptibleCall call
     with nogil:
         cpp.unpack_e2m1(&blocks[0], &codes[0], blocks.shape[0], num_threads)
+    raise_interrupt(call)

@@ -6,6 +6,7 @@ def route(const float[:, ::1] logits, const float[::1] correction_bias, rule, fl
 
     Return the first row that cannot be routed, -1 if there is none, or None if it is the bias that is wrong.
     """
+    cdef cpp.InterruptibleCall call
     cdef cpp.RoutingArgs args
     cdef int64_t first_bad
     args.logits = &logits[0, 0]
@@ -25,6 +26,7 @@ def route(const float[:, ::1] logits, const float[::1] correction_bias, rule, fl
     args.topk_ids = &topk_ids[0, 0]
     with nogil:
         first_bad = cpp.run_routing(args, num_threads)
+    raise_interrupt(call)
     if first_bad == cpp.kNoRoutingMemory:
         raise MemoryError("no memory for the workspace of routing")
     return None if first_bad == cpp.kBadBias else first_bad

@@ -75,6 +75,14 @@ cdef extern from "threads/pool.h" namespace "mxfp4moe" nogil:
     void release_workers()
 
 
+cdef extern from "threads/interrupt.h" namespace "mxfp4moe" nogil:
+    cdef cppclass InterruptibleCall:
+        cbool interrupted() const
+
+        @staticmethod
+        void set_check(cbool (*check)() noexcept nogil)
+
+
 cdef extern from "memory/mapping.h" namespace "mxfp4moe" nogil:
     uint8_t* map_memory(int64_t nbytes)
     void unmap_memory(uint8_t* data, int64_t nbytes)

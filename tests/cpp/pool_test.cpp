@@ -22,9 +22,12 @@
 #endif
 
 #include "threads/cpus.h"
+#include "threads/interrupt.h"
 #include "threads/pool.h"
 
 using mxfp4moe::Barrier;
+using mxfp4moe::InterruptibleCall;
+using mxfp4moe::keep_going;
 using mxfp4moe::parallel_run;
 using Clock = std::chrono::steady_clock;
 
@@ -144,6 +147,47 @@ void test_signals_blocked() {
         CHECK(sigismember(&mask, SIGSEGV) == 0);
       },
       nullptr);
+}
+
+std::atomic<int> questions{0};
+
+// All threads work until the call is to end, but for thread 0, which waits for the others if there are some.
+void work_until_interrupted(void* context, int thread, int num_threads) {
+  Barrier& barrier = *static_cast<Barrier*>(context);
+  if (thread != 0 || num_threads == 1) {
+    while (keep_going()) {
+    }
+  }
+  barrier.wait(num_threads);
+  CHECK(!keep_going());
+}
+
+void test_interrupt() {
+  CHECK(keep_going());  // outside of a call
+  InterruptibleCall::set_check([] { return ++questions % 3 == 0; });
+  for (int num_threads : {1, 2, 4}) {
+    InterruptibleCall call;
+    Barrier barrier;
+    parallel_run(num_threads, work_until_interrupted, &barrier);
+    CHECK(call.interrupted() && questions == 3);
+    parallel_run(num_threads, work_until_interrupted, &barrier);  // what the call still has to do
+    CHECK(questions == 3);
+    questions = 0;
+  }
+  // The application makes a call of its own while it is asked.
+  InterruptibleCall::set_check([] {
+    InterruptibleCall inner;
+    CHECK(run_once(2) >= 1 && keep_going());
+    return true;
+  });
+  {
+    InterruptibleCall call;
+    Barrier barrier;
+    parallel_run(2, work_until_interrupted, &barrier);
+    CHECK(call.interrupted());
+  }
+  InterruptibleCall::set_check(nullptr);
+  CHECK(InterruptibleCall::current() == nullptr && run_once(3) == 3);
 }
 
 #if defined(__linux__)
@@ -362,6 +406,7 @@ int main(int argc, char** argv) {
   test_release();
   test_release_while_running();
   test_signals_blocked();
+  test_interrupt();
 #if defined(__linux__)
   test_affinity();
 #endif

@@ -80,8 +80,6 @@ void run_item(const LinearCall& call, int64_t item, const ThreadMemory& m) {
   pack_group(call, first, count, m.operand);
   AccumulateArgs args;
   args.matrix = p.weight;
-  args.panel_begin = row_begin / kPanelRows * p.shape.num_terms;
-  args.panel_end = ceil_div(row_end, kPanelRows) * p.shape.num_terms;
   args.operand = m.operand;
   args.num_tokens = count;
   args.tokens = call.rows;
@@ -91,9 +89,13 @@ void run_item(const LinearCall& call, int64_t item, const ThreadMemory& m) {
   args.scratch = m.scratch;
   for (int64_t t = 0; t < count; ++t) {
     float* sums = m.sums + t * stride;
-    std::fill(sums + args.panel_begin * kPanelRows, sums + args.panel_end * kPanelRows, 0.0f);
+    std::fill(sums + row_begin * p.shape.num_terms, sums + round_up(row_end, kPanelRows) * p.shape.num_terms, 0.0f);
   }
-  call.kernels.weights[static_cast<int>(WeightFormat::kBf16)].accumulate(args);
+  run_parts(pairs, pair_products(p.weight, count * p.shape.num_terms), [&](ItemRange step) {
+    args.panel_begin = 2 * step.begin * p.shape.num_terms;
+    args.panel_end = std::min(2 * step.end * p.shape.num_terms, p.weight.num_panels);
+    call.kernels.weights[static_cast<int>(WeightFormat::kBf16)].accumulate(args);
+  });
   for (int64_t t = 0; t < count; ++t) {
     float* out = p.out + (first + t) * p.shape.num_rows;
     for (int64_t row = row_begin; row < row_end; row += kPanelRows) {

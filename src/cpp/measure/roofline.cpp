@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "threads/interrupt.h"
 #include "threads/pool.h"
 
 namespace mxfp4moe {
@@ -31,7 +32,7 @@ uint64_t read_memory(const KernelTable& kernels, const uint8_t* data, int64_t by
       [](void* context, int, int) {
         ReadTask& t = *static_cast<ReadTask*>(context);
         uint64_t sum = 0;
-        for (int64_t at; (at = t.next.fetch_add(kPieceBytes, std::memory_order_relaxed)) < t.bytes;) {
+        for (int64_t at; keep_going() && (at = t.next.fetch_add(kPieceBytes, std::memory_order_relaxed)) < t.bytes;) {
           sum += t.kernels.read_memory(t.data + at, std::min(kPieceBytes, t.bytes - at));
         }
         t.checksum += sum;

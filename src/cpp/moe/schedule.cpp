@@ -100,7 +100,7 @@ class Chunk {
                           group_operand(m_.operand, group, k) + kernels_.operand_bytes(first, k)});
   }
 
-  // The groups of one expert.
+  // The groups of an expert that has some.
   template <class F>
   void for_groups(int64_t expert, F&& f) const {
     const Grouping& g = m_.grouping;
@@ -108,7 +108,9 @@ class Chunk {
     const TokenGroup* end = begin + g.num_groups;
     const TokenGroup* group =
         std::lower_bound(begin, end, expert, [](const TokenGroup& a, int64_t e) { return a.expert < e; });
-    for (; group != end && group->expert == expert; ++group) f(*group);
+    do {
+      f(*group++);
+    } while (group != end && group->expert == expert && keep_going());
   }
 
   void gate_up_item(int64_t index, uint8_t* scratch) const {
@@ -116,8 +118,6 @@ class Chunk {
     const ExpertItem item = expert_item(plan_.gate_up, index);
     GateUpArgs args;
     args.w13 = expert_matrix(layer.w13, layer.format, item.expert);
-    args.pair_begin = item.pairs.begin;
-    args.pair_end = item.pairs.end;
     args.activation = p_.activation;
     args.intermediate_size = layer.intermediate_size;
     args.scratch = scratch;
@@ -126,18 +126,22 @@ class Chunk {
       args.intermediate = group_operand(m_.intermediate, group, layer.intermediate_size);
       args.num_tokens = group.count;
       args.input_weights = p_.apply_router_weight_on_input ? m_.grouping.weights + group.first : nullptr;
-      weights_.gate_up(args);
+      run_parts(item.pairs, pair_products(layer.w13, group.count), [&](ItemRange pairs) {
+        args.pair_begin = pairs.begin;
+        args.pair_end = pairs.end;
+        weights_.gate_up(args);
+      });
     });
   }
 
   struct Columns {
-    int64_t panel_begin, panel_end;
+    ItemRange pairs;
     int64_t first, count;  // padding included
   };
 
   Columns columns(ItemRange pairs) const {
     const int64_t begin = 2 * pairs.begin, end = std::min(p_.layer.w2.num_panels, 2 * pairs.end);
-    return {begin, end, begin * kPanelRows, (end - begin) * kPanelRows};
+    return {pairs, begin * kPanelRows, (end - begin) * kPanelRows};
   }
 
   int64_t row_floats() const { return sum_row_floats(p_.layer.hidden_size); }
@@ -148,8 +152,6 @@ class Chunk {
     const PackedLayer& layer = p_.layer;
     AccumulateArgs args;
     args.matrix = expert_matrix(layer.w2, layer.format, group.expert);
-    args.panel_begin = c.panel_begin;
-    args.panel_end = c.panel_end;
     args.operand = group_operand(m_.intermediate, group, layer.intermediate_size);
     args.num_tokens = group.count;
     args.tokens = rows + group.first;
@@ -157,7 +159,11 @@ class Chunk {
     args.accumulators = accumulators;
     args.accumulator_stride = row_floats();
     args.scratch = scratch;
-    weights_.accumulate(args);
+    run_parts(c.pairs, pair_products(layer.w2, group.count), [&](ItemRange pairs) {
+      args.panel_begin = 2 * pairs.begin;
+      args.panel_end = std::min(layer.w2.num_panels, 2 * pairs.end);
+      weights_.accumulate(args);
+    });
   }
 
   // One expert's part of some columns, for each slot.
@@ -185,7 +191,9 @@ class Chunk {
         for (int64_t i = 0; i < c.count; ++i) to[i] += from[i];
       }
     } else {
-      for (int64_t i = 0; i < g.num_groups; ++i) add_group(g.groups[i], c, g.tokens, m_.accumulators, scratch);
+      for (int64_t i = 0; i < g.num_groups && keep_going(); ++i) {
+        add_group(g.groups[i], c, g.tokens, m_.accumulators, scratch);
+      }
     }
     const int64_t out_bytes = p_.out.dtype == DType::kFloat32 ? 4 : 2;
     kernels_.store_output({m_.accumulators + c.first, row, p_.out.data + c.first * out_bytes, p_.out.stride,
@@ -226,7 +234,7 @@ Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int 
   const MoePlan plan = make_plan(kernels, problem, {num_threads, num_nodes()});
   Workspace workspace(chunk_bytes(kernels, problem, plan));
   if (workspace.data() == nullptr) return Status::kOutOfMemory;
-  for (int64_t first = 0; first < problem.num_tokens; first += plan.chunk_tokens) {
+  for (int64_t first = 0; first < problem.num_tokens && keep_going(); first += plan.chunk_tokens) {
     const MoeProblem chunk = chunk_of(problem, first, std::min(plan.chunk_tokens, problem.num_tokens - first));
     Arena arena(workspace.data());
     ChunkMemory memory;

@@ -68,6 +68,11 @@ inline PackedMatrix expert_matrix(const PackedMatrix& all, WeightFormat format, 
   return m;
 }
 
+// Products of a pair of panels with the hidden states of some tokens.
+inline int64_t pair_products(const PackedMatrix& m, int64_t num_tokens) {
+  return 2 * kPanelRows * kBlockK * m.k_blocks * num_tokens;
+}
+
 // How rows of a source matrix map to rows of the packed one.
 enum class RowOrder : int32_t {
   kPlain,         // packed row r is source row r

@@ -9,6 +9,7 @@
 #include "memory/workspace.h"
 #include "routing/elementary.h"
 #include "threads/pool.h"
+#include "threads/work_queue.h"
 
 namespace mxfp4moe {
 namespace {
@@ -210,13 +211,16 @@ void route_share(void* context, int thread, int num_threads) {
   const int64_t end = std::min(num_tokens, (thread + 1) * share);
   Arena arena(call.workspace + thread * call.scratch_bytes);
   const Scratch scratch = take_scratch(arena, call.args);
-  for (int64_t row = thread * share; row < end; ++row) {
-    if (route_row(call.args, row, scratch)) continue;
-    int64_t first = call.first_bad.load();
-    while (row < first && !call.first_bad.compare_exchange_weak(first, row)) {
+  constexpr int64_t kLogitWork = 32;
+  run_parts({thread * share, end}, call.args.num_experts * kLogitWork, [&](ItemRange rows) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      if (route_row(call.args, row, scratch)) continue;
+      int64_t first = call.first_bad.load();
+      while (row < first && !call.first_bad.compare_exchange_weak(first, row)) {
+      }
+      return;
     }
-    return;
-  }
+  });
 }
 
 }  // namespace

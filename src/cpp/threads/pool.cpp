@@ -16,6 +16,7 @@
 #endif
 
 #include "threads/cpus.h"
+#include "threads/interrupt.h"
 
 namespace mxfp4moe {
 namespace {
@@ -24,6 +25,7 @@ struct Job {
   ThreadTask task;
   void* context;
   int num_threads;
+  InterruptibleCall* call;  // that of the thread that has the job done
 };
 
 // What a worker's word says. The worker sleeps on kAsleep, the caller that gave it work on kAwaited; the two
@@ -127,6 +129,7 @@ void* worker_main(void* argument) {
   pthread_setname_np(pthread_self(), "mxfp4moe");
 #endif
   while (wait_for_work(worker) != kQuit) {
+    InterruptibleCall::work_for(worker.job.call);
     run(worker.job, worker.thread);
     if (worker.word.value.exchange(kIdle, std::memory_order_acq_rel) == kAwaited) worker.word.wake_all();
   }
@@ -138,6 +141,12 @@ uint32_t spin_among(const WaitWord& word, uint32_t expected, int num_threads) {
   const uint32_t state = word.spin_while(expected, WaitWord::kBriefSpin);
   if (state != expected || num_threads > available_cpus()) return state;
   return word.spin_while(expected);
+}
+
+// Sleeps while others work, which may take long: interrupts are asked for meanwhile.
+void sleep_while_others_work(WaitWord& word, uint32_t expected) {
+  word.sleep_while(expected, InterruptibleCall::kPeriodMs);
+  keep_going();
 }
 
 // Gives a waiting worker something to do.
@@ -157,7 +166,7 @@ void wait_until_done(WaitWord& word, int num_threads) {
     state = kAwaited;
   }
   while (state == kAwaited) {
-    word.sleep_while(kAwaited);
+    sleep_while_others_work(word, kAwaited);
     state = word.value.load(std::memory_order_acquire);
   }
 }
@@ -256,9 +265,10 @@ void return_team(const Team& team) {
 }  // namespace
 
 void parallel_run(int num_threads, ThreadTask task, void* context) {
-  if (num_threads <= 1) return run({task, context, 1}, 0);
+  InterruptibleCall* call = InterruptibleCall::current();
+  if (num_threads <= 1) return run({task, context, 1, call}, 0);
   const Team team = take_team(num_threads);
-  const Job job{task, context, team.size + 1};
+  const Job job{task, context, team.size + 1, call};
   int thread = 0;
   for (Worker* worker = team.first; worker != nullptr; worker = worker->next) {
     worker->job = job;
@@ -304,7 +314,9 @@ void Barrier::wait(int num_threads) {
   }
   if (spin_among(generation_, generation, num_threads) != generation) return;
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
-  while (generation_.value.load(std::memory_order_seq_cst) == generation) generation_.sleep_while(generation);
+  while (generation_.value.load(std::memory_order_seq_cst) == generation) {
+    sleep_while_others_work(generation_, generation);
+  }
   sleepers_.fetch_sub(1, std::memory_order_relaxed);
 }
 

@@ -10,7 +10,8 @@ namespace mxfp4moe {
 // Runs task(context, thread, num_threads) once for each thread in [0, num_threads); the caller is thread 0.
 // Returns when all are done. `num_threads` as passed to the task may be smaller than asked for (the system
 // refused a thread, or several callers share the cores), never larger. Correct from several threads at once
-// and in a child after fork. `task` must not throw; it runs in the default floating-point environment.
+// and in a child after fork. `task` must not throw; it runs in the default floating-point environment, and for the
+// caller's InterruptibleCall.
 using ThreadTask = void (*)(void* context, int thread, int num_threads);
 void parallel_run(int num_threads, ThreadTask task, void* context);
 

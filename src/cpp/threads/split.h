@@ -5,6 +5,7 @@
 
 #include "common/types.h"
 #include "threads/pool.h"
+#include "threads/work_queue.h"
 
 namespace mxfp4moe {
 
@@ -13,13 +14,16 @@ constexpr int64_t value_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8
 // So many values are worth a thread of their own: 64 KiB of float32, some 10 us of work.
 constexpr int64_t kMinValuesPerThread = 16384;
 
-// Calls run(begin, end) for an even split of [0, num_units) over the threads.
+// About as many products take as long as the slowest conversion of a value.
+constexpr int64_t kValueWork = 32;
+
+// Calls run(begin, end) for parts of an even split of [0, num_units) over the threads.
 template <class Run>
 void split_units(int64_t num_units, int64_t values_per_unit, int num_threads, const Run& run) {
   struct Split {
-    int64_t num_units;
+    int64_t num_units, unit_work;
     const Run& run;
-  } split{num_units, run};
+  } split{num_units, values_per_unit * kValueWork, run};
   const int64_t min_units = std::max<int64_t>(1, kMinValuesPerThread / std::max<int64_t>(1, values_per_unit));
   const int64_t useful = std::max<int64_t>(1, num_units / min_units);
   parallel_run(
@@ -29,7 +33,7 @@ void split_units(int64_t num_units, int64_t values_per_unit, int num_threads, co
         const int64_t share = ceil_div(s.num_units, threads);
         const int64_t begin = std::min(s.num_units, thread * share);
         const int64_t end = std::min(s.num_units, begin + share);
-        if (begin < end) s.run(begin, end);
+        run_parts({begin, end}, s.unit_work, [&](ItemRange part) { s.run(part.begin, part.end); });
       },
       &split);
 }
@@ -39,11 +43,11 @@ void split_units(int64_t num_units, int64_t values_per_unit, int num_threads, co
 template <class Run>
 void split_parts(int64_t num_parts, int64_t values_per_part, int num_threads, const Run& run) {
   if (num_parts < 4 * int64_t{num_threads}) {
-    for (int64_t part = 0; part < num_parts; ++part) run(part, num_threads);
+    for (int64_t part = 0; part < num_parts && keep_going(); ++part) run(part, num_threads);
     return;
   }
   split_units(num_parts, values_per_part, num_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) run(part, 1);
+    for (int64_t part = begin; part < end && keep_going(); ++part) run(part, 1);
   });
 }
 

@@ -8,6 +8,7 @@
 #if defined(__linux__)
 #include <linux/futex.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #endif
 #if defined(__linux__) && defined(SYS_futex)
@@ -44,15 +45,23 @@ class WaitWord {
   }
 
 #if MXFP4MOE_FUTEX
-  // Sleeps if the value is `expected`; may return at any time.
-  void sleep_while(uint32_t expected) { syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0); }
+  // Sleeps if the value is `expected`, for at most `limit_ms`, or without a limit if it is 0; may return at any time.
+  void sleep_while(uint32_t expected, int limit_ms = 0) {
+    const timespec limit{limit_ms / 1000, limit_ms % 1000 * 1000000};
+    syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, expected, limit_ms > 0 ? &limit : nullptr, nullptr, 0);
+  }
 
   // Wakes every thread that sleeps here; the value must have been changed before.
   void wake_all() { syscall(SYS_futex, &value, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0); }
 #else
-  void sleep_while(uint32_t expected) {
+  void sleep_while(uint32_t expected, int limit_ms = 0) {
     std::unique_lock<std::mutex> hold(lock_);
-    if (value.load(std::memory_order_acquire) == expected) changed_.wait(hold);
+    if (value.load(std::memory_order_acquire) != expected) return;
+    if (limit_ms > 0) {
+      changed_.wait_for(hold, std::chrono::milliseconds(limit_ms));
+    } else {
+      changed_.wait(hold);
+    }
   }
 
   void wake_all() {

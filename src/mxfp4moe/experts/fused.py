@@ -75,7 +75,7 @@ def fused_experts(
         `topk_ids` then index it; it holds local ids, or -1 for experts whose slots are dropped here.
     out : ndarray of the shape of hidden_states, optional
         bfloat16, float16 or float32, writeable, last axis contiguous. May be `hidden_states` itself; must not
-        overlap an input otherwise.
+        overlap an input otherwise. A call that a signal ends, as Ctrl-C does, may leave anything in it.
     num_threads : int, optional
         For this call; see `mxfp4moe.num_threads`.
 

@@ -1,0 +1,74 @@
+// How a long call ends early: after Ctrl-C, say.
+#pragma once
+
+#include <pthread.h>
+#include <time.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace mxfp4moe {
+
+// One call of the library that may end early, in the frame of the thread that makes it. The application is asked
+// now and then, on that thread alone, whether the call is to end; once it is, threads that work for the call leave
+// the rest of their work undone. What the application does meanwhile may include calls of its own.
+class InterruptibleCall {
+ public:
+  InterruptibleCall() : outer_(current_) { current_ = this; }
+  ~InterruptibleCall() { current_ = outer_; }
+  InterruptibleCall(const InterruptibleCall&) = delete;
+  InterruptibleCall& operator=(const InterruptibleCall&) = delete;
+
+  bool interrupted() const { return interrupted_.load(std::memory_order_relaxed); }
+
+  // What the application is asked: true ends the call. Null: it is not asked.
+  using Check = bool (*)();
+  static void set_check(Check check) { check_.store(check, std::memory_order_relaxed); }
+
+  // The call that the current thread works for, or null.
+  static InterruptibleCall* current() { return current_; }
+  static void work_for(InterruptibleCall* call) { current_ = call; }
+
+  static constexpr int64_t kPeriodMs = 50;  // from one question to the next
+
+ private:
+  friend bool keep_going();
+
+  static int64_t now_ms() {
+    timespec now;
+#if defined(CLOCK_MONOTONIC_COARSE)
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);  // for a quarter of the time
+#else
+    clock_gettime(CLOCK_MONOTONIC, &now);
+#endif
+    return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1000000;
+  }
+
+  void ask() {
+    const int64_t now = now_ms();
+    if (now < next_ms_) return;
+    const Check check = check_.load(std::memory_order_relaxed);
+    // The first look only starts the period.
+    if (next_ms_ != 0 && check != nullptr && check()) interrupted_.store(true, std::memory_order_relaxed);
+    next_ms_ = now + kPeriodMs;
+  }
+
+  static inline thread_local InterruptibleCall* current_ = nullptr;
+  static inline std::atomic<Check> check_{nullptr};
+
+  InterruptibleCall* const outer_;
+  const pthread_t caller_ = pthread_self();
+  int64_t next_ms_ = 0;
+  std::atomic<bool> interrupted_{false};
+};
+
+// Whether the call that the current thread works for is to be finished. Asked between pieces of work, none of which
+// may take longer than about 0.1 s.
+inline bool keep_going() {
+  InterruptibleCall* call = InterruptibleCall::current();
+  if (call == nullptr) return true;
+  if (!call->interrupted() && pthread_equal(call->caller_, pthread_self())) call->ask();
+  return !call->interrupted();
+}
+
+}  // namespace mxfp4moe
