@@ -30,7 +30,8 @@ def check_target(path: Path) -> Path:
 
     An OSError that names it if that is a folder, a device or a pipe, or in a folder that is not there.
     """
-    path = Path(os.path.realpath(path))
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not path.is_file():
@@ -96,7 +97,6 @@ def temporary_folder(path: Path, mode: int = 0o700) -> Iterator[Path]:
 
 def remove_abandoned(path: Path) -> None:
     """Remove what killed runs that wrote to `path` have left; put back what had the name, if nothing has."""
-    path = Path(os.path.realpath(path))
     pattern = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{8}}\.({_NEW}|{_FORMER})")
     names: list[str] = []
     with suppress(OSError):

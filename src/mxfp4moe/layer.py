@@ -217,8 +217,9 @@ class MoELayer(LayerDescription[PackedExperts]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the layer to a packed file at `path`, from which `open` maps it.
 
-        The file appears under its name when it is complete. A layer that routes by a function that is not of
-        this package is a TypeError; an OSError says why the file cannot be written.
+        The file appears under its name when it is complete and on the disk, with the permissions of one that
+        it replaces. A layer that routes by a function that is not of this package is a TypeError; an OSError
+        says why the file cannot be written.
 
         Examples
         --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ def check_destination(path: Path, source: Path, force: bool) -> None:
     """Raise unless `path` is free, or with `force` a folder that holds a model and not `source`."""
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent}: expected a folder, got {_kind(path.parent)}")
-    remove_abandoned(path)
+    remove_abandoned(Path(os.path.realpath(path)))
     if not path.exists() and not path.is_symlink():
         return
     if not force:

@@ -124,8 +124,8 @@ class PackedExperts:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the packed experts to a file at `path`, from which `open` maps them.
 
-        The file appears under its name when it is complete, and is the same on every machine. An OSError says
-        why it cannot be written.
+        The file appears under its name when it is complete and on the disk, with the permissions of one that
+        it replaces, and is the same on every machine. An OSError says why it cannot be written.
 
         Examples
         --------
