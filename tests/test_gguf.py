@@ -129,6 +129,100 @@ def test_weights_are_read_exactly(tmp_path: Path, kind: str) -> None:
     assert parts.routed_scaling_factor == 1
 
 
+def scaled(tensors: Tensors, parts: tuple[str, ...] = PARTS) -> tuple[Tensors, dict[str, np.ndarray]]:
+    """The tensors with a scale for each expert of the matrices `parts`."""
+    rng = np.random.default_rng(3)
+    count = tensors["blk.0.ffn_gate_inp.weight"].shape[0]
+    scales = {part: rng.uniform(0.5, 2, count).astype(np.float32) for part in parts}
+    return tensors | {f"blk.0.ffn_{part}_exps.scale": scale for part, scale in scales.items()}, scales
+
+
+@pytest.mark.parametrize("parts", [PARTS, ("down",), ("up",)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_scales_of_experts(tmp_path: Path, name: str, kind: str, parts: tuple[str, ...]) -> None:
+    """They multiply the products of an expert, not its biases."""
+    architecture, keys, tensors, _ = MODELS[name](kind)
+    tensors, scales = scaled(tensors, parts)
+    arguments = checkpoint.read_layer(
+        write(tmp_path / "model.gguf", architecture, keys, tensors)
+    ).experts.arguments()
+    got = dict(zip(PARTS, (*arguments["w13_tensor_scale"].T, arguments["w2_tensor_scale"]), strict=True))
+    for part in PARTS:
+        assert np.array_equal(got[part], scales.get(part, np.ones_like(got[part])))
+    without = {n: array for n, array in tensors.items() if not n.endswith(".scale")}
+    plain = checkpoint.read_layer(write(tmp_path / "plain.gguf", architecture, keys, without))
+    expected = plain.experts.arguments() | {
+        "w13_tensor_scale": np.stack([got["gate"], got["up"]], axis=-1),
+        "w2_tensor_scale": got["down"],
+    }
+    layer = mx.MoELayer.from_checkpoint(tmp_path / "model.gguf")
+    assert layer.experts == mx.pack_experts(**expected)
+
+
+@pytest.mark.parametrize("format", ["mxfp4", "mxfp8", "nvfp4", "fp8_block"])
+def test_scaled_floats_quantized_while_loaded(tmp_path: Path, format: str) -> None:
+    """As the same floats times their scales are, where these are powers of two."""
+    architecture, keys, tensors, _ = mixtral("F32")
+    tensors, scales = scaled(tensors)
+    product = dict(tensors)
+    for part in PARTS:
+        scale = np.exp2(np.round(np.log2(scales[part]))).astype(np.float32)
+        tensors[f"blk.0.ffn_{part}_exps.scale"] = scale
+        product[f"blk.0.ffn_{part}_exps.weight"] = (
+            tensors[f"blk.0.ffn_{part}_exps.weight"] * scale[:, None, None]
+        )
+        del product[f"blk.0.ffn_{part}_exps.scale"]
+    got, expected = (
+        mx.MoELayer.from_checkpoint(write(tmp_path / name, architecture, keys, each), quantize=format)
+        for name, each in (("a.gguf", tensors), ("b.gguf", product))
+    )
+    assert got.experts == expected.experts
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("ffn_gate_inp.scale", (1,)),
+        ("ffn_gate_exps.bias", (3, 4)),
+        ("ffn_gate_inp_shexp.weight", (64,)),
+        ("ffn_up.weight", (8, 8)),
+        ("ffn_gate.0.weight", (8, 8)),
+        ("exp_probs_b.scale", (1,)),
+        ("ffn_down_exps.rotation", (8, 8)),
+    ],
+)
+def test_tensors_of_the_block_that_nobody_reads(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    architecture, keys, tensors, _ = qwen3()
+    path = write(
+        tmp_path / "model.gguf", architecture, keys, tensors | {f"blk.0.{name}": np.zeros(shape, np.float32)}
+    )
+    with pytest.raises(ValueError, match=f"model.gguf: expected no tensor .* got 'blk.0.{name}'"):
+        checkpoint.read_layer(path)
+
+
+def test_tensors_that_change_nothing_here(tmp_path: Path) -> None:
+    architecture, keys, tensors, golden = qwen3()
+    names = (
+        "ffn_norm.weight",
+        "ffn_up_exps.input_scale",
+        "attn_q.scale",
+        "attn_norm.weight",
+        "post_attention_norm.weight",
+    )
+    extra = {f"blk.0.{name}": np.ones(4, np.float32) for name in names}
+    path = write(tmp_path / "model.gguf", architecture, keys, tensors | extra)
+    check_against_golden(mx.MoELayer.from_checkpoint(path), golden)
+
+
+@pytest.mark.parametrize("scale", [np.ones(2, np.float32), np.ones(9, np.float16)])
+def test_wrong_scales_of_experts(tmp_path: Path, scale: np.ndarray) -> None:
+    architecture, keys, tensors, _ = qwen3()
+    path = write(tmp_path / "model.gguf", architecture, keys, tensors | {"blk.0.ffn_up_exps.scale": scale})
+    with pytest.raises(ValueError, match=r"tensor blk.0.ffn_up_exps.scale: expected F32 \[\d+\], got"):
+        checkpoint.read_layer(path)
+
+
 def test_floats_quantized_while_loaded(tmp_path: Path) -> None:
     architecture, keys, tensors, golden = mixtral("BF16")
     path = write(tmp_path / "model.gguf", architecture, keys, tensors)

@@ -1,4 +1,7 @@
-"""Fields of a config.json, each checked as it is read."""
+"""Fields of a config.json, each checked as it is read.
+
+A field that is null is missing: `Config` leaves it out, in objects within objects as well.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,32 @@ from typing import Any
 
 from mxfp4moe._arguments import join_choices, value_error
 from mxfp4moe._json import read_object, shorten
+from mxfp4moe.checkpoint._unread import HARMLESS_MEMBERS, says_nothing
 
 _REQUIRED: Any = object()
 
 
 class Config:
-    """The fields of a config.json, or of an object in it; each method returns one field, checked."""
+    """The fields of a config.json, or of an object in it; each method returns one field, checked.
+
+    Those that are asked for by name are kept account of.
+    """
 
     def __init__(self, path: Path, fields: dict[str, Any], prefix: str = "") -> None:
-        self.path, self.fields, self._prefix = path, fields, prefix
+        self.path, self._prefix = path, prefix
+        self.fields = {name: value for name, value in fields.items() if value is not None}
+        self._read: set[str] = set()
+        self._sections: dict[str, Config] = {}
 
     @classmethod
     def read(cls, path: Path) -> Config:
         """Read the file at `path`."""
         return cls(path, read_object(path))
+
+    def get(self, name: str) -> Any:
+        """A field as it is; None if it is missing."""
+        self._read.add(name)
+        return self.fields.get(name)
 
     def integer(
         self,
@@ -72,8 +87,8 @@ class Config:
         return value
 
     def list_of(self, name: str, kind: type, length: int | None = None) -> list[Any] | None:
-        """A list whose items are `kind`, `length` of them; None if the field is missing or null."""
-        value = self.fields.get(name)
+        """A list whose items are `kind`, `length` of them; None if the field is missing."""
+        value = self.get(name)
         if value is None:
             return None
         size = "" if length is None else f"{length} "
@@ -86,17 +101,29 @@ class Config:
         return value
 
     def section(self, name: str) -> Config:
-        """A field that holds an object; without fields if it is missing or null."""
-        value = self.fields.get(name)
+        """A field that holds an object; without fields if it is missing."""
+        value = self.get(name)
         if not isinstance(value, dict | None):
             raise self.error(name, "an object", shorten(value))
-        return Config(self.path, value or {}, f"{self._prefix}{name}.")
+        if name not in self._sections:
+            self._sections[name] = Config(self.path, value or {}, f"{self._prefix}{name}.")
+        return self._sections[name]
+
+    def check_all_read(self) -> None:
+        """Raise for a field that was not asked for, here and in the sections, unless it is harmless."""
+        for name, value in self.fields.items():
+            if name in self._sections:
+                self._sections[name].check_all_read()
+            elif name not in self._read and name not in HARMLESS_MEMBERS and not says_nothing(value):
+                expected = "none: what is not known may change the result"
+                raise self.error(shorten(name)[1:-1], expected, shorten(value))
 
     def error(self, name: str, expected: str, got: str) -> ValueError:
         """The ValueError of field `name`."""
         return value_error(f"{self.path}: {self._prefix}{name}", expected, got)
 
     def _find(self, names: Sequence[str], expected: str, default: Any) -> tuple[str, Any]:
+        self._read.update(names)
         for name in names:
             if name in self.fields:
                 return name, self.fields[name]

@@ -108,6 +108,8 @@ class Rule:
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    """Arguments that the configuration turns off, whose tensors may be there all the same."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ class Model:
     """Multiplies the routed sum instead of being part of the weights."""
     shared_size: int = 0
     """Intermediate size of the shared expert, 0 without one."""
+    shared_is_optional: bool = False
+    """Whether the configuration leaves it to the tensors if there is one."""
     shared_scheme: Scheme | None = None
     """How its weights are stored, if otherwise than those of the experts."""
     shared_limit: float | None = None
@@ -180,7 +184,7 @@ def language_model(config: Config) -> tuple[Config, Config]:
     text = config.section("text_config")
     if not text.fields:
         return config, config
-    return text, text if text.fields.get("quantization_config") is not None else config
+    return text, text if "quantization_config" in text.fields else config
 
 
 def read_activation(config: Config) -> str:

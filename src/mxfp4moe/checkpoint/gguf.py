@@ -6,6 +6,7 @@ To add an architecture: a line of `_ARCHITECTURES`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from mxfp4moe._arguments import join_choices, value_error
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
+from mxfp4moe.checkpoint._unread import Recording
 from mxfp4moe.checkpoint.gguf_file import GgufFile
 from mxfp4moe.checkpoint.schemes import plain
 from mxfp4moe.experts.weights import ExpertWeights
@@ -46,14 +48,56 @@ _ARCHITECTURES = {
 }
 
 
+class _Tensors(Recording):
+    """The tensors of a GGUF file, or of all files of a split one."""
+
+    def __init__(self, path: Path, files: list[GgufFile]) -> None:
+        self.path = path
+        self._file_of_tensor = {name: file for file in files for name in file.infos}
+        self.read: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of_tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of_tensor)
+
+    def type(self, name: str) -> str:
+        """The type of tensor `name`, as GGUF calls it."""
+        return self._file_with(name).infos[name].type
+
+    def shape(self, name: str, num_axes: int) -> tuple[int, ...]:
+        """The shape of tensor `name`, which must have so many axes."""
+        file = self._file_with(name)
+        info = file.infos[name]
+        if len(info.shape) != num_axes:
+            raise value_error(f"{file.path}: tensor {name}", f"{num_axes} axes", str(info))
+        return info.shape
+
+    def tensor(self, name: str, types: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:
+        """Tensor `name`; its type must be one of `types`, its shape `shape`."""
+        file = self._file_with(name)
+        info = file.infos[name]
+        if info.type not in types or info.shape != shape:
+            expected = f"{' or '.join(types)} {list(shape)}"
+            raise value_error(f"{file.path}: tensor {name}", expected, str(info))
+        self.read.add(name)
+        return file[name]
+
+    def _file_with(self, name: str) -> GgufFile:
+        if name not in self:
+            raise value_error(str(self.path), f"a tensor {name}", f"none among {len(self._file_of_tensor)}")
+        return self._file_of_tensor[name]
+
+
 class GgufCheckpoint(Checkpoint):
     """A GGUF file, or all files of a split one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files = _open_files(path)
-        self._metadata = self._files[0].metadata
-        self._source = {name: file for file in self._files for name in file.infos}
+        files = _open_files(path)
+        self._metadata = files[0].metadata
+        self._tensors = _Tensors(path, files)
         self.model_type = self._metadata.get("general.architecture", "")
         if self.model_type not in _ARCHITECTURES:
             expected = join_choices(map(repr, _ARCHITECTURES))
@@ -67,16 +111,16 @@ class GgufCheckpoint(Checkpoint):
         self.num_experts = self._integer("expert_count")
         self.top_k = self._integer("expert_used_count", maximum=self.num_experts)
         pattern = re.compile(r"blk\.(\d{1,9})\.ffn_gate_inp\.weight")
-        found = {int(match[1]) for name in self._source if (match := pattern.fullmatch(name))}
+        found = {int(match[1]) for name in self._tensors if (match := pattern.fullmatch(name))}
         self.num_layers = self._integer("block_count", default=max(found, default=0) + 1)
         self.moe_layers = tuple(sorted(layer for layer in found if layer < self.num_layers))
         if not self.moe_layers:
             raise value_error(str(path), "a tensor blk.<layer>.ffn_gate_inp.weight", "none")
         first = f"blk.{self.moe_layers[0]}"
-        _, self.hidden_size = self._shape(f"{first}.ffn_gate_inp.weight", 2)
-        _, self.intermediate_size, _ = self._shape(f"{first}.ffn_gate_exps.weight", 3)
+        _, self.hidden_size = self._tensors.shape(f"{first}.ffn_gate_inp.weight", 2)
+        _, self.intermediate_size, _ = self._tensors.shape(f"{first}.ffn_gate_exps.weight", 3)
         shared = f"{first}.ffn_gate_shexp.weight"
-        self.shared_intermediate_size = self._shape(shared, 2)[0] if shared in self._source else 0
+        self.shared_intermediate_size = self._tensors.shape(shared, 2)[0] if shared in self._tensors else 0
         for key, size in (
             ("embedding_length", self.hidden_size),
             ("expert_feed_forward_length", self.intermediate_size),
@@ -86,20 +130,20 @@ class GgufCheckpoint(Checkpoint):
 
     def _read_layer(self, layer: int) -> LayerDescription[ExpertWeights]:
         block, num_experts, hidden = f"blk.{layer}", self.num_experts, self.hidden_size
-        has_biases = self._architecture.has_biases
+        tensors, has_biases = self._tensors.recording(), self._architecture.has_biases
         router_bias = None
         if has_biases:
-            router_bias = self._tensor(f"{block}.ffn_gate_inp.bias", _FLOATS, (num_experts,))
-        rule, arguments, factor = self._routing(block)
+            router_bias = tensors.tensor(f"{block}.ffn_gate_inp.bias", _FLOATS, (num_experts,))
+        rule, arguments, factor = self._routing(tensors, block)
         shared = None
         if self.shared_intermediate_size:
-            shared = self._matrices(f"{block}.ffn_{{}}_shexp", (), self.shared_intermediate_size)
-        return LayerDescription(
+            names = f"{block}.ffn_{{}}_shexp"
+            shared = _read_matrices(tensors, names, (1, hidden, self.shared_intermediate_size))
+        sizes = (num_experts, hidden, self.intermediate_size)
+        description = LayerDescription(
             top_k=self.top_k,
-            experts=self._matrices(
-                f"{block}.ffn_{{}}_exps", (num_experts,), self.intermediate_size, has_biases
-            ),
-            router_weight=self._tensor(f"{block}.ffn_gate_inp.weight", _FLOATS, (num_experts, hidden)),
+            experts=_read_matrices(tensors, f"{block}.ffn_{{}}_exps", sizes, has_biases),
+            router_weight=tensors.tensor(f"{block}.ffn_gate_inp.weight", _FLOATS, (num_experts, hidden)),
             router_bias=router_bias,
             routing=rule,
             routing_arguments=arguments,
@@ -109,45 +153,10 @@ class GgufCheckpoint(Checkpoint):
             shared_experts=shared,
             layer_number=layer,
         )
+        tensors.check_all_read([f"{block}.ffn", f"{block}.exp"])
+        return description
 
-    def _matrices(
-        self, name: str, leading: tuple[int, ...], intermediate: int, has_biases: bool = False
-    ) -> ExpertWeights:
-        """The matrices ``name.format("gate")`` and so on; without a leading axis they are one expert's."""
-        hidden = self.hidden_size
-        shapes = {
-            "gate": (intermediate, hidden),
-            "up": (intermediate, hidden),
-            "down": (hidden, intermediate),
-        }
-        kinds, matrices = [], []
-        for part, shape in shapes.items():
-            full = f"{name.format(part)}.weight"
-            matrices.append(self._tensor(full, _WEIGHTS, (*leading, *shape)))
-            kinds.append(self._source[full].infos[full].type)
-        if "MXFP4" in kinds and set(kinds) != {"MXFP4"}:
-            expected = "gate, up and down all in MXFP4 or all in floats"
-            raise value_error(
-                f"{self.path}: tensors {name.format('*')}.weight", expected, " and ".join(kinds)
-            )
-        if not leading:
-            matrices = [matrix[None] for matrix in matrices]
-        gate, up, down = matrices
-        arrays: dict[str, Any] = {"w13": (list(gate), list(up)), "w2": list(down)}
-        if has_biases:
-            biases = {
-                part: self._tensor(f"{name.format(part)}.bias", _FLOATS, (*leading, shape[0]))
-                for part, shape in shapes.items()
-            }
-            both = [biases["gate"], biases["up"]]
-            arrays["w13_bias"] = np.concatenate([bias.astype(np.float32) for bias in both], axis=-1)
-            arrays["w2_bias"] = biases["down"].astype(np.float32)
-        if kinds[0] == "MXFP4":
-            return ExpertWeights("mxfp4", "GGUF MXFP4", (hidden, intermediate), arrays, _decode)
-        arrays = plain.with_scales(arrays)
-        return ExpertWeights("bf16", f"GGUF {kinds[0]}", (hidden, intermediate), arrays, plain.to_bfloat16)
-
-    def _routing(self, block: str) -> tuple[str, dict[str, Any], float]:
+    def _routing(self, tensors: _Tensors, block: str) -> tuple[str, dict[str, Any], float]:
         """The rule of a layer, its arguments, and the factor of the routed sum where the rule has none."""
         gating = self._integer("expert_gating_func", default=_SOFTMAX, minimum=0)
         renormalize = self._field("expert_weights_norm", bool, "a bool", self._architecture.renormalize)
@@ -156,7 +165,7 @@ class GgufCheckpoint(Checkpoint):
             raise self._error("expert_weights_scale", "a finite number of at least 0", str(factor))
         num_groups = self._integer("expert_group_count", default=1, minimum=0) or 1
         bias = f"{block}.exp_probs_b.bias"
-        has_bias = bias in self._source
+        has_bias = bias in tensors
         if gating in (0, _SOFTMAX, _SOFTMAX_OF_CHOSEN):
             if num_groups > 1 or has_bias:
                 found = f"{num_groups} groups" if num_groups > 1 else "a correction bias"
@@ -169,7 +178,8 @@ class GgufCheckpoint(Checkpoint):
             )
         arguments: dict[str, Any] = {"renormalize": renormalize, "routed_scaling_factor": factor}
         if has_bias:
-            arguments["correction_bias"] = self._tensor(bias, _FLOATS, (self.num_experts,)).astype(np.float32)
+            correction = tensors.tensor(bias, _FLOATS, (self.num_experts,))
+            arguments["correction_bias"] = correction.astype(np.float32)
         if num_groups == 1:
             return "topk_sigmoid", arguments, 1.0
         if self.num_experts % num_groups:
@@ -178,24 +188,6 @@ class GgufCheckpoint(Checkpoint):
             )
         kept = self._integer("expert_group_used_count", maximum=num_groups)
         return "grouped_topk", {"num_groups": num_groups, "topk_group": kept, **arguments}, 1.0
-
-    def _tensor(self, name: str, types: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:
-        if name not in self._source:
-            raise value_error(str(self.path), f"a tensor {name}", f"none among {len(self._source)}")
-        file = self._source[name]
-        info = file.infos[name]
-        if info.type not in types or info.shape != shape:
-            expected = f"{' or '.join(types)} {list(shape)}"
-            raise value_error(f"{file.path}: tensor {name}", expected, str(info))
-        return file[name]
-
-    def _shape(self, name: str, num_axes: int) -> tuple[int, ...]:
-        if name not in self._source:
-            raise value_error(str(self.path), f"a tensor {name}", f"none among {len(self._source)}")
-        info = self._source[name].infos[name]
-        if len(info.shape) != num_axes:
-            raise value_error(f"{self.path}: tensor {name}", f"{num_axes} axes", str(info))
-        return info.shape
 
     def _integer(
         self, key: str, default: int | None = None, minimum: int = 1, maximum: int = 2**31 - 1
@@ -216,6 +208,51 @@ class GgufCheckpoint(Checkpoint):
 
     def _error(self, key: str, expected: str, got: str) -> ValueError:
         return value_error(f"{self.path}: {self.model_type}.{key}", expected, got)
+
+
+def _read_matrices(
+    tensors: _Tensors, name: str, sizes: tuple[int, int, int], has_biases: bool = False
+) -> ExpertWeights:
+    """The matrices ``name.format("gate")`` and so on; `sizes`: experts, hidden, intermediate.
+
+    Those of the shared expert have no axis of experts.
+    """
+    count, hidden, intermediate = sizes
+    names = {part: name.format(part) for part in ("gate", "up", "down")}
+    shapes = dict.fromkeys(names, (intermediate, hidden)) | {"down": (hidden, intermediate)}
+    leading = () if name.endswith("_shexp") else (count,)
+    matrices = [
+        tensors.tensor(f"{full}.weight", _WEIGHTS, (*leading, *shapes[part])) for part, full in names.items()
+    ]
+    gate, up, down = (matrix if leading else matrix[None] for matrix in matrices)
+    kinds = [tensors.type(f"{full}.weight") for full in names.values()]
+    if "MXFP4" in kinds and set(kinds) != {"MXFP4"}:
+        expected = "gate, up and down all in MXFP4 or all in floats"
+        place = f"{tensors.path}: tensors {name.format('*')}.weight"
+        raise value_error(place, expected, " and ".join(kinds))
+    arrays: dict[str, Any] = {"w13": (list(gate), list(up)), "w2": list(down)}
+    if has_biases:
+        both, bias = (
+            [
+                tensors.tensor(f"{names[part]}.bias", _FLOATS, (*leading, shapes[part][0])).astype(np.float32)
+                for part in parts
+            ]
+            for parts in (("gate", "up"), ("down",))
+        )
+        arrays |= {"w13_bias": np.concatenate(both, axis=-1), "w2_bias": bias[0]}
+    if any(f"{full}.scale" in tensors for full in names.values()):
+        # Multiplies the products of each expert, before the bias.
+        scales = [
+            tensors.tensor(f"{full}.scale", ("F32",), (count,))
+            if f"{full}.scale" in tensors
+            else np.ones(count, np.float32)
+            for full in names.values()
+        ]
+        arrays |= {"w13_tensor_scale": np.stack(scales[:2], axis=-1), "w2_tensor_scale": scales[2]}
+    if kinds[0] == "MXFP4":
+        return ExpertWeights("mxfp4", "GGUF MXFP4", (hidden, intermediate), arrays, _decode)
+    arrays = plain.with_scales(arrays)
+    return ExpertWeights("bf16", f"GGUF {kinds[0]}", (hidden, intermediate), arrays, plain.to_bfloat16)
 
 
 def _open_files(path: Path) -> list[GgufFile]:

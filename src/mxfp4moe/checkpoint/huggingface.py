@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,15 +39,21 @@ class HuggingFaceCheckpoint(Checkpoint):
             raise value_error(str(self.path), f"a tensor {router}.weight", "none")
         self.num_layers = layers[-1] + 1
         self.moe_layers = tuple(layer for layer in layers if not model.is_dense(layer))
+        if model.shared_is_optional and not any(map(self._has_shared, self.moe_layers[:1])):
+            self._model, self.shared_intermediate_size = replace(model, shared_size=0), 0
+
+    def _has_shared(self, layer: int) -> bool:
+        prefix = f"{self._model.find_block(self._folder, layer).shared}."
+        return any(True for _ in self._folder.names_with(prefix))
 
     def _read_layer(self, layer: int) -> LayerDescription[ExpertWeights]:
-        folder, model = self._folder, self._model
+        folder, model = self._folder.recording(), self._model
         block = model.find_block(folder, layer)
         num_experts, hidden = model.num_experts, model.hidden_size
         read_experts = model.read_experts or _read_experts
         shared = _read_shared(folder, block, model)
         rule = model.rule(layer)
-        return LayerDescription(
+        description = LayerDescription(
             top_k=model.top_k,
             experts=read_experts(folder, block, model),
             router_weight=folder.tensor(f"{block.router}.weight", FLOATS, (num_experts, hidden)),
@@ -54,7 +61,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             if model.router_bias
             else None,
             routing=rule.name,
-            routing_arguments=self._routing_arguments(block, rule),
+            routing_arguments=self._routing_arguments(folder, block, rule),
             activation=model.activation,
             alpha=model.alpha,
             limit=model.limit,
@@ -63,15 +70,18 @@ class HuggingFaceCheckpoint(Checkpoint):
             shared_limit=model.shared_limit if shared is not None else None,
             layer_number=layer,
         )
+        folder.check_all_read([f"{each.path}." for each in model.blocks(layer)])
+        return description
 
-    def _routing_arguments(self, block: Block, rule: Rule) -> dict[str, Any]:
+    def _routing_arguments(self, folder: ModelFolder, block: Block, rule: Rule) -> dict[str, Any]:
         arguments = dict(rule.arguments)
         for argument, (dtypes, shape) in rule.tensors.items():
-            array = self._folder.tensor(f"{block.path}.{block.names.routing[argument]}", dtypes, shape)
+            array = folder.tensor(f"{block.path}.{block.names.routing[argument]}", dtypes, shape)
             # As the routing functions compute with them, which saves a conversion with each call.
             arguments[argument] = array.astype(
                 np.int64 if array.dtype.kind in "iu" else np.float32, copy=False
             )
+        folder.read.update(f"{block.path}.{block.names.routing[argument]}" for argument in rule.unused)
         table = arguments.get("tid2eid")
         if table is not None and table.size and not 0 <= table.min() <= table.max() < self.num_experts:
             place = f"{self.path}: tensor {block.path}.{block.names.routing['tid2eid']}"
@@ -114,8 +124,7 @@ def _read_matrices(
 ) -> ExpertWeights:
     """Experts with a tensor or a few for each matrix; `triples` are the names of gate, up and down."""
     hidden, intermediate = sizes
-    if folder.dtype(f"{triples[0][0]}.weight") in FLOATS:
-        scheme = plain.SCHEME  # quantization configurations leave some matrices out
+    scheme = _common_scheme(folder, [name for names in triples for name in names], scheme)
     shapes = ((intermediate, hidden), (intermediate, hidden), (hidden, intermediate))
     gate, up, down = (
         [scheme.read(folder, names[i], *shape) for names in triples] for i, shape in enumerate(shapes)
@@ -135,6 +144,18 @@ def _read_matrices(
         arrays["w13_tensor_scale"] = np.array(pairs, np.float32)
         arrays["w2_tensor_scale"] = np.array([d.tensor_scale for d in down], np.float32)
     return ExpertWeights(scheme.format, scheme.name, sizes, arrays)
+
+
+def _common_scheme(folder: ModelFolder, matrices: Sequence[str], scheme: Scheme) -> Scheme:
+    """The scheme of all these matrices: what is stored in floats was left out by the quantization."""
+    found: dict[Scheme, str] = {}
+    for name in matrices:
+        is_plain = folder.dtype(f"{name}.weight") in FLOATS
+        found.setdefault(plain.SCHEME if is_plain else scheme.of(name), name)
+    if len(found) > 1:
+        kinds = " and ".join(f"{each.name} for {name}" for each, name in list(found.items())[:2])
+        raise value_error(str(folder.path), "experts of a layer that are all stored alike", kinds)
+    return next(iter(found))
 
 
 def _weights(matrices: Sequence[Matrix]) -> list[Any]:

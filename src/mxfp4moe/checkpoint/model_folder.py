@@ -15,13 +15,14 @@ from mxfp4moe._arguments import value_error
 from mxfp4moe._dtypes import DTYPES
 from mxfp4moe._json import MissingFileError, bad_path_error, read_object, shorten
 from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint._unread import Recording
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
 
-class ModelFolder:
+class ModelFolder(Recording):
     """A model folder. Files of tensors are opened (memory-mapped) when a tensor of theirs is asked for.
 
     Parameters
@@ -43,6 +44,7 @@ class ModelFolder:
             raise value_error(str(self.path), "a model folder", "a file")
         self.config = Config.read(self.path / "config.json")
         self._files: dict[str, SafetensorsFile] = {}
+        self.read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of_tensor
@@ -64,6 +66,7 @@ class ModelFolder:
             sizes = ", ".join("any" if size is None else str(size) for size in shape)
             expected = f"{' or '.join(dtypes)} [{sizes}]"
             raise value_error(f"{file.path}: tensor {name}", expected, str(info)[:80])
+        self.read.add(name)
         return file[name]
 
     def shards(self) -> dict[str, tuple[SafetensorsFile, list[str]]]:

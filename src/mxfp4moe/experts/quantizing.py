@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,8 @@ def quantize_weights(weights: ExpertWeights, name: str) -> ExpertWeights:
     if weights.format != "bf16":
         raise value_error("quantize", f"None for a checkpoint in {weights.source}", repr(name))
     arrays = weights.arrays
-    gates, ups = _gate_up(arrays)
     quantizer = _QUANTIZERS[name]
-    gate, up, down = ([quantizer(matrix) for matrix in half] for half in (gates, ups, arrays["w2"]))
+    gate, up, down = ([quantizer(matrix) for matrix in half] for half in _scaled_matrices(arrays))
     result: dict[str, Any] = {
         "w13": ([q[0] for q in gate], [q[0] for q in up]),
         "w13_scales": ([q[1] for q in gate], [q[1] for q in up]),
@@ -54,6 +54,15 @@ def quantize_weights(weights: ExpertWeights, name: str) -> ExpertWeights:
         )
         result["w2_tensor_scale"] = np.array([q[2] for q in down], np.float32)
     return ExpertWeights(name, f"{weights.source}, quantized to {name}", weights.sizes, result)
+
+
+def _scaled_matrices(arrays: dict[str, Any]) -> Iterator[Iterator[Any]]:
+    """Gate, up and down of every expert, times the float32 scale of the matrix where there are such."""
+    scales: Any = [itertools.repeat(None)] * 3
+    if "w13_tensor_scale" in arrays:
+        scales = [*arrays["w13_tensor_scale"].T, arrays["w2_tensor_scale"]]
+    for matrices, factors in zip((*_gate_up(arrays), arrays["w2"]), scales, strict=True):
+        yield (w if s is None else w.astype(np.float32) * s for w, s in zip(matrices, factors, strict=False))
 
 
 def _gate_up(arrays: dict[str, Any]) -> tuple[Any, Any]:

@@ -39,14 +39,10 @@ def read_model(config: Config) -> Model:
         num_layers=read_num_layers(config),
         is_dense=lambda layer: layer < first_moe or layer % frequency != 0,
         activation=read_activation(config),
-        shared_size=intermediate * _num_shared(config),
+        shared_size=intermediate * config.integer("n_shared_experts", minimum=0, maximum=1024, default=1),
+        # Their own code has none by default, transformers has one.
+        shared_is_optional=config.get("n_shared_experts") is None,
     )
-
-
-def _num_shared(config: Config) -> int:
-    if config.fields.get("n_shared_experts", 1) is None:
-        return 0
-    return config.integer("n_shared_experts", minimum=0, maximum=1024, default=1)
 
 
 def _routing(config: Config, num_experts: int, top_k: int) -> Rule:
@@ -55,8 +51,7 @@ def _routing(config: Config, num_experts: int, top_k: int) -> Rule:
         "routed_scaling_factor": config.positive_number("routed_scaling_factor", default=2.5),
     }
     bias = {"correction_bias": TensorSpec(FLOATS, (num_experts,))}
-    grouped = config.fields.get("n_group") is not None
-    num_groups = config.integer("n_group", maximum=num_experts) if grouped else 1
+    num_groups = config.integer("n_group", maximum=num_experts, default=1)
     if num_experts % num_groups:
         raise config.error("n_group", f"a divisor of n_routed_experts = {num_experts}", str(num_groups))
     if num_groups == 1:

@@ -35,13 +35,13 @@ def read_model(config: Config) -> Model:
     num_layers = read_num_layers(config)
     top_k = config.integer("num_experts_per_tok", maximum=num_experts)
     intermediate = config.integer("moe_intermediate_size", multiple_of=scheme.multiple_of)
-    limit = None
-    if config.fields.get("swiglu_limit", 10.0) is not None:
-        limit = config.positive_number("swiglu_limit", default=10.0)
+    limit = config.positive_number("swiglu_limit", default=10.0)
     vocab_size = config.integer("vocab_size") if "vocab_size" in config.fields else None
     scale = {"routed_scaling_factor": config.positive_number("routed_scaling_factor", default=1.5)}
-    by_score = Rule("topk_sqrt_softplus", scale, {"correction_bias": TensorSpec(FLOATS, (num_experts,))})
-    by_hash = Rule("hash_topk", scale, {"tid2eid": TensorSpec(("I64", "I32"), (vocab_size, top_k))})
+    bias = {"correction_bias": TensorSpec(FLOATS, (num_experts,))}
+    table = {"tid2eid": TensorSpec(("I64", "I32"), (vocab_size, top_k))}
+    by_score = Rule("topk_sqrt_softplus", scale, bias, unused=tuple(table))
+    by_hash = Rule("hash_topk", scale, table, unused=tuple(bias))
     is_hash = _hash_layers(config, num_layers)
     return Model(
         hidden_size=config.integer("hidden_size", multiple_of=scheme.multiple_of),

@@ -23,6 +23,7 @@ def read_model(config: Config) -> Model:
     """Read the configuration of gpt-oss."""
     quantization = config.section("quantization_config")
     quantization.choice("quant_method", ("mxfp4",), default="mxfp4")
+    quantization.check_all_read()
     num_experts = read_num_experts(config, "num_local_experts")
     return Model(
         hidden_size=config.integer("hidden_size", multiple_of=32),

@@ -47,7 +47,6 @@ def read_model(config: Config) -> Model:
 
 def correction_bias_rule(config: Config, num_experts: int) -> Rule:
     """Sigmoid routing with a correction bias, unless the configuration has none."""
-    tensors = {}
-    if config.boolean("use_routing_bias", default=True):
-        tensors["correction_bias"] = TensorSpec(FLOATS, (num_experts,))
-    return Rule("topk_sigmoid", {}, tensors)
+    if not config.boolean("use_routing_bias", default=True):
+        return Rule("topk_sigmoid", unused=("correction_bias",))
+    return Rule("topk_sigmoid", {}, {"correction_bias": TensorSpec(FLOATS, (num_experts,))})

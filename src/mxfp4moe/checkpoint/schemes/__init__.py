@@ -13,8 +13,7 @@ from mxfp4moe._arguments import join_choices
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint.schemes import (
-    compressed_mxfp4,
-    compressed_nvfp4,
+    compressed,
     fp8_block,
     mxfp8,
     plain,
@@ -25,7 +24,7 @@ from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
 __all__ = ["FLOATS", "Matrix", "Scheme", "find_scheme"]
 
 _FINDERS: tuple[Callable[[Config], Scheme | None], ...] = tuple(
-    module.find for module in (mxfp8, fp8_block, compressed_mxfp4, compressed_nvfp4, quark_mxfp4)
+    module.find for module in (mxfp8, fp8_block, compressed, quark_mxfp4)
 )
 _SUPPORTED = (
     "fp8 with weight_block_size",
@@ -49,6 +48,7 @@ def find_scheme(config: Config, scale_name: str = "weight_scale_inv") -> Scheme:
     for find in _FINDERS:
         scheme = find(quantization)
         if scheme is not None:
+            quantization.check_all_read()
             if scheme.block_shape is not None:
                 return fp8_block.scheme(scheme.block_shape, scale_name)
             return scheme

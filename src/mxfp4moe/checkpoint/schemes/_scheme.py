@@ -37,3 +37,9 @@ class Scheme:
     """What both sizes of each matrix must be a multiple of."""
     block_shape: tuple[int, int] | None = None
     """Rows and columns of one scale, of fp8_block."""
+    choose: Callable[[str], Scheme] | None = None
+    """The scheme of a module by its name, where a configuration has several; this one then reads nothing."""
+
+    def of(self, module: str) -> Scheme:
+        """The scheme of the module of this name."""
+        return self if self.choose is None else self.choose(module)

@@ -7,24 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mxfp4moe._arguments import value_error
-from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint.schemes._compressed import is_compressed
 from mxfp4moe.checkpoint.schemes._scheme import Matrix, Scheme
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 FORMAT = "nvfp4-pack-quantized"
-
-
-def find(quantization: Config) -> Scheme | None:
-    """The scheme of compressed-tensors with this format."""
-    return SCHEME if is_compressed(quantization, FORMAT) else None
+GROUP_SIZE = 16
 
 
 def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
     weight = folder.tensor(f"{name}.weight_packed", ("U8",), (rows, columns // 2))
-    scales = folder.tensor(f"{name}.weight_scale", ("F8_E4M3",), (rows, columns // 16))
+    scales = folder.tensor(f"{name}.weight_scale", ("F8_E4M3",), (rows, columns // GROUP_SIZE))
     reciprocal = folder.tensor(f"{name}.weight_global_scale", ("F32",), (1,))[0]
     if not 0 < reciprocal < np.inf:
         place = f"{folder.path}: tensor {name}.weight_global_scale"
@@ -33,4 +27,4 @@ def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
     return Matrix(weight, scales, float(np.float32(1) / reciprocal))
 
 
-SCHEME = Scheme(f"compressed-tensors {FORMAT}", "nvfp4", _read, multiple_of=16)
+SCHEME = Scheme(f"compressed-tensors {FORMAT}", "nvfp4", _read, multiple_of=GROUP_SIZE)

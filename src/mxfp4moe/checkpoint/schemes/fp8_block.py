@@ -13,15 +13,16 @@ from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint.model_folder import ModelFolder
 
+E4M3_NAMES = ("e4m3", "float8_e4m3fn", None)
 _SCALE_NAME = "weight_scale_inv"
 _SCALES = (*FLOATS, "F8_E8M0", "U8")
 
 
 def find(quantization: Config) -> Scheme | None:
     """The scheme of ``quant_method: fp8`` with a ``weight_block_size``."""
-    if quantization.fields.get("quant_method") != "fp8":
+    if quantization.get("quant_method") != "fp8":
         return None
-    quantization.choice("fmt", ("e4m3", "float8_e4m3fn", None), default=None)
+    quantization.choice("fmt", E4M3_NAMES, default=None)
     block = quantization.list_of("weight_block_size", int, 2)
     if block is None or min(block) < 1 or block[1] % 32:
         expected = "[rows, columns] above 0, columns a multiple of 32"

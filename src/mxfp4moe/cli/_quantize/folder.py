@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mxfp4moe._json import read_object
 from mxfp4moe.checkpoint._model import language_model
 from mxfp4moe.checkpoint.huggingface import HuggingFaceCheckpoint
 from mxfp4moe.checkpoint.model_folder import ModelFolder
@@ -120,7 +121,7 @@ class Quantization:
             _write_json(
                 folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
             )
-        fields = self.folder.config.fields
+        fields = read_object(self.folder.path / "config.json")
         config = {name: value for name, value in fields.items() if name not in self.model.storage_fields}
         _write_json(folder / "config.json", config | {"quantization_config": self.quantization_config()})
         for path in sorted(self.folder.path.iterdir()):
