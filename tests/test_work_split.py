@@ -27,8 +27,12 @@ class Plan(NamedTuple):
 
 def plan_of(shape: Shape, ids: np.ndarray, num_threads: int, num_nodes: int = 1) -> Plan:
     # Memory that nothing is written to.
-    sizes = shape.num_experts, shape.hidden_size, shape.intermediate_size
-    storage = _core.ExpertStorage(WEIGHT_FORMAT, sizes, (False, False), False, (0, 0))
+    storage = _core.ExpertStorage(
+        format=WEIGHT_FORMAT,
+        num_experts=shape.num_experts,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+    )
     chunk, threads, gate_up, down = _core.plan_call(
         storage, config.active_kernels(), ids, num_threads, num_nodes
     )

@@ -2,6 +2,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# numbers of the C++ enumerations by name
+DTYPES: dict[str, int]
+WEIGHT_FORMATS: dict[str, int]
+MX_ELEMENTS: dict[str, int]
+SCALE_RULES: dict[str, int]
+ACTIVATIONS: dict[str, int]
+SCORINGS: dict[str, int]
+PANEL_ROWS: int
+
 # runtime: instruction sets and threads
 def compiler() -> str: ...
 def kernel_tables() -> list[tuple[str, str, bool, bool]]: ...
@@ -16,19 +25,24 @@ def release_workers() -> None: ...
 # quantize
 def quantize_mx(
     values: np.ndarray,
-    kinds: tuple[int, int, int],
     codes: np.ndarray,
     scales: np.ndarray,
     kernels: int,
     num_threads: int,
+    *,
+    dtype: int,
+    element: int,
+    scale_rule: int,
 ) -> None: ...
 def dequantize_mx(
     codes: np.ndarray,
     scales: np.ndarray,
-    kinds: tuple[int, int],
     values: np.ndarray,
     kernels: int,
     num_threads: int,
+    *,
+    dtype: int,
+    element: int,
 ) -> None: ...
 def quantize_fp8_block(
     values: np.ndarray,
@@ -81,12 +95,17 @@ def layout_version() -> int: ...
 class ExpertStorage:
     def __init__(
         self,
-        format: int,
-        sizes: tuple[int, int, int],
-        biases: tuple[bool, bool],
-        interleaved: bool,
-        block_shape: tuple[int, ...],
         bytes: np.ndarray | None = None,
+        *,
+        format: int,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        has_w13_bias: bool = False,
+        has_w2_bias: bool = False,
+        interleaved: bool = False,
+        block_rows: int = 0,
+        block_k: int = 0,
         tensor_scales: bool = False,
     ) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -121,11 +140,14 @@ def fused_experts(
     hidden_dtype: int,
     topk_weights: np.ndarray,
     ids: np.ndarray,
-    activation: tuple[int, float, float],
-    weight_on_input: bool,
     out: np.ndarray,
     out_dtype: int,
     num_threads: int,
+    *,
+    activation: int,
+    alpha: float,
+    limit: float,
+    apply_router_weight_on_input: bool,
 ) -> None: ...
 
 # linear
@@ -149,10 +171,16 @@ def linear(
 def route(
     logits: np.ndarray,
     correction_bias: np.ndarray | None,
-    rule: tuple[int, bool, bool, float, int, int],
     topk_weights: np.ndarray,
     topk_ids: np.ndarray,
     num_threads: int,
+    *,
+    scoring: int,
+    renormalize: bool,
+    ids_given: bool,
+    routed_scaling_factor: float,
+    num_groups: int,
+    topk_group: int,
 ) -> int | None: ...
 def hash_ids(
     input_ids: np.ndarray, tid2eid: np.ndarray, num_experts: int, topk_ids: np.ndarray

@@ -15,6 +15,17 @@ include "_core_experts.pxi"
 include "_core_routing.pxi"
 include "_core_files.pxi"
 
+# --- the numbers of the C++ enumerations, by the names that common/types.h and routing/routing.h give them -----
+
+DTYPES = {cpp.kDTypeNames[i].decode(): i for i in range(cpp.count_of(cpp.kDTypeNames))}
+WEIGHT_FORMATS = {cpp.kWeightFormatNames[i].decode(): i for i in range(cpp.count_of(cpp.kWeightFormatNames))}
+MX_ELEMENTS = {cpp.kMxElementNames[i].decode(): i for i in range(cpp.count_of(cpp.kMxElementNames))}
+SCALE_RULES = {cpp.kScaleRuleNames[i].decode(): i for i in range(cpp.count_of(cpp.kScaleRuleNames))}
+ACTIVATIONS = {cpp.kActivationNames[i].decode(): i for i in range(cpp.count_of(cpp.kActivationNames))}
+SCORINGS = {cpp.kScoringNames[i].decode(): i for i in range(cpp.count_of(cpp.kScoringNames))}
+PANEL_ROWS = cpp.kPanelRows
+
+
 # --- runtime: instruction sets and threads ------------------------------------------------------------------
 
 cdef extern from *:

@@ -10,9 +10,10 @@ def layout_version():
 cdef class ExpertStorage:
     """The packed bytes of all experts of one layer: one block of memory, exported read-only.
 
-    Made to be packed into, or of packed `bytes`, which stay where they are if they are aligned for the kernels.
+    It is empty, to be packed into, or made of packed `bytes`, which stay where they are if they are aligned for the
+    kernels.
     A matrix is w13 or w2. Its parts are its weights, block scales, float32 scales of sums, and bias; a part holds
-    as many bytes for each expert.
+    the same number of bytes for each expert.
     """
 
     cdef cpp.StorageShape shape
@@ -21,15 +22,20 @@ cdef class ExpertStorage:
     cdef const uint8_t[::1] borrowed  # keeps alive what `data` points to, if that is not its own
     cdef bint owned
 
-    def __cinit__(self, int format, sizes, biases, bint interleaved, block_shape, const uint8_t[::1] bytes=None,
-                  bint tensor_scales=False):
-        """`sizes`: experts, hidden, intermediate; `biases`: of w13, of w2; `block_shape`: 0 is a whole axis."""
+    def __cinit__(self, const uint8_t[::1] bytes=None, *, int format, int64_t num_experts, int64_t hidden_size,
+                  int64_t intermediate_size, bint has_w13_bias=False, bint has_w2_bias=False, bint interleaved=False,
+                  int64_t block_rows=0, int64_t block_k=0, bint tensor_scales=False):
+        """Where `block_rows` or `block_k` is 0, a block of float32 scales is the whole axis."""
         self.shape.format = <cpp.WeightFormat>format
-        self.shape.num_experts, self.shape.hidden_size, self.shape.intermediate_size = sizes
-        self.shape.has_w13_bias, self.shape.has_w2_bias = biases
+        self.shape.num_experts = num_experts
+        self.shape.hidden_size = hidden_size
+        self.shape.intermediate_size = intermediate_size
+        self.shape.has_w13_bias = has_w13_bias
+        self.shape.has_w2_bias = has_w2_bias
         self.shape.tensor_scales = tensor_scales
         self.shape.interleaved = interleaved
-        self.shape.block_rows, self.shape.block_k = block_shape
+        self.shape.block_rows = block_rows
+        self.shape.block_k = block_k
         self.layout = cpp.storage_layout(self.shape)
         if bytes is not None and bytes.shape[0] != self.layout.total:
             raise ValueError(f"bytes: expected {self.layout.total}, got {bytes.shape[0]}")
@@ -40,7 +46,7 @@ cdef class ExpertStorage:
         self.data = cpp.map_memory(self.layout.total) if self.layout.total >= 0 else NULL
         self.owned = True
         if self.data == NULL:
-            raise MemoryError("no memory for {} packed experts of {} x {}".format(*sizes))
+            raise MemoryError(f"no memory for {num_experts} packed experts of {hidden_size} x {intermediate_size}")
         if bytes is not None:
             memcpy(self.data, &bytes[0], bytes.shape[0])
 
@@ -61,12 +67,15 @@ cdef class ExpertStorage:
 
     def parts(self):
         """(name, offset, bytes of an expert) of each part that is not empty."""
-        return [
-            (f"{name}_{part}" if part else name, layout.offset[i], layout.expert_bytes[i])
-            for name, layout in (("w13", self.layout.w13), ("w2", self.layout.w2))
-            for i, part in enumerate(("", "scales", "sum_scales", "bias"))
-            if layout.expert_bytes[i]
-        ]
+        cdef cpp.MatrixLayout* m
+        cdef int i
+        result = []
+        for name in ("w13", "w2"):
+            m = self.matrix(name == "w13")
+            for i, part in enumerate(("", "_scales", "_sum_scales", "_bias")):
+                if m.expert_bytes[i]:
+                    result.append((name + part, m.offset[i], m.expert_bytes[i]))
+        return result
 
     cdef cpp.MatrixLayout* matrix(self, bint is_w13) noexcept:
         return &self.layout.w13 if is_w13 else &self.layout.w2
@@ -75,10 +84,10 @@ cdef class ExpertStorage:
         cdef cpp.MatrixLayout* m = self.matrix(is_w13)
         return self.data + m.offset[part] + expert * m.expert_bytes[part]
 
-    cdef cpp.SourceMatrix source(self, bint is_w13, int dtype) noexcept:
+    cdef cpp.SourceMatrix source(self, bint is_w13, cpp.DType dtype) noexcept:
         cdef cpp.SourceMatrix m
         m.format = self.shape.format
-        m.dtype = <cpp.DType>dtype
+        m.dtype = dtype
         m.weights = m.scales = m.up_weights = m.up_scales = NULL
         m.num_rows = 2 * self.shape.intermediate_size if is_w13 else self.shape.hidden_size
         m.k = self.shape.hidden_size if is_w13 else self.shape.intermediate_size
@@ -105,13 +114,19 @@ cdef class ExpertStorage:
         p.scale_rows = self.matrix(is_w13).sizes.scale_rows
         return p
 
+    cdef cpp.PackedBias bias(self, bint is_w13, int64_t expert) noexcept:
+        cdef cpp.PackedBias p
+        p.data = <float*>self.part(is_w13, <int>cpp.Part.kBias, expert)
+        p.num_panels = self.matrix(is_w13).sizes.num_panels
+        return p
+
     def pack(self, bint is_w13, int64_t expert, weights, scales, int dtype, int num_threads):
         """Pack the weights and block scales of one matrix of one expert.
 
         Both are sequences of one array of byte rows, or of two, if gate and up came apart; `scales` may be empty.
         """
         cdef cpp.InterruptibleCall call
-        cdef cpp.SourceMatrix m = self.source(is_w13, dtype)
+        cdef cpp.SourceMatrix m = self.source(is_w13, <cpp.DType>dtype)
         cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
         cdef const uint8_t[:, ::1] first = weights[0], second = weights[len(weights) - 1]
         cdef const uint8_t[:, ::1] first_scales, second_scales
@@ -130,7 +145,7 @@ cdef class ExpertStorage:
     def unpack(self, bint is_w13, int64_t expert, uint8_t[:, ::1] weights, uint8_t[:, ::1] scales, int num_threads):
         """The inverse of `pack`, gate and up in one array; `scales` may be None."""
         cdef cpp.InterruptibleCall call
-        cdef cpp.SourceMatrix m = self.source(is_w13, 0)
+        cdef cpp.SourceMatrix m = self.source(is_w13, cpp.DType.kFloat32)
         cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
         cdef uint8_t* scale_bytes = NULL
         if scales is not None:
@@ -149,20 +164,11 @@ cdef class ExpertStorage:
 
     def pack_bias(self, bint is_w13, int64_t expert, const float[::1] bias):
         """Store one expert's bias in packed row order, zeros in the padding."""
-        cdef float* to = <float*>self.part(is_w13, <int>cpp.Part.kBias, expert)
-        cdef int64_t packed, row
-        for packed in range(16 * self.matrix(is_w13).sizes.num_panels):
-            row = cpp.source_row(self.order(is_w13), packed, bias.shape[0])
-            to[packed] = bias[row] if row >= 0 else 0
+        cpp.pack_bias(self.order(is_w13), bias.shape[0], &bias[0], self.bias(is_w13, expert))
 
     def unpack_bias(self, bint is_w13, int64_t expert, float[::1] bias):
         """The inverse of `pack_bias`."""
-        cdef const float* source = <const float*>self.part(is_w13, <int>cpp.Part.kBias, expert)
-        cdef int64_t packed, row
-        for packed in range(16 * self.matrix(is_w13).sizes.num_panels):
-            row = cpp.source_row(self.order(is_w13), packed, bias.shape[0])
-            if row >= 0:
-                bias[row] = source[packed]
+        cpp.unpack_bias(self.order(is_w13), bias.shape[0], self.bias(is_w13, expert), &bias[0])
 
 
 # --- fused experts ------------------------------------------------------------------------------------------
@@ -172,32 +178,31 @@ ctypedef fused id_t:
     int64_t
 
 
-cdef int64_t resolve_ids(const id_t[:, :] ids, const int64_t[::1] expert_map, int64_t num_ids,
-                         int32_t[:, ::1] result) noexcept nogil:
-    cdef int64_t t, s, expert
-    for t in range(ids.shape[0]):
-        for s in range(ids.shape[1]):
-            expert = ids[t, s]
-            if expert < -1 or expert >= num_ids:
-                return t * ids.shape[1] + s
-            if expert_map is not None and expert >= 0:
-                expert = expert_map[expert]
-            result[t, s] = <int32_t>expert
-    return -1
+cdef cpp.IdTable id_table(const id_t[:, :] ids) noexcept:
+    cdef cpp.IdTable table
+    table.data = <const uint8_t*>&ids[0, 0]
+    table.rows, table.columns = ids.shape[0], ids.shape[1]
+    table.row_stride, table.column_stride = ids.strides[0], ids.strides[1]
+    table.is_int64 = id_t is int64_t
+    return table
 
 
 def local_ids(const id_t[:, :] ids, const int64_t[::1] expert_map, int64_t num_ids, int32_t[:, ::1] result):
     """Write the local expert id, or -1, of each slot; return the flat position of the first id out of range, or -1."""
-    cdef int64_t bad
+    cdef cpp.IdTable table = id_table(ids)
+    cdef const int64_t* mapping = NULL
+    cdef int64_t first_bad
+    if expert_map is not None:
+        mapping = &expert_map[0]
     with nogil:
-        bad = resolve_ids(ids, expert_map, num_ids, result)
-    return bad
+        first_bad = cpp.find_local_ids(table, mapping, num_ids, &result[0, 0])
+    return first_bad
 
 
 def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
-                  const float[:, ::1] topk_weights, const int32_t[:, ::1] ids, activation,
-                  bint weight_on_input, uint8_t[:, :] out, int out_dtype, int num_threads):
-    """Run the kernels of table `kernels`; rows are bytes, `activation` is (kind, alpha, limit)."""
+                  const float[:, ::1] topk_weights, const int32_t[:, ::1] ids, uint8_t[:, :] out, int out_dtype,
+                  int num_threads, *, int activation, float alpha, float limit, bint apply_router_weight_on_input):
+    """Run the kernels of table `kernels`; rows of `hidden_states` and `out` are bytes."""
     cdef cpp.InterruptibleCall call
     cdef cpp.MoeProblem problem
     cdef cpp.Status status
@@ -212,10 +217,10 @@ def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden
     problem.local_ids = &ids[0, 0]
     problem.num_tokens = ids.shape[0]
     problem.top_k = ids.shape[1]
-    problem.activation.kind = <cpp.ActivationKind><int>activation[0]
-    problem.activation.alpha = activation[1]
-    problem.activation.limit = activation[2]
-    problem.apply_router_weight_on_input = weight_on_input
+    problem.activation.kind = <cpp.ActivationKind>activation
+    problem.activation.alpha = alpha
+    problem.activation.limit = limit
+    problem.apply_router_weight_on_input = apply_router_weight_on_input
     with nogil:
         status = cpp.run_fused_experts(cpp.kernel_table(kernels), problem, num_threads)
     raise_interrupt(call)
@@ -231,13 +236,12 @@ def plan_call(ExpertStorage experts, int kernels, const int32_t[:, ::1] ids, int
     """
     cdef cpp.MoeProblem problem
     cdef cpp.CallPlan plan
-    cdef Py_ssize_t t, s
+    cdef int64_t first_bad, num_experts = experts.shape.num_experts
     if ids.shape[0] == 0 or ids.shape[1] == 0 or num_threads < 1 or not 1 <= num_nodes <= cpp.kMaxNodes:
         raise ValueError(f"ids {ids.shape[0]} x {ids.shape[1]}, {num_threads} threads, {num_nodes} nodes: no plan")
-    for t in range(ids.shape[0]):
-        for s in range(ids.shape[1]):
-            if ids[t, s] < -1 or ids[t, s] >= experts.shape.num_experts:
-                raise ValueError(f"ids: expected values in [-1, {experts.shape.num_experts - 1}], got {ids[t, s]}")
+    first_bad = cpp.find_local_ids(id_table[int32_t](ids), NULL, num_experts, NULL)
+    if first_bad >= 0:
+        raise ValueError(f"ids: expected values in [-1, {num_experts - 1}], got {(&ids[0, 0])[first_bad]}")
     memset(&problem, 0, sizeof(problem))
     problem.layer = cpp.view_storage(experts.shape, experts.data)
     problem.local_ids = &ids[0, 0]
@@ -280,7 +284,7 @@ cdef class LinearStorage:
         source.order = cpp.RowOrder.kPlain
         packed.weights = self.data
         packed.scales = NULL
-        packed.num_panels = rows.shape[0] // 16
+        packed.num_panels = rows.shape[0] // cpp.kPanelRows
         with nogil:
             cpp.pack_matrix(source, packed, num_threads)
         raise_interrupt(call)

@@ -1,14 +1,14 @@
 # Quantizers and their inverses. Included by _core.pyx.
 
-def quantize_mx(const uint8_t[::1] values, kinds, uint8_t[::1] codes, uint8_t[::1] scales,
-                int kernels, int num_threads):
-    """Write the codes and the scale byte of each block of 32 values; `kinds` is (dtype, element, scale_rule)."""
+def quantize_mx(const uint8_t[::1] values, uint8_t[::1] codes, uint8_t[::1] scales, int kernels, int num_threads, *,
+                int dtype, int element, int scale_rule):
+    """Write the codes and the scale byte of each block of 32 values."""
     cdef cpp.InterruptibleCall call
     cdef cpp.MxArgs args
     args.values = &values[0]
-    args.dtype = <cpp.DType><int>kinds[0]
-    args.element = <cpp.MxElement><int>kinds[1]
-    args.scale_rule = <cpp.ScaleRule><int>kinds[2]
+    args.dtype = <cpp.DType>dtype
+    args.element = <cpp.MxElement>element
+    args.scale_rule = <cpp.ScaleRule>scale_rule
     args.num_blocks = scales.shape[0]
     args.codes = &codes[0]
     args.scales = &scales[0]
@@ -17,15 +17,15 @@ def quantize_mx(const uint8_t[::1] values, kinds, uint8_t[::1] codes, uint8_t[::
     raise_interrupt(call)
 
 
-def dequantize_mx(const uint8_t[::1] codes, const uint8_t[::1] scales, kinds, uint8_t[::1] values,
-                  int kernels, int num_threads):
-    """The inverse of `quantize_mx`; `kinds` is (dtype, element)."""
+def dequantize_mx(const uint8_t[::1] codes, const uint8_t[::1] scales, uint8_t[::1] values, int kernels,
+                  int num_threads, *, int dtype, int element):
+    """The inverse of `quantize_mx`."""
     cdef cpp.InterruptibleCall call
     cdef cpp.MxValuesArgs args
     args.codes = &codes[0]
     args.scales = &scales[0]
-    args.dtype = <cpp.DType><int>kinds[0]
-    args.element = <cpp.MxElement><int>kinds[1]
+    args.dtype = <cpp.DType>dtype
+    args.element = <cpp.MxElement>element
     args.num_blocks = scales.shape[0]
     args.values = &values[0]
     with nogil:
@@ -34,7 +34,10 @@ def dequantize_mx(const uint8_t[::1] codes, const uint8_t[::1] scales, kinds, ui
 
 
 cdef cpp.ScaleBlockGrid scale_block_grid(shape, block_shape):
-    return cpp.ScaleBlockGrid(shape[0], shape[1], shape[2], block_shape[0], block_shape[1])
+    cdef cpp.ScaleBlockGrid grid
+    grid.num_matrices, grid.rows, grid.columns = shape
+    grid.block_rows, grid.block_columns = block_shape
+    return grid
 
 
 def quantize_fp8_block(const uint8_t[::1] values, int dtype, shape, block_shape, uint8_t[::1] codes, float[::1] scales,
@@ -102,7 +105,7 @@ def dequantize_nvfp4(const uint8_t[::1] blocks, const uint8_t[::1] scales, const
 
 
 def pack_e2m1(const uint8_t[::1] codes, uint8_t[::1] blocks, int num_threads):
-    """Two codes of one byte each to one byte of `blocks`."""
+    """Pack each two codes, of one byte each, into one byte of `blocks`."""
     cdef cpp.InterruptibleCall call
     with nogil:
         cpp.pack_e2m1(&codes[0], &blocks[0], blocks.shape[0], num_threads)

@@ -1,8 +1,9 @@
 # Routing functions. Included by _core.pyx.
 
-def route(const float[:, ::1] logits, const float[::1] correction_bias, rule, float[:, ::1] topk_weights,
-          int32_t[:, ::1] topk_ids, int num_threads):
-    """Write weights and ids by `rule`: (scoring, renormalize, ids_given, scaling factor, num_groups, topk_group).
+def route(const float[:, ::1] logits, const float[::1] correction_bias, float[:, ::1] topk_weights,
+          int32_t[:, ::1] topk_ids, int num_threads, *, int scoring, bint renormalize, bint ids_given,
+          float routed_scaling_factor, int64_t num_groups, int64_t topk_group):
+    """Write weights and ids by the rule that the keywords give.
 
     Return the first row that cannot be routed, -1 if there is none, or None if it is the bias that is wrong.
     """
@@ -16,12 +17,12 @@ def route(const float[:, ::1] logits, const float[::1] correction_bias, rule, fl
     args.num_tokens = logits.shape[0]
     args.num_experts = logits.shape[1]
     args.top_k = topk_ids.shape[1]
-    args.rule.scoring = <cpp.Scoring><int>rule[0]
-    args.rule.renormalize = rule[1]
-    args.rule.ids_given = rule[2]
-    args.rule.routed_scaling_factor = rule[3]
-    args.rule.num_groups = rule[4]
-    args.rule.topk_group = rule[5]
+    args.rule.scoring = <cpp.Scoring>scoring
+    args.rule.renormalize = renormalize
+    args.rule.ids_given = ids_given
+    args.rule.routed_scaling_factor = routed_scaling_factor
+    args.rule.num_groups = num_groups
+    args.rule.topk_group = topk_group
     args.topk_weights = &topk_weights[0, 0]
     args.topk_ids = &topk_ids[0, 0]
     with nogil:
@@ -32,26 +33,13 @@ def route(const float[:, ::1] logits, const float[::1] correction_bias, rule, fl
     return None if first_bad == cpp.kBadBias else first_bad
 
 
-cdef (int64_t, int64_t) look_up(const int64_t[::1] input_ids, const id_t[:, :] tid2eid, int64_t num_experts,
-                                int32_t[:, ::1] topk_ids) noexcept nogil:
-    cdef int64_t t, s, expert
-    for t in range(input_ids.shape[0]):
-        if input_ids[t] < 0 or input_ids[t] >= tid2eid.shape[0]:
-            return t, -1
-        for s in range(tid2eid.shape[1]):
-            expert = tid2eid[input_ids[t], s]
-            if expert < 0 or expert >= num_experts:
-                return t, s
-            topk_ids[t, s] = <int32_t>expert
-    return -1, -1
-
-
 def hash_ids(const int64_t[::1] input_ids, const id_t[:, :] tid2eid, int64_t num_experts, int32_t[:, ::1] topk_ids):
     """Copy rows of the table. Return the token and the slot of the first entry out of range, or (-1, -1).
 
     An input id out of range is slot -1 of its token.
     """
-    cdef (int64_t, int64_t) bad
+    cdef cpp.IdTable table = id_table(tid2eid)
+    cdef cpp.IdPosition bad
     with nogil:
-        bad = look_up(input_ids, tid2eid, num_experts, topk_ids)
-    return bad
+        bad = cpp.look_up_ids(&input_ids[0], input_ids.shape[0], table, num_experts, &topk_ids[0, 0])
+    return bad.row, bad.column

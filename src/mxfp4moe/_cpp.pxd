@@ -5,27 +5,30 @@ from libcpp.vector cimport vector
 
 
 cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
+    # Numbers go by their names; only the values that the binding itself uses are declared.
     cdef enum class DType(int32_t):
         kFloat32
-        kFloat16
         kBFloat16
-        kFloat64
 
-    # formats.py numbers the others.
     cdef enum class WeightFormat(int32_t):
         kBf16
 
+    cdef enum class MxElement(int32_t):
+        pass
+
     cdef enum class ScaleRule(int32_t):
-        kFloor
-        kCeil
-        kRceil
-        kEven
+        pass
 
     cdef enum class ActivationKind(int32_t):
-        kSilu
-        kSwigluOai
-        kGelu
-        kGeluTanh
+        pass
+
+    const char* kDTypeNames[]
+    const char* kWeightFormatNames[]
+    const char* kMxElementNames[]
+    const char* kScaleRuleNames[]
+    const char* kActivationNames[]
+    int count_of(const char* names[])
+    const int kPanelRows
 
     cdef struct Activation:
         ActivationKind kind
@@ -123,8 +126,7 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
         int64_t scale_rows
 
     cdef struct SumScaleBlocks:
-        int64_t block_rows
-        cbool apart
+        pass
 
     cdef struct PackedSumScales:
         float* data
@@ -132,12 +134,18 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
         int64_t num_ranges
         int64_t scale_rows
 
-    int64_t source_row(RowOrder order, int64_t row, int64_t num_rows)
     void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads)
     void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
                        int num_threads)
     void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed)
     void unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales)
+
+    cdef struct PackedBias:
+        float* data
+        int64_t num_panels
+
+    void pack_bias(RowOrder order, int64_t num_rows, const float* bias, const PackedBias& packed)
+    void unpack_bias(RowOrder order, int64_t num_rows, const PackedBias& packed, float* bias)
 
 
 cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
@@ -158,8 +166,6 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         kScales
         kSumScales
         kBias
-
-    const int kNumParts
 
     cdef struct MatrixLayout:
         PackedMatrix sizes
@@ -245,11 +251,6 @@ cdef extern from "linear/linear.h" namespace "mxfp4moe" nogil:
 
 
 cdef extern from "kernels/quantize_kernels.h" namespace "mxfp4moe" nogil:
-    cdef enum class MxElement(int32_t):
-        kE2m1
-        kE4m3
-        kE5m2
-
     cdef struct MxArgs:
         const uint8_t* values
         DType dtype
@@ -310,8 +311,8 @@ cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
 
     void quantize_mx(const KernelTable& kernels, const MxArgs& args, int num_threads)
     void dequantize_mx(const KernelTable& kernels, const MxValuesArgs& args, int num_threads)
-    void quantize_fp8_block(const KernelTable& kernels, const ScaleBlockGrid& grid, const ScaleBlockArgs& values, uint8_t* codes,
-                            float* scales, int num_threads)
+    void quantize_fp8_block(const KernelTable& kernels, const ScaleBlockGrid& grid, const ScaleBlockArgs& values,
+                            uint8_t* codes, float* scales, int num_threads)
     void dequantize_fp8_block(const KernelTable& kernels, const ScaleBlockGrid& grid, const ScaleBlockValuesArgs& args,
                               const float* scales, int num_threads)
     void quantize_nvfp4(const KernelTable& kernels, const Nvfp4Args& args, int64_t num_tensors, float* tensor_scales,
@@ -322,14 +323,33 @@ cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
     void unpack_e2m1(const uint8_t* blocks, uint8_t* codes, int64_t num_bytes, int num_threads)
 
 
+cdef extern from "routing/ids.h" namespace "mxfp4moe" nogil:
+    cdef struct IdTable:
+        const uint8_t* data
+        int64_t rows
+        int64_t columns
+        int64_t row_stride
+        int64_t column_stride
+        cbool is_int64
+
+    cdef struct IdPosition:
+        int64_t row
+        int64_t column
+
+    int64_t find_local_ids "mxfp4moe::local_ids"(
+        const IdTable& ids, const int64_t* expert_map, int64_t num_ids, int32_t* local)
+    IdPosition look_up_ids "mxfp4moe::hash_ids"(
+        const int64_t* input_ids, int64_t num_tokens, const IdTable& table, int64_t num_experts, int32_t* topk_ids)
+
+
 cdef extern from "routing/routing.h" namespace "mxfp4moe" nogil:
     const int64_t kNoRoutingMemory
     const int64_t kBadBias
 
     cdef enum class Scoring(int32_t):
-        kSoftmax
-        kSigmoid
-        kSqrtSoftplus
+        pass
+
+    const char* kScoringNames[]
 
     cdef struct RoutingRule:
         Scoring scoring

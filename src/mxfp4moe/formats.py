@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from mxfp4moe import _core
+
 _UINT8, _INT8 = np.dtype(np.uint8), np.dtype(np.int8)
 _FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -14,8 +16,8 @@ _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 _E5M2 = np.dtype(ml_dtypes.float8_e5m2)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 
-# As common/types.h numbers them.
-FLOAT_CODES = {BFLOAT16: 2, np.dtype(np.float16): 1, _FLOAT32: 0}
+# The numbers by which the kernels know the dtypes of hidden states and results.
+FLOAT_CODES = {dtype: _core.DTYPES[dtype.name] for dtype in (BFLOAT16, np.dtype(np.float16), _FLOAT32)}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class WeightFormat:
     ----------
     name : str
     weight_dtypes : dict of dtype to int
-        What a weight array may be: the number of the packed format (common/types.h in the C++ sources).
+        What a weight array may be, and the number of the packed format that it becomes.
     element_bits : int
         Of one weight in that array; 0: those of the dtype.
     k_multiple : int
@@ -80,13 +82,20 @@ class WeightFormat:
         return bits // 8 + scales + (4 if self.has_tensor_scale else 0)
 
 
+_PACKED = _core.WEIGHT_FORMATS
+_E4M3_MX, _E5M2_MX = _PACKED["mxfp8-e4m3"], _PACKED["mxfp8-e5m2"]
+
 FORMATS: dict[str, WeightFormat] = {
     f.name: f
     for f in (
-        WeightFormat("mxfp4", {_UINT8: 0, _INT8: 0}, 4, 32, (_UINT8, _E8M0), 32),
-        WeightFormat("mxfp8", {_E4M3: 2, _E5M2: 3, _UINT8: 2}, 8, 32, (_UINT8, _E8M0), 32),
-        WeightFormat("nvfp4", {_UINT8: 1, _INT8: 1}, 4, 16, (_E4M3, _UINT8), 16, True),
-        WeightFormat("fp8_block", {_E4M3: 4, _UINT8: 4}, 8, 1, (_FLOAT32,)),
-        WeightFormat("bf16", {BFLOAT16: 5, np.dtype(np.float16): 5, _FLOAT32: 5}),
+        WeightFormat("mxfp4", dict.fromkeys((_UINT8, _INT8), _PACKED["mxfp4"]), 4, 32, (_UINT8, _E8M0), 32),
+        WeightFormat(
+            "mxfp8", {_E4M3: _E4M3_MX, _E5M2: _E5M2_MX, _UINT8: _E4M3_MX}, 8, 32, (_UINT8, _E8M0), 32
+        ),
+        WeightFormat(
+            "nvfp4", dict.fromkeys((_UINT8, _INT8), _PACKED["nvfp4"]), 4, 16, (_E4M3, _UINT8), 16, True
+        ),
+        WeightFormat("fp8_block", dict.fromkeys((_E4M3, _UINT8), _PACKED["fp8_block"]), 8, 1, (_FLOAT32,)),
+        WeightFormat("bf16", dict.fromkeys(FLOAT_CODES, _PACKED["bf16"])),
     )
 }

@@ -24,12 +24,13 @@ __all__ = ["grouped_topk", "hash_topk", "topk_sigmoid", "topk_softmax", "topk_sq
 
 _FLOAT_DTYPES = tuple(np.dtype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16, np.float64))
 _FLOAT32 = _FLOAT_DTYPES[0]
-# As routing/routing.h numbers them.
-_SOFTMAX, _SIGMOID, _SQRT_SOFTPLUS = range(3)
+_SOFTMAX, _SIGMOID, _SQRT_SOFTPLUS = (
+    _core.SCORINGS[name] for name in ("softmax", "sigmoid", "sqrt_softplus")
+)
 
 
 class _Rule(NamedTuple):
-    """As `_core.route` takes it."""
+    """The keywords of `_core.route`."""
 
     scoring: int
     renormalize: bool
@@ -414,10 +415,10 @@ def _route(
     bad_row = _core.route(
         logits.reshape(-1, logits.shape[-1]),
         bias,
-        rule,
         topk_weights.reshape(-1, top_k),
         topk_ids.reshape(-1, top_k),
         resolve_num_threads(None),
+        **rule._asdict(),
     )
     if bad_row is None:
         raise _not_below_infinity("correction_bias", bias)

@@ -257,4 +257,19 @@ void unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& pack
   });
 }
 
+void pack_bias(RowOrder order, int64_t num_rows, const float* bias, const PackedBias& packed) {
+  for (int64_t i = 0; i < packed.num_panels * kPanelRows; ++i) {
+    const int64_t row = source_row(order, i, num_rows);
+    packed.data[i] = 0.0f;
+    if (row >= 0) std::memcpy(packed.data + i, bias + row, sizeof(float));
+  }
+}
+
+void unpack_bias(RowOrder order, int64_t num_rows, const PackedBias& packed, float* bias) {
+  for (int64_t i = 0; i < packed.num_panels * kPanelRows; ++i) {
+    const int64_t row = source_row(order, i, num_rows);
+    if (row >= 0) std::memcpy(bias + row, packed.data + i, sizeof(float));
+  }
+}
+
 }  // namespace mxfp4moe

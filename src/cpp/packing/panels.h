@@ -137,4 +137,13 @@ struct PackedSumScales {
 void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed);
 void unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales);
 
+// The bias of one matrix of one packed expert: [num_panels][16] in the order of packed rows, 0 for rows of padding.
+struct PackedBias {
+  float* data;
+  int64_t num_panels;
+};
+
+void pack_bias(RowOrder order, int64_t num_rows, const float* bias, const PackedBias& packed);
+void unpack_bias(RowOrder order, int64_t num_rows, const PackedBias& packed, float* bias);
+
 }  // namespace mxfp4moe

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from mxfp4moe import _core
 from mxfp4moe._arguments import check_choice, check_float32, check_real, value_error
 
-ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh")
+ACTIVATIONS = tuple(_core.ACTIVATIONS)
 _SWIGLUOAI_ALPHA = 1.702
 _SWIGLUOAI_LIMIT = 7.0
 
@@ -21,7 +22,7 @@ class _ActivationArgs(NamedTuple):
 # The calls without alpha and limit need no arithmetic: they are on the path of every decode step.
 _DEFAULTS = {
     name: _ActivationArgs(kind, _SWIGLUOAI_ALPHA, _SWIGLUOAI_LIMIT if name == "swigluoai" else math.inf)
-    for kind, name in enumerate(ACTIVATIONS)
+    for name, kind in _core.ACTIVATIONS.items()
 }
 
 

@@ -143,11 +143,13 @@ def fused_experts(
         FLOAT_CODES[rows.dtype],
         _as_float32(weights.reshape(local_ids.shape)),
         local_ids,
-        function,
-        on_input,
         buffer.view(np.uint8),
         FLOAT_CODES[result.dtype],
         threads,
+        activation=function.kind,
+        alpha=function.alpha,
+        limit=function.limit,
+        apply_router_weight_on_input=on_input,
     )
     if target is None:
         result[...] = buffer.reshape(result.shape)

@@ -69,13 +69,17 @@ class ExpertsSpec:
         """Memory to pack such experts into; or packed bytes that are there, which stay where they are."""
         blocks = self.block_shape
         return _core.ExpertStorage(
-            self.weight_format.weight_dtypes[self.w13_dtypes.weights],
-            (self.num_experts, self.hidden_size, self.intermediate_size),
-            (self.w13_dtypes.bias is not None, self.w2_dtypes.bias is not None),
-            self.gate_up_layout == "interleaved",
-            (0, 0) if blocks is None else tuple(size or 0 for size in blocks),
             data,
-            self.has_tensor_scales,
+            format=self.weight_format.weight_dtypes[self.w13_dtypes.weights],
+            num_experts=self.num_experts,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            has_w13_bias=self.w13_dtypes.bias is not None,
+            has_w2_bias=self.w2_dtypes.bias is not None,
+            interleaved=self.gate_up_layout == "interleaved",
+            block_rows=(blocks and blocks[0]) or 0,
+            block_k=(blocks and blocks[1]) or 0,
+            tensor_scales=self.has_tensor_scales,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from mxfp4moe import _core
 from mxfp4moe.config import active_kernels, resolve_num_threads
 from mxfp4moe.formats import FLOAT_CODES
 
-_PANEL_ROWS = 16
+_PANEL_ROWS = _core.PANEL_ROWS
 _MAX_TERMS = 3  # of 8 bits each, as many as a float32 number has
 
 

@@ -14,10 +14,8 @@ from mxfp4moe.config import active_kernels, resolve_num_threads
 ScaleRule = Literal["floor", "ceil", "rceil", "even"]
 NonFinite = Literal["raise", "nan"]
 
-# Each in the order of an enumeration of the C++ library.
 FLOAT_DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
-SCALE_RULES = ("floor", "ceil", "rceil", "even")
-MX_ELEMENTS = ("e2m1", "e4m3", "e5m2")
+SCALE_RULES = tuple(_core.SCALE_RULES)
 
 E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -45,7 +43,7 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
 
 def dtype_index(dtype: np.dtype[Any]) -> int:
     """The number of a float dtype in the C++ library."""
-    return FLOAT_DTYPES.index(dtype)
+    return _core.DTYPES[dtype.name]
 
 
 def kernels_and_threads() -> tuple[int, int]:
@@ -90,15 +88,20 @@ def check_float_dtype(name: str, value: Any) -> np.dtype[Any]:
 def quantize_mx(w: Any, element: str, scale_rule: str, nonfinite: str) -> tuple[np.ndarray, np.ndarray]:
     """Code bytes, of shape (..., K/2) for e2m1 and (..., K) for the others, and scales of an MX format."""
     values, may_raise = as_values(w, MX_BLOCK_SIZE, nonfinite)
-    rule = SCALE_RULES.index(check_choice("scale_rule", scale_rule, SCALE_RULES))
+    rule = _core.SCALE_RULES[check_choice("scale_rule", scale_rule, SCALE_RULES)]
 
     *leading, k = values.shape
     codes = np.empty((*leading, k // 2 if element == "e2m1" else k), np.uint8)
     scales = np.empty((*leading, k // MX_BLOCK_SIZE), np.uint8)
     if scales.size:
-        kinds = (dtype_index(values.dtype), MX_ELEMENTS.index(element), rule)
         _core.quantize_mx(
-            as_bytes(values), kinds, codes.reshape(-1), scales.reshape(-1), *kernels_and_threads()
+            as_bytes(values),
+            codes.reshape(-1),
+            scales.reshape(-1),
+            *kernels_and_threads(),
+            dtype=dtype_index(values.dtype),
+            element=_core.MX_ELEMENTS[element],
+            scale_rule=rule,
         )
         if may_raise and scales.max() == 255:  # NaN, the largest byte there is
             raise_nonfinite(values)
@@ -110,7 +113,12 @@ def dequantize_mx(codes: np.ndarray, scales: np.ndarray, element: str, dtype: np
     *leading, num_blocks = scales.shape
     values = np.empty((*leading, num_blocks * MX_BLOCK_SIZE), dtype)
     if values.size:
-        kinds = (dtype_index(dtype), MX_ELEMENTS.index(element))
-        memory = values.reshape(-1).view(np.uint8)
-        _core.dequantize_mx(as_bytes(codes), as_bytes(scales), kinds, memory, *kernels_and_threads())
+        _core.dequantize_mx(
+            as_bytes(codes),
+            as_bytes(scales),
+            values.reshape(-1).view(np.uint8),
+            *kernels_and_threads(),
+            dtype=dtype_index(dtype),
+            element=_core.MX_ELEMENTS[element],
+        )
     return values
