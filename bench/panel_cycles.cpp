@@ -1,10 +1,12 @@
-// Cycles of the inner loop: one panel (tiles: two) of weights of each format by m tokens, all operands in L1.
+// Measures the cycles of the inner loop: one panel (two for tiles) of weights of each format by m tokens, with all
+// operands in L1. A call cannot be faster than its panels are here; what it takes longer is the cost of memory and
+// caches.
 //
-// What the memory and the caches take away from a call shows beside this: a call cannot be faster than its panels
-// are here. Two lengths of K are timed; their difference gives the cycles of a K-block, what is left is what a panel
-// costs besides. The clock is measured by a chain of dependent additions. It needs a core of its own.
+// Two lengths of K are timed. Their difference gives the cycles of a K-block; the rest is what a panel costs besides.
+// The clock is measured by a chain of dependent additions. The measurement needs a core of its own.
 //
-// One binary for each kernel table, which is included as it is. `bash bench/build.sh` builds all; by hand, for example:
+// There is one binary for each kernel table, whose source is included as it is. `bash bench/build.sh` builds all of
+// them; one can be built by hand, for example:
 //
 //   g++ -std=c++17 -O3 -fira-region=all -fno-math-errno -ffp-contract=off -Isrc/cpp -mavx2 -mfma -mf16c
 //     -DKERNELS='"kernels/avx2/kernels_avx2.cpp"' bench/panel_cycles.cpp -o build/panel_cycles_avx2
@@ -28,9 +30,10 @@ namespace {
 
 constexpr int64_t kMaxBlocks = 64;
 constexpr int64_t kMaxTokens = 128;
-constexpr int64_t kTokenStride = 2880;       // elements: rows of a real size do not all fall into the same cache sets
-constexpr int64_t kOperandBytes = 24 << 10;  // of the 32 KiB or more that L1 holds
-constexpr double kTimingSeconds = 20e-6;     // long against the clock's own cost, short against interruptions
+constexpr int64_t kTokenStride = 2880;  // elements; with a real size, rows do not all fall into the same cache sets
+constexpr int64_t kOperandBytes = 24 << 10;  // L1 holds 32 KiB or more
+constexpr double kTimingSeconds =
+    20e-6;  // much longer than reading the clock, much shorter than the time between interruptions
 constexpr int kTimings = 300;
 
 uint8_t* allocate(int64_t bytes) {
@@ -39,10 +42,10 @@ uint8_t* allocate(int64_t bytes) {
   return p;
 }
 
-// Float32 scales are those of blocks of 128 rows and columns.
+// Float32 scales belong to blocks of 128 rows and columns, which are four K-blocks.
 constexpr int64_t kRangeBlocks = 4;
 
-// Two panels more than are multiplied: kernels prefetch the next ones.
+// Memory holds two panels more than are multiplied, because kernels prefetch the next panels.
 constexpr int64_t kAllBlocks = 4 * kMaxBlocks;
 constexpr int64_t kMaxWeightBytes = block_layout(WeightFormat::kBf16).weight_bytes;
 constexpr int64_t kMaxScaleBytes = block_layout(WeightFormat::kNvfp4).scale_bytes;
@@ -57,7 +60,7 @@ struct Operands {
   float* sums = reinterpret_cast<float*>(allocate(kMaxTokens * kPanelRows * 16 * 4));
 
   Operands() {
-    // Of every format an ordinary value: no infinity, NaN or subnormal slows a loop down.
+    // Such a byte is an ordinary value in every format, because infinity, NaN or subnormals may slow a loop down.
     for (int64_t i = 0; i < kAllBlocks * kMaxWeightBytes; ++i) {
       weights[i] = static_cast<uint8_t>((std::rand() & 0x87) | 0x38);
     }
@@ -99,7 +102,7 @@ int64_t operand_bytes_of_block(int64_t num_tokens) {
          (slab ? kPanels * kTileElements * 2 : 0);
 }
 
-// Configures the tiles for the tokens, and computes panels while it lives.
+// Configures the tiles for the tokens, which stay configured for as long as this object lives.
 template <class Decoder>
 class Loop {
  public:
@@ -151,7 +154,7 @@ double now() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-// Seconds of one f(), the best of many timings.
+// Returns the seconds that f() takes, the best of many timings.
 template <class F>
 double best_seconds(F&& f) {
   const auto time = [&](int64_t calls) {
@@ -172,7 +175,8 @@ double best_seconds(F&& f) {
 double cycles_per_second() {
   constexpr int kAdditions = 1000;
   const double seconds = best_seconds([] {
-    // Registers on both sides, as an immediate operand may be added for nothing; no capture, which would be memory.
+    // Both operands are registers, because a CPU may add an immediate operand at no cost. Nothing is captured, because
+    // that would be memory.
     uint64_t sum = 0, one = 1;
 #pragma GCC unroll 10
     for (int i = 0; i < kAdditions; ++i) {
@@ -183,18 +187,18 @@ double cycles_per_second() {
   return kAdditions / seconds;
 }
 
-constexpr const char* kNames[kNumWeightFormats] = {"mxfp4", "nvfp4", "mxfp8-e4m3", "mxfp8-e5m2", "fp8_block", "bf16"};
-
 template <class Decoder>
 void measure(const Operands& operands, int64_t num_tokens) {
-  // Half of K is timed as well; it holds whole ranges, and several: one that is all of K is computed otherwise.
+  // Half of K is timed as well. It holds several whole ranges, because a range that is all of K is computed in another
+  // way.
   constexpr int64_t unit = 2 * (kHasRanges<Decoder> ? kRangeBlocks : 2);
-  constexpr int64_t least = kHasRanges<Decoder> ? 2 * unit : unit;
+  constexpr int64_t min_blocks = kHasRanges<Decoder> ? 2 * unit : unit;
   const int64_t fit = kOperandBytes / operand_bytes_of_block<Decoder>(num_tokens) / unit * unit;
-  const int64_t k_blocks = fit < least ? least : fit > kMaxBlocks ? kMaxBlocks : fit;
+  const int64_t k_blocks = fit < min_blocks ? min_blocks : fit > kMaxBlocks ? kMaxBlocks : fit;
   const Loop<Decoder> loop(operands, num_tokens);
   double clock = 0, whole = 1, half = 1;
-  for (int round = 0; round < 3; ++round) {  // in turns, so that all three see the machine at its best
+  for (int round = 0; round < 3;
+       ++round) {  // they are timed in turns, so that each of the three sees the machine at its best
     const double rate = cycles_per_second();
     const double a = best_seconds([&] { loop.run(k_blocks); }), b = best_seconds([&] { loop.run(k_blocks / 2); });
     clock = rate > clock ? rate : clock;
@@ -203,33 +207,34 @@ void measure(const Operands& operands, int64_t num_tokens) {
   }
   const double block = (whole - half) * clock / static_cast<double>(k_blocks - k_blocks / 2) / kPanels;
   const double panel = whole * clock / kPanels - block * static_cast<double>(k_blocks);
-  std::printf("%-10s %6d %8d %12.1f %12.2f %12.1f %11.2f %8.2f\n", kNames[static_cast<int>(Decoder::kFormat)],
-              static_cast<int>(num_tokens), static_cast<int>(k_blocks), block, block / static_cast<double>(num_tokens),
-              panel, kBlockBytes<Decoder> / block, clock / 1e9);
+  std::printf("%-10s %6d %8d %12.1f %12.2f %12.1f %11.2f %8.2f\n",
+              kWeightFormatNames[static_cast<int>(Decoder::kFormat)], static_cast<int>(num_tokens),
+              static_cast<int>(k_blocks), block, block / static_cast<double>(num_tokens), panel,
+              kBlockBytes<Decoder> / block, clock / 1e9);
 }
 
 using Measure = void (*)(const Operands&, int64_t);
 
 struct MeasureFormat {
   Measure measure;
-  Measure again;  // the macro makes pairs
+  Measure again;  // the macro makes pairs of functions, of which one is needed
 };
 
 constexpr MeasureFormat kMeasure[kNumWeightFormats] = MXFP4MOE_ALL_FORMATS(measure, measure);
 
 int format_named(const char* text) {
   for (int i = 0; i < kNumWeightFormats; ++i) {
-    if (std::strcmp(text, kNames[i]) == 0) return i;
+    if (std::strcmp(text, kWeightFormatNames[i]) == 0) return i;
   }
   return -1;
 }
 
-// Names of formats and numbers of tokens, in any order; none of either kind: all.
+// Names of formats and numbers of tokens in any order. If none of one kind is given, all of that kind are chosen.
 struct Choice {
   bool formats[kNumWeightFormats] = {};
   bool tokens[kMaxTokens + 1] = {};
 
-  // The argument that is neither, or null.
+  // Returns the first argument that is neither, or null.
   const char* read(int count, char** arguments) {
     bool any_format = false, any_tokens = false;
     for (int i = 0; i < count; ++i) {
@@ -264,7 +269,7 @@ int main(int argc, char** argv) {
   Choice choice;
   if (const char* wrong = choice.read(argc - 1, argv + 1)) {
     std::printf("expected tokens from 1 to %d or a format, got %s\nformats:", static_cast<int>(kMaxTokens), wrong);
-    for (const char* name : kNames) std::printf(" %s", name);
+    for (const char* name : kWeightFormatNames) std::printf(" %s", name);
     std::puts("");
     return 1;
   }

@@ -42,12 +42,12 @@ cdef extern from *:
 
 
 def compiler():
-    """The compiler of this extension, with its version."""
+    """Return the name and version of the compiler of this extension."""
     return MXFP4MOE_COMPILER.decode()
 
 
 def kernel_tables():
-    """(name, isa, automatic, supported) of each kernel table of this build, the preferred ones last."""
+    """Return (name, isa, automatic, supported) of each kernel table of this build, the preferred ones last."""
     return [
         (
             cpp.kernel_table(i).name.decode(),
@@ -60,7 +60,7 @@ def kernel_tables():
 
 
 def cpu_features():
-    """Which of the features that kernels ask for this CPU and its operating system offer."""
+    """Tell which of the features that kernels need this CPU and its operating system offer."""
     cdef unsigned int features = cpp.cpu_features()
     return {
         "avx2": bool(features & cpp.kCpuAvx2),
@@ -73,17 +73,17 @@ def cpu_features():
 
 
 def amx_status():
-    """Why AMX cannot be used, or an empty string."""
+    """Say why AMX cannot be used; the string is empty if it can."""
     return cpp.amx_status().decode()
 
 
 def available_cpus():
-    """Processors that the affinity mask and the cgroup quota allow, at least 1."""
+    """Count the processors that the affinity mask and the cgroup quota allow, at least 1."""
     return cpp.available_cpus()
 
 
 def num_nodes():
-    """NUMA nodes with processors, at least 1."""
+    """Count the NUMA nodes with processors, at least 1."""
     return cpp.num_nodes()
 
 
@@ -93,7 +93,7 @@ def simulate_nodes(int count):
 
 
 def num_workers():
-    """Threads of the pool in this process, waiting or running."""
+    """Count the threads of the pool in this process, waiting or running."""
     return cpp.num_workers()
 
 

@@ -3,7 +3,7 @@
 # --- packed experts -----------------------------------------------------------------------------------------
 
 def layout_version():
-    """The number of the packed layout."""
+    """Return the number of the packed layout."""
     return cpp.kLayoutVersion
 
 
@@ -66,7 +66,7 @@ cdef class ExpertStorage:
         return self.shape.tensor_scales
 
     def parts(self):
-        """(name, offset, bytes of an expert) of each part that is not empty."""
+        """Return (name, offset, bytes of an expert) of each part that is not empty."""
         cdef cpp.MatrixLayout* m
         cdef int i
         result = []
@@ -143,7 +143,7 @@ cdef class ExpertStorage:
         raise_interrupt(call)
 
     def unpack(self, bint is_w13, int64_t expert, uint8_t[:, ::1] weights, uint8_t[:, ::1] scales, int num_threads):
-        """The inverse of `pack`, gate and up in one array; `scales` may be None."""
+        """Unpack what `pack` packed, gate and up into one array; `scales` may be None."""
         cdef cpp.InterruptibleCall call
         cdef cpp.SourceMatrix m = self.source(is_w13, cpp.DType.kFloat32)
         cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
@@ -159,7 +159,7 @@ cdef class ExpertStorage:
         cpp.pack_sum_scales(self.matrix(is_w13).sum_blocks, &scales[0, 0], self.sum_scales(is_w13, expert))
 
     def unpack_sum_scales(self, bint is_w13, int64_t expert, float[:, ::1] scales):
-        """The inverse of `pack_sum_scales`."""
+        """Read what `pack_sum_scales` stored."""
         cpp.unpack_sum_scales(self.matrix(is_w13).sum_blocks, self.sum_scales(is_w13, expert), &scales[0, 0])
 
     def pack_bias(self, bint is_w13, int64_t expert, const float[::1] bias):
@@ -167,7 +167,7 @@ cdef class ExpertStorage:
         cpp.pack_bias(self.order(is_w13), bias.shape[0], &bias[0], self.bias(is_w13, expert))
 
     def unpack_bias(self, bint is_w13, int64_t expert, float[::1] bias):
-        """The inverse of `pack_bias`."""
+        """Read what `pack_bias` stored."""
         cpp.unpack_bias(self.order(is_w13), bias.shape[0], self.bias(is_w13, expert), &bias[0])
 
 
@@ -229,7 +229,7 @@ def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden
 
 
 def plan_call(ExpertStorage experts, int kernels, const int32_t[:, ::1] ids, int num_threads, int num_nodes):
-    """How `fused_experts` would cut a call into work: (tokens of a chunk, threads, items of GEMM 1, items of GEMM 2).
+    """Return how `fused_experts` would cut a call: (tokens of a chunk, threads, items of GEMM 1, items of GEMM 2).
 
     An item is (NUMA node, expert, first, end): panel pairs of an expert, of all experts if it is -1. No weight is
     looked at.
@@ -265,7 +265,7 @@ cdef class LinearStorage:
     cdef uint8_t* data
 
     def __cinit__(self, const uint8_t[:, ::1] rows, int64_t num_rows, int64_t num_terms, int num_threads):
-        """`rows`: for each panel of 16 rows of weights, the 16 rows of bytes of each term, zeros for padding."""
+        """`rows` holds, for each panel of 16 rows of weights, the bytes of 16 rows of each term; padding is zero."""
         cdef cpp.InterruptibleCall call
         cdef cpp.SourceMatrix source
         cdef cpp.PackedBytes packed

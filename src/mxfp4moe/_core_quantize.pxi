@@ -19,7 +19,7 @@ def quantize_mx(const uint8_t[::1] values, uint8_t[::1] codes, uint8_t[::1] scal
 
 def dequantize_mx(const uint8_t[::1] codes, const uint8_t[::1] scales, uint8_t[::1] values, int kernels,
                   int num_threads, *, int dtype, int element):
-    """The inverse of `quantize_mx`."""
+    """Write the values of what `quantize_mx` wrote."""
     cdef cpp.InterruptibleCall call
     cdef cpp.MxValuesArgs args
     args.codes = &codes[0]
@@ -57,7 +57,7 @@ def quantize_fp8_block(const uint8_t[::1] values, int dtype, shape, block_shape,
 
 def dequantize_fp8_block(const uint8_t[::1] codes, const float[::1] scales, shape, block_shape, int dtype,
                          uint8_t[::1] values, int kernels, int num_threads):
-    """The inverse of `quantize_fp8_block`."""
+    """Write the values of what `quantize_fp8_block` wrote."""
     cdef cpp.InterruptibleCall call
     cdef cpp.ScaleBlockGrid grid = scale_block_grid(shape, block_shape)
     cdef cpp.ScaleBlockValuesArgs args
@@ -90,7 +90,7 @@ def quantize_nvfp4(const uint8_t[::1] values, int dtype, uint8_t[::1] blocks, ui
 
 def dequantize_nvfp4(const uint8_t[::1] blocks, const uint8_t[::1] scales, const float[::1] tensor_scales, int dtype,
                      uint8_t[::1] values, int kernels, int num_threads):
-    """The inverse of `quantize_nvfp4`."""
+    """Write the values of what `quantize_nvfp4` wrote."""
     cdef cpp.InterruptibleCall call
     cdef cpp.Nvfp4ValuesArgs args
     args.blocks = &blocks[0]
@@ -113,7 +113,7 @@ def pack_e2m1(const uint8_t[::1] codes, uint8_t[::1] blocks, int num_threads):
 
 
 def unpack_e2m1(const uint8_t[::1] blocks, uint8_t[::1] codes, int num_threads):
-    """The inverse of `pack_e2m1`."""
+    """Unpack what `pack_e2m1` packed."""
     cdef cpp.InterruptibleCall call
     with nogil:
         cpp.unpack_e2m1(&blocks[0], &codes[0], blocks.shape[0], num_threads)

@@ -1,4 +1,4 @@
-// Stress test of the thread pool; `pool_test measure` prints the idle CPU time and the start latency instead;
+// A stress test of the thread pool. `pool_test measure` prints the idle CPU time and the latency of a start instead;
 // `pool_test emulated` leaves out what fails in qemu-user itself.
 #include <pthread.h>
 #include <sched.h>
@@ -55,8 +55,8 @@ constexpr bool kAddressSanitizer = false;
 #endif
 constexpr int kMaxThreads = 8;
 
-// One call: each thread of the team counts itself, then all meet at a barrier several times; what one wrote
-// before a barrier, all must read after it.
+// One call. Each thread counts itself, then all meet at a barrier several times; what one of them wrote before a
+// barrier, all must read after it.
 struct Call {
   Barrier barrier;
   int asked;
@@ -254,7 +254,7 @@ constexpr uint64_t kDefaultFloats = 0x1f80, kFlushAndRoundUp = 0x1f80 | 0x8040 |
 uint64_t float_environment() { return _mm_getcsr(); }
 void set_float_environment(uint64_t word) { _mm_setcsr(static_cast<unsigned>(word)); }
 #elif defined(__aarch64__)
-// FPCR above, FPSR below.
+// The upper half is FPCR, the lower half FPSR.
 constexpr uint64_t kDefaultFloats = 0, kFlushAndRoundUp = uint64_t{1 << 24 | 1 << 22} << 32;
 
 uint64_t float_environment() {

@@ -30,7 +30,7 @@ int64_t matrix_bytes(WeightFormat format, const PackedMatrix& m) {
 
 int64_t down_pairs(const PackedLayer& layer) { return ceil_div(layer.w2.num_panels, 2); }
 
-// Whether some threads would wait for others for more than a tenth of the time.
+// Tells whether some threads would wait for others for more than a tenth of the time.
 bool is_uneven(int64_t items, int64_t threads) { return ceil_div(items, threads) * threads * 10 > items * 11; }
 
 // The largest number of items, up to a limit per thread, with which no thread gets a tenth more than its share even if

@@ -20,14 +20,14 @@ int64_t source_row(RowOrder order, int64_t row, int64_t num_rows) {
 
 namespace {
 
-constexpr int64_t kMaxRowBytes = kBlockK * 2;  // of a row in a packed K-block
+constexpr int64_t kMaxRowBytes = kBlockK * 2;  // the most bytes that a row of a packed K-block has
 
-// Sizes in bytes of one row of a format.
+// The sizes in bytes that belong to one row of a matrix.
 struct RowBytes {
-  int64_t block;          // weights of a packed K-block
-  int64_t block_scales;   // block scales of a K-block
-  int64_t source;         // weights of a source row
-  int64_t source_scales;  // block scales of a source row
+  int64_t block;          // its weights in a packed K-block
+  int64_t block_scales;   // its block scales in a K-block
+  int64_t source;         // its weights in the source
+  int64_t source_scales;  // its block scales in the source
   int64_t k_blocks;
 };
 
@@ -43,8 +43,8 @@ RowBytes row_bytes(const SourceMatrix& m) {
   return b;
 }
 
-// Four rows of 16 bytes, two k a byte, into a quad: word j gathers the four codes of k = j.
-// A byte holds k = 2 b (low) and 2 b + 1 (high) of one row.
+// Packs four rows of 16 bytes into a quad. Byte b of a row holds the codes of k = 2 b (low nibble) and 2 b + 1; word k
+// of the quad gathers the four codes of k.
 void pack_quad(const uint8_t* const rows[4], uint8_t* quad) {
   for (int b = 0; b < 16; ++b) {
     const uint32_t r0 = rows[0][b], r1 = rows[1][b], r2 = rows[2][b], r3 = rows[3][b];
@@ -67,7 +67,7 @@ void unpack_quad(const uint8_t* quad, uint8_t* const rows[4]) {
   }
 }
 
-// The sixteen rows of a K-block, `bytes` each, to and from its packed form.
+// Packs the sixteen rows of a K-block, of `bytes` bytes each. unpack_rows does the inverse.
 void pack_rows(const uint8_t* const rows[kPanelRows], int64_t bytes, uint8_t* packed) {
   if (bytes == kBlockK / 2) {
     for (int q = 0; q < 4; ++q) pack_quad(rows + 4 * q, packed + 64 * q);
@@ -94,14 +94,15 @@ void unpack_rows(const uint8_t* packed, int64_t bytes, uint8_t* const rows[kPane
   }
 }
 
-// Rows of a (gate, up) pair number on from the first array to the second; null for padding.
+// Returns where row `row` begins, or null for padding. If gate and up are two arrays, the rows of the second one follow
+// those of the first.
 const uint8_t* row_of(const uint8_t* first, const uint8_t* second, int64_t row, const SourceMatrix& m, int64_t bytes) {
   const int64_t half = m.num_rows / 2;
   if (row < 0 || first == nullptr) return nullptr;
   return second != nullptr && row >= half ? second + (row - half) * bytes : first + row * bytes;
 }
 
-// `count` elements of a row from k on, as the format stores them.
+// Copies `count` elements of a row from k on, in the form in which the format stores them.
 void copy_weights(const SourceMatrix& m, const uint8_t* row, int64_t k, int64_t count, uint8_t* to) {
   if (m.format == WeightFormat::kBf16 && m.dtype != DType::kBFloat16) {
     for (int64_t i = 0; i < count; ++i) {
@@ -125,8 +126,8 @@ void copy_weights(const SourceMatrix& m, const uint8_t* row, int64_t k, int64_t 
 struct Task {
   const SourceMatrix& matrix;
   const PackedBytes& packed;
-  uint8_t* weights = nullptr;  // of unpacking
-  uint8_t* scales = nullptr;
+  uint8_t* weights = nullptr;  // where unpacked weights go
+  uint8_t* scales = nullptr;   // where unpacked scales go
 };
 
 void pack_panel(const Task& task, int64_t panel) {
@@ -192,7 +193,8 @@ void unpack_panel(const Task& task, int64_t panel) {
   }
 }
 
-// Pairs of panels by the nodes that compute with them: memory is allocated where it is first written.
+// Calls kPanel for all panels. Each pair of panels is written by the node that will compute with it, because memory is
+// allocated near the processor that writes it first.
 template <void (*kPanel)(const Task&, int64_t)>
 void run_panels(const Task& task, int num_threads) {
   struct Run {
@@ -213,7 +215,7 @@ void run_panels(const Task& task, int num_threads) {
       &run);
 }
 
-// Calls f(packed value, row of the scales, range) for each packed scale; the row is -1 for padding.
+// Calls f(packed scale, row of the source's scales, range) for each packed scale. The row is -1 for padding.
 template <class F>
 void each_sum_scale(const SumScaleBlocks& blocks, const PackedSumScales& packed, F&& f) {
   for (int64_t panel = 0; panel < packed.num_panels; ++panel) {
@@ -242,7 +244,7 @@ void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t
 
 void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed) {
   each_sum_scale(blocks, packed, [&](float* value, int64_t row, int64_t range) {
-    // As bytes, here and below: a copy as a float may change a NaN.
+    // Scales are copied as bytes, here and below, because copying a float may change a NaN.
     if (row < 0) {
       *value = 0.0f;
     } else {

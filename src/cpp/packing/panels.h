@@ -1,33 +1,53 @@
-// The packed layout of expert weights, one for all instruction sets.
+// The packed layout of expert weights, which is the same for all instruction sets.
 //
-// A panel is 16 output rows by all of K, cut in K-blocks of 32; rows and K are padded with zeros. Weights and
-// block scales stand in two arrays, each panel contiguous over K. A K-block of a panel is four quads of four rows:
+// A panel is 16 output rows by all of K, cut in K-blocks of 32. Rows and K are padded with zeros. Weights and block
+// scales stand in two arrays, in which the K-blocks of a panel follow each other:
 //
-//   4 bits   64 bytes: 32 16-bit words, nibble i of word j is the code of row i at k = j. So one table look-up turns a
-//            quad into the 32 weights of one row, and a shift by 4 gives the next row.
-//   8 bits   128 bytes: two pairs of rows of 64 bytes; of a pair, bytes 16 l to 16 l + 7 are k = 8 l to 8 l + 7 of the
-//            first row, the next eight those of the second. So unpacking low (high) bytes gives the first (second) row.
-//   16 bits  256 bytes: four rows.
+//   weights   panel 0: [K-block 0][K-block 1] ...   panel 1: [K-block 0][K-block 1] ...
+//   a K-block         [quad of rows 0-3][quad of rows 4-7][quad of rows 8-11][quad of rows 12-15]
+//   its block scales  [row 0][row 1] ... [row 15], one byte each (two for NVFP4, of k < 16 and of k >= 16)
 //
-// Gate and up rows are permuted so that panel 2 p holds 16 gate rows and panel 2 p + 1 the same 16 up rows,
-// whatever their order in the checkpoint.
+// The bytes of a quad of rows r0, r1, r2, r3:
 //
-// Float32 scales, which multiply sums, stand in a third array: [panel][range of K][1 or 16], one for each row or,
-// where all rows of every panel share one, one for the panel. Matrices of any format may have one scale as a whole.
+//   4 bits: 64 bytes, two for each k
+//     byte          0       1       2       3              62      63
+//                +-------+-------+-------+-------+--   --+-------+-------+
+//     low nibble |  r0   |  r2   |  r0   |  r2   |  ...  |  r0   |  r2   |
+//     high       |  r1   |  r3   |  r1   |  r3   |       |  r1   |  r3   |
+//                +-------+-------+-------+-------+--   --+-------+-------+
+//     k            0       0       1       1               31      31
+//     As 16-bit words, nibble i of word k is the code of row i: one table look-up turns the quad into the 32 weights of
+//     a row, and a shift by 4 brings the next row.
+//
+//   8 bits: 128 bytes, 64 for each pair of rows
+//     bytes        0-7     8-15    16-23   24-31   32-39   40-47   48-55   56-63   64-71 ...
+//                +-------+-------+-------+-------+-------+-------+-------+-------+-------+--
+//                |  r0   |  r1   |  r0   |  r1   |  r0   |  r1   |  r0   |  r1   |  r2   |  ...
+//                +-------+-------+-------+-------+-------+-------+-------+-------+-------+--
+//     k            0-7     0-7     8-15    8-15    16-23   16-23   24-31   24-31   0-7
+//     Unpacking the low bytes of each 16 gives the first row of the pair, unpacking the high ones gives the second.
+//
+//   16 bits: 256 bytes, the 32 weights of r0, then those of r1, r2 and r3.
+//
+// Gate and up rows are permuted so that panel 2 p holds 16 gate rows and panel 2 p + 1 the same 16 up rows, whatever
+// their order in the checkpoint.
+//
+// Float32 scales, which multiply sums, stand in a third array, [panel][range of K][1 or 16]: one for each row, or one
+// for the panel where the rows of every panel share it. A matrix of any format may have a single one.
 #pragma once
 
 #include "common/types.h"
 
 namespace mxfp4moe {
 
-// Changes with the layout; packed files carry it.
+// This number changes whenever the layout does; packed files carry it.
 constexpr int kLayoutVersion = 1;
 
 // What a weight format needs for a K-block of a panel.
 struct BlockLayout {
   int32_t weight_bytes;
-  int32_t scale_bytes;  // of block scales
-  bool sum_blocks;      // float32 scales of blocks of any shape
+  int32_t scale_bytes;  // bytes of block scales
+  bool sum_blocks;      // whether blocks of any shape have float32 scales
 
   constexpr int32_t weight_bits() const { return weight_bytes * 8 / (kPanelRows * kBlockK); }
 };
@@ -44,13 +64,13 @@ constexpr BlockLayout block_layout(WeightFormat format) {
   return {1024, 0, false};
 }
 
-// A packed matrix, or the same matrix of every expert one after the other; weights are 64-byte aligned.
+// A packed matrix, or the same matrix of all experts one after the other. Weights are 64-byte aligned.
 struct PackedMatrix {
-  int64_t num_panels;    // of one expert
-  int64_t k_blocks;      // of a panel
-  int64_t num_ranges;    // ranges of K that have float32 scales of their own, or 0
-  int64_t range_blocks;  // K-blocks of a range
-  int64_t scale_rows;    // float32 scales of a panel and range: 1 or 16
+  int64_t num_panels;    // the panels of one expert
+  int64_t k_blocks;      // the K-blocks of a panel
+  int64_t num_ranges;    // K is cut in so many ranges that have float32 scales of their own; 0 without such scales
+  int64_t range_blocks;  // the K-blocks of a range
+  int64_t scale_rows;    // 1 or 16 float32 scales for each panel and range
   const uint8_t* weights;
   const uint8_t* scales;
   const float* sum_scales;  // [panels][ranges][scale_rows], or null
@@ -68,29 +88,29 @@ inline PackedMatrix expert_matrix(const PackedMatrix& all, WeightFormat format, 
   return m;
 }
 
-// Products of a pair of panels with the hidden states of some tokens.
+// Counts the products of a pair of panels with the hidden states of some tokens.
 inline int64_t pair_products(const PackedMatrix& m, int64_t num_tokens) {
   return 2 * kPanelRows * kBlockK * m.k_blocks * num_tokens;
 }
 
-// How rows of a source matrix map to rows of the packed one.
+// In which order the rows of the source matrix stand.
 enum class RowOrder : int32_t {
   kPlain,         // packed row r is source row r
-  kConcatenated,  // gate rows, then up rows
-  kInterleaved,   // gate_0, up_0, gate_1, ...
+  kConcatenated,  // all gate rows come first, then all up rows
+  kInterleaved,   // gate and up rows alternate: gate_0, up_0, gate_1, ...
 };
 
-// Row of a source with `num_rows` rows that stands in packed row `row`; -1 for padding.
+// Returns the row of a source of `num_rows` rows that becomes packed row `row`, or -1 for padding.
 int64_t source_row(RowOrder order, int64_t row, int64_t num_rows);
 
-// One matrix of one expert: C-contiguous rows of weights, and of block scales or null. For a (gate, up) pair of
-// arrays, `up_*` are the second array and each has num_rows / 2 rows.
+// One matrix of one expert as it comes: C-contiguous rows of weights, and of block scales if it has some. Gate and up
+// may come as two arrays of num_rows / 2 rows; `up_*` are then the second ones.
 struct SourceMatrix {
   WeightFormat format;
-  DType dtype;  // of kBf16: kBFloat16, or what is rounded to it
+  DType dtype;  // for kBf16: kBFloat16, or a type that is rounded to it
   const uint8_t* weights;
   const uint8_t* scales;
-  const uint8_t* up_weights;  // null unless a pair
+  const uint8_t* up_weights;  // null unless gate and up are two arrays
   const uint8_t* up_scales;
   int64_t num_rows;
   int64_t k;
@@ -105,18 +125,19 @@ struct PackedBytes {
 };
 
 void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads);
-// The inverse, into C-contiguous arrays of the source's shape; the pointers of `shape` are not used.
+// Unpacks into C-contiguous arrays of the shape of the source; the pointers of `shape` are not used.
 void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
                    int num_threads);
 
-// Where the float32 scales of a matrix come from: [row blocks][ranges of K], gate and up blocked apart or not.
+// How the float32 scales of a matrix come: [row blocks][ranges of K], with blocks of `block_rows` rows. If gate and up
+// are `apart`, the blocks of up begin anew after those of gate.
 struct SumScaleBlocks {
   int64_t block_rows;
   bool apart;
   RowOrder order;
   int64_t num_rows;
 
-  // Row of the scales of source row `row`.
+  // Returns the row of the scales that source row `row` uses.
   int64_t of_row(int64_t row) const {
     if (!apart) return row / block_rows;
     const int64_t half = num_rows / 2;
@@ -126,7 +147,7 @@ struct SumScaleBlocks {
   }
 };
 
-// `packed` is [num_panels][num_ranges][scale_rows]; scale_rows is 1 or 16. Rows of padding get 0.
+// The packed float32 scales, [num_panels][num_ranges][scale_rows] with 1 or 16 scale_rows. Rows of padding get 0.
 struct PackedSumScales {
   float* data;
   int64_t num_panels;

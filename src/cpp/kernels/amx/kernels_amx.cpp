@@ -1,4 +1,4 @@
-// The amx kernel table: bf16 tiles, AVX-512 around them.
+// The amx kernel table: tiles of bfloat16, with AVX-512 for everything else.
 #include <immintrin.h>
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The amx kernels on the model of the tile instructions, in plain C++: for tests, on any CPU.
+// The amx kernels on the model of the tile instructions, in plain C++, for tests on any CPU.
 #include <cstdint>
 #include <cstring>
 

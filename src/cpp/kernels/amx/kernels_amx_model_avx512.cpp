@@ -1,4 +1,4 @@
-// The amx kernels on the model of the tile instructions, AVX-512 around them: for tests.
+// The amx kernels on the model of the tile instructions, with AVX-512 for everything else, for tests.
 #include <immintrin.h>
 
 #include <cstdint>

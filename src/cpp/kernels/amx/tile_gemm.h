@@ -1,23 +1,42 @@
-// The GEMM on tiles: C^T = W x X^T, weights as the A operand.
+// The GEMM on tiles: C^T = W x X^T, with the weights as the A operand.
 //
 // TILES        0, 1: C of the first token block (two panels)   2, 3: C of the second   4, 5: A, the two panels
 //              6, 7: B, the two token blocks
-// A            16 rows x 32 k of decoded weights: one K-block of a panel as it stands, no re-ordering.
+// A            16 rows x 32 k of decoded weights: one K-block of a panel as it stands, without re-ordering.
 // B            16 (or m) tokens, [k / 2][token][2]: the layout of an operand block.
 // C            [16 rows][tokens] float32.
-// ORDER        K-blocks ascending, for every number of tokens and both paths, so a token's result never depends
-//              on its batch; a tile of fewer columns gives the same bits.
+// ORDER        K-blocks are added in ascending order, for every number of tokens and on both paths below, so that the
+//              result of a token never depends on its batch; a tile of fewer columns gives the same bits.
 //
-// Up to two token blocks (32 tokens): one pass over K; weights are decoded into a small ring just ahead of the
-// tile loads (a load cannot forward from a store that has not reached L1). More: slabs of K whose decoded weights
-// stay in L1, decoded while the first two blocks are computed; C waits in memory between slabs. Weights of bfloat16
-// are tiles where they stand.
-// Float32 scales: K is cut in segments, each within one range of K that has a scale; the C of a segment starts from
-// zero and is added to the sums times the scale. Slabs hold whole segments.
+// One K-block of decode_and_multiply, with two token blocks. The tile unit and the vector unit work at the same time:
+// while K-block i is multiplied, the vector unit decodes K-block i + ahead and prefetches weights further on.
+//
+//   in program order    tile unit                            vector unit
+//   load 4, load 6      A of panel 0, B of tokens 0          prefetch the weights 4 KiB further on
+//   dot 0 += 4 x 6      panel 0 by tokens 0, 16 cycles       .
+//   decode panel 0                                           . decode panel 0 of K-block i + ahead
+//   load 5              A of panel 1                         .
+//   dot 1 += 5 x 6      panel 1 by tokens 0, 16 cycles       .
+//   load 7              B of tokens 1                        .
+//   dot 2 += 4 x 7      panel 0 by tokens 1, 16 cycles       .
+//   decode panel 1                                           : decode panel 1 of K-block i + ahead
+//   dot 3 += 5 x 7      panel 1 by tokens 1, 16 cycles       :
+//
+// The four products depend on no other product of this K-block, so that the tile unit always has one to begin with.
+// What is decoded is used `ahead` K-blocks later, because a tile load cannot take its data from a store that has not
+// yet reached L1.
+//
+// Up to two token blocks (32 tokens) need one pass over K; weights are decoded into a small ring just ahead of the tile
+// loads. For more tokens K is cut in slabs whose decoded weights stay in L1: they are decoded while the first two
+// blocks are computed, and C waits in memory between slabs. Weights in bfloat16 are tiles as they stand.
+//
+// Where float32 scales change along K, K is cut in segments, each of which lies in a range of K with one scale. The C
+// of a segment starts from zero, and is added to the sums after multiplication by the scale. Slabs hold whole segments.
+//
 // Included inside a kernel table's own namespace, after the tile functions and weight_formats.h.
 
-constexpr int64_t kTileElements = kPanelRows * kBlockK;      // of a decoded A tile
-constexpr int64_t kSumFloats = 2 * kPanelRows * kTokenTile;  // C of one token block: two panels
+constexpr int64_t kTileElements = kPanelRows * kBlockK;      // one decoded A tile
+constexpr int64_t kSumFloats = 2 * kPanelRows * kTokenTile;  // the C of one token block: two panels
 constexpr int64_t kSlabBlocks = 9;                           // 18 KiB of decoded weights
 constexpr int64_t kRingBlocks = 4, kRingAhead = 2;
 constexpr int64_t kWeightPrefetch = 4096;
@@ -47,7 +66,8 @@ inline PanelPair panel_pair(const PackedMatrix& m, int64_t first, int64_t second
   return pair;
 }
 
-// Token blocks of a group's operand. All hold 16 tokens but for the last one of a group of at most 32.
+// The token blocks of the operand of a group. Each holds 16 tokens, except that the last one of a group of at most 32
+// tokens may hold fewer.
 struct TokenBlocks {
   const uint16_t* x;
   int64_t k;
@@ -100,7 +120,7 @@ MXFP4MOE_INLINE void begin_segment(int64_t begin, const float* sums) {
   load_tiles<kBlocks>(sums, kIsSegmented<Decoder> || begin == 0);
 }
 
-// Without float32 scales, C itself waits in `sums`; with them, C times the scale is added to them.
+// Where K is not cut in segments, C itself waits in `sums`; otherwise C times the scale is added to them.
 template <class Decoder, int kBlocks>
 MXFP4MOE_INLINE void end_segment(const PairSegments& segments, int64_t begin, float* sums) {
   if constexpr (!kIsSegmented<Decoder>) {
@@ -121,16 +141,17 @@ MXFP4MOE_INLINE void end_segment(const PairSegments& segments, int64_t begin, fl
   }
 }
 
-// The decoded K-blocks of a pair: a slab of all of a range, or a ring; each holds the two panels' tiles.
+// Where decoded K-blocks of a pair stand: a slab for all of a range, or a ring. Each K-block is the tiles of both
+// panels.
 struct DecodeBuffer {
   uint16_t* tiles;
-  int64_t mask;  // of block numbers: a ring of a power of two of blocks, or all
-  int64_t ahead;
+  int64_t mask;   // takes a block number to its place: a ring has a power of two of places, a slab has one for each
+  int64_t ahead;  // a K-block is decoded so many K-blocks before it is used
 
   uint16_t* at(int64_t block) const { return tiles + (block & mask) * (2 * kTileElements); }
 };
 
-// Whether packed weights are A tiles as they stand.
+// Tells whether packed weights are A tiles as they stand.
 template <class Decoder>
 constexpr bool kIsTile = Decoder::kFormat == WeightFormat::kBf16;
 
@@ -146,8 +167,8 @@ MXFP4MOE_INLINE void decode_tile(const uint8_t* weights, const uint8_t* scales, 
   }
 }
 
-// Decodes K-blocks of a pair into `buffer`, `ahead` of their use, and multiplies them with the first one or two token
-// blocks. A buffer for all K-blocks keeps the decoded slab for the other token blocks.
+// Decodes K-blocks of a pair into `buffer` and multiplies them with the first one or two token blocks; the head of this
+// file shows one round of the loop. If the buffer is a slab, the decoded weights stay for the other token blocks.
 template <class Decoder, int kBlocks>
 MXFP4MOE_INLINE void decode_and_multiply(const PanelPair& pair, BlockRange range, const DecodeBuffer& buffer,
                                          const TokenBlocks& tokens, PairSegments segments, float* sums) {
@@ -177,7 +198,7 @@ MXFP4MOE_INLINE void decode_and_multiply(const PanelPair& pair, BlockRange range
         __builtin_prefetch(w0 + next * kBytes + kWeightPrefetch + 64 * line.value);
         __builtin_prefetch(w1 + next * kBytes + kWeightPrefetch + 64 * line.value);
       });
-      // Decoding stands between tile operations, so that both are under way at once.
+      // Decoding stands between tile operations, so that both units are busy.
       tile_load<4>(a0, 64);
       tile_load<6>(b0 + i * kBlockK * tokens0, 4 * tokens0);
       tile_dot<0, 4, 6>();
@@ -196,7 +217,7 @@ MXFP4MOE_INLINE void decode_and_multiply(const PanelPair& pair, BlockRange range
   }
 }
 
-// A slab of tiles of both panels, one K-block after the other.
+// A slab of the tiles of both panels, one K-block after the other.
 struct SlabTiles {
   const uint8_t* panels[2];
   int64_t block_bytes;
@@ -235,7 +256,7 @@ inline void multiply(const SlabTiles& slab, BlockRange range, const TokenBlocks&
   }
 }
 
-// The end of the slab that begins at `begin`: of as many whole segments as fit.
+// Returns the end of the slab that begins at `begin`: it holds as many whole segments as fit.
 template <class Decoder>
 inline int64_t slab_end(const PanelPair& pair, int64_t begin, PairSegments* segments) {
   if (kIsSegmented<Decoder>) return segments->next_slab(begin);
@@ -275,7 +296,7 @@ inline void pair_sums_by(const PanelPair& pair, const TokenBlocks& tokens, uint1
   }
 }
 
-// Sums times the float32 scales of all of K.
+// Multiplies sums by the float32 scales that hold for all of K.
 inline void scale_sums(const PanelPair& pair, int64_t num_blocks, float* sums) {
   for (int64_t b = 0; b < num_blocks; ++b) {
     for (int row = 0; row < 2 * kPanelRows; ++row) {
@@ -286,7 +307,7 @@ inline void scale_sums(const PanelPair& pair, int64_t num_blocks, float* sums) {
   }
 }
 
-// sums[block][panel of the pair][16 rows][16 tokens].
+// Computes sums[token block][panel of the pair][16 rows][16 tokens].
 template <class Decoder>
 inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
   static_assert(Decoder::kSumFactor == 1, "decoders to bfloat16 are exact");

@@ -1,6 +1,6 @@
-// The kernel table entries built on tile_gemm.h. An operand is blocks of 16 tokens, [k / 2][token][2] bfloat16:
-// what a B tile loads. A group of more than 32 tokens is padded to whole blocks, so that all its tiles are alike.
-// Included inside a kernel table's own namespace.
+// The functions of a kernel table that are built on tile_gemm.h. An operand consists of blocks of 16 tokens,
+// [k / 2][token][2] bfloat16, which is what a B tile loads. A group of more than 32 tokens is padded to whole blocks,
+// so that all its tiles are alike. Included inside a kernel table's own namespace.
 
 constexpr int64_t kMaxGroupTokens = 256;
 
@@ -12,7 +12,7 @@ inline int64_t padded_tokens(int64_t num_tokens) {
 
 inline int64_t operand_bytes(int64_t num_tokens, int64_t k) { return num_tokens * padded_k(k) * 2; }
 
-// As many tokens as keep a group's operand within three quarters of an L2 of 2 MiB.
+// A group has as many tokens as keep its operand within three quarters of an L2 cache of 2 MiB.
 inline int64_t group_tokens(int64_t max_k) {
   const int64_t fit = (1536 << 10) / (padded_k(max_k) * 2) / kTokenTile * kTokenTile;
   return fit < 64 ? 64 : fit > kMaxGroupTokens ? kMaxGroupTokens : fit;
@@ -39,7 +39,7 @@ inline TokenBlocks token_blocks(const uint8_t* operand, int64_t num_tokens, int6
   return {reinterpret_cast<const uint16_t*>(operand), k, count, padded - (count - 1) * kTokenTile};
 }
 
-// Gathers up to sixteen tokens, some k at a time: rows of (k, k + 1) pairs become columns.
+// Gathers up to sixteen tokens, 512 k at a time: rows of pairs (k, k + 1) become columns.
 inline void pack_tokens(const PackTokensArgs& args) {
   constexpr int64_t kChunk = 512;
   alignas(64) uint16_t rows[kTokenTile][kChunk];
@@ -70,7 +70,7 @@ inline void pack_tokens(const PackTokensArgs& args) {
 
 struct GateUpEpilogue {
   const GateUpArgs& args;
-  const TokenBlocks& blocks;  // of the GEMM that was done: as many tokens has the intermediate
+  const TokenBlocks& blocks;  // those of GEMM 1; the intermediate has the same numbers of tokens
   int64_t pair;
   const float* sums;
 
@@ -88,11 +88,12 @@ struct GateUpEpilogue {
       const float* c = sums + b * kSumFloats;
       uint32_t* out =
           reinterpret_cast<uint32_t*>(args.intermediate) + b * kTokenTile * row / 2 + pair * kPanelRows / 2 * width;
-      // Two rows, rounded and side by side, are one row of the next GEMM's B tile.
+      // Two rows, rounded and side by side, are one row of the B tile of GEMM 2.
       for (int r = 0; r < kPanelRows; r += 2, out += width) {
         U32 rounded[2];
         for (int i = 0; i < 2; ++i) {
-          // In padding, 0 times an infinite scale or router weight would be NaN, which GEMM 2 would multiply by 0.
+          // Padding is set to 0: computed, it would be NaN where 0 meets an infinite scale or router weight, and GEMM 2
+          // would multiply that NaN by 0.
           if (r + i >= rows) {
             rounded[i] = broadcast_u32(0);
             continue;
@@ -128,7 +129,7 @@ void gate_up(const GateUpArgs& args) {
   tile_release();
 }
 
-// Adds one panel's sums of one token block to the accumulators: the transpose gives each token its 16 rows.
+// Adds the sums of one panel and one token block to the accumulators; the transpose gives each token its 16 rows.
 inline void combine(const AccumulateArgs& args, int64_t panel, int64_t block, const float* sums) {
   const int64_t first = block * kTokenTile;
   const int64_t count = args.num_tokens - first < kTokenTile ? args.num_tokens - first : kTokenTile;
@@ -143,7 +144,7 @@ inline void combine(const AccumulateArgs& args, int64_t panel, int64_t block, co
     if (has_bias) value = add(value, bias);
     if (args.router_weights != nullptr) value = mul(value, broadcast(args.router_weights[first + t]));
     store(sum, add(load(sum), value));
-    __builtin_prefetch(sum + 2 * kPanelRows, 1, 2);  // of the next pair of panels
+    __builtin_prefetch(sum + 2 * kPanelRows, 1, 2);  // the next pair of panels adds to these
   }
 }
 
@@ -164,7 +165,7 @@ void accumulate(const AccumulateArgs& args) {
   tile_release();
 }
 
-// Tile products with operands at rest, four accumulators: the unit's peak. Returns the FLOPs done.
+// Measures the peak of the tile unit: products with operands at rest and four accumulators. Returns the FLOPs done.
 inline double peak_flops(int64_t iterations) {
   TileConfig config = {};
   config.palette = 1;

@@ -1,9 +1,9 @@
-// The tile instructions in plain C++, bit for bit what TDPBF16PS computes on hardware: two chains of
-// multiply-adds per element from zero, over even and over odd k; their sum; then that plus C; inputs and every
-// result below 2^-126 count as zero. So the AMX kernels' packing and schedule are tested on any machine.
-// (A product of two bfloat16 is exact in float32, so multiply, then add, rounds as a fused multiply-add does.)
-// Functions of their own: inlined into every loop they take the compiler a minute.
-// Included inside a kernel table's own namespace.
+// The tile instructions in plain C++, so that packing and schedule of the AMX kernels are tested on any machine. The
+// bits are those that TDPBF16PS computes on hardware: for each element two chains of multiply-adds start from zero,
+// over even and over odd k; the two are added, then C is added; inputs and results below 2^-126 count as zero. (A
+// product of two bfloat16 is exact in float32, so that a multiplication and an addition round as a fused multiply-add
+// does.) The functions are not inlined, because inlined into every loop they take the compiler a minute. Included
+// inside a kernel table's own namespace.
 
 #define MXFP4MOE_TILE __attribute__((noinline))
 

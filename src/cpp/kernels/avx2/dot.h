@@ -1,5 +1,6 @@
-// Dot products with float32 FMAs in 16 ymm registers. A K-block is four ymm of eight k: 0-3 and 8-11, 4-7 and 12-15,
-// then the same 16 further, the order in which unpack instructions leave them.
+// Dot products with float32 FMAs in 16 ymm registers. A K-block is four ymm of eight k each: 0-3 and 8-11, 4-7 and
+// 12-15, then the same for the next 16, because unpack instructions leave them in this order. generic/dot_gemm.h says
+// what each constant means.
 
 using Element = float;
 using Vec = __m256;
@@ -11,7 +12,8 @@ constexpr int kDirectTokens = 4;
 constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens + 1; }
 constexpr int direct_rows(int tokens) { return tokens <= 2 ? 4 : 2; }
 constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
-// Rows of a quad that are decoded from the same bytes.
+// In four-bit formats, rows 0 and 2 of a quad are the low nibbles of its bytes and rows 1 and 3 the high ones, so that
+// the two rows of a walk are decoded together.
 constexpr int pair_step(WeightFormat f) { return f == WeightFormat::kMxfp4 || f == WeightFormat::kNvfp4 ? 2 : 1; }
 constexpr int64_t kDirectBlocks = 16;
 constexpr int kSlabRows = 4, kSlabSegmentRows = kSlabRows, kSlabTokens = 3;
@@ -32,7 +34,7 @@ MXFP4MOE_INLINE Acc scale_acc(Acc acc) {
   return kFactor == 1 ? acc : _mm256_mul_ps(acc, _mm256_set1_ps(kFactor));
 }
 
-// The sums of the lanes of eight accumulators, in a fixed tree.
+// Sums the lanes of each of eight accumulators in a fixed tree.
 inline __m256 sum_lanes8(const float* p) {
   __m256 a[4], b[2];
   for (int i = 0; i < 4; ++i) {
@@ -47,7 +49,7 @@ inline __m256 sum_lanes8(const float* p) {
 }
 inline F32 sum_lanes(const float* p) { return {sum_lanes8(p), sum_lanes8(p + 64)}; }
 
-// The bfloat16 in the low and in the high halves of the lanes, as float32.
+// These make float32 of the bfloat16 in the low and in the high halves of the lanes.
 MXFP4MOE_INLINE Vec low_halves(__m256i words) { return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16)); }
 MXFP4MOE_INLINE Vec high_halves(__m256i words) {
   return _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));

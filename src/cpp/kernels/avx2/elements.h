@@ -1,26 +1,27 @@
 // Decodes elements to float32 rows.
 // Included inside a kernel table's own namespace, after avx2/dot.h.
 
-// With the e8m0 bytes from 2 to this one every value of e2m1 is zero or a normal bfloat16.
+// At the e8m0 bytes from 2 to this one, every value of e2m1 is zero or a normal bfloat16.
 constexpr int kMaxOrdinaryScale = 252;
 
-// What a scale takes off the exponents of the largest ordinary one, in the low and in the high half of a lane.
-struct ExponentTable {
+// By how much a scale is below the largest ordinary one, in the place of the exponent of a bfloat16: in the low and in
+// the high half of a lane.
+struct ExponentDeductions {
   uint32_t low[256], high[256];
 };
-constexpr ExponentTable make_exponent_table() {
-  ExponentTable t{};
+constexpr ExponentDeductions make_exponent_deductions() {
+  ExponentDeductions t{};
   for (uint32_t s = 0; s <= kMaxOrdinaryScale; ++s) {
     t.low[s] = (kMaxOrdinaryScale - s) << 7;
     t.high[s] = t.low[s] << 16;
   }
   return t;
 }
-constexpr ExponentTable kExponents = make_exponent_table();
+constexpr ExponentDeductions kExponentDeductions = make_exponent_deductions();
 constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
 constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
 
-// The bytes of the bfloat16 of the sixteen codes at scale byte s, for byte shuffles; -0 is 0.
+// The low and the high bytes of the bfloat16 of the sixteen codes at scale byte s, for byte shuffles. -0 becomes 0.
 struct CodeBytes {
   alignas(16) uint8_t low[16], high[16];
 };
@@ -38,9 +39,9 @@ MXFP4MOE_INLINE __m256i load_table(const uint8_t* p) {
   return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-// Two byte shuffles give the high and the low bytes of the bfloat16 of 32 codes: of two rows, whose codes are the low
-// (or the high) nibbles of the even and of the odd bytes. Unpacked, they stand side by side in 32-bit lanes: the value
-// of row kFirst in the low half, that of row kFirst + 2 in the high half.
+// Two byte shuffles give the high and the low bytes of the bfloat16 of 32 codes. The codes belong to two rows: they are
+// the low (or the high) nibbles of the even and of the odd bytes. Unpacked, the values stand side by side in 32-bit
+// lanes, that of row kFirst in the low half, that of row kFirst + 2 in the high half.
 template <int kFirst, int kHalf>
 MXFP4MOE_INLINE void code_words(const uint8_t* quad, const CodeBytes& table, __m256i (&words)[2]) {
   const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quad + 32 * kHalf));
@@ -77,8 +78,8 @@ MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
   });
 }
 
-// Where all scales of a panel are ordinary, a saturating subtraction lowers the exponents and leaves zeros: a port that
-// FMAs do not use.
+// Where all scales of a panel are ordinary, a saturating subtraction lowers the exponents and leaves zeros as they are.
+// It runs on a port that FMAs do not use.
 struct OrdinaryMxfp4 {
   static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
   static constexpr int kSumFactor = 1;
@@ -89,8 +90,8 @@ struct OrdinaryMxfp4 {
     unroll<2>([&](auto first) MXFP4MOE_INLINE_LAMBDA {
       constexpr Index<first.value + 2> second{};
       const __m256i exponents =
-          _mm256_or_si256(_mm256_set1_epi32(static_cast<int>(kExponents.low[scales[first.value]])),
-                          _mm256_set1_epi32(static_cast<int>(kExponents.high[scales[second.value]])));
+          _mm256_or_si256(_mm256_set1_epi32(static_cast<int>(kExponentDeductions.low[scales[first.value]])),
+                          _mm256_set1_epi32(static_cast<int>(kExponentDeductions.high[scales[second.value]])));
       unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
         __m256i words[2];
         code_words<first.value, half.value>(quad, kMaxOrdinary, words);
@@ -111,8 +112,8 @@ struct Mxfp4 : Mxfp4ByE2m1 {
   using Ordinary = OrdinaryMxfp4;
 };
 
-// As float16, which conversion takes for nothing: e5m2 is its upper byte; e4m3, moved right by one, is divided by
-// 2^8 and has no NaN.
+// Codes are converted by way of float16, for which there is an instruction. e5m2 is the upper byte of a float16. e4m3
+// moved right by one bit is a float16 of 1/2^8 of the value, which is why kE4m3Factor is 2^8; NaN must be put in.
 constexpr int kE4m3Factor = 256;
 MXFP4MOE_INLINE __m256i e4m3_to_f16(__m256i upper_bytes) {
   const __m256i values =
@@ -121,7 +122,8 @@ MXFP4MOE_INLINE __m256i e4m3_to_f16(__m256i upper_bytes) {
   return _mm256_or_si256(values, _mm256_cmpeq_epi16(_mm256_and_si256(values, nan), nan));
 }
 
-// Unpacking bytes gives sixteen k of a row of the pair; its quarters change places, as dot.h orders k.
+// Unpacking bytes gives sixteen k of one row of the pair. Their middle quarters change places, because dot.h orders k
+// so.
 template <class ToF16, class F>
 MXFP4MOE_INLINE void each_fp8(const uint8_t* quad, ToF16&& to_f16, F&& f) {
   unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {

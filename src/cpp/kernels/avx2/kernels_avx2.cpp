@@ -1,4 +1,4 @@
-// The avx2 kernel table: AVX2, FMA and F16C.
+// The avx2 kernel table. It needs AVX2, FMA and F16C.
 #include <immintrin.h>
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Decodes elements to bfloat16 rows, for kernels whose Vec is a zmm register of 32 bfloat16. Needs AVX512_VBMI.
-// Included inside a kernel table's own namespace, after shift_words<N>(words): which instruction shifts is the kernels'
-// choice.
+// Included inside a kernel table's own namespace, after shift_words<N>(words), with which the kernels choose the
+// instruction that shifts.
 
 constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
 constexpr Nvfp4TableBf16 kNvfp4Bf16 = make_nvfp4_table_bf16();
@@ -11,8 +11,9 @@ constexpr Fp8ByteTables kE4m3Tagged = make_tagged_fp8_byte_tables<e4m3_value>();
 constexpr Fp8ByteTables kE5m2Tagged = make_tagged_fp8_byte_tables<e5m2_value>();
 constexpr int kE4m3Factor = 1;
 
-// A quad's 32 words hold one code of each of four rows. vpermw looks at five index bits, so a shift brings the next
-// row's code down and the bits above it do no harm: the table holds the codes twice.
+// The 32 words of a quad hold one code of each of four rows. vpermw uses five bits of a word as the index, so that a
+// shift brings the code of the next row down. The bit above the code does no harm, because the table holds the codes
+// twice.
 struct Mxfp4 {
   static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
   static constexpr int kSumFactor = 1;
@@ -27,11 +28,11 @@ struct Mxfp4 {
   }
 };
 
-// The sixteen values of the codes at one scale.
+// The values of the sixteen codes at one scale.
 using E2m1Scale = const uint16_t*;
 MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kNvfp4Bf16.row[byte]; }
 
-// One table of two scales: index bit 4 chooses the half of k.
+// One table serves both scales of a row: bit 4 of the index says which half of the K-block a code belongs to.
 template <class ScaleOf, class F>
 MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
   const __m512i words = load_words(quad);
@@ -47,7 +48,8 @@ MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
   });
 }
 
-// Two byte look-ups by the seven bits of the magnitude; the sign is the code's. Unpacking gives the two rows of a pair.
+// The seven bits of a magnitude look up the low and the high byte of the bfloat16; the sign is that of the code.
+// Unpacking gives the two rows of a pair.
 template <class F>
 MXFP4MOE_INLINE void each_fp8(const Fp8ByteTables& tables, const uint8_t* quad, F&& f) {
   const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
@@ -76,7 +78,7 @@ MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
   unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA { f(i, Index<0>{}, _mm512_loadu_si512(quad + 64 * i.value)); });
 }
 
-// Even and odd k as float32 times a power of two: the upper halves are the products, exactly.
+// Multiplies even and odd k as float32 by a power of two. The upper halves of the products are exact.
 MXFP4MOE_INLINE __m512i scale_vec(__m512i v, float scale) {
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   const __m512 factor = _mm512_set1_ps(scale);
@@ -89,18 +91,18 @@ MXFP4MOE_INLINE __m512i scale_vec(__m512i v, float scale) {
 
 #include "kernels/generic/mxfp8_by_values.h"
 
-// What the scales add to two bfloat16 of tagged values: to their exponents, and -1, which takes the tag away.
-struct ExponentTable {
+// What a scale adds to two bfloat16 of tagged values: its exponent, and -1, which takes the tag away.
+struct ExponentAddends {
   uint32_t pair[256];
 };
-constexpr ExponentTable make_exponent_table() {
-  ExponentTable t{};
+constexpr ExponentAddends make_exponent_addends() {
+  ExponentAddends t{};
   for (int s = 0; s < 256; ++s) t.pair[s] = static_cast<uint16_t>((s - 127) * 128 - 1) * 0x10001u;
   return t;
 }
-constexpr ExponentTable kExponents = make_exponent_table();
+constexpr ExponentAddends kExponentAddends = make_exponent_addends();
 
-// Where all scales of a panel are ordinary: an addition in place of two multiplications as float32.
+// Where all scales of a panel are ordinary, one addition takes the place of two multiplications in float32.
 template <WeightFormat kFormat_>
 struct OrdinaryMxfp8 {
   static constexpr WeightFormat kFormat = kFormat_;
@@ -111,7 +113,7 @@ struct OrdinaryMxfp8 {
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
     constexpr const Fp8ByteTables& tables = kFormat == WeightFormat::kMxfp8E4m3 ? kE4m3Tagged : kE5m2Tagged;
     each_fp8(tables, quad, [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
-      const __m512i exponent = _mm512_set1_epi32(static_cast<int>(kExponents.pair[scales[row.value]]));
+      const __m512i exponent = _mm512_set1_epi32(static_cast<int>(kExponentAddends.pair[scales[row.value]]));
       const __mmask32 tagged = _mm512_test_epi16_mask(vec, _mm512_set1_epi16(1));
       f(row, part, _mm512_mask_add_epi16(vec, tagged, vec, exponent));
     });

@@ -7,7 +7,8 @@ constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
 
 MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm512_mul_ps(v, _mm512_set1_ps(scale)); }
 
-// vpermps looks at the four low index bits of each 32-bit lane: nibble i is row i at even k, nibble 4 + i at odd k.
+// vpermps uses the four low bits of each 32-bit lane as the index. Nibble i of a lane is the code of row i at the even
+// k, nibble 4 + i that at the odd k.
 struct Mxfp4 {
   static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
   static constexpr int kSumFactor = 1;
@@ -39,8 +40,8 @@ MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
   });
 }
 
-// As float16, which conversion takes for nothing: e5m2 is its upper byte; e4m3, moved right by one, is divided by
-// 2^8 and has no NaN.
+// Codes are converted by way of float16, for which there is an instruction. e5m2 is the upper byte of a float16. e4m3
+// moved right by one bit is a float16 of 1/2^8 of the value, which is why kE4m3Factor is 2^8; NaN must be put in.
 constexpr int kE4m3Factor = 256;
 MXFP4MOE_INLINE __m512i e4m3_to_f16(__m512i upper_bytes) {
   const __m512i values =

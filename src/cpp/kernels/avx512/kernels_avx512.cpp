@@ -1,4 +1,4 @@
-// The avx512 kernel table on float32 FMAs: AVX-512 F, BW, DQ and VL.
+// The avx512 kernel table on float32 FMAs. It needs AVX-512 F, BW, DQ and VL.
 #include <immintrin.h>
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // Vectors and accumulators of sixteen lanes. Included inside a kernel table's own namespace, after dot_*.h.
 
-// For a vector of several uses: the compiler would load it anew for each, but a port loads one zmm a cycle.
+// Loads a vector that is used several times. Without the asm the compiler would load it anew for each use, but a port
+// loads only one zmm a cycle.
 MXFP4MOE_INLINE Vec load_vec_once(const Element* p) {
   Vec v = load_vec(p);
   asm("" : "+v"(v));
@@ -17,7 +18,8 @@ MXFP4MOE_INLINE Acc scale_acc(Acc acc) {
   return kFactor == 1 ? acc : _mm512_mul_ps(acc, _mm512_set1_ps(kFactor));
 }
 
-// The sums of the lanes of sixteen accumulators: four rounds, each adds two halves and halves the vectors.
+// Sums the lanes of each of sixteen accumulators in four rounds. Each round adds the halves of vectors, so that there
+// are half as many vectors afterwards.
 inline F32 sum_lanes(const float* p) {
   __m512 a[8], b[4], c[2];
   for (int i = 0; i < 8; ++i) {

@@ -1,7 +1,7 @@
 // What the tile kernels need beside simd.h: partial stores and a 16 x 16 transpose.
 // Included inside a kernel table's own namespace, after avx512/simd.h.
 
-// The first n lanes, 1 <= n <= 16.
+// Stores (and loads) the first n lanes, 1 <= n <= 16.
 inline void store_first(uint32_t* p, U32 a, int64_t n) {
   _mm512_mask_storeu_epi32(p, static_cast<__mmask16>((1u << n) - 1), a);
 }
@@ -9,7 +9,7 @@ inline F32 load_first(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
 }
 
-// Rows become columns: pairs of 32-bit, then of 64-bit, then of 128-bit parts change places.
+// Makes columns of rows: parts of 32, then of 64, then of 128 bits change places in pairs.
 inline void transpose16(U32 r[16]) {
   __m512i t[16];
   for (int i = 0; i < 8; ++i) {
@@ -36,11 +36,11 @@ inline void transpose16(U32 r[16]) {
   }
 }
 
-// A row's 32 k as bfloat16.
+// 32 k of a row as bfloat16.
 using Vec = __m512i;
 inline void store_vec(uint16_t* p, Vec a) { _mm512_storeu_si512(p, a); }
 
-// As the high half of a product: beside tile operations vpmulhuw has more free ports than vpsrlw.
+// The shift is the high half of a product, because beside tile operations vpmulhuw has more free ports than vpsrlw.
 template <int N>
 MXFP4MOE_INLINE __m512i shift_words(__m512i v) {
   return N == 0 ? v : _mm512_mulhi_epu16(v, _mm512_set1_epi16(static_cast<short>(1 << ((16 - N) & 15))));

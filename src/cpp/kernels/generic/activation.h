@@ -1,4 +1,4 @@
-// The activations: one functor each, (gate, up) -> intermediate, in float32 over sixteen lanes.
+// The activations. Each is a functor that computes the intermediate from gate and up, in float32 over sixteen lanes.
 // Included inside a kernel table's own namespace, after math.h.
 
 inline F32 logistic_times(F32 g, F32 negated_argument) { return div(g, add(broadcast(1.0f), exp(negated_argument))); }
@@ -31,13 +31,13 @@ struct GeluTanh {
   }
 };
 
-// The clamp of both operands; infinity switches it off.
+// Both operands are clamped to these; infinity switches the clamp off.
 struct ClampLimits {
   F32 high, low;
 };
 inline ClampLimits clamp_limits(const Activation& a) { return {broadcast(a.limit), broadcast(-a.limit)}; }
 
-// The limit stands first: min and max return their second operand when it is NaN.
+// The limit stands first because min and max return their second operand if it is NaN.
 template <class Functor>
 inline F32 activate(F32 gate, F32 up, const ClampLimits& limits, float alpha) {
   return Functor::apply(min(limits.high, gate), max(limits.low, min(limits.high, up)), alpha);

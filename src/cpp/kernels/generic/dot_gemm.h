@@ -1,28 +1,54 @@
-// The GEMM of instruction sets with vector registers but no tiles: dot products along k.
+// The GEMM of instruction sets with vector registers but without tiles: dot products along k.
 //
 // SHAPES       one panel (16 rows, K) of packed weights by m tokens (rows of Element, K each).
 // DEFINITION   acc[row][token] = lanes over k: for each K-block of 32 in order, acc = dot(acc, w, x); at the end
 //              the lanes of each accumulator are summed in a fixed tree.
-// ORDER        the same for every m and every path below, so a token's result never depends on its batch.
+// ORDER        is the same for every m and on both paths below, so that a token's result never depends on its batch.
 //
-// direct: weights are decoded in registers and used at once, for few tokens; the panel is walked once for each
-//   group of rows that fits the registers, whole quads or half of one. slab: weights of several K-blocks are decoded
-//   into L1 and used for all tokens; accumulators wait in L2 between slabs.
+// There are two paths. direct: weights are decoded in registers and used at once, for few tokens; the panel is walked
+// once for each group of rows that fits the registers, whole quads or half of one. slab: the weights of several
+// K-blocks are decoded into L1 and used for all tokens; accumulators wait in L2 between slabs.
 //
-// An instruction set supplies (dot.h): Element, Vec (kVecElements of them, kParts to a K-block), Acc of kLanes
-// floats, load_vec, load_vec_once, store_vec, widen_block, zero_acc, load_acc, store_acc, multiply_add(acc, w, x),
-// add_scaled(sum, acc, scale), scale_acc<factor>(acc), sum_lanes; its register budget: kRegisters, kDirectTokens,
-// direct_rows(tokens), kSlabRows, kSlabTokens, kSlabBytes, and for segments direct_segment_rows(tokens) and
-// kSlabSegmentRows; kDirectBlocks, after which all walks go on together, so that they find the tokens in L1 (0: never);
-// direct_limit(format), the most tokens for which decoding the panel anew for each kDirectTokens beats a slab; and
-// where a number of direct rows is 2, pair_step(format): which two rows of a quad those are.
+// THE CONTRACT OF dot*.h: types Element, Vec (kVecElements of them, kParts to a K-block of a row) and Acc (kLanes
+// floats); functions load_vec, load_vec_once, store_vec, widen_block (a K-block of bfloat16 to Elements), zero_acc,
+// load_acc, store_acc, multiply_add(acc, w, x), add_scaled(sum, acc, scale), scale_acc<factor>(acc), sum_lanes; and
+// these constants:
+//
+//                           portable  avx2    avx512      avx512bf16   why
+//   Element                 float     float   float       bfloat16     what the dot product multiplies
+//   kVecElements x kParts   8 x 4     8 x 4   16 x 2      32 x 1       32 k of a row in vectors
+//   kLanes                  8         8       16          16           floats of one accumulator
+//   kRegisters              16        16      32          32           vector registers
+//   kDirectTokens           1         4       6           6            the most tokens of a direct walk (1)
+//   direct_rows(tokens)     4         4 2     16 8 4      16 8 4       rows of a walk, fewer for more tokens (1)
+//   direct_segment_rows     4         4 2     16 8 4      16 4 2       the same with sums beside the accumulators (2)
+//   direct_limit(format)    1         5       16          all          the most tokens of the direct path (3)
+//   the same for 8 bits     1         5       6           6
+//   kDirectBlocks           0         16      0           0            K-blocks of a walk; 0 means all of K (4)
+//   pair_step(format)       -         2 1     -           1            distance of the rows of a walk of two rows (5)
+//   kSlabRows x kSlabTokens 2 x 3     4 x 3   4 x 6       4 x 6        accumulators of the slab path (1)
+//   kSlabSegmentRows        2         4       4           2            the same with sums beside the accumulators (2)
+//   kSlabBytes              16 KiB    24 KiB  24 KiB      24 KiB       decoded weights that stay in an L1 of 32 KiB
+//
+//   (1) rows x tokens accumulators, a vector of each token and one of weights fit the registers: avx2 has
+//       4 x 3 + 3 + 1 = 16, AVX-512 4 x 6 + 6 + 1 = 31. A portable accumulator takes two registers, 2 x 3 of them
+//       take 12 of 16.
+//   (2) Where K is cut in segments, each accumulator has a sum that it is added to. With half as many rows the sums
+//       stay in registers. That pays on avx512bf16, where a store of a zmm takes as long as two dot products.
+//   (3) Decoding anew for each kDirectTokens tokens pays as long as it costs less than the stores and loads of a
+//       slab. On avx512bf16, decoding four bits hides behind the dot products and always pays; portable code decodes
+//       by arithmetic, which is worth doing only once. bench/panel_cycles.cpp measures where the limits are.
+//   (4) After so many K-blocks all walks of a panel have caught up, so that each finds the tokens in L1: four tokens
+//       of 16 K-blocks take 8 KiB. avx2 has the most walks, eight for three or four tokens.
+//   (5) The two rows are decoded together: in four-bit formats rows 0 and 2 of a quad, which are the low nibbles of
+//       its bytes (rows 1 and 3 are the high ones), in the others rows 0 and 1.
 //
 // A weight format supplies a decoder (weight_formats.h): each_vec(quad, scales, f) calls f(Index<row>, Index<part>,
 // Vec) for the vectors of four rows, those of a row in ascending order of their parts.
 //
-// Float32 scales: K is cut in segments, each within one range of K that has a scale; a segment's lanes start from
-// zero and are added to the panel's lanes times the scale. Segments are no longer than a slab, which holds whole ones.
-// With few rows at a time the panel's lanes stay in registers meanwhile, with more they wait in memory.
+// Where float32 scales change along K, K is cut in segments, each of which lies in a range of K with one scale. The
+// lanes of a segment start from zero, and are added to the lanes of the panel after multiplication by the scale. A
+// segment is no longer than a slab, and a slab holds whole segments.
 //
 // Included inside a kernel table's own namespace, after dot.h and unroll.h.
 
@@ -54,14 +80,15 @@ struct TokenRows {
   int64_t count;
 };
 
-// Lane sums of one panel: [token][16 rows][kLanes] floats.
+// The lanes of a panel's accumulators in memory: [token][16 rows][kLanes] floats.
 inline float* lanes_of(float* lanes, int64_t token, int row) { return lanes + (token * kPanelRows + row) * kLanes; }
 
 using PanelSegments = Segments<PanelView>;
 
-// The rows of a panel that are computed together, from some quad on: whole quads, or two rows of a quad, kStep apart.
+// The rows of a panel that are computed together, counted from the first row of a quad: whole quads, or two rows of a
+// quad that are kStep apart.
 template <int kCount_, int kFirst_ = 0, int kStep_ = 1>
-struct Rows {
+struct RowSet {
   static constexpr int kCount = kCount_, kFirst = kFirst_, kStep = kStep_;
   static constexpr int kQuads = (kCount + 3) / 4;
   static constexpr int row(int index) { return kFirst + index * kStep; }
@@ -96,12 +123,12 @@ MXFP4MOE_INLINE void store_lanes(const Acc (&acc)[R::kCount][kTokens], int first
   });
 }
 
-// Whether a segment's accumulators leave registers for the sums that they are added to, beside tokens and weights.
+// Tells whether, beside the accumulators of a segment, tokens and weights, registers are left for the sums.
 template <class R, int kTokens>
 constexpr bool kSumsInRegisters = (2 * R::kCount + 1) * kTokens + 2 <= kRegisters;
 
-// Adds the segments of a range of K-blocks, each times its scale, to the lanes of some rows and tokens, which begin
-// with K-block 0. blocks(range, acc) adds products. The sums stay in registers or wait in memory.
+// Adds the segments of a range of K-blocks, each times its scale, to the sums of some rows and tokens, which start from
+// zero at K-block 0. blocks(range, acc) adds the products of a segment. The sums stay in registers or wait in memory.
 template <class Decoder, class R, int kTokens, class F>
 MXFP4MOE_INLINE void add_segments(BlockRange range, PanelSegments segments, int first_row, float* lanes, F&& blocks) {
   constexpr bool kInRegisters = kSumsInRegisters<R, kTokens>;
@@ -137,7 +164,7 @@ MXFP4MOE_INLINE void add_segments(BlockRange range, PanelSegments segments, int 
   if constexpr (kInRegisters) store_lanes<R>(sums, first_row, lanes);
 }
 
-// A range of K-blocks of some rows by some tokens, added to `acc`.
+// Adds the products of a range of K-blocks of some rows by some tokens to `acc`.
 template <class Decoder, class R, int kTokens>
 MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const TokenRows& tokens, BlockRange range,
                                    Acc (&acc)[R::kCount][kTokens]) {
@@ -146,7 +173,7 @@ MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const 
   const uint8_t* s = panel.scales + range.begin * kScaleBytes<Decoder> + first_row / 4 * kQuadScales;
   const Element* x[kTokens];
   unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
-  // Each walk brings its own lines of the next panel into L2, so that memory is busy during all of them.
+  // Each walk prefetches its own lines of the next panel into L2, so that memory is busy during all walks.
   const int64_t next = panel.k_blocks * kWeightBytes<Decoder>;
   const int64_t next_scales = panel.k_blocks * kScaleBytes<Decoder>;
   for (int64_t kb = range.begin; kb < range.end; ++kb) {
@@ -160,7 +187,7 @@ MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const 
       Decoder::each_vec(w + kQuadBytes * q.value, s + kQuadScales * q.value,
                         [&](auto i, auto part, const Vec& row) MXFP4MOE_INLINE_LAMBDA {
                           constexpr int r = R::index(4 * q.value + i.value);
-                          if constexpr (r >= 0) {  // what is decoded for nothing is not compiled
+                          if constexpr (r >= 0) {  // other rows are not used, so the compiler leaves their decoding out
                             unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA {
                               const Vec xs = load_vec(x[t.value] + kb * kBlockK + part.value * kVecElements);
                               acc[r][t.value] = multiply_add(acc[r][t.value], row, xs);
@@ -196,22 +223,23 @@ MXFP4MOE_INLINE void direct_rows_loop(const PanelView& panel, int first_row, con
 template <class Decoder, int kTokens>
 inline void direct_tile(const PanelView& panel, const TokenRows& tokens, float* lanes) {
   constexpr int rows = kIsSegmented<Decoder> ? direct_segment_rows(kTokens) : direct_rows(kTokens);
-  const int64_t most = kIsSegmented<Decoder> || kDirectBlocks == 0 ? panel.k_blocks : kDirectBlocks;
+  const int64_t walk = kIsSegmented<Decoder> || kDirectBlocks == 0 ? panel.k_blocks : kDirectBlocks;
   for (BlockRange range{0, 0}; range.begin < panel.k_blocks; range.begin = range.end) {
-    range.end = range.begin + most < panel.k_blocks ? range.begin + most : panel.k_blocks;
+    range.end = range.begin + walk < panel.k_blocks ? range.begin + walk : panel.k_blocks;
     for (int r = 0; r < kPanelRows; r += rows < 4 ? 4 : rows) {
       if constexpr (rows < 4) {
         constexpr int step = pair_step(Decoder::kFormat);
-        direct_rows_loop<Decoder, Rows<2, 0, step>, kTokens>(panel, r, tokens, range, lanes);
-        direct_rows_loop<Decoder, Rows<2, 3 - step, step>, kTokens>(panel, r, tokens, range, lanes);
+        direct_rows_loop<Decoder, RowSet<2, 0, step>, kTokens>(panel, r, tokens, range, lanes);
+        direct_rows_loop<Decoder, RowSet<2, 3 - step, step>, kTokens>(panel, r, tokens, range, lanes);
       } else {
-        direct_rows_loop<Decoder, Rows<rows>, kTokens>(panel, r, tokens, range, lanes);
+        direct_rows_loop<Decoder, RowSet<rows>, kTokens>(panel, r, tokens, range, lanes);
       }
     }
   }
 }
 
-// Cuts `count` tokens into tiles of at most kMax, as even as can be, and calls f(Index<size>, first).
+// Cuts `count` tokens into tiles of at most kMax tokens, as evenly as possible, and calls f(Index<size>, first) for
+// each.
 template <int kMax, class F>
 inline void for_token_tiles(int64_t count, F&& f) {
   int64_t done = 0;
@@ -245,16 +273,17 @@ inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num
 template <class Decoder>
 constexpr int slab_rows = kIsSegmented<Decoder> ? kSlabSegmentRows : kSlabRows;
 
-// Some rows of a decoded slab of the K-blocks [begin, end).
+// Some rows of a slab that holds the decoded K-blocks [begin, end).
 struct SlabRows {
   const Element* weights;
   int64_t begin, end;
   int first_row;
-  const uint8_t* next;  // lines of the packed weights that are decoded next: brought into L2
+  const uint8_t* next;  // the packed weights that are decoded next; their lines are prefetched into L2
   const PanelSegments* segments;
 };
 
-// A range of the slab's K-blocks, added to `acc`. Each group of rows brings some lines of each K-block.
+// Adds the products of a range of the slab's K-blocks to `acc`. Each group of rows prefetches some lines of each
+// K-block.
 template <class Decoder, int kRows, int kTokens>
 MXFP4MOE_INLINE void slab_blocks(const SlabRows& slab, const TokenRows& tokens, BlockRange range,
                                  Acc (&acc)[kRows][kTokens]) {
@@ -283,7 +312,7 @@ MXFP4MOE_INLINE void slab_blocks(const SlabRows& slab, const TokenRows& tokens, 
 
 template <class Decoder, int kTokens>
 inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float* lanes) {
-  using R = Rows<slab_rows<Decoder>>;
+  using R = RowSet<slab_rows<Decoder>>;
   const BlockRange range{slab.begin, slab.end};
   if constexpr (kIsSegmented<Decoder>) {
     add_segments<Decoder, R, kTokens>(range, *slab.segments, slab.first_row, lanes,
@@ -301,7 +330,7 @@ inline void slab_rows_loop(const SlabRows& slab, const TokenRows& tokens, float*
   }
 }
 
-// The end of the slab that begins at `begin`: whole segments, or an even share of what is left.
+// Returns the end of the slab that begins at `begin`: it holds whole segments, or an even share of what is left.
 template <class Decoder>
 inline int64_t slab_end(const PanelView& panel, int64_t begin, PanelSegments* segments) {
   if (kIsSegmented<Decoder>) return segments->next_slab(begin);
@@ -317,7 +346,7 @@ inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element*
     const PanelSegments segments = ahead;
     const int64_t end = slab_end<Decoder>(panel, begin, &ahead);
     decode_slab<Decoder>(panel, begin, end - begin, slab);
-    // Past the panel's end the next panel begins.
+    // The next panel begins where this one ends.
     const uint8_t* next = panel.weights + end * kBytes;
     for_token_tiles<kSlabTokens>(tokens.count, [&](auto size, int64_t t) {
       const TokenRows tile{tokens.x + t * tokens.stride + begin * kBlockK, tokens.stride, size.value};
@@ -343,7 +372,7 @@ inline void panel_sums_by(const PanelView& panel, const TokenRows& tokens, Eleme
   }
 }
 
-// The sums of a panel whose float32 scales are of all of K, times those.
+// Multiplies the sums of a panel by the float32 scales that hold for all of K.
 template <class Decoder>
 inline void scale_sums(const PanelView& panel, int64_t num_tokens, float* sums) {
   float scales[kPanelRows];
@@ -356,7 +385,7 @@ inline void scale_sums(const PanelView& panel, int64_t num_tokens, float* sums) 
   }
 }
 
-// sums[token][16 rows] of one panel.
+// Computes sums[token][16 rows] of one panel.
 template <class Decoder>
 inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
   if constexpr (kMayHaveSegments<Decoder>) {

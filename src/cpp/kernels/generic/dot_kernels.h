@@ -1,25 +1,25 @@
-// The kernel table entries built on dot_gemm.h: operands are bfloat16 rows in their natural order.
-// Included inside a kernel table's own namespace, after dot_gemm.h, activation.h and rows.h.
+// The functions of a kernel table that are built on dot_gemm.h. An operand consists of rows of bfloat16 in their
+// natural order. Included inside a kernel table's own namespace, after dot_gemm.h, activation.h and rows.h.
 
 constexpr int64_t kMaxGroupTokens = 128;
 
 inline int64_t padded_k(int64_t k) { return round_up(k, kBlockK); }
 
-// Rows need no company.
+// A row can stand alone, so nothing is padded.
 inline int64_t padded_tokens(int64_t num_tokens) { return num_tokens; }
 
 inline int64_t operand_bytes(int64_t num_tokens, int64_t k) { return num_tokens * padded_k(k) * 2; }
 
-// As many tokens as keep a group's operand within three quarters of an L2 of 1 MiB, sixteen at least if their widened
-// copies stay within 3 MiB.
+// A group has as many tokens as keep its operand within three quarters of an L2 cache of 1 MiB, but at least sixteen if
+// their copies as Elements stay within 3 MiB.
 inline int64_t group_tokens(int64_t max_k) {
   const int64_t row = padded_k(max_k) * static_cast<int64_t>(sizeof(Element));
-  const int64_t fit = (768 << 10) / row / 16 * 16, most = (3 << 20) / row;
-  if (most < 16) return most < 1 ? 1 : most;
-  return fit < 16 ? 16 : fit > kMaxGroupTokens ? kMaxGroupTokens : fit;
+  const int64_t fit = (768 << 10) / row / kTokenTile * kTokenTile, limit = (3 << 20) / row;
+  if (limit < kTokenTile) return limit < 1 ? 1 : limit;
+  return fit < kTokenTile ? kTokenTile : fit > kMaxGroupTokens ? kMaxGroupTokens : fit;
 }
 
-// The parts of a thread's scratch.
+// The parts of the scratch memory of a thread.
 struct Scratch {
   Element* tokens;
   Element* slab;
@@ -29,7 +29,8 @@ struct Scratch {
 
 constexpr bool kWidens = sizeof(Element) != 2;
 
-// Grows with both sizes, so what scratch_bytes() says for the largest group and k holds for every call.
+// The size grows with both arguments, so that what scratch_bytes() returns for the largest group and k suffices for
+// every call.
 inline int64_t carve_scratch(uint8_t* base, int64_t num_tokens, int64_t k, Scratch* s) {
   int64_t at = 0;
   const auto take = [&](int64_t bytes) {
@@ -62,7 +63,7 @@ inline void pack_tokens(const PackTokensArgs& args) {
   }
 }
 
-// The operand as the GEMM reads it: itself, or widened once for all panels of the call.
+// Returns the operand as the GEMM reads it: itself, or a copy that is widened once for all panels of the call.
 inline TokenRows widen_operand(const uint8_t* operand, int64_t num_tokens, int64_t k, Element* widened) {
   if (!kWidens) return {reinterpret_cast<const Element*>(operand), k, num_tokens};
   const uint16_t* from = reinterpret_cast<const uint16_t*>(operand);
@@ -96,7 +97,8 @@ struct GateUpEpilogue {
         up = add(up, load(bias + kPanelRows));
       }
       store_bf16(out + t * row, activate<Functor>(gate, up, limits, args.activation.alpha));
-      // In padding, 0 times an infinite scale or router weight would be NaN, which GEMM 2 would multiply by 0.
+      // Padding is set to 0: computed, it would be NaN where 0 meets an infinite scale or router weight, and GEMM 2
+      // would multiply that NaN by 0.
       for (int64_t r = rows < 0 ? 0 : rows; r < kPanelRows; ++r) out[t * row + r] = 0;
     }
   }

@@ -4,29 +4,31 @@
 // 1.5 * 2^23: adding it leaves an integer's value in the low mantissa bits.
 constexpr float kIntegerMagic = 12582912.0f;
 
-// 2^n for integer-valued n in [-127, 127]; -127 gives 0.
+// Computes 2^n for integers n in [-127, 127]; -127 gives 0.
 inline F32 pow2(F32 n) { return from_bits(shift_left<23>(bits(add(n, broadcast(kIntegerMagic + 127.0f))))); }
 
-// e^x with a relative error below 2e-7; overflows to infinity, underflows to zero, keeps NaN.
+// Computes e^x with a relative error below 2e-7. What is too large becomes infinity, what is too small 0, and NaN stays
+// NaN.
 inline F32 exp(F32 x) {
   x = max(broadcast(-104.0f), min(broadcast(100.0f), x));
   const F32 n = sub(mul_add(x, broadcast(1.44269504f), broadcast(kIntegerMagic)), broadcast(kIntegerMagic));
-  // ln 2 in two parts, the first short enough that n times it is exact.
+  // ln 2 is cut into two parts; the first has so few bits that n times it is exact.
   F32 r = mul_add(n, broadcast(-0.693359375f), x);
   r = mul_add(n, broadcast(2.12194440e-4f), r);
-  // (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2, minimax in relative error 3e-9.
+  // q approximates (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2 with a minimax relative error of 3e-9.
   F32 q = broadcast(1.381453999e-3f);
   q = mul_add(q, r, broadcast(8.368745246e-3f));
   q = mul_add(q, r, broadcast(4.166839080e-2f));
   q = mul_add(q, r, broadcast(1.666652040e-1f));
   q = mul_add(q, r, broadcast(4.999999343e-1f));
   const F32 p = add(broadcast(1.0f), mul_add(mul(r, r), q, r));
-  // 2^n in two factors: n alone may lie outside the exponent range while the result does not.
+  // 2^n is multiplied in two factors, because 2^n alone may be out of range while the result is not.
   const F32 half = round_even(mul(n, broadcast(0.5f)));
   return mul(mul(p, pow2(half)), pow2(sub(n, half)));
 }
 
-// erfc(z) for z >= 0 as e^(-z^2) t P(t), t = 1 / (1 + 0.4 z); P is minimax in relative error 8e-8 on [0, 12].
+// Computes erfc(z) for z >= 0 as e^(-z^2) t P(t) with t = 1 / (1 + 0.4 z). The minimax relative error of P is 8e-8 on
+// [0, 12].
 inline F32 erfc_nonnegative(F32 z) {
   const F32 t = div(broadcast(1.0f), mul_add(z, broadcast(0.4f), broadcast(1.0f)));
   F32 p = broadcast(4.415330067e-2f);

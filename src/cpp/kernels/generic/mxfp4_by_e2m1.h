@@ -1,4 +1,4 @@
-// MXFP4 as e2m1 codes times the e8m0 scale of their K-block, for instruction sets without a faster way.
+// MXFP4 decoded as e2m1 codes times the e8m0 scale of their K-block, for instruction sets without a faster way.
 // Included inside a kernel table's own namespace, after each_e2m1 and e8m0_scale.
 
 struct Mxfp4ByE2m1 {

@@ -1,7 +1,7 @@
-// The MX formats: blocks of 32 with an E8M0 scale. Every step is exact or rounds as the format demands, so all kernel
-// tables give the same bytes. Included inside the namespace of a kernel table.
+// The MX formats: blocks of 32 with an E8M0 scale. Every step is exact or rounds as the format demands, so that all
+// kernel tables give the same bytes. Included inside the namespace of a kernel table.
 
-// A block that is all zero, or not finite: no codes.
+// Writes a block that is all zero, or not finite: its codes are zero.
 template <class Element>
 inline void write_empty_block(const MxArgs& args, int64_t block, uint8_t scale) {
   std::memset(args.codes + block * 2 * kCodeBytes<Element>, 0, 2 * kCodeBytes<Element>);
@@ -21,7 +21,8 @@ inline void quantize_mx_blocks(const MxArgs& args) {
       continue;
     }
     const uint32_t scale = scale_byte<Element>(amax + addend);
-    const F32 inverse_scale = from_bits(broadcast_u32((254u - scale) << 23));  // scale <= 253: always normal
+    const F32 inverse_scale =
+        from_bits(broadcast_u32((254u - scale) << 23));  // always a normal number, as scale <= 253
     uint8_t* codes = args.codes + block * 2 * kCodeBytes<Element>;
     store_codes<Element>(codes, element_codes<Element>(mul(first, inverse_scale)));
     store_codes<Element>(codes + kCodeBytes<Element>, element_codes<Element>(mul(second, inverse_scale)));
@@ -74,8 +75,8 @@ inline void quantize_mx(const MxArgs& args) {
   }
 }
 
-// Code times scale is exact in float32 (the least, 2^-143, is a subnormal) unless it overflows; so is the one rounding
-// to 16 bits.
+// Code times scale is exact in float32 unless it is too large; the smallest product, 2^-143, is subnormal. So a value
+// is rounded only once where the result has 16 bits.
 template <class Element, class Values>
 inline void dequantize_mx_blocks(const MxValuesArgs& args) {
   for (int64_t block = 0; block < args.num_blocks; ++block) {
@@ -87,7 +88,7 @@ inline void dequantize_mx_blocks(const MxValuesArgs& args) {
   }
 }
 
-// In float64 nothing overflows.
+// In float64 every value is finite and exact.
 template <class Element>
 inline void dequantize_mx_blocks_f64(const MxValuesArgs& args) {
   for (int64_t block = 0; block < args.num_blocks; ++block) {

@@ -1,7 +1,8 @@
-// NVFP4: blocks of 16 with an E4M3 scale, and a float32 scale of the tensor. Sixteen lanes are one block.
+// NVFP4: blocks of 16 with an E4M3 scale, and a float32 scale for the tensor. A block fills the sixteen lanes.
 // Included inside the namespace of a kernel table.
 
-// The code of a block's scale. A block without a scale has no codes: all zero, or rounded to it, or not finite.
+// Writes the scale of a block and returns its code. Where the scale is zero, or a value is not finite, the codes of the
+// block are set to zero and 0 is returned.
 template <class Float>
 inline uint8_t nvfp4_scale(const Nvfp4Args& args, int64_t block, Float amax, bool finite) {
   const uint32_t code = element_code<E4m3Element>(amax / Float(6) / Float(args.tensor_scale));
@@ -50,7 +51,7 @@ inline void quantize_nvfp4(const Nvfp4Args& args) {
   }
 }
 
-// Element times block scale is exact in float32.
+// The product of an element and a block scale is exact in float32.
 template <class Values>
 inline void dequantize_nvfp4_f32(const Nvfp4ValuesArgs& args) {
   for (int64_t block = 0; block < args.num_blocks; ++block) {

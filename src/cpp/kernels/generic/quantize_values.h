@@ -29,7 +29,7 @@ inline double load_f64(const uint8_t* p) {
 }
 inline void store_f64(uint8_t* p, double a) { std::memcpy(p, &a, 8); }
 
-// The first n lanes, 0 <= n < 16; the others are zero.
+// Reads n values, 0 <= n < 16, into the first lanes; the other lanes are zero.
 template <class Values>
 inline F32 read_first(const uint8_t* p, int64_t n) {
   alignas(64) uint8_t lanes[16 * Values::kBytes] = {};
@@ -37,7 +37,7 @@ inline F32 read_first(const uint8_t* p, int64_t n) {
   return Values::read(lanes);
 }
 
-// The codes of `values` in the low bits of the lanes: element_code of formats/element.h, and the sign.
+// Computes element_code of formats/element.h with the sign; the codes stand in the low bits of the lanes.
 template <class Element>
 inline U32 element_codes(F32 values) {
   using Round = RoundF32<Element>;
@@ -58,7 +58,7 @@ inline uint32_t element_code_signed(double value) {
   return code | static_cast<uint32_t>(sign << (Element::kBits - 1));
 }
 
-// Sixteen codes in memory.
+// The bytes of sixteen codes.
 template <class Element>
 constexpr int64_t kCodeBytes = 16 * Element::kBits / 8;
 
@@ -85,7 +85,7 @@ inline F32 load_values(const uint8_t* codes) {
   }
 }
 
-// Value `i` of the codes.
+// Returns value `i` of the codes.
 template <class Element>
 inline float value_at(const uint8_t* codes, int64_t i) {
   if constexpr (Element::kBits == 4) {
@@ -95,8 +95,8 @@ inline float value_at(const uint8_t* codes, int64_t i) {
   }
 }
 
-// Float32 products that may be rounded again, to 16 bits, without harm: where one is not exact its last bit is 1, so
-// that it is on the same side of every 16-bit value, and of every midpoint of two, as the exact product.
+// Float32 products that may be rounded again to 16 bits without harm. Where a product is not exact its last bit is set
+// to 1, so that it lies on the same side of every 16-bit value, and of every midpoint of two, as the exact product.
 inline F32 mul_to_odd(F32 a, float scale) {
   float v[16];
   uint32_t r[16];
@@ -113,7 +113,8 @@ inline F32 mul_to_odd(F32 a, float scale) {
   return from_bits(load_u32(r));
 }
 
-// Rounded once, which a product of float32 values is not if it becomes float32 first.
+// Returns products in such a form that, after the caller has rounded them to the type of the result, the effect is that
+// of a single rounding.
 template <class Values>
 inline F32 product(F32 a, float scale) {
   return Values::kBytes == 4 ? mul(a, broadcast(scale)) : mul_to_odd(a, scale);

@@ -1,9 +1,9 @@
-// The memory's side of the roofline: the fastest read.
+// The memory side of the roofline: the fastest read.
 // Included inside a kernel table's own namespace, after simd.h.
 
 constexpr int64_t kReadPrefetchBytes = 4096;
 
-// Reads every byte once; the checksum keeps the loads alive.
+// Reads every byte once. The checksum keeps the compiler from leaving the loads out.
 inline uint64_t read_memory(const uint8_t* data, int64_t bytes) {
   U32 a[4] = {broadcast_u32(0), broadcast_u32(0), broadcast_u32(0), broadcast_u32(0)};
   int64_t i = 0;

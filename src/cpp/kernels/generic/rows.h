@@ -1,7 +1,7 @@
-// Rows of 16-bit and 32-bit floats: conversion on entry to bfloat16, and of the result on exit.
+// Conversion of rows of floats: to bfloat16 on entry, and to the type of the result on exit.
 // Included inside a kernel table's own namespace, after simd.h.
 
-// Rounds `n` values at `p` to bfloat16 at `out`; past `n`, up to `padded`, writes zeros.
+// Rounds `n` values at `p` to bfloat16 at `out`, and writes zeros from there up to `padded`.
 inline void row_to_bf16(const uint8_t* p, DType dtype, int64_t n, int64_t padded, uint16_t* out) {
   int64_t k = 0;
   if (dtype == DType::kBFloat16) {

@@ -1,5 +1,5 @@
-// Compile-time loops: unroll<N>(f) calls f(Index<0>{}), ..., f(Index<N - 1>{}) inline, so that the counter can
-// be a template argument or an instruction's immediate. Included inside a kernel table's own namespace.
+// Loops at compile time: unroll<N>(f) calls f(Index<0>{}), ..., f(Index<N - 1>{}) inline, so that the counter can be a
+// template argument or an immediate of an instruction. Included inside a kernel table's own namespace.
 
 #define MXFP4MOE_INLINE inline __attribute__((always_inline))
 #define MXFP4MOE_INLINE_LAMBDA __attribute__((always_inline))

@@ -1,24 +1,24 @@
 // The weight formats as decoders: how a quad of a K-block (four rows, see packing/panels.h) becomes vectors. A format
-// says which elements it has and where its scales are applied; how elements are decoded is the instruction set's:
+// says which elements it has and where its scales are applied; the instruction set says how elements are decoded:
 //
 //   each_e2m1(quad, scale_of, f)  four-bit codes times scale_of(Index<row>, Index<k / 16>), of type E2m1Scale
 //   each_e4m3(quad, f), each_e5m2(quad, f), each_bf16(quad, f)   unscaled; e4m3 values are divided by kE4m3Factor
 //   e4m3_scale(byte)                     as an E2m1Scale
-//   scale_vec(vec, float)                exact, but for overflow and underflow
+//   scale_vec(vec, float)                exact unless a product is too large or too small
 //   kE8m0F32                             the values of e8m0 bytes
 //   Mxfp4, Mxfp8<format>                 faster than those, or Mxfp4ByE2m1, Mxfp8By...Values (mxfp*_by_*.h)
 //
-// `kSumFactor`: sums are multiplied by it before their float32 scale.
+// Sums are multiplied by `kSumFactor` before they are multiplied by their float32 scale.
 // Included inside a kernel table's own namespace, after the headers of an instruction set.
 
-// Of a K-block of a panel.
+// The bytes of a K-block of a panel.
 template <class Decoder>
 constexpr int kWeightBytes = block_layout(Decoder::kFormat).weight_bytes;
 template <class Decoder>
 constexpr int kScaleBytes = block_layout(Decoder::kFormat).scale_bytes;
 
-// A format whose float32 scales change along K: K is cut in segments that have a scale each. Where one range is all of
-// K, the scale multiplies the finished sum.
+// The decoder of a matrix whose float32 scales change along K: K is cut in segments that have a scale each. Where one
+// range is all of K, the plain decoder is used and the scale multiplies the finished sum.
 template <class Decoder>
 struct Segmented : Decoder {};
 template <class Decoder>
@@ -39,7 +39,7 @@ constexpr bool has_ordinary(long) {
   return false;
 }
 
-// Whether the weights of a row of a K-block are zeros: packing/panels.h says where they stand.
+// Tells whether all weights of a row of a K-block are zero; packing/panels.h says where they stand.
 template <class Decoder>
 inline bool is_zero_row(const uint8_t* block, int row) {
   constexpr bool kNibbles = block_layout(Decoder::kFormat).weight_bits() == 4;
@@ -52,18 +52,18 @@ inline bool is_zero_row(const uint8_t* block, int row) {
 
 template <class Decoder>
 inline bool is_ordinary(const uint8_t* weights, const uint8_t* scales, int64_t k_blocks) {
-  constexpr uint8_t kLeast = Decoder::Ordinary::kMinScale, kMost = Decoder::Ordinary::kMaxScale;
-  static_assert(kScaleBytes<Decoder> == kPanelRows, "a scale for each row of a K-block");
-  uint8_t most = 0;
+  constexpr uint8_t kMin = Decoder::Ordinary::kMinScale, kMax = Decoder::Ordinary::kMaxScale;
+  static_assert(kScaleBytes<Decoder> == kPanelRows, "each row of a K-block has one scale");
+  uint8_t largest = 0;
   for (int64_t i = 0; i < k_blocks * kPanelRows; ++i) {
-    const uint8_t above_least = static_cast<uint8_t>(scales[i] - kLeast);
-    most = above_least > most ? above_least : most;
+    const uint8_t above_min = static_cast<uint8_t>(scales[i] - kMin);
+    largest = above_min > largest ? above_min : largest;
   }
-  if (most <= kMost - kLeast) return true;
+  if (largest <= kMax - kMin) return true;
   for (int64_t i = 0; i < k_blocks * kPanelRows; ++i) {
-    if (scales[i] > kMost) return false;
+    if (scales[i] > kMax) return false;
     const uint8_t* block = weights + i / kPanelRows * kWeightBytes<Decoder>;
-    if (scales[i] < kLeast && !is_zero_row<Decoder>(block, static_cast<int>(i % kPanelRows))) return false;
+    if (scales[i] < kMin && !is_zero_row<Decoder>(block, static_cast<int>(i % kPanelRows))) return false;
   }
   return true;
 }

@@ -1,5 +1,6 @@
-// Dot products in four-lane vectors, a GCC and Clang extension that every target has. Eight k are two vectors, the
-// even ones and the odd ones, as the halves of 32-bit lanes of words hold them.
+// Dot products in four-lane vectors, an extension of GCC and Clang that exists for every target. Eight k are two
+// vectors, one of the even k and one of the odd k, as the halves of the 32-bit lanes of their words hold them.
+// generic/dot_gemm.h says what each constant means.
 
 using Element = float;
 typedef float Float4 __attribute__((vector_size(16)));
@@ -16,7 +17,7 @@ constexpr int kDirectTokens = 1;
 constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens; }
 constexpr int direct_rows(int) { return 4; }
 constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
-constexpr int64_t kDirectBlocks = 0;  // all of K
+constexpr int64_t kDirectBlocks = 0;  // a walk is all of K
 constexpr int kSlabRows = 2, kSlabSegmentRows = kSlabRows, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 16 << 10;
 

@@ -13,8 +13,9 @@ using E2m1Scale = float;
 MXFP4MOE_INLINE E2m1Scale e8m0_scale(uint8_t byte) { return kE8m0F32.values[byte]; }
 MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kE4m3F32.values[byte]; }
 
-// Arithmetic instead of table look-ups, which no baseline can do for several lanes: the magnitudes 0..7 are the
-// values 0, 1, 2, 3, 4, 6, 8, 12 in halves, and comparisons give -1 where true. The first two parts are k < 16.
+// Codes are decoded by arithmetic, because no baseline instruction set has table look-ups for several lanes. The
+// magnitudes 0 to 7 are 0, 1, 2, 3, 4, 6, 8 and 12 halves, and comparisons give -1 where they are true. The first two
+// parts of a row are k < 16.
 template <class ScaleOf, class F>
 MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
   unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
@@ -42,7 +43,7 @@ using Mxfp4 = Mxfp4ByE2m1;
 
 constexpr int kE4m3Factor = 1;
 
-// With the bits in the places of float32's, multiplying by a power of two corrects the bias of the exponent, of
+// Once the bits stand where float32 has them, multiplying by a power of two corrects the bias of the exponent, for
 // subnormals too. Magnitudes from kSpecial on get the exponent of infinity and NaN.
 template <int kShift, int kExponent, int kSpecial, uint32_t kSpecialBits>
 MXFP4MOE_INLINE Float4 fp8_to_f32(const Uint4& codes) {

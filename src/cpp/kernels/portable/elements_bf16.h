@@ -1,4 +1,4 @@
-// Decodes elements to bfloat16 rows, one by one.
+// Decodes elements to rows of bfloat16, one by one.
 // Included inside a kernel table's own namespace, after portable/tile_lanes.h.
 
 constexpr Mxfp4TableBf16 kMxfp4Bf16 = make_mxfp4_table_bf16();
@@ -8,7 +8,7 @@ constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
 constexpr Fp8TableF32 kE5m2F32 = make_fp8_table_f32<e5m2_value>();
 constexpr int kE4m3Factor = 1;
 
-// The sixteen values of the codes at one scale.
+// The values of the sixteen codes at one scale.
 using E2m1Scale = const uint16_t*;
 MXFP4MOE_INLINE E2m1Scale e8m0_scale(uint8_t byte) { return kMxfp4Bf16.row[byte]; }
 MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kNvfp4Bf16.row[byte]; }

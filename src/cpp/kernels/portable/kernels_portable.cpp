@@ -1,4 +1,4 @@
-// The portable kernel table: plain C++, for any CPU.
+// The portable kernel table: plain C++ for any CPU.
 #include <cstdint>
 #include <cstring>
 

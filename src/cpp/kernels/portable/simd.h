@@ -1,5 +1,5 @@
 // Sixteen float32 lanes in plain C++, in loops that a compiler can vectorize for any target.
-// The same functions stand in avx2/simd.h and avx512/simd.h; generic code is written against them.
+// avx2/simd.h and avx512/simd.h hold the same functions; generic code is written against them.
 // This header is included inside the namespace of one kernel table; it must not be included anywhere else.
 
 struct F32 {
@@ -9,7 +9,7 @@ struct U32 {
   uint32_t v[16];
 };
 
-// One line for each operation.
+// Each operation takes one line.
 // clang-format off
 #define MXFP4MOE_LANES(expr)      \
   for (int i = 0; i < 16; ++i) {  \
@@ -24,14 +24,14 @@ inline F32 add(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] + b.v[i]); }
 inline F32 sub(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] - b.v[i]); }
 inline F32 mul(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] * b.v[i]); }
 inline F32 div(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] / b.v[i]); }
-// a * b + c, in one rounding or two: only for approximations, never where the contract counts roundings.
+// a * b + c with one rounding or two. It is used for approximations alone, never where the contract counts roundings.
 inline F32 mul_add(F32 a, F32 b, F32 c) { F32 r; MXFP4MOE_LANES(a.v[i] * b.v[i] + c.v[i]); }
-// The second operand is returned when the comparison is unordered: min(limit, x) keeps a NaN in x.
+// If one operand is NaN the second one is returned, so that min(limit, x) keeps a NaN in x.
 inline F32 min(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 inline F32 max(F32 a, F32 b) { F32 r; MXFP4MOE_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-// a < b ? x : y
+// Selects a < b ? x : y in each lane.
 inline F32 select_less(F32 a, F32 b, F32 x, F32 y) { F32 r; MXFP4MOE_LANES(a.v[i] < b.v[i] ? x.v[i] : y.v[i]); }
-// To the nearest integer, ties to even, for |a| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits.
+// Rounds to the nearest integer, ties to even, for |a| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits.
 inline F32 round_even(F32 a) { F32 r; MXFP4MOE_LANES((a.v[i] + 12582912.0f) - 12582912.0f); }
 
 inline U32 bits(F32 a) { U32 r; std::memcpy(r.v, a.v, 64); return r; }
@@ -59,7 +59,7 @@ inline F32 load_bf16(const uint16_t* p) {
   for (int i = 0; i < 16; ++i) r.v[i] = static_cast<uint32_t>(p[i]) << 16;
   return from_bits(r);
 }
-// The bfloat16 of each lane in its low half: nearest even, a NaN stays a (quiet) NaN.
+// Rounds each lane to bfloat16, which stands in its low half: to nearest even; NaN stays NaN and becomes quiet.
 inline U32 round_bf16(F32 a) {
   const U32 u = bits(a);
   U32 r;
@@ -78,16 +78,17 @@ inline void store_f16(uint16_t* p, F32 a) {
   for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(a.v[i]);
 }
 
-// 4-bit codes, two a byte, the even lane in the low nibble. Stores the low nibbles of the lanes, whatever is above.
+// 4-bit codes stand two to a byte, that of the even lane in the low nibble. Storing takes the low nibbles of the lanes and
+// ignores the bits above.
 inline U32 load_nibbles(const uint8_t* p) { U32 r; MXFP4MOE_LANES((p[i / 2] >> (i % 2 * 4)) & 15u); }
 inline void store_nibbles(uint8_t* p, U32 a) {
   for (int i = 0; i < 8; ++i) p[i] = static_cast<uint8_t>((a.v[2 * i] & 15u) | a.v[2 * i + 1] << 4);
 }
-// The low bytes of the lanes, whatever is above.
+// Stores the low bytes of the lanes and ignores the bits above.
 inline void store_bytes(uint8_t* p, U32 a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(a.v[i]);
 }
-// table[index], 0 <= index < 16.
+// Returns table[index], 0 <= index < 16.
 inline F32 lookup(const float* table, U32 index) { F32 r; MXFP4MOE_LANES(table[index.v[i]]); }
 
 // clang-format on

@@ -18,7 +18,7 @@ inline void transpose16(U32 r[16]) {
   }
 }
 
-// A row's 32 k as bfloat16.
+// 32 k of a row as bfloat16.
 struct Vec {
   uint16_t v[32];
 };
