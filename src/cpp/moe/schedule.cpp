@@ -12,17 +12,17 @@
 namespace mxfp4moe {
 namespace {
 
-// The blocks of a workspace that a chunk of tokens uses.
+// The parts of the workspace that a chunk of tokens uses.
 struct ChunkMemory {
   Grouping grouping;
   ItemMemory items;
-  int32_t* pack_first_item;  // of each group: its first sixteen tokens among those of all groups
-  uint8_t* operand;          // of GEMM 1, group after group
-  uint8_t* intermediate;     // of GEMM 2, group after group
+  int32_t* pack_first_item;  // for each group, the item that packs its first tile of tokens
+  uint8_t* operand;          // the operand of GEMM 1, group after group
+  uint8_t* intermediate;     // the operand of GEMM 2, group after group
   float* accumulators;       // [tokens][sum_row_floats]
-  int32_t* slot_rows;        // 0, 1, 2, ...: rows of slot_outputs
+  int32_t* slot_rows;        // 0, 1, 2, ...: the rows of slot_outputs
   float* slot_outputs;       // [slots][sum_row_floats], if experts may be split
-  uint8_t* scratch;          // per thread
+  uint8_t* scratch;          // scratch_bytes for each thread
   int64_t scratch_bytes;
 };
 
@@ -40,7 +40,7 @@ int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& c
   m->accumulators = arena->take<float>(chunk.num_tokens * row);
   m->slot_rows = arena->take<int32_t>(plan.may_split_experts ? slots : 0);
   m->slot_outputs = arena->take<float>(plan.may_split_experts ? slots * row : 0);
-  const int64_t group = std::min(plan.groups.max_tokens, round_up(slots, 16));
+  const int64_t group = std::min(plan.groups.max_tokens, round_up(slots, kTokenTile));
   m->scratch_bytes = round_up(kernels.scratch_bytes(group, plan.max_k), 4096);
   m->scratch = arena->take<uint8_t>(m->scratch_bytes * plan.team.num_threads);
   return arena->used();
@@ -85,22 +85,22 @@ class Chunk {
     return base + kernels_.operand_bytes(group.operand_first, k);
   }
 
-  // Sixteen tokens of a group into the operand of GEMM 1.
+  // Packs one tile of tokens of a group into the operand of GEMM 1.
   void pack_item(int64_t item) const {
     const Grouping& g = m_.grouping;
     const int32_t* first_item = m_.pack_first_item;
     const int64_t index =
         std::upper_bound(first_item, first_item + g.num_groups, static_cast<int32_t>(item)) - first_item - 1;
     const TokenGroup& group = g.groups[index];
-    const int64_t first = (item - first_item[index]) * 16;
+    const int64_t first = (item - first_item[index]) * kTokenTile;
     const int64_t k = p_.layer.hidden_size;
     kernels_.pack_tokens({p_.hidden_states.data, p_.hidden_states.stride, p_.hidden_states.dtype,
-                          g.tokens + group.first + first, std::min<int64_t>(16, group.count - first),
-                          std::min<int64_t>(16, kernels_.padded_tokens(group.count) - first), k,
+                          g.tokens + group.first + first, std::min<int64_t>(kTokenTile, group.count - first),
+                          std::min<int64_t>(kTokenTile, kernels_.padded_tokens(group.count) - first), k,
                           group_operand(m_.operand, group, k) + kernels_.operand_bytes(first, k)});
   }
 
-  // The groups of an expert that has some.
+  // Calls f for the groups of an expert, which has at least one.
   template <class F>
   void for_groups(int64_t expert, F&& f) const {
     const Grouping& g = m_.grouping;
@@ -136,7 +136,7 @@ class Chunk {
 
   struct Columns {
     ItemRange pairs;
-    int64_t first, count;  // padding included
+    int64_t first, count;  // with padding
   };
 
   Columns columns(ItemRange pairs) const {
@@ -146,7 +146,7 @@ class Chunk {
 
   int64_t row_floats() const { return sum_row_floats(p_.layer.hidden_size); }
 
-  // A group's part of some columns is added to `rows` of `accumulators`.
+  // Adds what a group contributes to some columns to the rows of `accumulators` that `rows` names.
   void add_group(const TokenGroup& group, const Columns& c, const int32_t* rows, float* accumulators,
                  uint8_t* scratch) const {
     const PackedLayer& layer = p_.layer;
@@ -166,7 +166,7 @@ class Chunk {
     });
   }
 
-  // One expert's part of some columns, for each slot.
+  // Computes what one expert contributes to some columns, for each of its slots.
   void down_item(int64_t index, uint8_t* scratch) const {
     const ExpertItem item = expert_item(plan_.down, index);
     const Columns c = columns(item.pairs);
@@ -178,7 +178,7 @@ class Chunk {
     });
   }
 
-  // Some columns of the result, all experts in ascending order: the fixed order of each token's sum.
+  // Computes some columns of the result. The experts of a token are added in ascending order, always the same one.
   void output_item(int64_t index, uint8_t* scratch) const {
     const Grouping& g = m_.grouping;
     const int64_t row = row_floats();
@@ -209,7 +209,7 @@ class Chunk {
   WorkQueue pack_queue_, gate_up_queue_, down_queue_, output_queue_;
 };
 
-// Tokens [first, first + count) of a problem.
+// The part of a problem that has the tokens [first, first + count).
 MoeProblem chunk_of(const MoeProblem& problem, int64_t first, int64_t count) {
   MoeProblem chunk = problem;
   chunk.hidden_states.data += first * chunk.hidden_states.stride;

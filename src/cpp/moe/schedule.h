@@ -1,4 +1,5 @@
-// The fused experts: route, GEMM 1 with activation, GEMM 2 with combine. Written once for all kernel tables.
+// The fused experts: tokens are grouped by expert, GEMM 1 with the activation, GEMM 2 with the combination of experts.
+// The schedule is written once for all kernel tables.
 #pragma once
 
 #include "kernels/kernel_table.h"
@@ -6,7 +7,7 @@
 
 namespace mxfp4moe {
 
-// Sizes, ids and overlaps have been checked by the caller. Never throws.
+// The caller has checked sizes, ids and overlaps. Never throws.
 Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int num_threads);
 
 }  // namespace mxfp4moe

@@ -7,7 +7,7 @@
 
 namespace mxfp4moe {
 
-// The processors that a thread may run on; empty if the system does not tell.
+// The processors that a thread may run on. The mask is empty if the system does not tell them.
 class AffinityMask {
  public:
   static AffinityMask of_caller();
@@ -27,8 +27,8 @@ class AffinityMask {
   Word words_[kMaxCpus / kWordBits] = {};
 };
 
-// The lesser of the size of the caller's affinity mask and the cgroup CPU quota rounded up (looked up once), at
-// least 1.
+// Returns the smaller of the size of the caller's affinity mask and the CPU quota of the control group rounded up, but
+// at least 1. The quota is looked up once.
 int available_cpus(const AffinityMask& mask);
 inline int available_cpus() { return available_cpus(AffinityMask::of_caller()); }
 

@@ -21,7 +21,7 @@ class InterruptibleCall {
 
   bool interrupted() const { return interrupted_.load(std::memory_order_relaxed); }
 
-  // What the application is asked: true ends the call. Null: it is not asked.
+  // The question to the application; if it answers true the call ends. Null means that it is not asked.
   using Check = bool (*)();
   static void set_check(Check check) { check_.store(check, std::memory_order_relaxed); }
 
@@ -37,7 +37,7 @@ class InterruptibleCall {
   static int64_t now_ms() {
     timespec now;
 #if defined(CLOCK_MONOTONIC_COARSE)
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);  // for a quarter of the time
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);  // it takes a quarter of the time of the exact clock
 #else
     clock_gettime(CLOCK_MONOTONIC, &now);
 #endif
@@ -62,8 +62,8 @@ class InterruptibleCall {
   std::atomic<bool> interrupted_{false};
 };
 
-// Whether the call that the current thread works for is to be finished. Asked between pieces of work, none of which
-// may take longer than about 0.1 s.
+// Tells whether the call that the current thread works for is to go on. Threads ask between pieces of work, none of
+// which may take longer than about 0.1 s.
 inline bool keep_going() {
   InterruptibleCall* call = InterruptibleCall::current();
   if (call == nullptr) return true;

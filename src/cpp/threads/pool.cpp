@@ -21,31 +21,45 @@
 namespace mxfp4moe {
 namespace {
 
+// What the threads of one call do.
 struct Job {
   ThreadTask task;
   void* context;
   int num_threads;
-  InterruptibleCall* call;  // that of the thread that has the job done
+  InterruptibleCall* call;  // the call of the thread that has the job done
 };
 
-// What a worker's word says. The worker sleeps on kAsleep, the caller that gave it work on kAwaited; the two
-// never sleep at the same time. A worker object outlives every look at its word, unlike the caller's frame.
+// The state of a worker, which is its word. A worker waits on it for work, and the caller that gave it work waits on
+// the same word for the end of that work; the two never sleep at the same time. A worker object outlives every look at
+// its word, unlike the frame of the caller.
+//
+//                    the caller hands over work         the worker has finished
+//          kIdle ------------------------------> kBusy ------------------------> kIdle
+//            |                                     |
+//            | the worker has spun long enough     | the caller has spun long enough
+//            v                                     v
+//         kAsleep                               kAwaited ----------------------> kIdle
+//      the worker sleeps;                    the caller sleeps;    the worker has finished
+//   work takes it to kBusy and wakes it                            and wakes the caller
+//
+//   release_workers takes kIdle and kAsleep to kQuit, and wakes a worker that sleeps; then its thread ends.
 enum : uint32_t {
-  kIdle,     // waits for work
-  kAsleep,   // as kIdle, but must be woken
-  kBusy,     // has work
-  kAwaited,  // as kBusy, and the caller must be woken at its end
-  kQuit,     // is to end
+  kIdle,     // the worker waits for work
+  kAsleep,   // the worker waits for work and must be woken
+  kBusy,     // the worker has work
+  kAwaited,  // the worker has work, and must wake the caller at its end
+  kQuit,     // the thread of the worker is to end
 };
 
 struct Worker {
   WaitWord word;
   pthread_t handle;
-  AffinityMask affinity;  // that of the last caller, or of the thread that made it
+  AffinityMask affinity;  // the affinity of the last caller, or of the thread that made the worker
   Job job;
   int thread;
-  std::atomic<int> cpu{-1};  // where it fell asleep, or -1; it may have woken by itself before its caller reads this
-  Worker* next;              // in the list of idle workers or in that of a caller
+  std::atomic<int> cpu{
+      -1};       // the processor where it fell asleep, or -1; it may have woken by itself before its caller reads this
+  Worker* next;  // the next one in the list of idle workers or in that of a caller
 };
 
 struct Pool {
@@ -55,17 +69,17 @@ struct Pool {
   int num_workers = 0;
 };
 
-// Never destroyed: workers and daemon threads may use it until the last moment of the process.
+// The pool is never destroyed, because workers and daemon threads may use it until the last moment of the process.
 alignas(Pool) unsigned char g_pool_storage[sizeof(Pool)];
 Pool& pool() { return *std::launder(reinterpret_cast<Pool*>(g_pool_storage)); }
 
-// A child of fork has no workers, and the lock may be held by a thread that the child does not have. So it
+// A child of fork has no workers, and the lock may be held by a thread that the child does not have. So the child
 // starts with a new pool; the objects of its parent's workers are left alone.
 void reset_pool() { ::new (g_pool_storage) Pool; }
 [[maybe_unused]] const int g_registered = (reset_pool(), pthread_atfork(nullptr, nullptr, reset_pool));
 
-// The default floating-point environment while it lives, so that no result depends on a caller's rounding mode
-// or flushing of subnormals, and no caller sees the flags of our arithmetic.
+// Sets the default floating-point environment for as long as this object lives, so that no result depends on a caller's
+// rounding mode or flushing of subnormals, and no caller sees the flags of this arithmetic.
 class DefaultFloatEnvironment {
  public:
 #if defined(__x86_64__)
@@ -101,8 +115,8 @@ int current_cpu() { return sched_getcpu(); }
 int current_cpu() { return -1; }
 #endif
 
-// A scheduler may wake a worker on the processor that its caller keeps busy and run one after the other, at this
-// call and at the next ones. So a worker that fell asleep there is woken with that processor barred.
+// A scheduler may wake a worker on the processor that its caller keeps busy, and run the two one after the other, in
+// this call and in the next ones. So a worker that fell asleep there is woken with that processor barred.
 void wake_elsewhere(Worker& worker, int busy_cpu) {
   const bool barred = worker.affinity.without(busy_cpu).bind(worker.handle);
   worker.word.wake_all();
@@ -143,14 +157,14 @@ uint32_t spin_among(const WaitWord& word, uint32_t expected, int num_threads) {
   return word.spin_while(expected);
 }
 
-// Sleeps while others work, which may take long: interrupts are asked for meanwhile.
+// Sleeps while others work. As that may take long, it looks for interrupts meanwhile.
 void sleep_while_others_work(WaitWord& word, uint32_t expected) {
   word.sleep_while(expected, InterruptibleCall::kPeriodMs);
   keep_going();
 }
 
-// Gives a waiting worker something to do.
-void signal(Worker& worker, uint32_t state) {
+// Sets the state of a waiting worker, which gives it work or ends it, and wakes it if it sleeps.
+void hand_over(Worker& worker, uint32_t state) {
   if (worker.word.value.exchange(state, std::memory_order_acq_rel) != kAsleep) return;
   const int cpu = current_cpu();
   if (cpu >= 0 && cpu == worker.cpu.load(std::memory_order_relaxed)) {
@@ -171,7 +185,8 @@ void wait_until_done(WaitWord& word, int num_threads) {
   }
 }
 
-// Signals are for the threads of the application; but a worker's own fault must reach its handlers.
+// Signals are meant for the threads of the application, so workers block them, except that a fault of the worker itself
+// must reach its handlers.
 sigset_t worker_signal_mask() {
   sigset_t mask;
   sigfillset(&mask);
@@ -179,7 +194,7 @@ sigset_t worker_signal_mask() {
   return mask;
 }
 
-// Null if the system refuses. It has the affinity of the calling thread, which is `affinity`.
+// Makes a worker with the affinity of the calling thread, which is `affinity`. Returns null if the system refuses.
 Worker* make_worker(const AffinityMask& affinity) {
   Worker* worker = new (std::nothrow) Worker{};
   if (worker == nullptr) return nullptr;
@@ -194,9 +209,9 @@ Worker* make_worker(const AffinityMask& affinity) {
   return nullptr;
 }
 
-// The workers of one call, in the order of their thread numbers, which a caller that is alone sees again at
-// its next call.
-struct Team {
+// The workers of one call, in the order of their thread numbers. A caller that is alone gets the same workers in the
+// same order at its next call.
+struct WorkerList {
   Worker* first = nullptr;
   Worker* last = nullptr;
   int size = 0;
@@ -209,28 +224,28 @@ struct Team {
   }
 };
 
-// A worker runs where its caller may.
+// Lets a worker run on the processors that its caller may use.
 void adopt(Worker& worker, const AffinityMask& affinity) {
   if (!(worker.affinity == affinity) && affinity.bind(worker.handle)) worker.affinity = affinity;
 }
 
-// At most `num_threads` - 1 workers, rather those that need not be bound to other processors than before. Several
-// callers share the cores: more threads than cores would wait for each other at every barrier.
-Team take_team(int num_threads) {
-  Team team;
+// Takes at most `num_threads` - 1 workers, preferably those that need not be bound to other processors than before.
+// Several callers share the cores, because more threads than cores would wait for each other at every barrier.
+WorkerList take_workers(int num_threads) {
+  WorkerList workers;
   const AffinityMask affinity = AffinityMask::of_caller();
   const int cpus = available_cpus(affinity);
   int num_new = 0;
   {
     std::lock_guard<std::mutex> hold(pool().lock);
     const int share = std::max(num_threads, cpus) / ++pool().num_callers;
-    const int wanted = std::min(num_threads, std::max(share, 1)) - 1;
+    const int target = std::min(num_threads, std::max(share, 1)) - 1;
     const auto take_idle = [&](auto&& fits) {
-      for (Worker** at = &pool().idle; team.size < wanted && *at != nullptr;) {
+      for (Worker** at = &pool().idle; workers.size < target && *at != nullptr;) {
         Worker* worker = *at;
         if (fits(*worker)) {
           *at = worker->next;
-          team.add(worker);
+          workers.add(worker);
         } else {
           at = &worker->next;
         }
@@ -238,28 +253,28 @@ Team take_team(int num_threads) {
     };
     take_idle([&](const Worker& worker) { return worker.affinity == affinity; });
     take_idle([](const Worker&) { return true; });
-    num_new = wanted - team.size;
+    num_new = target - workers.size;
     pool().num_workers += num_new;
   }
   for (; num_new > 0; --num_new) {
     Worker* worker = make_worker(affinity);
     if (worker == nullptr) break;
-    team.add(worker);
+    workers.add(worker);
   }
   if (num_new > 0) {
     std::lock_guard<std::mutex> hold(pool().lock);
     pool().num_workers -= num_new;
   }
-  for (Worker* worker = team.first; worker != nullptr; worker = worker->next) adopt(*worker, affinity);
-  return team;
+  for (Worker* worker = workers.first; worker != nullptr; worker = worker->next) adopt(*worker, affinity);
+  return workers;
 }
 
-void return_team(const Team& team) {
+void return_workers(const WorkerList& workers) {
   std::lock_guard<std::mutex> hold(pool().lock);
   --pool().num_callers;
-  if (team.first == nullptr) return;
-  team.last->next = pool().idle;
-  pool().idle = team.first;
+  if (workers.first == nullptr) return;
+  workers.last->next = pool().idle;
+  pool().idle = workers.first;
 }
 
 }  // namespace
@@ -267,18 +282,18 @@ void return_team(const Team& team) {
 void parallel_run(int num_threads, ThreadTask task, void* context) {
   InterruptibleCall* call = InterruptibleCall::current();
   if (num_threads <= 1) return run({task, context, 1, call}, 0);
-  const Team team = take_team(num_threads);
-  const Job job{task, context, team.size + 1, call};
+  const WorkerList workers = take_workers(num_threads);
+  const Job job{task, context, workers.size + 1, call};
   int thread = 0;
-  for (Worker* worker = team.first; worker != nullptr; worker = worker->next) {
+  for (Worker* worker = workers.first; worker != nullptr; worker = worker->next) {
     worker->job = job;
     worker->thread = ++thread;
-    signal(*worker, kBusy);
+    hand_over(*worker, kBusy);
   }
   run(job, 0);
-  for (Worker* worker = team.first; worker != nullptr; worker = worker->next)
+  for (Worker* worker = workers.first; worker != nullptr; worker = worker->next)
     wait_until_done(worker->word, job.num_threads);
-  return_team(team);
+  return_workers(workers);
 }
 
 void release_workers() {
@@ -288,7 +303,7 @@ void release_workers() {
     std::swap(worker, pool().idle);
     for (Worker* w = worker; w != nullptr; w = w->next) --pool().num_workers;
   }
-  for (Worker* w = worker; w != nullptr; w = w->next) signal(*w, kQuit);
+  for (Worker* w = worker; w != nullptr; w = w->next) hand_over(*w, kQuit);
   while (worker != nullptr) {
     Worker* next = worker->next;
     pthread_join(worker->handle, nullptr);
@@ -307,7 +322,8 @@ void Barrier::wait(int num_threads) {
   const uint32_t generation = generation_.value.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_threads) {
     arrived_.store(0, std::memory_order_relaxed);
-    // Sequentially consistent, as the sleepers' side: of "a new generation" and "somebody sleeps", one is seen.
+    // This and the sleepers' side are sequentially consistent: either they see the new generation, or this sees a
+    // sleeper.
     generation_.value.store(generation + 1, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) generation_.wake_all();
     return;

@@ -1,4 +1,4 @@
-// The only place that knows how threads are made.
+// The pool of threads. No other place knows how threads are made.
 #pragma once
 
 #include <atomic>
@@ -7,21 +7,21 @@
 
 namespace mxfp4moe {
 
-// Runs task(context, thread, num_threads) once for each thread in [0, num_threads); the caller is thread 0.
-// Returns when all are done. `num_threads` as passed to the task may be smaller than asked for (the system
-// refused a thread, or several callers share the cores), never larger. Correct from several threads at once
-// and in a child after fork. `task` must not throw; it runs in the default floating-point environment, and for the
-// caller's InterruptibleCall.
+// Runs task(context, thread, num_threads) once for each thread in [0, num_threads); the caller is thread 0. Returns
+// when all are done. The `num_threads` that the task is given may be smaller than what was asked for (if the system
+// refuses a thread, or several callers share the cores), but never larger. Several threads may call this at once, as
+// may a child after fork. `task` must not throw; it runs in the default floating-point environment, and for the
+// InterruptibleCall of the caller.
 using ThreadTask = void (*)(void* context, int thread, int num_threads);
 void parallel_run(int num_threads, ThreadTask task, void* context);
 
 // Ends the workers that wait for work and waits until they are gone; a later call makes new ones.
 void release_workers();
 
-// Workers that exist in this process, waiting or running.
+// Counts the workers that exist in this process, waiting or running.
 int num_workers();
 
-// Lets the threads of one parallel_run meet; reusable. Lives in the caller's frame.
+// Lets the threads of one parallel_run meet, as often as they like. It lives in the frame of the caller.
 class Barrier {
  public:
   // `num_threads` is the number that the task was given, which may be less than was asked for.

@@ -1,4 +1,4 @@
-// A 32-bit word that threads can wait on: they spin for a moment, then sleep.
+// A 32-bit word that threads can wait on. They spin for a moment, then they sleep.
 #pragma once
 
 #include <atomic>
@@ -25,8 +25,8 @@ class WaitWord {
  public:
   std::atomic<uint32_t> value{0};
 
-  // A sleeping thread takes about so long to wake, so a longer spin costs CPU time and gains nothing. Where more
-  // threads than processors wait for each other, even that only keeps the others from their work.
+  // A sleeping thread takes about as long as kSpin to wake, so that a longer spin costs CPU time and gains nothing.
+  // Where more threads than processors wait for each other, even that only keeps the others from their work.
   static constexpr std::chrono::microseconds kSpin{50}, kBriefSpin{2};
 
   // Returns the first value seen that is not `expected`, or `expected` after about `limit`.
