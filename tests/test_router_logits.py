@@ -35,7 +35,7 @@ def layer_of(weight: np.ndarray, bias: np.ndarray | None = None) -> mx.MoELayer:
         np.zeros((num_experts, 2, hidden_size), bfloat16),
         np.zeros((num_experts, hidden_size, 1), bfloat16),
     )
-    return mx.MoELayer(mx.pack_experts(w13, None, w2, None, "bf16"), weight, bias, top_k=1)
+    return mx.MoELayer(mx.pack_experts(w13, None, w2, None, format="bf16"), weight, bias, top_k=1)
 
 
 # --- exact ------------------------------------------------------------------------------------------------
