@@ -12,9 +12,10 @@ python3 -m venv .venv-asan
 # while, so peaks of memory are not the library's own.
 runtime="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so)"
 tests=(
-  tests/test_wrong_calls.py tests/test_wrong_packing.py tests/test_packing.py tests/test_quantize_calls.py
-  tests/test_safetensors.py tests/test_checkpoint.py tests/test_layer.py tests/test_special_values.py
-  tests/test_call_forms.py tests/test_fused_experts.py tests/test_formats.py tests/test_work_split.py
+  tests/checkpoint/test_checkpoint.py tests/checkpoint/test_safetensors.py tests/kernels/test_call_forms.py
+  tests/kernels/test_formats.py tests/kernels/test_fused_experts.py tests/kernels/test_special_values.py
+  tests/kernels/test_work_split.py tests/kernels/test_wrong_calls.py tests/layer/test_layer.py
+  tests/packed/test_packing.py tests/packed/test_wrong_packing.py tests/quantize/test_quantize_calls.py
 )
 echo "+ pytest with AddressSanitizer and UndefinedBehaviorSanitizer"
 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD=$runtime \

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packed_bytes import with_table
 from packed_examples import FORMATS, ROUTINGS, E, K, make_experts, make_layer
-from test_packed_file import with_table
 
 import mxfp4moe as mx
 from mxfp4moe.packed.container import PackedFile

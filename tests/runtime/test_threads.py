@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 import mxfp4moe as mx
 
-ROOT = Path(__file__).parent.parent
 CPP = ROOT / "src" / "cpp"
 
 # Each script starts with a call that is large enough to be worth several threads.

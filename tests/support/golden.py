@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from paths import DATA
 from problems import Problem, pack_nibbles
 
 from mxfp4moe.reference import ExpertArrays
 
-DATA = Path(__file__).parent / "data"
 NAMES = ("gptoss", "qwen3_mxfp4", "mixtral_gguf", "deepseek_v4")
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import checkpoints
 import pytest
 from checkpoints import MODELS
+from paths import ROOT
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 FOLDERS: dict[str, Callable[[], checkpoints.Written]] = {
     "gpt-oss-20b": MODELS["gpt-oss"],
     "DeepSeek-V3": MODELS["deepseek-v3"],

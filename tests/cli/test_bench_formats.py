@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from format_problems import dequantized
+from paths import ROOT
 
 import mxfp4moe as mx
 from mxfp4moe import _core, reference
@@ -254,7 +255,6 @@ def test_llama_cpp_has_graphs_of_a_limited_size(rng: np.random.Generator) -> Non
 
 
 def test_format_table_of_the_figures() -> None:
-    root = Path(__file__).parent.parent
 
     def row(contender: str, tokens: int, ms: float, share: float) -> dict[str, Any]:
         return {"contender": contender, "tokens": tokens, "best_ms": ms, "share_of_roofline": share}
@@ -277,7 +277,7 @@ def test_format_table_of_the_figures() -> None:
     done = subprocess.run(
         [sys.executable, "bench/format_table.py"],
         input=json.dumps(figures),
-        cwd=root,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

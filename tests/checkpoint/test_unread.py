@@ -12,7 +12,7 @@ import checkpoints
 import numpy as np
 import pytest
 from checkpoints import MODELS, Written
-from test_models import check_against_golden
+from golden_layers import check_against_golden
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint

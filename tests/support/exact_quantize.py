@@ -124,3 +124,12 @@ def any_bits(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, .
 def every_value(dtype: np.dtype[Any]) -> np.ndarray:
     """All 2**16 values of a 16-bit dtype, those that are not finite included."""
     return np.arange(2**16, dtype=np.uint16).view(dtype)
+
+
+@functools.cache
+def nearest_16_bit(value: float, dtype: np.dtype[Any]) -> float:
+    """Correct rounding by comparing rationals with the neighbours of a first guess."""
+    exact, guess = Fraction(value), dtype.type(value)
+    candidates = [np.nextafter(guess, dtype.type(-np.inf)), guess, np.nextafter(guess, dtype.type(np.inf))]
+    finite = [c for c in candidates if np.isfinite(c)]
+    return float(min(finite, key=lambda c: (abs(Fraction(float(c)) - exact), int(c.view(np.uint16)) % 2)))

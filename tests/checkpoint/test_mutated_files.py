@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bfloat16_models import write_model
+from packed_bytes import with_header
 from packed_examples import E, K, make_experts, make_layer
-from test_packed_file import with_header
 
 import mxfp4moe as mx
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile

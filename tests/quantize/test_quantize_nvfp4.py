@@ -7,11 +7,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from exact_quantize import DTYPES, any_bits, bfloat16, every_value, float8_e4m3fn
+from exact_quantize import DTYPES, any_bits, bfloat16, every_value, float8_e4m3fn, nearest_16_bit
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_quantize_fp8_block import nearest_16_bit
 
 import mxfp4moe as mx
 from mxfp4moe import reference

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import PARTS, Fp4, gguf_blocks, load_golden, mixtral_weights, qwen3_weights
-from test_checkpoint import mutate
-from test_models import check_against_golden, dequantize
+from damage import mutate
+from golden_layers import check_against_golden, dequantize
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint

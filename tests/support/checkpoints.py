@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from paths import DATA
 
 from mxfp4moe.checkpoint.safetensors import save_file
 
-DATA = Path(__file__).parent / "data"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 import mxfp4moe as mx
 from mxfp4moe import _core, config, reference
@@ -302,12 +303,11 @@ def test_module_command() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_inner_loop_builds_and_runs() -> None:
-    root = Path(__file__).parent.parent
     unoptimized = {**os.environ, "CXXFLAGS": "-O0"}  # builds in a fraction of the time
     subprocess.run(
-        ["bash", "bench/build.sh", "portable"], cwd=root, check=True, capture_output=True, env=unoptimized
+        ["bash", "bench/build.sh", "portable"], cwd=ROOT, check=True, capture_output=True, env=unoptimized
     )
-    program = str(root / "build" / "panel_cycles_portable")
+    program = str(ROOT / "build" / "panel_cycles_portable")
 
     def lines(*arguments: str) -> list[list[str]]:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)

@@ -9,13 +9,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from paths import DATA
 
 import mxfp4moe as mx
 from mxfp4moe import reference
 from mxfp4moe.checkpoint.safetensors import save_file
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 
-GOLDEN = Path(__file__).parent / "data" / "gptoss_h96_i160_e5_k3.npz"
+GOLDEN = DATA / "gptoss_h96_i160_e5_k3.npz"
 MLP = "model.layers.7.mlp"
 BFLOAT16 = ml_dtypes.bfloat16
 

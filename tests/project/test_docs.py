@@ -9,13 +9,12 @@ import pkgutil
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import mxfp4moe as mx
 
-ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "fused_experts.py"
 PAGES = [
     "README.md",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from exact_quantize import DTYPES, ELEMENTS, any_bits, bfloat16, every_value, float8_e4m3fn, nearest_code
+from exact_quantize import (
+    DTYPES,
+    ELEMENTS,
+    any_bits,
+    bfloat16,
+    every_value,
+    float8_e4m3fn,
+    nearest_16_bit,
+    nearest_code,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -164,15 +172,6 @@ def test_nonfinite(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], val
 
 
 # --- dequantization -----------------------------------------------------------------------------------------
-
-
-@functools.cache
-def nearest_16_bit(value: float, dtype: np.dtype[Any]) -> float:
-    """Correct rounding by comparing rationals with the neighbours of a first guess."""
-    exact, guess = Fraction(value), dtype.type(value)
-    candidates = [np.nextafter(guess, dtype.type(-np.inf)), guess, np.nextafter(guess, dtype.type(np.inf))]
-    finite = [c for c in candidates if np.isfinite(c)]
-    return float(min(finite, key=lambda c: (abs(Fraction(float(c)) - exact), int(c.view(np.uint16)) % 2)))
 
 
 @pytest.mark.emulation

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import BFLOAT16, MODELS, PARTS, Tensors, Written, minimax_m2, qwen3, qwen3_weights
-from test_models import check_against_golden, dequantize
+from golden_layers import check_against_golden, dequantize
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint

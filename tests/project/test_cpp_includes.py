@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-SOURCES = Path(__file__).parents[1] / "src" / "cpp"
+SOURCES = ROOT / "src" / "cpp"
 
 # From the ground up: a folder may include itself and what stands before it.
 FOLDERS = (

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bfloat16_models import BF16, CONFIGS, write_json, write_model
+from packed_bytes import with_table
 from packed_examples import make_experts
-from test_packed_file import with_table
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint, reference

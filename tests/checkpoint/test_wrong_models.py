@@ -12,7 +12,7 @@ import checkpoints
 import numpy as np
 import pytest
 from checkpoints import BFLOAT16, Written
-from test_checkpoint import mutate
+from damage import mutate
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
