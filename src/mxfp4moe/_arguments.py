@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 MAX_EXPERTS = 2**31 - 1
 """Ids are int32."""
@@ -20,12 +21,30 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 def type_error(name: str, expected: str, got: str) -> TypeError:
     """The TypeError of an argument of the wrong kind or dtype."""
-    return TypeError(f"{name}: expected {expected}, got {got}")
+    return TypeError(message(name, expected, got))
 
 
 def value_error(name: str, expected: str, got: str) -> ValueError:
     """The ValueError of an argument of the wrong shape, value or layout."""
-    return ValueError(f"{name}: expected {expected}, got {got}")
+    return ValueError(message(name, expected, got))
+
+
+def message(name: str, expected: str, got: str) -> str:
+    """The message of an error; `name` may be a path, all else is short."""
+    return f"{printable(name, 5000)}: expected {printable(expected)}, got {printable(got)}"
+
+
+def printable(text: str, most: int = 1000) -> str:
+    """`text` as one line for a terminal: at most `most` characters, those that do more than show escaped."""
+    text = _shorten_middle(text, most)
+    if text.isprintable():
+        return text
+    return _shorten_middle("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), most)
+
+
+def _shorten_middle(text: str, most: int) -> str:
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 
 def join_choices(choices: Iterable[object]) -> str:
@@ -162,6 +181,12 @@ def to_int64(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint64:
         array = np.minimum(array, np.uint64(2**63 - 1))
     return array.astype(np.int64)
+
+
+def cast(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """`array` as `dtype`, itself if it is that; no warning where large is infinite, a signaling NaN a NaN."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return array.astype(dtype, copy=False)
 
 
 def check_shape(name: str, array: np.ndarray, expected: Sequence[int | str]) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from . import _core
+from mxfp4moe import _core
 
 _NEW = "tmp"  # what is not yet complete, or no longer needed
 _FORMER = "old"  # what had the name; only where two names cannot change places
@@ -42,6 +42,16 @@ def check_target(path: Path) -> Path:
 
 
 @contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Let an OSError name `path`, which the system does not tell when reading or writing fails."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` at the end; on an error nothing is left behind.
 
@@ -50,16 +60,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     path = check_target(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     mode = 0o600 if path.exists() else 0o666
-    try:
-        with _temporary(path, lambda name: os.open(name, flags, mode)) as (temporary, descriptor):
-            with os.fdopen(descriptor, "wb", closefd=False) as file:
-                yield file
-            _finish(descriptor, path)
-            os.replace(temporary, path)
-            _sync(path.parent)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # which the system does not tell when a write fails
-        raise
+    with (
+        errors_name(path),
+        _temporary(path, lambda name: os.open(name, flags, mode)) as (temporary, descriptor),
+    ):
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            yield file
+        _finish(descriptor, path)
+        os.replace(temporary, path)
+        _sync(path.parent)
 
 
 @contextmanager
@@ -256,10 +265,8 @@ def _opened(path: Path) -> Iterator[int]:
     """A descriptor of the file or folder at `path`; errors name it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield descriptor
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+        with errors_name(path):
+            yield descriptor
     finally:
         os.close(descriptor)
 

@@ -14,6 +14,7 @@ from mxfp4moe import checkpoint
 from mxfp4moe._arguments import (
     as_array,
     as_integer_array,
+    cast,
     check_bool,
     check_choice,
     check_shape,
@@ -478,7 +479,7 @@ class MoELayer(LayerDescription[PackedExperts]):
 
 def _float32(name: str, value: ArrayLike) -> NDArray[np.float32]:
     """A read-only copy of an array of a router."""
-    result: NDArray[np.float32] = as_array(name, value, ROUTER_DTYPES).astype(np.float32, order="C")
+    result: NDArray[np.float32] = np.array(cast(as_array(name, value, ROUTER_DTYPES), np.float32), order="C")
     result.flags.writeable = False
     return result
 

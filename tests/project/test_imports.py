@@ -9,7 +9,18 @@ from pathlib import Path
 
 ROOMS = (
     ("errors", "_core"),
-    ("_arguments", "_json", "_dtypes", "_files", "_progress", "formats", "config", "_nonfinite"),
+    (
+        "_arguments",
+        "_json",
+        "_dtypes",
+        "_files",
+        "_file_bytes",
+        "_placeholders",
+        "_progress",
+        "formats",
+        "config",
+        "_nonfinite",
+    ),
     ("reference", "quantize", "routing", "packed"),
     ("experts", "linear"),
     ("layer_description", "layer_file"),

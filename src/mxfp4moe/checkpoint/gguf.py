@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe._arguments import join_choices, value_error
+from mxfp4moe._arguments import cast, join_choices, value_error
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
+from mxfp4moe.checkpoint._near import none_among
 from mxfp4moe.checkpoint._unread import Recording
 from mxfp4moe.checkpoint.gguf_file import GgufFile
 from mxfp4moe.checkpoint.schemes import plain
@@ -86,7 +87,7 @@ class _Tensors(Recording):
 
     def _file_with(self, name: str) -> GgufFile:
         if name not in self:
-            raise value_error(str(self.path), f"a tensor {name}", f"none among {len(self._file_of_tensor)}")
+            raise value_error(str(self.path), f"a tensor {name}", none_among(name, self._file_of_tensor))
         return self._file_of_tensor[name]
 
 
@@ -179,7 +180,7 @@ class GgufCheckpoint(Checkpoint):
         arguments: dict[str, Any] = {"renormalize": renormalize, "routed_scaling_factor": factor}
         if has_bias:
             correction = tensors.tensor(bias, _FLOATS, (self.num_experts,))
-            arguments["correction_bias"] = correction.astype(np.float32)
+            arguments["correction_bias"] = cast(correction, np.float32)
         if num_groups == 1:
             return "topk_sigmoid", arguments, 1.0
         if self.num_experts % num_groups:
@@ -234,7 +235,7 @@ def _read_matrices(
     if has_biases:
         both, bias = (
             [
-                tensors.tensor(f"{names[part]}.bias", _FLOATS, (*leading, shapes[part][0])).astype(np.float32)
+                cast(tensors.tensor(f"{names[part]}.bias", _FLOATS, (*leading, shapes[part][0])), np.float32)
                 for part in parts
             ]
             for parts in (("gate", "up"), ("down",))

@@ -7,7 +7,6 @@ Everything is checked against the size of the file before it is used, so that a 
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe._arguments import value_error
-from mxfp4moe._json import check_regular_file, shorten
+from mxfp4moe._file_bytes import FileBytes
+from mxfp4moe._json import shorten
 
 MAGIC = b"GGUF"
 MXFP4_BLOCK_BYTES = 17  # a scale, then 16 bytes of codes
@@ -28,6 +28,12 @@ _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # unless general.alignment says otherwise
 _MAX_DIMS = 4
 _MAX_NESTING = 8
+# Bounds of what stands before the data; those of real files are a tenth of them and less.
+_MAX_HEADER_BYTES = 64 << 20
+_MAX_ENTRIES = 100_000  # metadata keys, and tensors
+_MAX_ITEMS = 2_000_000  # strings and arrays in arrays
+_MAX_NAME_BYTES = 65_535  # of a key (as the format says) and of a tensor
+_FIRST_READ = 1 << 16
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
     0: "<B",
@@ -81,30 +87,29 @@ def is_gguf_file(path: Path) -> bool:
 
 
 class GgufFile:
-    """A GGUF file, memory-mapped.
+    """A GGUF file, memory-mapped where it can be.
 
     Attributes
     ----------
     path : pathlib.Path
     metadata : dict of str to int, float, bool or str
-        Arrays are left out.
+        Arrays and strings of more than 65535 bytes are left out.
     infos : dict of str to TensorInfo
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        size = check_regular_file(self.path)
-        if size < 24:
-            raise value_error(str(self.path), "a GGUF file", f"a file of {size} bytes")
-        with self.path.open("rb") as file:
-            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        cursor = _Cursor(self._bytes.data, str(self.path))
+        self._bytes = FileBytes(self.path)
+        if self._bytes.size < 24:
+            raise value_error(str(self.path), "a GGUF file", f"a file of {self._bytes.size} bytes")
+        cursor = _Cursor(self._bytes)
         if cursor.take(4) != MAGIC:
             raise value_error(str(self.path), "a GGUF file", "one that does not begin with GGUF")
         version = cursor.scalar("<I")
         if version not in _VERSIONS:
             raise value_error(f"{self.path}: version", "2 or 3, little-endian", str(version))
-        num_tensors, num_keys = cursor.count(24, "tensors"), cursor.count(13, "metadata keys")
+        num_tensors = cursor.count(24, "tensors", _MAX_ENTRIES)
+        num_keys = cursor.count(13, "metadata keys", _MAX_ENTRIES)
         self.metadata: dict[str, Any] = {}
         self._read_metadata(cursor, num_keys)
         alignment = self.metadata.get("general.alignment", _ALIGNMENT)
@@ -113,7 +118,7 @@ class GgufFile:
         self.infos: dict[str, TensorInfo] = {}
         for _ in range(num_tensors):
             self._read_info(cursor, alignment)
-        self._data = self._bytes[-(-cursor.position // alignment) * alignment :]
+        self._begin = -(-cursor.position // alignment) * alignment
         self._check_offsets()
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -126,7 +131,8 @@ class GgufFile:
         shape = info.shape
         if info.type == "MXFP4":
             shape = (*shape[:-1], shape[-1] // 32, MXFP4_BLOCK_BYTES)
-        data = self._data[info.begin : info.begin + info.nbytes]
+        begin = self._begin + info.begin
+        data = self._bytes[begin : begin + info.nbytes]
         array: NDArray[Any] = data.view(dtype).reshape(shape)
         if not array.flags.aligned:  # general.alignment may be 1
             array = array.copy()
@@ -135,14 +141,14 @@ class GgufFile:
 
     def _read_metadata(self, cursor: _Cursor, num_keys: int) -> None:
         for _ in range(num_keys):
-            key = cursor.string()
+            key = cursor.name()
             if key in self.metadata:
                 raise value_error(str(self.path), "each metadata key once", f"{shorten(key)} twice")
             self.metadata[key] = cursor.value(cursor.scalar("<I"))
         self.metadata = {key: value for key, value in self.metadata.items() if value is not None}
 
     def _read_info(self, cursor: _Cursor, alignment: int) -> None:
-        name = cursor.string()
+        name = cursor.name()
         place = f"{self.path}: tensor {shorten(name)}"
         if name in self.infos:
             raise value_error(place, "one tensor of that name", "two")
@@ -166,55 +172,66 @@ class GgufFile:
 
     def _check_offsets(self) -> None:
         """Tensors lie in the file and do not overlap."""
-        end, previous = 0, ""
+        end, previous, size = 0, "", max(self._bytes.size - self._begin, 0)
         for name, info in sorted(self.infos.items(), key=lambda item: item[1].begin):
             place = f"{self.path}: tensor {shorten(name)}"
             if info.begin < end:
                 raise value_error(place, f"data that begins after {shorten(previous)}", str(info.begin))
             end, previous = info.begin + (info.nbytes or 1), name
-            if end > self._data.size:
-                expected = f"data that ends in the file, at most at {self._data.size}"
+            if end > size:
+                expected = f"data that ends in the file, at most at {size}"
                 raise value_error(place, expected, str(end))
 
 
 class _Cursor:
-    """Reads one item after the other; never beyond the end."""
+    """Reads one item after the other; never beyond the end of the file, nor a header without bounds."""
 
-    def __init__(self, data: memoryview, source: str) -> None:
-        self._data, self._source, self.position = data, source, 0
+    def __init__(self, file: FileBytes) -> None:
+        self._file, self._source, self.position = file, str(file.path), 0
+        self._limit = min(file.size, _MAX_HEADER_BYTES)
+        self._head = b""  # as much of the file as was needed so far, and some more
+        self._items_left = _MAX_ITEMS
 
     def take(self, num_bytes: int) -> bytes:
-        end = self.position + num_bytes
-        if end > len(self._data):
-            raise value_error(self._source, f"{num_bytes} bytes at {self.position}", "the end of the file")
-        result = self._data[self.position : end].tobytes()
+        begin = self.pass_over(num_bytes)
+        return self._head[begin : self.position]
+
+    def pass_over(self, num_bytes: int) -> int:
+        """Move on; return where it was."""
+        begin, end = self.position, self.position + num_bytes
+        if end > self._limit:
+            got = "the end of the file" if self._limit == self._file.size else "a header without an end"
+            limit = "" if self._limit == self._file.size else f" of a header of at most {self._limit}"
+            raise value_error(self._source, f"{num_bytes} bytes at {begin}{limit}", got)
+        if end > len(self._head):
+            self._head = self._file[: min(max(2 * end, _FIRST_READ), self._limit)].tobytes()
         self.position = end
-        return result
+        return begin
 
     def scalar(self, layout: str) -> Any:
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+        begin = self.pass_over(struct.calcsize(layout))
+        return struct.unpack_from(layout, self._head, begin)[0]
 
-    def count(self, item_bytes: int, what: str) -> int:
+    def count(self, item_bytes: int, what: str, most: int | None = None) -> int:
         """A number of items that have at least `item_bytes` each: at most what the file can hold."""
         number = int(self.scalar("<Q"))
-        limit = (len(self._data) - self.position) // item_bytes
+        limit = (self._file.size - self.position) // item_bytes
+        limit = limit if most is None else min(limit, most)
         if number > limit:
             raise value_error(f"{self._source}: number of {what}", f"at most {limit}", str(number))
         return number
 
-    def string(self) -> str:
-        data = self.take(self.count(1, "bytes of a string"))
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise value_error(self._source, "text in UTF-8", shorten(data)) from None
+    def name(self) -> str:
+        """A key, or the name of a tensor."""
+        return _decode(self.take(self.count(1, "bytes of a name", _MAX_NAME_BYTES)), self._source)
 
     def value(self, kind: int) -> Any:
-        """A value of this type; None for an array, which is passed over, and for text that is no UTF-8."""
+        """A value of this type; None for arrays and long strings, which are passed over."""
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
-            return self.string()
+            data = self.take(self.count(1, "bytes of a string"))
+            return _decode(data, self._source) if len(data) <= _MAX_NAME_BYTES else None
         if kind != _ARRAY:
             raise value_error(self._source, "a metadata type of 0 to 12", str(kind))
         self._skip_array(_MAX_NESTING)
@@ -224,14 +241,25 @@ class _Cursor:
         kind = self.scalar("<I")
         if kind in _SCALARS:
             size = struct.calcsize(_SCALARS[kind])
-            number = self.count(size, "elements of an array")
-            self.position += size * number
+            self.pass_over(size * self.count(size, "elements of an array"))
         elif kind == _STRING:
-            for _ in range(self.count(8, "strings of an array")):
-                number = self.count(1, "bytes of a string")
-                self.position += number
+            for _ in range(self._items(8, "strings of an array")):
+                self.pass_over(self.scalar("<Q"))
         elif kind == _ARRAY and nesting:
-            for _ in range(self.count(12, "arrays of an array")):
+            for _ in range(self._items(12, "arrays of an array")):
                 self._skip_array(nesting - 1)
         else:
             raise value_error(self._source, "an array of scalars, strings or arrays", f"of type {kind}")
+
+    def _items(self, item_bytes: int, what: str) -> int:
+        """A number of items that are passed over one by one, so that the file may have so many in all."""
+        number = self.count(item_bytes, what, self._items_left)
+        self._items_left -= number
+        return number
+
+
+def _decode(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise value_error(source, "text in UTF-8", shorten(data)) from None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mxfp4moe._arguments import value_error
+from mxfp4moe._arguments import cast, value_error
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
 from mxfp4moe.checkpoint._fused import fused_names
 from mxfp4moe.checkpoint._model import Block, Model, Rule
@@ -78,9 +78,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         for argument, (dtypes, shape) in rule.tensors.items():
             array = folder.tensor(f"{block.path}.{block.names.routing[argument]}", dtypes, shape)
             # As the routing functions compute with them, which saves a conversion with each call.
-            arguments[argument] = array.astype(
-                np.int64 if array.dtype.kind in "iu" else np.float32, copy=False
-            )
+            arguments[argument] = cast(array, np.int64 if array.dtype.kind in "iu" else np.float32)
         folder.read.update(f"{block.path}.{block.names.routing[argument]}" for argument in rule.unused)
         table = arguments.get("tid2eid")
         if table is not None and table.size and not 0 <= table.min() <= table.max() < self.num_experts:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe._arguments import value_error
+from mxfp4moe._arguments import printable, value_error
 from mxfp4moe._dtypes import DTYPES
+from mxfp4moe._file_bytes import FileBytes
 from mxfp4moe._json import MissingFileError, bad_path_error, read_object, shorten
 from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint._near import none_among
 from mxfp4moe.checkpoint._unread import Recording
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile
 
@@ -41,6 +43,7 @@ class ModelFolder(Recording):
         if not exists:
             raise MissingFileError(f"{self.path}: expected a model folder, got nothing at that path")
         if not self.path.is_dir():
+            FileBytes(self.path)  # which says more of a page or a pointer in the place of a file
             raise value_error(str(self.path), "a model folder", "a file")
         self.config = Config.read(self.path / "config.json")
         self._files: dict[str, SafetensorsFile] = {}
@@ -74,7 +77,7 @@ class ModelFolder(Recording):
         file_of_tensor = self._file_of_tensor
         for name, file_name in file_of_tensor.items():
             if name not in (file := self._file(file_name)):
-                raise value_error(str(file.path), f"a tensor {name} (as {self._source} says)", "none")
+                raise self._missing_error(name, file)
         return {
             file_name: (file, [name for name in file if file_of_tensor.get(name, file_name) == file_name])
             for file_name, file in self._files.items()
@@ -85,7 +88,7 @@ class ModelFolder(Recording):
         file = self._file_with(name)
         info = file.infos[name]
         if info.dtype not in DTYPES:
-            raise value_error(f"{file.path}: tensor {name}", f"a dtype of {', '.join(DTYPES)}", info.dtype)
+            raise value_error(f"{file.path}: tensor {name}", f"a dtype of {', '.join(DTYPES)}", str(info))
         return DTYPES[info.dtype], info.shape
 
     def dtype(self, name: str) -> str | None:
@@ -95,13 +98,16 @@ class ModelFolder(Recording):
     def _file_with(self, name: str) -> SafetensorsFile:
         file_name = self._file_of_tensor.get(name)
         if file_name is None:
-            raise value_error(
-                str(self._source), f"a tensor {name}", f"none among {len(self._file_of_tensor)}"
-            )
+            raise value_error(str(self._source), f"a tensor {name}", none_among(name, self._file_of_tensor))
         file = self._file(file_name)
         if name not in file.infos:
-            raise value_error(str(file.path), f"a tensor {name} (as {self._source} says)", "none")
+            raise self._missing_error(name, file)
         return file
+
+    def _missing_error(self, name: str, file: SafetensorsFile) -> ValueError:
+        """The error of a tensor that is not in the file that the index names."""
+        expected = f"a tensor {printable(name, 200)} (as {self._source} says)"
+        return value_error(str(file.path), expected, none_among(name, file))
 
     @cached_property
     def _source(self) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mxfp4moe._arguments import message
 from mxfp4moe._json import read_object, shorten
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
 from mxfp4moe.errors import PackedFormatError
@@ -77,7 +78,7 @@ class PackedCheckpoint(Checkpoint):
 
     def _read_index(self, path: Path) -> None:
         def error(expected: str, got: Any) -> PackedFormatError:
-            return PackedFormatError(f"{path}: expected {expected}, got {shorten(got)}")
+            return PackedFormatError(message(str(path), expected, shorten(got)))
 
         try:
             index = read_object(path)

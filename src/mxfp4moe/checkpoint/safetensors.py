@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -20,10 +19,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mxfp4moe._arguments import type_error, value_error
+from mxfp4moe._arguments import printable, type_error, value_error
 from mxfp4moe._dtypes import DTYPE_NAMES, DTYPES
+from mxfp4moe._file_bytes import FileBytes
 from mxfp4moe._files import atomic_file
-from mxfp4moe._json import MAX_JSON_BYTES, check_regular_file, parse_object, shorten
+from mxfp4moe._json import MAX_JSON_BYTES, parse_object, shorten
 
 _BITS = {name: 8 * dtype.itemsize for name, dtype in DTYPES.items()} | {"F4": 4}
 _MAX_DIMS = 64  # of NumPy
@@ -40,11 +40,11 @@ class TensorInfo:
     end: int
 
     def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
+        return f"{printable(self.dtype, 20)} {list(self.shape)}"
 
 
 class SafetensorsFile(Mapping[str, "np.ndarray[Any, Any]"]):
-    """A safetensors file, memory-mapped: a mapping from tensor names to read-only arrays.
+    """A safetensors file, memory-mapped where it can be: a mapping from tensor names to read-only arrays.
 
     The whole header is checked here, so that afterwards every tensor is known to lie inside the file. The
     file must not be truncated while it is in use.
@@ -78,17 +78,17 @@ class SafetensorsFile(Mapping[str, "np.ndarray[Any, Any]"]):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        size = check_regular_file(self.path)
+        self._bytes = FileBytes(self.path)
+        size = self._bytes.size
         if size < 8:
             raise value_error(str(self.path), "a header length of 8 bytes", f"a file of {size} bytes")
-        with self.path.open("rb") as file:
-            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         header_bytes = int.from_bytes(self._bytes[:8].tobytes(), "little")
-        limit = min(self._bytes.size - 8, MAX_JSON_BYTES)
+        limit = min(size - 8, MAX_JSON_BYTES)
         if not 2 <= header_bytes <= limit:
             raise value_error(str(self.path), f"a header of 2 to {limit} bytes", str(header_bytes))
         header = parse_object(self._bytes[8 : 8 + header_bytes].tobytes(), f"{self.path}: header")
-        self._data = self._bytes[8 + header_bytes :]
+        self._begin = 8 + header_bytes
+        self._data_bytes = size - self._begin
         self.metadata = self._check_metadata(header.pop("__metadata__", {}))
         self.infos = {name: self._check_entry(name, entry) for name, entry in header.items()}
         self._check_offsets()
@@ -111,7 +111,7 @@ class SafetensorsFile(Mapping[str, "np.ndarray[Any, Any]"]):
         F4 comes as uint8, two elements a byte (the low half first), the last axis half as long.
         """
         info = self.infos[name]
-        data = self._data[info.begin : info.end]
+        data = self._bytes[self._begin + info.begin : self._begin + info.end]
         if info.dtype == "F4":
             if info.shape[-1] % 2:
                 raise self._error(name, "an even last axis for F4", list(info.shape))
@@ -143,8 +143,8 @@ class SafetensorsFile(Mapping[str, "np.ndarray[Any, Any]"]):
             raise self._error(name, "a string as dtype", shorten(dtype))
         if not _is_sizes(shape) or len(shape) > _MAX_DIMS:
             raise self._error(name, f"a shape of at most {_MAX_DIMS} sizes in [0, 2^63)", shorten(shape))
-        if not _is_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= self._data.size:
-            expected = f"data_offsets [begin, end] with 0 <= begin <= end <= {self._data.size}"
+        if not _is_sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= self._data_bytes:
+            expected = f"data_offsets [begin, end] with 0 <= begin <= end <= {self._data_bytes}"
             raise self._error(name, expected, shorten(offsets))
         begin, end = offsets
         if math.prod(size for size in shape if size) >= 2**60:  # as NumPy counts: empty arrays can be too big
@@ -163,9 +163,9 @@ class SafetensorsFile(Mapping[str, "np.ndarray[Any, Any]"]):
             if info.begin != covered:
                 raise self._error(name, f"data that begins at {covered}", f"{info.begin} (overlap or hole)")
             covered = info.end
-        if covered != self._data.size:
+        if covered != self._data_bytes:
             expected = f"{covered} bytes of tensors after the header"
-            raise value_error(str(self.path), expected, str(self._data.size))
+            raise value_error(str(self.path), expected, str(self._data_bytes))
 
 
 def _is_sizes(value: object) -> bool:

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mxfp4moe._arguments import printable
+
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint import Checkpoint
 
@@ -102,7 +104,7 @@ def _print(path: Path, fields: dict[str, Any], rows: list[dict[str, Any]]) -> No
     print(path)
     for name, value in fields.items():
         if value is not None and value != 0:
-            text = f"{value / 1e6:.1f} MB" if name.endswith("bytes") else value
+            text = f"{value / 1e6:.1f} MB" if name.endswith("bytes") else printable(str(value))
             print(f"  {name.replace('_', ' '):24} {text}")
     if not rows:
         return

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import struct
 import sys
@@ -21,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
+from mxfp4moe._arguments import message
 from mxfp4moe._dtypes import DTYPES
+from mxfp4moe._file_bytes import FileBytes
 from mxfp4moe._files import atomic_file
-from mxfp4moe._json import MAX_JSON_BYTES, MissingFileError, check_regular_file, parse_object, shorten
+from mxfp4moe._json import MAX_JSON_BYTES, MissingFileError, parse_object, shorten
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.errors import PackedFormatError
 
@@ -80,7 +81,7 @@ def write_packed_file(path: str | os.PathLike[str], meta: Mapping[str, Any], par
             "name": part.name,
             "dtype": _NAMES[array.dtype],
             "shape": list(array.shape),
-            "crc32": list(_checksums(_split(content, len(array) if part.by_row else 1))),
+            "crc32": list(_checksums(_split(content, 0, content.size, len(array) if part.by_row else 1))),
         }
         for part, array, content in zip(parts, arrays, data, strict=True)
     ]
@@ -99,7 +100,7 @@ def write_packed_file(path: str | os.PathLike[str], meta: Mapping[str, Any], par
 
 
 class PackedFile(Mapping[str, "np.ndarray[Any, Any]"]):
-    """A packed file, memory-mapped: a mapping from names to read-only arrays.
+    """A packed file, memory-mapped where it can be: a mapping from names to read-only arrays.
 
     Header and table of contents are checked here, so that afterwards every array is known to lie inside the
     file; the checksums of the arrays, by `verify`. The file must not be truncated while it is in use.
@@ -127,15 +128,13 @@ class PackedFile(Mapping[str, "np.ndarray[Any, Any]"]):
         self.path = Path(path)
         check_byte_order(str(path))
         try:
-            size = check_regular_file(self.path)
+            self._bytes = FileBytes(self.path)
         except MissingFileError:
             raise
         except ValueError as error:
             raise PackedFormatError(str(error)) from None
-        if size == 0:
+        if self._bytes.size == 0:
             raise self.error("a packed file", "an empty file")
-        with self.path.open("rb") as file:
-            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         table_bytes = self._read_header()
         table = self._json(_HEADER.size, table_bytes)
         if set(table) != {"meta", "parts"} or not isinstance(table["meta"], dict):
@@ -164,7 +163,7 @@ class PackedFile(Mapping[str, "np.ndarray[Any, Any]"]):
 
     def error(self, expected: str, got: str) -> PackedFormatError:
         """The error of this file."""
-        return PackedFormatError(f"{self.path}: expected {expected}, got {got}")
+        return PackedFormatError(message(str(self.path), expected, got))
 
     def span(self, names: Sequence[str]) -> NDArray[np.uint8]:
         """The bytes of parts that follow one another in the file, with the padding after each."""
@@ -187,7 +186,7 @@ class PackedFile(Mapping[str, "np.ndarray[Any, Any]"]):
         contents = [
             content
             for part in self.parts.values()
-            for content in _split(self._bytes[part.begin : part.end], len(part.checksums))
+            for content in _split(self._bytes, part.begin, part.end, len(part.checksums))
         ]
         for (part, row), content, want, got in zip(
             rows, contents, expected, _checksums(contents), strict=True
@@ -195,7 +194,7 @@ class PackedFile(Mapping[str, "np.ndarray[Any, Any]"]):
             if want != got:
                 place = f"part {part.name!r}" + (f", row {row}" if len(part.checksums) > 1 else "")
                 raise self.error(f"the checksum {want:#010x} of {place}", f"{got:#010x}: the data is damaged")
-            advance(content.nbytes)
+            advance(content.end - content.begin)
         ends = [_HEADER.size + self._table_bytes, *(part.end for part in self.parts.values())]
         for end in ends:
             if self._bytes[end : _round_up(end)].any():
@@ -281,17 +280,27 @@ def _round_up(num_bytes: int) -> int:
     return -(-num_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def _split(data: NDArray[np.uint8], num_rows: int) -> list[NDArray[np.uint8]]:
-    """`data` as rows of equal size."""
-    size = data.size // max(num_rows, 1)
-    return [data[row * size : (row + 1) * size] for row in range(num_rows)]
+@dataclass(frozen=True)
+class _Range:
+    """Bytes of an array or of a file, which are sliced when they are needed."""
+
+    data: NDArray[np.uint8] | FileBytes
+    begin: int
+    end: int
 
 
-def _checksums(rows: Sequence[NDArray[np.uint8]]) -> Iterator[int]:
+def _split(data: NDArray[np.uint8] | FileBytes, begin: int, end: int, num_rows: int) -> list[_Range]:
+    """Bytes `begin` to `end` of `data` as rows of equal size."""
+    size = (end - begin) // max(num_rows, 1)
+    return [_Range(data, begin + row * size, begin + (row + 1) * size) for row in range(num_rows)]
+
+
+def _checksums(rows: Sequence[_Range]) -> Iterator[int]:
     """The crc32 of each row, in order; the threads of the package share a row."""
     num_threads = resolve_num_threads(None)
     for row in rows:
         checksum = 0
-        for begin in range(0, row.size, _PIECE):
-            checksum = _core.crc32(row[begin : begin + _PIECE], checksum, num_threads)
+        for begin in range(row.begin, row.end, _PIECE):
+            piece = row.data[begin : min(begin + _PIECE, row.end)]
+            checksum = _core.crc32(piece, checksum, num_threads)
         yield checksum

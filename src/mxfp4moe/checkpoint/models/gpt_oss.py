@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mxfp4moe._arguments import cast
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._fused import FusedLayout, fused_names
 from mxfp4moe.checkpoint._model import Block, Model, Names, Rule, read_num_experts, read_num_layers
@@ -52,7 +53,7 @@ def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeig
         names = {"w13_bias": (f"{gate_up}_bias", 2 * intermediate), "w2_bias": (f"{down}_bias", hidden)}
         arrays = {key: folder.tensor(name, FLOATS, (count, rows)) for key, (name, rows) in names.items()}
         # What pack_experts takes has no float16, every value of which is a float32.
-        return {key: a.astype(np.float32) if a.dtype == np.float16 else a for key, a in arrays.items()}
+        return {key: cast(a, np.float32) if a.dtype == np.float16 else a for key, a in arrays.items()}
 
     if gate_up in folder:
         arrays = model.read_fused(folder, block.experts).arrays() | biases()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
+from mxfp4moe._arguments import cast
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
 
@@ -41,7 +42,7 @@ def scheme(block_shape: tuple[int, int], scale_name: str = _SCALE_NAME) -> Schem
         weight = folder.tensor(f"{name}.weight", ("F8_E4M3",), (rows, columns))
         if scales.dtype == np.uint8:
             scales = scales.view(ml_dtypes.float8_e8m0fnu)
-        return Matrix(weight, scales.astype(np.float32, copy=False))
+        return Matrix(weight, cast(scales, np.float32))
 
     return Scheme(
         f"FP8 in blocks of {block_rows} x {block_columns}", "fp8_block", read, block_shape=block_shape

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from mxfp4moe._arguments import cast
 from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ def to_bfloat16(arrays: dict[str, Any]) -> dict[str, Any]:
 
 def _convert(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        with np.errstate(over="ignore"):
-            return value.astype(ml_dtypes.bfloat16, copy=False)
+        return cast(value, ml_dtypes.bfloat16)
     return type(value)(_convert(item) for item in value)
 
 
