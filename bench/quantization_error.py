@@ -23,19 +23,19 @@ Dequantize = Callable[..., np.ndarray]
 def fp8(block_shape: tuple[int | None, int | None]) -> tuple[Quantize, Dequantize]:
     """FP8 with a scale for each block of `block_shape`."""
     return (
-        lambda w: mx.quantize_fp8_block(w, block_shape),
-        lambda values, scales: mx.dequantize_fp8_block(values, scales, block_shape),
+        lambda w: mx.quantize_fp8_block(w, block_shape=block_shape),
+        lambda values, scales: mx.dequantize_fp8_block(values, scales, block_shape=block_shape),
     )
 
 
 def mxfp8(element: Any, scale_rule: Any = "floor") -> tuple[Quantize, Dequantize]:
     """MXFP8 of an element type."""
-    return lambda w: mx.quantize_mxfp8(w, element, scale_rule), mx.dequantize_mxfp8
+    return lambda w: mx.quantize_mxfp8(w, element=element, scale_rule=scale_rule), mx.dequantize_mxfp8
 
 
 def mxfp4(scale_rule: Any = "floor") -> tuple[Quantize, Dequantize]:
     """MXFP4."""
-    return lambda w: mx.quantize_mxfp4(w, scale_rule), mx.dequantize_mxfp4
+    return lambda w: mx.quantize_mxfp4(w, scale_rule=scale_rule), mx.dequantize_mxfp4
 
 
 FORMATS: dict[str, tuple[Quantize, Dequantize]] = {

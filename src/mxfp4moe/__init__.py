@@ -2,6 +2,8 @@
 
 __version__ = "0.1.0"
 
+import typing as _typing
+
 from mxfp4moe.config import (
     active_isa,
     available_isas,
@@ -29,6 +31,10 @@ from mxfp4moe.quantize import (
     unpack_e2m1,
 )
 from mxfp4moe.routing import grouped_topk, hash_topk, topk_sigmoid, topk_softmax, topk_sqrt_softplus
+
+if _typing.TYPE_CHECKING:
+    from mxfp4moe import checkpoint as checkpoint
+    from mxfp4moe import reference as reference
 
 __all__ = [
     "IsaError",
@@ -64,3 +70,17 @@ __all__ = [
     "unpack_e2m1",
     "use_isa",
 ]
+
+_MODULES = ("checkpoint", "reference")  # imported when they are first asked for
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name in _MODULES:
+        import importlib
+
+        return importlib.import_module(f"mxfp4moe.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

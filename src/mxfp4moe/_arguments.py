@@ -9,13 +9,15 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 MAX_EXPERTS = 2**31 - 1
 """Ids are int32."""
+_Choice = TypeVar("_Choice", bound=str)
+
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -80,10 +82,12 @@ def check_num_experts(name: str, count: int) -> None:
         raise value_error(name, f"at most {MAX_EXPERTS} experts", str(count))
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+def check_choice(name: str, value: object, choices: Sequence[_Choice]) -> _Choice:
     """`value`, which must be one of the strings in `choices`."""
-    if isinstance(value, str) and value in choices:
-        return value
+    if isinstance(value, str):
+        for choice in choices:
+            if value == choice:
+                return choice
     error = value_error if isinstance(value, str) else type_error
     raise error(name, join_choices(map(repr, choices)), describe(value))
 

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -317,7 +317,15 @@ _environment_threads = _read_num_threads(os.environ)
 # ---- show_config ----
 
 
-def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+
+
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, dict[str, Any]]: ...
+
+
+def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, dict[str, Any]] | None:
     """Print or return what this build has, what this machine can run, and what a call here and now would use.
 
     Parameters
@@ -354,7 +362,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     return None
 
 
-def _describe_config() -> dict[str, Any]:
+def _describe_config() -> dict[str, dict[str, Any]]:
     # Here, not at the top: it may not slow down the import of the package, which imports this module.
     import ml_dtypes
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
 
 from mxfp4moe import _core
+
+Format = Literal["mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16"]
+"""The names of the weight formats."""
+
+GateUpLayout = Literal["concatenated", "interleaved"]
+"""The order of the rows of gate and up in one matrix."""
 
 _UINT8, _INT8 = np.dtype(np.uint8), np.dtype(np.int8)
 _FLOAT32 = np.dtype(np.float32)
@@ -41,7 +48,7 @@ class WeightFormat:
         Whether there must be a float32 scale of each matrix; all formats without a block shape may have one.
     """
 
-    name: str
+    name: Format
     weight_dtypes: dict[np.dtype, int]
     element_bits: int = 0
     k_multiple: int = 1

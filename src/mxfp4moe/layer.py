@@ -25,6 +25,7 @@ from mxfp4moe._arguments import (
 )
 from mxfp4moe._nonfinite import nonfinite_tokens, unroutable_value
 from mxfp4moe.checkpoint import AnyExperts
+from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.fused import check_hidden_states, fused_experts
 from mxfp4moe.experts.out import check_out, given_array, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
@@ -114,7 +115,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         top_k: int,
         routing: str | RoutingFunction = "topk_softmax",
         routing_arguments: Mapping[str, Any] | None = None,
-        activation: str = "silu",
+        activation: Activation = "silu",
         alpha: float | None = None,
         limit: float | None = None,
         routed_scaling_factor: float = 1.0,

@@ -26,7 +26,7 @@ from mxfp4moe._arguments import (
     type_error,
     value_error,
 )
-from mxfp4moe.experts.activation import check_activation
+from mxfp4moe.experts.activation import Activation, check_activation
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.weights import ExpertWeights
 from mxfp4moe.routing import ROUTING_FUNCTIONS
@@ -60,7 +60,7 @@ class LayerDescription(Generic[_Experts]):
     """The name of a routing function of this package, or a function of the caller's own."""
     routing_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Its keyword arguments: numbers, bools and arrays."""
-    activation: str = "silu"
+    activation: Activation = "silu"
     alpha: float | None = None
     limit: float | None = None
     routed_scaling_factor: float = 1.0

@@ -103,7 +103,7 @@ def test_floats_quantized_while_loaded(tmp_path: Path, name: str) -> None:
 QUANTIZERS: dict[str, Any] = {
     "mxfp4": mx.quantize_mxfp4,
     "mxfp8": mx.quantize_mxfp8,
-    "fp8_block": lambda w: mx.quantize_fp8_block(w, (128, 128)),
+    "fp8_block": lambda w: mx.quantize_fp8_block(w, block_shape=(128, 128)),
     "nvfp4": mx.quantize_nvfp4,
 }
 

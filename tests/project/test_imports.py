@@ -6,6 +6,12 @@ import ast
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
+
+from mxfp4moe import _core
+from mxfp4moe.experts.activation import Activation
+from mxfp4moe.formats import FORMATS, Format
+from mxfp4moe.quantize._common import ScaleRule
 
 ROOMS = (
     ("errors", "_core"),
@@ -95,3 +101,10 @@ def test_no_import_goes_in_a_circle() -> None:
         }
         graph[module] = {name for name in wanted | packages if not module.startswith(f"{name}.")} - {module}
     list(TopologicalSorter(graph).static_order())  # a CycleError names the circle
+
+
+def test_names_of_types_are_those_of_the_enumerations() -> None:
+    """Type checkers need the names in Literal; the C++ library's enumerations have the numbers."""
+    literals = {Activation: _core.ACTIVATIONS, Format: FORMATS, ScaleRule: _core.SCALE_RULES}
+    for literal, names in literals.items():
+        assert set(get_args(literal)) == set(names)

@@ -28,7 +28,7 @@ def codes_of(blocks: np.ndarray) -> np.ndarray:
 
 
 def assert_quantizes_to(w: np.ndarray, rule: str, codes: Any, scales: Any) -> None:
-    blocks, got_scales = mx.quantize_mxfp4(w, rule)  # type: ignore[arg-type]
+    blocks, got_scales = mx.quantize_mxfp4(w, scale_rule=rule)  # type: ignore[arg-type]
     assert blocks.dtype == np.uint8
     assert got_scales.dtype == float8_e8m0fnu
     np.testing.assert_array_equal(got_scales.view(np.uint8), scales)
@@ -62,7 +62,7 @@ def test_any_bits_as_the_reference(
     smooth = rng.standard_normal((700, 32)) * 2.0 ** rng.integers(-20, 12, (700, 1))
     sparse = smooth * (rng.random((700, 32)) < 0.1)
     w = np.concatenate([anything, smooth.astype(dtype), sparse.astype(dtype)])
-    blocks, scales = mx.quantize_mxfp4(w, rule, nonfinite="nan")  # type: ignore[arg-type]
+    blocks, scales = mx.quantize_mxfp4(w, scale_rule=rule, nonfinite="nan")  # type: ignore[arg-type]
     expected_blocks, expected_scales = reference.quantize_mxfp4(w, rule, "nan")
     np.testing.assert_array_equal(scales.view(np.uint8), expected_scales.view(np.uint8))
     np.testing.assert_array_equal(blocks, expected_blocks)
@@ -118,7 +118,7 @@ def test_float64_scale_is_not_rounded(isa: str, rule: str, threshold: float) -> 
         w[:, 3] = np.array([threshold, threshold + 2.0**-45]) * factor
         exponent = np.frexp(factor)[1] - 1
         scales = np.maximum(np.array([[exponent - 2], [exponent - 1]]) + 127, 0)
-        got = mx.quantize_mxfp4(w, rule)[1].view(np.uint8)  # type: ignore[arg-type]
+        got = mx.quantize_mxfp4(w, scale_rule=rule)[1].view(np.uint8)  # type: ignore[arg-type]
         np.testing.assert_array_equal(got, scales)
 
 
@@ -150,7 +150,7 @@ def test_float64_beyond_float32(isa: str, value: float, code: int, scale: int) -
 @RULE
 def test_codes_as_ml_dtypes_rounds_them(isa: str, rng: np.random.Generator, rule: str) -> None:
     w = rng.standard_normal((64, 96), np.float32)
-    blocks, scales = mx.quantize_mxfp4(w, rule)  # type: ignore[arg-type]
+    blocks, scales = mx.quantize_mxfp4(w, scale_rule=rule)  # type: ignore[arg-type]
     quotients = w.reshape(64, 3, 32) / scales.astype(np.float32)[..., None]
     codes = quotients.astype(float4_e2m1fn).view(np.uint8) & 15
     np.testing.assert_array_equal(codes_of(blocks).reshape(64, 3, 32), codes)
@@ -208,7 +208,7 @@ def test_dequantize_every_code_and_scale(isa: str, dtype: np.dtype[Any]) -> None
     exact = table[codes] * np.array([2.0 ** (s - 127) for s in range(255)])[:, None]  # exact in float64
     with np.errstate(over="ignore"):
         expected = exact.astype(dtype)
-    got = mx.dequantize_mxfp4(blocks, scales, dtype)
+    got = mx.dequantize_mxfp4(blocks, scales, dtype=dtype)
     assert (got.dtype, got.shape) == (dtype, (256, 32))
     bits = f"u{dtype.itemsize}"
     np.testing.assert_array_equal(got[:255].view(bits), expected.view(bits))
@@ -223,7 +223,7 @@ def test_dequantize_range(isa: str) -> None:
     block[0, 0] = 0x71  # 0.5 and 6
     largest = np.array([[254]], np.uint8)
     assert mx.dequantize_mxfp4(block, largest)[0, :2].tolist() == [2.0**126, np.inf]
-    assert mx.dequantize_mxfp4(block, largest, np.float64)[0, :2].tolist() == [2.0**126, 6 * 2.0**127]
+    assert mx.dequantize_mxfp4(block, largest, dtype=np.float64)[0, :2].tolist() == [2.0**126, 6 * 2.0**127]
     smallest = np.array([[0]], np.uint8)
     assert mx.dequantize_mxfp4(block, smallest)[0, :2].tolist() == [2.0**-128, 6 * 2.0**-127]
 
@@ -252,8 +252,8 @@ finite_blocks = hnp.arrays(
 
 @given(w=finite_blocks, rule=st.sampled_from(RULES))
 def test_round_trip_keeps_quantized_values(isa: str, w: np.ndarray, rule: Any) -> None:
-    values = mx.dequantize_mxfp4(*mx.quantize_mxfp4(w, rule), np.float64)
-    again = mx.dequantize_mxfp4(*mx.quantize_mxfp4(values, rule), np.float64)
+    values = mx.dequantize_mxfp4(*mx.quantize_mxfp4(w, scale_rule=rule), dtype=np.float64)
+    again = mx.dequantize_mxfp4(*mx.quantize_mxfp4(values, scale_rule=rule), dtype=np.float64)
     np.testing.assert_array_equal(again, values)
 
 
@@ -261,14 +261,16 @@ def test_round_trip_keeps_quantized_values(isa: str, w: np.ndarray, rule: Any) -
 def test_round_trip_keeps_representable_values(isa: str, data: st.DataObject, rule: Any) -> None:
     blocks = data.draw(hnp.arrays(np.uint8, (2, 16)))
     scales = data.draw(hnp.arrays(np.uint8, (2, 1), elements=st.integers(0, 254)))
-    values = mx.dequantize_mxfp4(blocks, scales, np.float64)
-    np.testing.assert_array_equal(mx.dequantize_mxfp4(*mx.quantize_mxfp4(values, rule), np.float64), values)
+    values = mx.dequantize_mxfp4(blocks, scales, dtype=np.float64)
+    np.testing.assert_array_equal(
+        mx.dequantize_mxfp4(*mx.quantize_mxfp4(values, scale_rule=rule), dtype=np.float64), values
+    )
 
 
 @given(w=finite_blocks)
 def test_rceil_never_saturates(isa: str, w: np.ndarray) -> None:
-    blocks, scales = mx.quantize_mxfp4(w, "rceil")
-    values = mx.dequantize_mxfp4(blocks, scales, np.float64)
+    blocks, scales = mx.quantize_mxfp4(w, scale_rule="rceil")
+    values = mx.dequantize_mxfp4(blocks, scales, dtype=np.float64)
     # Half the widest step between E2M1 values, which is 2.
     assert (np.abs(values - w) <= np.repeat(scales.astype(np.float64), 32, axis=-1)).all()
 

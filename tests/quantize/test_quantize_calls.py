@@ -25,9 +25,9 @@ def test_shapes(isa: str, rng: np.random.Generator, shape: tuple[int, ...]) -> N
     blocks, scales = mx.quantize_mxfp4(w)
     assert blocks.shape == (*shape[:-1], shape[-1] // 2)
     assert scales.shape == (*shape[:-1], shape[-1] // 32)
-    values = mx.dequantize_mxfp4(blocks, scales, bfloat16)
+    values = mx.dequantize_mxfp4(blocks, scales, dtype=bfloat16)
     assert (values.shape, values.dtype) == (shape, bfloat16)
-    nested = mx.dequantize_mxfp4(blocks.reshape(*scales.shape, 16), scales, bfloat16)
+    nested = mx.dequantize_mxfp4(blocks.reshape(*scales.shape, 16), scales, dtype=bfloat16)
     np.testing.assert_array_equal(nested, values)
     codes = mx.unpack_e2m1(blocks)
     assert (codes.shape, codes.dtype) == (shape, float4_e2m1fn)
@@ -61,15 +61,15 @@ FORMS: dict[str, Callable[[np.ndarray], Any]] = {
 QUANTIZERS: dict[str, Callable[[Any], tuple[np.ndarray, ...]]] = {
     "mxfp4": mx.quantize_mxfp4,
     "mxfp8": mx.quantize_mxfp8,
-    "mxfp8_e5m2": lambda w: mx.quantize_mxfp8(w, "e5m2"),
-    "fp8_block": lambda w: mx.quantize_fp8_block(w, (4, 40)),
+    "mxfp8_e5m2": lambda w: mx.quantize_mxfp8(w, element="e5m2"),
+    "fp8_block": lambda w: mx.quantize_fp8_block(w, block_shape=(4, 40)),
     "nvfp4": mx.quantize_nvfp4,
 }
 DEQUANTIZERS: dict[str, Callable[..., np.ndarray]] = {
     "mxfp4": mx.dequantize_mxfp4,
     "mxfp8": mx.dequantize_mxfp8,
     "mxfp8_e5m2": mx.dequantize_mxfp8,
-    "fp8_block": lambda *arrays: mx.dequantize_fp8_block(*arrays, (4, 40)),
+    "fp8_block": lambda *arrays: mx.dequantize_fp8_block(*arrays, block_shape=(4, 40)),
     "nvfp4": mx.dequantize_nvfp4,
 }
 FORMAT = pytest.mark.parametrize("name", QUANTIZERS)
@@ -113,7 +113,9 @@ def test_leading_axes_are_separate(isa: str, rng: np.random.Generator, name: str
 def test_empty(isa: str, name: str, shape: tuple[int, ...]) -> None:
     arrays = QUANTIZERS[name](np.zeros(shape, np.float32))
     assert [array.shape[: len(shape) - 2] for array in arrays] == [shape[:-2]] * len(arrays)
-    values = DEQUANTIZERS[name](*arrays, bfloat16) if name != "fp8_block" else DEQUANTIZERS[name](*arrays)
+    values = (
+        DEQUANTIZERS[name](*arrays, dtype=bfloat16) if name != "fp8_block" else DEQUANTIZERS[name](*arrays)
+    )
     assert values.shape == shape
 
 
@@ -168,11 +170,11 @@ WRONG_CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: quantize_mxfp4(None), TypeError, "^w: "),
     (lambda: quantize_mxfp4("w"), TypeError, "^w: "),
     (
-        lambda: quantize_mxfp4(ONES, "nearest"),
+        lambda: quantize_mxfp4(ONES, scale_rule="nearest"),
         ValueError,
         "^scale_rule: expected 'floor', .*got 'nearest'",
     ),
-    (lambda: quantize_mxfp4(ONES, None), TypeError, "^scale_rule: "),
+    (lambda: quantize_mxfp4(ONES, scale_rule=None), TypeError, "^scale_rule: "),
     (
         lambda: quantize_mxfp4(ONES, nonfinite="ignore"),
         ValueError,
@@ -188,13 +190,13 @@ WRONG_CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: dequantize_mxfp4(BLOCKS, SCALES.astype(np.float32)), TypeError, "^scales: "),
     (lambda: dequantize_mxfp4(np.ma.masked_array(BLOCKS), SCALES), TypeError, "^blocks: .*masked"),
     (
-        lambda: dequantize_mxfp4(BLOCKS, SCALES, np.int32),
+        lambda: dequantize_mxfp4(BLOCKS, SCALES, dtype=np.int32),
         TypeError,
         f"^dtype: expected {FLOATS}, got int32",
     ),
-    (lambda: dequantize_mxfp4(BLOCKS, SCALES, None), TypeError, "^dtype: .*got None"),
-    (lambda: dequantize_mxfp4(BLOCKS, SCALES, "fp32"), TypeError, "^dtype: .*got 'fp32'"),
-    (lambda: dequantize_mxfp4(BLOCKS, SCALES, ">f4"), TypeError, "^dtype: .*got >f4"),
+    (lambda: dequantize_mxfp4(BLOCKS, SCALES, dtype=None), TypeError, "^dtype: .*got None"),
+    (lambda: dequantize_mxfp4(BLOCKS, SCALES, dtype="fp32"), TypeError, "^dtype: .*got 'fp32'"),
+    (lambda: dequantize_mxfp4(BLOCKS, SCALES, dtype=">f4"), TypeError, "^dtype: .*got >f4"),
     (lambda: mx.pack_e2m1(CODES[:, :3]), ValueError, r"^codes: .*multiple of 2, got shape \(2, 3\)"),
     (lambda: mx.pack_e2m1(CODES[0, 0]), ValueError, "^codes: "),
     (
@@ -227,11 +229,20 @@ FLOAT_SCALES = np.ones((1, 1), np.float32)
 NVFP4_SCALES = np.zeros((2, 4), ml_dtypes.float8_e4m3fn)
 SIGNALING = np.array([[0x7F80, 0x7F81]], np.uint16).repeat(32, axis=1).view(bfloat16)  # infinity, then NaN
 
+
+def block_shaped(block_shape: Any) -> Any:
+    return mx.quantize_fp8_block(ONES, block_shape=block_shape)
+
+
 WRONG_CALLS_8 = [
     (lambda: quantize_mxfp8(ONES[:, :33]), ValueError, r"^w: .*multiple of 32, got shape \(2, 33\)"),
     (lambda: quantize_mxfp8(ONES.astype(int)), TypeError, f"^w: .*{FLOATS}, got an array of int64"),
-    (lambda: quantize_mxfp8(ONES, "e2m1"), ValueError, "^element: expected 'e4m3' or 'e5m2', got 'e2m1'"),
-    (lambda: quantize_mxfp8(ONES, None), TypeError, "^element: .*got None"),
+    (
+        lambda: quantize_mxfp8(ONES, element="e2m1"),
+        ValueError,
+        "^element: expected 'e4m3' or .*got 'e2m1'",
+    ),
+    (lambda: quantize_mxfp8(ONES, element=None), TypeError, "^element: .*got None"),
     (lambda: quantize_mxfp8(ONES, scale_rule="up"), ValueError, "^scale_rule: expected 'floor'"),
     (lambda: quantize_mxfp8(ONES, nonfinite="no"), ValueError, "^nonfinite: expected 'raise' or 'nan'"),
     (lambda: quantize_mxfp8(SIGNALING), ValueError, r"^w: expected finite values, got inf at .*\(0, 0\)"),
@@ -239,14 +250,26 @@ WRONG_CALLS_8 = [
     (lambda: mx.dequantize_mxfp8(VALUES[:, :31], SCALES), ValueError, "^values: .*multiple of 32"),
     (lambda: mx.dequantize_mxfp8(VALUES.view(np.uint8), SCALES), TypeError, "^values: .*float8_e4m3fn or"),
     (lambda: mx.dequantize_mxfp8(VALUES, SCALES.astype(np.float32)), TypeError, "^scales: .*float8_e8m0fnu"),
-    (lambda: mx.dequantize_mxfp8(VALUES, SCALES, np.int8), TypeError, f"^dtype: expected {FLOATS}"),
+    (lambda: mx.dequantize_mxfp8(VALUES, SCALES, dtype=np.int8), TypeError, f"^dtype: expected {FLOATS}"),
     (lambda: quantize_fp8_block(ONES[0]), ValueError, r"^w: expected at least two axes, got shape \(64,\)"),
     (lambda: quantize_fp8_block(ONES.astype(bool)), TypeError, "^w: .*bool"),
-    (lambda: quantize_fp8_block(ONES, 128), TypeError, "^block_shape: expected a pair of .*, got 128"),
-    (lambda: quantize_fp8_block(ONES, (128,)), ValueError, "^block_shape: expected a pair .*got 1 values"),
-    (lambda: quantize_fp8_block(ONES, (0, 128)), ValueError, r"^block_shape\[0\]: .*at least 1, got 0"),
     (
-        lambda: quantize_fp8_block(ONES, (1.5, 128)),
+        lambda: quantize_fp8_block(ONES, block_shape=128),
+        TypeError,
+        "^block_shape: expected a pair of .*, got 128",
+    ),
+    (
+        lambda: block_shaped((128,)),
+        ValueError,
+        "^block_shape: expected a pair .*got 1 values",
+    ),
+    (
+        lambda: block_shaped((0, 128)),
+        ValueError,
+        r"^block_shape\[0\]: .*at least 1, got 0",
+    ),
+    (
+        lambda: block_shaped((1.5, 128)),
         TypeError,
         r"^block_shape\[0\]: expected an integer, got 1.5",
     ),
@@ -257,13 +280,17 @@ WRONG_CALLS_8 = [
         "^values: expected at least two axes",
     ),
     (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES[0]), ValueError, r"^scales: .*\(1, 1\), got"),
-    (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES, (1, 64)), ValueError, r"^scales: .*\(2, 1\), got"),
+    (
+        lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES, block_shape=(1, 64)),
+        ValueError,
+        r"^scales: .*\(2, 1\), got",
+    ),
     (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES.astype(float)), TypeError, "^scales: .*float32, got"),
     (lambda: dequantize_fp8_block(ONES, FLOAT_SCALES), TypeError, "^values: .*float8_e4m3fn or uint8, got"),
     (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES, dtype=None), TypeError, "^dtype: .*got None"),
     (lambda: quantize_nvfp4(ONES[:, :33]), ValueError, r"^w: .*multiple of 16, got shape \(2, 33\)"),
     (lambda: quantize_nvfp4(np.float32(1)), ValueError, r"^w: .*multiple of 16, got shape \(\)"),
-    (lambda: quantize_nvfp4(ONES, None), TypeError, "^nonfinite: .*got None"),
+    (lambda: quantize_nvfp4(ONES, nonfinite=None), TypeError, "^nonfinite: .*got None"),
     (lambda: quantize_nvfp4(SIGNALING), ValueError, r"^w: .* got inf at position \(0, 0\)"),
     (
         lambda: mx.dequantize_nvfp4(BLOCKS[:, :31], NVFP4_SCALES, np.float32(1)),

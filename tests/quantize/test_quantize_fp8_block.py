@@ -39,7 +39,7 @@ BLOCK_SHAPES: list[Any] = [
 
 
 def quantized(w: np.ndarray, block_shape: Any, nonfinite: Any = "raise") -> tuple[np.ndarray, np.ndarray]:
-    values, scales = mx.quantize_fp8_block(w, block_shape, nonfinite)
+    values, scales = mx.quantize_fp8_block(w, block_shape=block_shape, nonfinite=nonfinite)
     assert (values.shape, values.dtype, scales.dtype) == (w.shape, float8_e4m3fn, np.float32)
     return values.view(np.uint8), scales
 
@@ -68,13 +68,13 @@ def test_ragged_shapes_as_the_reference(isa: str, rng: np.random.Generator, shap
     w = rng.standard_normal(shape).astype(np.float32)
     for block_shape in ((128, 128), (64, 32), (1, 16), (None, 100)):
         assert_as_reference(w, block_shape)
-        values, scales = mx.quantize_fp8_block(w, block_shape)
+        values, scales = mx.quantize_fp8_block(w, block_shape=block_shape)
         assert scales.shape == (
             *shape[:-2],
             *(-(-n // (b or n)) for n, b in zip(shape[-2:], block_shape, strict=True)),
         )
         np.testing.assert_array_equal(
-            mx.dequantize_fp8_block(values, scales, block_shape),
+            mx.dequantize_fp8_block(values, scales, block_shape=block_shape),
             reference.dequantize_fp8_block(values, scales, block_shape),
         )
 
@@ -160,14 +160,14 @@ def test_nonfinite(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], val
     with pytest.raises(
         ValueError, match=rf"^w: expected finite values, got {value} at position \(1, 2, 65\)$"
     ):
-        mx.quantize_fp8_block(w, (32, 32))
+        mx.quantize_fp8_block(w, block_shape=(32, 32))
     nan_codes, nan_scales = quantized(w, (32, 32), "nan")
     changed = np.zeros(scales.shape, bool)
     changed[1, 0, 2] = changed[1, 0, 0] = changed[2, 1, 2] = True
     np.testing.assert_array_equal(nan_scales, np.where(changed, np.float32(np.nan), scales))
     elements = changed.repeat(32, axis=-1).repeat(32, axis=-2)[:, :50, :70]
     np.testing.assert_array_equal(nan_codes, np.where(elements, 0, codes))
-    values = mx.dequantize_fp8_block(nan_codes, nan_scales, (32, 32))
+    values = mx.dequantize_fp8_block(nan_codes, nan_scales, block_shape=(32, 32))
     np.testing.assert_array_equal(np.isnan(values), elements)
 
 
@@ -180,7 +180,7 @@ def test_dequantize_every_code(isa: str, rng: np.random.Generator, dtype: np.dty
     codes = np.tile(np.arange(256, dtype=np.uint8), (6, 1))
     # Of these scales most products have more bits than a float32. The last is as large as bfloat16 can bear.
     scales = np.array([1.0, 0.1, 1 / 3, 1 + 2.0**-23, 2.0**-20 * 1.1, -1.7], np.float32)[:, None]
-    got = mx.dequantize_fp8_block(codes, scales, (1, None), dtype)
+    got = mx.dequantize_fp8_block(codes, scales, block_shape=(1, None), dtype=dtype)
     assert got.dtype == dtype
     table = codes.view(float8_e4m3fn).astype(np.float64)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(table))
@@ -202,7 +202,7 @@ def test_dequantize_rounds_once(isa: str, dtype: np.dtype[Any]) -> None:
     exact = float(scale) * 1.125
     assert exact != midpoint and np.float32(exact) == midpoint  # or the test shows nothing
     values = np.array([[1.125, -1.125]]).astype(float8_e4m3fn)
-    got = mx.dequantize_fp8_block(values, scale.reshape(1, 1), (1, None), dtype)
+    got = mx.dequantize_fp8_block(values, scale.reshape(1, 1), block_shape=(1, None), dtype=dtype)
     expected = 1.0 if exact < midpoint else 1 + 2.0 ** -ml_dtypes.finfo(dtype).nmant
     np.testing.assert_array_equal(got.astype(float), [[expected, -expected]])
 
@@ -215,7 +215,7 @@ def test_dequantize_any_scale_as_the_reference(
     scales = any_bits(rng, np.dtype(np.float32), (12, 15))
     scales[0, :5] = [0.0, -0.0, np.inf, -np.inf, np.nan]
     scales[1, :3] = [np.float32(1e-45), np.finfo(np.float32).max, np.finfo(np.float32).smallest_normal]
-    got = mx.dequantize_fp8_block(codes, scales, (5, 7), dtype)
+    got = mx.dequantize_fp8_block(codes, scales, block_shape=(5, 7), dtype=dtype)
     expected = reference.dequantize_fp8_block(codes, scales, (5, 7), dtype)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
     numbers = ~np.isnan(expected)
@@ -233,8 +233,8 @@ matrices = hnp.arrays(
 
 @given(w=matrices, rows=st.sampled_from([1, 8, None]), columns=st.sampled_from([1, 16, None]))
 def test_error_is_half_a_step(isa: str, w: np.ndarray, rows: int | None, columns: int | None) -> None:
-    values, scales = mx.quantize_fp8_block(w, (rows, columns))
-    got = mx.dequantize_fp8_block(values, scales, (rows, columns), np.float64)
+    values, scales = mx.quantize_fp8_block(w, block_shape=(rows, columns))
+    got = mx.dequantize_fp8_block(values, scales, block_shape=(rows, columns), dtype=np.float64)
     amax = np.abs(w.astype(np.float64)).max(initial=0)
     # Half a step of E4M3 is 1/16 of a value, or 2^-10 of a scale; 2^-22 for the float32 quotient and scale.
     scale = np.repeat(np.repeat(scales, rows or w.shape[-2], axis=-2), columns or w.shape[-1], axis=-1)
@@ -256,5 +256,5 @@ def test_threads_give_the_same_bytes(isa: str, rng: np.random.Generator, shape: 
                 codes, got_scales = quantized(w, block_shape)
                 np.testing.assert_array_equal(codes, values.view(np.uint8))
                 np.testing.assert_array_equal(got_scales, scales)
-                got = mx.dequantize_fp8_block(values, scales, block_shape)
+                got = mx.dequantize_fp8_block(values, scales, block_shape=block_shape)
                 np.testing.assert_array_equal(got, dequantized)

@@ -36,7 +36,7 @@ DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def codes_and_scales(w: np.ndarray, element: Any, rule: Any, nonfinite: Any = "raise") -> Any:
-    values, scales = mx.quantize_mxfp8(w, element, rule, nonfinite)
+    values, scales = mx.quantize_mxfp8(w, element=element, scale_rule=rule, nonfinite=nonfinite)
     assert (values.shape, values.dtype) == (w.shape, ELEMENT_DTYPES[element])
     assert (scales.shape, scales.dtype) == ((*w.shape[:-1], w.shape[-1] // 32), ml_dtypes.float8_e8m0fnu)
     return values.view(np.uint8), scales.view(np.uint8)
@@ -156,13 +156,13 @@ def test_too_large_saturates(isa: str, dtype: np.dtype[Any], rule: str, element:
     w[1] *= -1
     w[2, :4] = ml_dtypes.finfo(dtype).max
     w[3, 0] = -ml_dtypes.finfo(dtype).max
-    values, scales = mx.quantize_mxfp8(w, element, rule)  # type: ignore[arg-type]
+    values, scales = mx.quantize_mxfp8(w, element=element, scale_rule=rule)  # type: ignore[arg-type]
     assert np.isfinite(values.astype(np.float32)).all()
     if rule == "floor":
         largest = np.array(LARGEST[element])
         np.testing.assert_array_equal(values[:2, :8].astype(np.float64), [[largest] * 8, [-largest] * 8])
     if rule in ("ceil", "rceil"):  # half the widest step between values is 1/28 or 1/14 of the largest one
-        dequantized = mx.dequantize_mxfp8(values, scales, np.float64)
+        dequantized = mx.dequantize_mxfp8(values, scales, dtype=np.float64)
         steps = {"e4m3": 16, "e5m2": 4096}[element] * scales.astype(np.float64).repeat(32, axis=-1)
         beyond = scales.view(np.uint8).repeat(32, axis=-1) == 254  # float64 alone
         assert (np.abs(dequantized - w.astype(np.float64)) <= steps)[~beyond].all()
@@ -231,7 +231,7 @@ def test_nonfinite(
     with pytest.raises(
         ValueError, match=rf"^w: expected finite values, got {value} at position \(1, 2, 33\)$"
     ):
-        mx.quantize_mxfp8(w, element)
+        mx.quantize_mxfp8(w, element=element)
     nan_codes, nan_scales = codes_and_scales(w, element, "floor", "nan")
     changed = np.zeros(scales.shape, bool)
     changed[1, 2, 1] = changed[2, 0, 0] = True
@@ -251,7 +251,7 @@ def test_nonfinite(
 def test_dequantize_every_code_and_scale(isa: str, dtype: np.dtype[Any], element: str) -> None:
     codes = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     scales = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 8, axis=1)
-    got = mx.dequantize_mxfp8(codes.view(ELEMENT_DTYPES[element]), scales, dtype)
+    got = mx.dequantize_mxfp8(codes.view(ELEMENT_DTYPES[element]), scales, dtype=dtype)
     exact = np.full((256, 256), np.nan)
     for code in range(128):
         magnitudes = ELEMENTS[element].values
@@ -280,16 +280,18 @@ blocks_of_floats = hnp.arrays(
 
 @given(w=blocks_of_floats, rule=st.sampled_from(RULES), element=st.sampled_from(["e4m3", "e5m2"]))
 def test_round_trip_keeps_quantized_values(isa: str, w: np.ndarray, rule: Any, element: Any) -> None:
-    values = mx.dequantize_mxfp8(*mx.quantize_mxfp8(w, element, rule), np.float64)
+    values = mx.dequantize_mxfp8(*mx.quantize_mxfp8(w, element=element, scale_rule=rule), dtype=np.float64)
     assert np.isfinite(values).all()
-    again = mx.dequantize_mxfp8(*mx.quantize_mxfp8(values, element, rule), np.float64)
+    again = mx.dequantize_mxfp8(
+        *mx.quantize_mxfp8(values, element=element, scale_rule=rule), dtype=np.float64
+    )
     np.testing.assert_array_equal(again, values)
 
 
 @given(w=blocks_of_floats)
 def test_rceil_never_saturates(isa: str, w: np.ndarray) -> None:
-    values, scales = mx.quantize_mxfp8(w, "e4m3", "rceil")
-    error = np.abs(mx.dequantize_mxfp8(values, scales, np.float64) - w)
+    values, scales = mx.quantize_mxfp8(w, element="e4m3", scale_rule="rceil")
+    error = np.abs(mx.dequantize_mxfp8(values, scales, dtype=np.float64) - w)
     # Half the widest step between E4M3 values, which is 32.
     assert (error <= 16 * np.repeat(scales.astype(np.float64), 32, axis=-1)).all()
 

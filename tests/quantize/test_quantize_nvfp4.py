@@ -19,7 +19,7 @@ DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def quantized(w: np.ndarray, nonfinite: Any = "raise") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    blocks, scales, tensor_scale = mx.quantize_nvfp4(w, nonfinite)
+    blocks, scales, tensor_scale = mx.quantize_nvfp4(w, nonfinite=nonfinite)
     *leading, k = w.shape
     assert (blocks.shape, blocks.dtype) == ((*leading, k // 2), np.uint8)
     assert (scales.shape, scales.dtype) == ((*leading, k // 16), float8_e4m3fn)
@@ -95,7 +95,7 @@ def test_exact_values_come_back(isa: str, rng: np.random.Generator, dtype: np.dt
     assert tensor_scale == 1
     np.testing.assert_array_equal(got_scales, scales.astype(float8_e4m3fn).view(np.uint8))
     np.testing.assert_array_equal(codes_of(blocks), codes.reshape(30, 64))
-    np.testing.assert_array_equal(mx.dequantize_nvfp4(blocks, got_scales, tensor_scale, dtype), values)
+    np.testing.assert_array_equal(mx.dequantize_nvfp4(blocks, got_scales, tensor_scale, dtype=dtype), values)
 
 
 @DTYPE
@@ -163,7 +163,7 @@ def test_dequantize_every_code_and_scale(isa: str, dtype: np.dtype[Any]) -> None
     blocks = blocks.reshape(2, 256, 16)
     scales = np.tile(np.arange(256, dtype=np.uint8)[:, None], (2, 1, 2))
     tensor_scale = np.array([1.0, 0.1], np.float32)
-    got = mx.dequantize_nvfp4(blocks, scales, tensor_scale, dtype)
+    got = mx.dequantize_nvfp4(blocks, scales, tensor_scale, dtype=dtype)
     assert got.dtype == dtype and got.shape == (2, 256, 32)
     exact = reference.E2M1_VALUES[codes_of(blocks)].astype(np.float64)
     exact = exact * scales.view(float8_e4m3fn).astype(np.float64).repeat(16, axis=-1)
@@ -186,7 +186,7 @@ def test_dequantize_any_tensor_scale_as_the_reference(
     scales = rng.integers(0, 256, (30, 4, 3), np.uint8)
     tensor_scale = any_bits(rng, np.dtype(np.float32), (30,))
     tensor_scale[:7] = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, np.finfo(np.float32).max]
-    got = mx.dequantize_nvfp4(blocks, scales, tensor_scale, dtype)
+    got = mx.dequantize_nvfp4(blocks, scales, tensor_scale, dtype=dtype)
     with np.errstate(invalid="ignore"):
         expected = reference.dequantize_nvfp4(blocks, scales, tensor_scale, dtype)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
@@ -206,7 +206,7 @@ tensors = hnp.arrays(
 @given(w=tensors)
 def test_any_finite_tensor_as_the_reference(isa: str, w: np.ndarray) -> None:
     assert_as_reference(w)
-    assert np.isfinite(mx.dequantize_nvfp4(*mx.quantize_nvfp4(w), np.float64)).all()
+    assert np.isfinite(mx.dequantize_nvfp4(*mx.quantize_nvfp4(w), dtype=np.float64)).all()
 
 
 @pytest.mark.emulation

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4moe._arguments import check_layer_number, value_error
+from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.weights import ExpertWeights
 from mxfp4moe.layer_description import LayerDescription
@@ -61,7 +62,7 @@ class Checkpoint(ABC):
     top_k: int
     num_layers: int
     moe_layers: tuple[int, ...]
-    activation: str
+    activation: Activation
     alpha: float | None
     limit: float | None
 

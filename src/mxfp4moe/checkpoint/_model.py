@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mxfp4moe.checkpoint._fused import FusedExperts, FusedLayout, read_fused
 from mxfp4moe.checkpoint.schemes import Scheme
+from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.weights import ExpertWeights
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _MAX_LAYERS = 100_000
 _MAX_EXPERTS = 65_536
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -138,7 +139,7 @@ class Model:
     """None: the tensors show which layers there are."""
     is_dense: Callable[[int], bool] = lambda layer: False
     router_bias: bool = False
-    activation: str = "silu"
+    activation: Activation = "silu"
     alpha: float | None = None
     limit: float | None = None
     routed_scaling_factor: float = 1.0
@@ -187,7 +188,7 @@ def language_model(config: Config) -> tuple[Config, Config]:
     return text, text if "quantization_config" in text.fields else config
 
 
-def read_activation(config: Config) -> str:
+def read_activation(config: Config) -> Activation:
     """The activation that ``hidden_act`` names."""
     return ACTIVATIONS[config.choice("hidden_act", tuple(ACTIVATIONS), default="silu")]
 

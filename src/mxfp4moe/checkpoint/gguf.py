@@ -21,6 +21,7 @@ from mxfp4moe.checkpoint._near import none_among
 from mxfp4moe.checkpoint._unread import Recording
 from mxfp4moe.checkpoint.gguf_file import GgufFile
 from mxfp4moe.checkpoint.schemes import plain
+from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.weights import ExpertWeights
 from mxfp4moe.layer_description import LayerDescription
 
@@ -37,7 +38,7 @@ class _Architecture:
     renormalize: bool = True
     """Unless expert_weights_norm says otherwise."""
     has_biases: bool = False
-    activation: str = "silu"
+    activation: Activation = "silu"
     limit: float | None = None
 
 

@@ -232,7 +232,9 @@ def _shapes(args: argparse.Namespace) -> list[Shape]:
     for shape in (SHAPES[name] for name in args.shape):
         # A layer with fewer experts is still that model's.
         name = "custom" if sizes.keys() - {"num_experts"} else shape.name
-        shapes += [replace(shape, name=name, format=f, **sizes) for f in formats or [shape.format]]
+        shapes += [
+            replace(shape, name=name, format=FORMATS[f].name, **sizes) for f in formats or [shape.format]
+        ]
     return shapes
 
 

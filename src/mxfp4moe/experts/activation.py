@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import check_choice, check_float32, check_real, value_error
 
-ACTIVATIONS = tuple(_core.ACTIVATIONS)
+Activation = Literal["silu", "swigluoai", "gelu", "gelu_tanh"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 _SWIGLUOAI_ALPHA = 1.702
 _SWIGLUOAI_LIMIT = 7.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, SupportsIndex
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import (
@@ -18,7 +19,7 @@ from mxfp4moe._arguments import (
     value_error,
 )
 from mxfp4moe.config import active_kernels, resolve_num_threads
-from mxfp4moe.experts.activation import check_activation
+from mxfp4moe.experts.activation import Activation, check_activation
 from mxfp4moe.experts.out import check_out, given_array, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.formats import FLOAT_CODES
@@ -32,19 +33,19 @@ _MAX_TOKENS = 2**31 - 1
 
 
 def fused_experts(
-    hidden_states: Any,
+    hidden_states: ArrayLike,
     experts: PackedExperts,
-    topk_weights: Any,
-    topk_ids: Any,
+    topk_weights: ArrayLike,
+    topk_ids: ArrayLike,
     *,
-    activation: str = "silu",
+    activation: Activation = "silu",
     alpha: float | None = None,
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
-    expert_map: Any = None,
-    out: np.ndarray | None = None,
+    expert_map: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
     num_threads: int | None = None,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Weighted sum of each token's chosen experts.
 
     For each slot of a token with expert e and weight w: ``gate, up = w13[e] @ x + w13_bias[e]``, ``h =
@@ -157,20 +158,20 @@ def fused_experts(
 
 
 def fused_moe(
-    hidden_states: Any,
+    hidden_states: ArrayLike,
     experts: PackedExperts,
-    router_logits: Any,
+    router_logits: ArrayLike,
     top_k: SupportsIndex,
     *,
     renormalize: bool = True,
-    activation: str = "silu",
+    activation: Activation = "silu",
     alpha: float | None = None,
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
-    expert_map: Any = None,
-    out: np.ndarray | None = None,
+    expert_map: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
     num_threads: int | None = None,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Route by `topk_softmax`, then compute by `fused_experts`.
 
     Parameters

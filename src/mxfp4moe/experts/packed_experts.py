@@ -16,7 +16,7 @@ from mxfp4moe._json import shorten
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.spec import BlockShape, ExpertsSpec, scale_shape
-from mxfp4moe.formats import BFLOAT16
+from mxfp4moe.formats import BFLOAT16, Format, GateUpLayout
 from mxfp4moe.packed.container import PackedFile, Part, check_byte_order, is_packed_file, write_packed_file
 from mxfp4moe.packed.kinds import EXPERTS as _KIND
 from mxfp4moe.packed.kinds import file_meta, open_packed_file
@@ -42,14 +42,14 @@ class UnpackedExperts(NamedTuple):
     w2_tensor_scale : float32 ndarray of shape (E,), or None
     """
 
-    w13: np.ndarray
-    w13_scales: np.ndarray | None
-    w2: np.ndarray
-    w2_scales: np.ndarray | None
-    w13_bias: np.ndarray | None = None
-    w2_bias: np.ndarray | None = None
-    w13_tensor_scale: np.ndarray | None = None
-    w2_tensor_scale: np.ndarray | None = None
+    w13: NDArray[Any]
+    w13_scales: NDArray[Any] | None
+    w2: NDArray[Any]
+    w2_scales: NDArray[Any] | None
+    w13_bias: NDArray[Any] | None = None
+    w2_bias: NDArray[Any] | None = None
+    w13_tensor_scale: NDArray[np.float32] | None = None
+    w2_tensor_scale: NDArray[np.float32] | None = None
 
 
 class PackedExperts:
@@ -132,7 +132,7 @@ class PackedExperts:
         >>> experts.save("experts.packed")  # doctest: +SKIP
         >>> experts = mx.PackedExperts.open("experts.packed")  # doctest: +SKIP
         """
-        write_packed_file(path, file_meta(_KIND, {_KIND: self.spec.to_json()}), self._file_parts(_KIND))
+        write_packed_file(path, file_meta(_KIND, {}) | {_KIND: self.spec.to_json()}, self._file_parts(_KIND))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> PackedExperts:
@@ -199,7 +199,7 @@ class PackedExperts:
         return _unpickle, (_core.layout_version(), self.spec.to_json(), data)
 
     @property
-    def format(self) -> str:
+    def format(self) -> Format:
         return self.spec.format
 
     @property
@@ -215,7 +215,7 @@ class PackedExperts:
         return self.spec.intermediate_size
 
     @property
-    def gate_up_layout(self) -> str:
+    def gate_up_layout(self) -> GateUpLayout:
         return self.spec.gate_up_layout
 
     @property
@@ -302,7 +302,7 @@ class PackedExperts:
 
     def _unpack_matrix(
         self, is_w13: bool, threads: int
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    ) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, NDArray[np.float32] | None]:
         """Weights, scales, bias and tensor scales."""
         format, experts = self.spec.weight_format, self.num_experts
         dtypes = self.spec.w13_dtypes if is_w13 else self.spec.w2_dtypes

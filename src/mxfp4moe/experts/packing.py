@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import check_choice, describe, type_error, value_error
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.sources import Bias, Matrix, describe_experts, is_pair, tensor_scales
-from mxfp4moe.experts.spec import GATE_UP_LAYOUTS, ExpertsSpec, MatrixDtypes, block_shape_of, scale_shape
-from mxfp4moe.formats import FLOAT_CODES, FORMATS
+from mxfp4moe.experts.spec import (
+    GATE_UP_LAYOUTS,
+    BlockShape,
+    ExpertsSpec,
+    MatrixDtypes,
+    block_shape_of,
+    scale_shape,
+)
+from mxfp4moe.formats import FLOAT_CODES, FORMATS, Format, GateUpLayout
+
+ExpertArrays = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLike]]
+"""One array with a leading axis of experts, an array for each expert, or a (gate, up) pair of these."""
 
 
 def pack_experts(
-    w13: Any,
-    w13_scales: Any,
-    w2: Any,
-    w2_scales: Any,
+    w13: ExpertArrays,
+    w13_scales: ExpertArrays | None,
+    w2: ExpertArrays,
+    w2_scales: ExpertArrays | None,
     *,
-    format: str = "mxfp4",
-    w13_bias: Any = None,
-    w2_bias: Any = None,
-    gate_up_layout: str = "concatenated",
-    block_shape: Any = None,
-    w13_tensor_scale: Any = None,
-    w2_tensor_scale: Any = None,
+    format: Format = "mxfp4",
+    w13_bias: ExpertArrays | None = None,
+    w2_bias: ExpertArrays | None = None,
+    gate_up_layout: GateUpLayout = "concatenated",
+    block_shape: BlockShape | None = None,
+    w13_tensor_scale: ArrayLike | None = None,
+    w2_tensor_scale: ArrayLike | None = None,
     num_threads: int | None = None,
 ) -> PackedExperts:
     """Pack the weights of E experts of hidden size K and intermediate size I.
@@ -114,7 +126,7 @@ def pack_experts(
             raise value_error(
                 "gate_up_layout", "'concatenated' with a (gate, up) pair", describe(gate_up_layout)
             )
-        scales = w13_scales if spec.has_scales else (None, None)
+        scales: Any = w13_scales if spec.has_scales else (None, None)
         gate_up = [Matrix(spec, f"w13[{i}]", w13[i], f"w13_scales[{i}]", scales[i]) for i in range(2)]
     else:
         gate_up = [Matrix(spec, "w13", w13, "w13_scales", w13_scales)]

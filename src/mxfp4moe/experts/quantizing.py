@@ -18,7 +18,7 @@ _BLOCK_SHAPE = (128, 128)
 _QUANTIZERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "mxfp4": quantizers.quantize_mxfp4,
     "mxfp8": quantizers.quantize_mxfp8,
-    "fp8_block": lambda w: quantizers.quantize_fp8_block(w, _BLOCK_SHAPE),
+    "fp8_block": lambda w: quantizers.quantize_fp8_block(w, block_shape=_BLOCK_SHAPE),
     "nvfp4": quantizers.quantize_nvfp4,
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from mxfp4moe import _core
 from mxfp4moe._arguments import MAX_EXPERTS, check_block_shape, check_choice, describe, value_error
 from mxfp4moe._json import shorten
-from mxfp4moe.formats import BFLOAT16, FORMATS, WeightFormat
+from mxfp4moe.formats import BFLOAT16, FORMATS, Format, GateUpLayout, WeightFormat
 
-GATE_UP_LAYOUTS = ("concatenated", "interleaved")
+GATE_UP_LAYOUTS: tuple[GateUpLayout, ...] = get_args(GateUpLayout)
 
 _BLOCK_SHAPE = (128, 128)
 _BLOCK_K_MULTIPLE = 32
@@ -26,9 +26,9 @@ BlockShape = tuple[int | None, int | None]
 class MatrixDtypes(NamedTuple):
     """What the arrays of one matrix were when they were packed, and are when they are unpacked."""
 
-    weights: np.dtype
-    scales: np.dtype | None
-    bias: np.dtype | None
+    weights: np.dtype[Any]
+    scales: np.dtype[Any] | None
+    bias: np.dtype[Any] | None
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class ExpertsSpec:
         Whether each matrix has a float32 scale of its own.
     """
 
-    format: str
+    format: Format
     num_experts: int
     hidden_size: int
     intermediate_size: int
-    gate_up_layout: str
+    gate_up_layout: GateUpLayout
     block_shape: BlockShape | None
     w13_dtypes: MatrixDtypes
     w2_dtypes: MatrixDtypes

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import as_array, check_choice, describe, join_choices, type_error, value_error
@@ -15,7 +16,7 @@ ScaleRule = Literal["floor", "ceil", "rceil", "even"]
 NonFinite = Literal["raise", "nan"]
 
 FLOAT_DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64))
-SCALE_RULES = tuple(_core.SCALE_RULES)
+SCALE_RULES: tuple[ScaleRule, ...] = get_args(ScaleRule)
 
 E2M1 = np.dtype(ml_dtypes.float4_e2m1fn)
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -27,7 +28,7 @@ INT8 = np.dtype(np.int8)
 MX_BLOCK_SIZE = 32
 
 
-def as_values(w: Any, multiple: int, nonfinite: str) -> tuple[np.ndarray, bool]:
+def as_values(w: ArrayLike, multiple: int, nonfinite: str) -> tuple[np.ndarray, bool]:
     """`w` C-contiguous, its last axis a multiple of `multiple`; whether values that are not finite raise."""
     values = as_array("w", w, FLOAT_DTYPES)
     check_last_axis("w", values, multiple)
@@ -46,9 +47,9 @@ def dtype_index(dtype: np.dtype[Any]) -> int:
     return _core.DTYPES[dtype.name]
 
 
-def kernels_and_threads() -> tuple[int, int]:
+def kernels_and_threads(num_threads: int | None) -> tuple[int, int]:
     """What each call of the C++ library ends with."""
-    return active_kernels(), resolve_num_threads(None)
+    return active_kernels(), resolve_num_threads(num_threads)
 
 
 def at_position(array: np.ndarray, flat_index: int) -> str:
@@ -71,7 +72,7 @@ def check_last_axis(name: str, array: np.ndarray, multiple: int) -> None:
         raise value_error(name, expected, f"shape {array.shape}")
 
 
-def check_float_dtype(name: str, value: Any) -> np.dtype[Any]:
+def check_float_dtype(name: str, value: DTypeLike) -> np.dtype[Any]:
     """`value` as one of the dtypes that weights may have."""
     expected = join_choices(dtype.name for dtype in FLOAT_DTYPES)
     if value is None:  # which would mean float64 to NumPy
@@ -85,11 +86,14 @@ def check_float_dtype(name: str, value: Any) -> np.dtype[Any]:
     return dtype
 
 
-def quantize_mx(w: Any, element: str, scale_rule: str, nonfinite: str) -> tuple[np.ndarray, np.ndarray]:
+def quantize_mx(
+    w: ArrayLike, element: str, scale_rule: str, nonfinite: str, num_threads: int | None
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Code bytes, of shape (..., K/2) for e2m1 and (..., K) for the others, and scales of an MX format."""
     values, may_raise = as_values(w, MX_BLOCK_SIZE, nonfinite)
     rule = _core.SCALE_RULES[check_choice("scale_rule", scale_rule, SCALE_RULES)]
 
+    calls = kernels_and_threads(num_threads)
     *leading, k = values.shape
     codes = np.empty((*leading, k // 2 if element == "e2m1" else k), np.uint8)
     scales = np.empty((*leading, k // MX_BLOCK_SIZE), np.uint8)
@@ -98,7 +102,7 @@ def quantize_mx(w: Any, element: str, scale_rule: str, nonfinite: str) -> tuple[
             as_bytes(values),
             codes.reshape(-1),
             scales.reshape(-1),
-            *kernels_and_threads(),
+            *calls,
             dtype=dtype_index(values.dtype),
             element=_core.MX_ELEMENTS[element],
             scale_rule=rule,
@@ -108,8 +112,11 @@ def quantize_mx(w: Any, element: str, scale_rule: str, nonfinite: str) -> tuple[
     return codes, scales.view(E8M0)
 
 
-def dequantize_mx(codes: np.ndarray, scales: np.ndarray, element: str, dtype: np.dtype[Any]) -> np.ndarray:
+def dequantize_mx(
+    codes: NDArray[Any], scales: NDArray[Any], element: str, dtype: np.dtype[Any], num_threads: int | None
+) -> NDArray[Any]:
     """The values of an MX array whose shapes have been checked."""
+    calls = kernels_and_threads(num_threads)
     *leading, num_blocks = scales.shape
     values = np.empty((*leading, num_blocks * MX_BLOCK_SIZE), dtype)
     if values.size:
@@ -117,7 +124,7 @@ def dequantize_mx(codes: np.ndarray, scales: np.ndarray, element: str, dtype: np
             as_bytes(codes),
             as_bytes(scales),
             values.reshape(-1).view(np.uint8),
-            *kernels_and_threads(),
+            *calls,
             dtype=dtype_index(dtype),
             element=_core.MX_ELEMENTS[element],
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import as_array, value_error
@@ -12,13 +13,15 @@ from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.quantize._common import E2M1, INT8, UINT8, as_bytes, at_position, check_last_axis
 
 
-def pack_e2m1(codes: Any) -> np.ndarray:
+def pack_e2m1(codes: ArrayLike, *, num_threads: int | None = None) -> NDArray[np.uint8]:
     """Pack 4-bit codes, one a byte, two a byte.
 
     Parameters
     ----------
     codes : array_like of shape (..., K)
         float4_e2m1fn, or its codes as uint8, 0 to 15; K even.
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -41,6 +44,7 @@ def pack_e2m1(codes: Any) -> np.ndarray:
     >>> [hex(byte) for byte in mx.pack_e2m1(codes)]
     ['0xa2', '0x71']
     """
+    threads = resolve_num_threads(num_threads)
     array = as_array("codes", codes, (E2M1, UINT8))
     check_last_axis("codes", array, 2)
     if array.dtype == UINT8 and array.size and array.max() > 15:
@@ -48,17 +52,19 @@ def pack_e2m1(codes: Any) -> np.ndarray:
         raise value_error("codes", "values in [0, 15]", at_position(array, flat_index))
     blocks = np.empty((*array.shape[:-1], array.shape[-1] // 2), np.uint8)
     if blocks.size:
-        _core.pack_e2m1(as_bytes(array), blocks.reshape(-1), resolve_num_threads(None))
+        _core.pack_e2m1(as_bytes(array), blocks.reshape(-1), threads)
     return blocks
 
 
-def unpack_e2m1(blocks: Any) -> np.ndarray:
+def unpack_e2m1(blocks: ArrayLike, *, num_threads: int | None = None) -> NDArray[Any]:
     """Unpack 4-bit codes: the inverse of `pack_e2m1`.
 
     Parameters
     ----------
     blocks : array_like of shape (..., K/2)
         uint8 or int8, two codes a byte, even k in the low nibble.
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -78,9 +84,10 @@ def unpack_e2m1(blocks: Any) -> np.ndarray:
     >>> mx.unpack_e2m1(np.array([0xA2, 0x71], np.uint8)).astype(np.float32)
     array([ 1. , -1. ,  0.5,  6. ], dtype=float32)
     """
+    threads = resolve_num_threads(num_threads)
     array = as_array("blocks", blocks, (UINT8, INT8))
     check_last_axis("blocks", array, 1)
     codes = np.empty((*array.shape[:-1], 2 * array.shape[-1]), np.uint8)
     if codes.size:
-        _core.unpack_e2m1(as_bytes(array), codes.reshape(-1), resolve_num_threads(None))
+        _core.unpack_e2m1(as_bytes(array), codes.reshape(-1), threads)
     return codes.view(E2M1)

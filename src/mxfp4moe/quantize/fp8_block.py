@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import as_array, check_block_shape, check_shape, value_error
@@ -25,8 +26,12 @@ BlockShape = tuple[int | None, int | None]
 
 
 def quantize_fp8_block(
-    w: Any, block_shape: BlockShape = (128, 128), nonfinite: NonFinite = "raise"
-) -> tuple[np.ndarray, np.ndarray]:
+    w: ArrayLike,
+    *,
+    block_shape: BlockShape = (128, 128),
+    nonfinite: NonFinite = "raise",
+    num_threads: int | None = None,
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Quantize the matrices in the last two axes to E4M3, with a float32 scale for each block of them.
 
     The scale of a block is float32(amax / 448), with amax its largest magnitude, but at least 2**-126 and at
@@ -43,6 +48,8 @@ def quantize_fp8_block(
         (1, None) for each row. The last blocks of an axis may be smaller.
     nonfinite : {"raise", "nan"}, default "raise"
         What an infinity or a NaN does: raise, or make its block's scale NaN (codes 0).
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -65,11 +72,12 @@ def quantize_fp8_block(
     >>> values, scales = mx.quantize_fp8_block(w)
     >>> values.dtype.name, scales.shape
     ('float8_e4m3fn', (2, 3))
-    >>> mx.quantize_fp8_block(w, (1, None))[1].shape
+    >>> mx.quantize_fp8_block(w, block_shape=(1, None))[1].shape
     (200, 1)
     >>> bool((abs(mx.dequantize_fp8_block(values, scales) - w) <= abs(w) / 16 + 1e-5).all())
     True
     """
+    calls = kernels_and_threads(num_threads)
     array, may_raise = as_values(w, 1, nonfinite)
     _check_matrices("w", array)
     shape = array.shape
@@ -84,7 +92,7 @@ def quantize_fp8_block(
             block,
             values.reshape(-1),
             scales.reshape(-1),
-            *kernels_and_threads(),
+            *calls,
         )
         if may_raise and np.isnan(scales).any():
             raise_nonfinite(array)
@@ -92,8 +100,13 @@ def quantize_fp8_block(
 
 
 def dequantize_fp8_block(
-    values: Any, scales: Any, block_shape: BlockShape = (128, 128), dtype: Any = np.float32
-) -> np.ndarray:
+    values: ArrayLike,
+    scales: ArrayLike,
+    *,
+    block_shape: BlockShape = (128, 128),
+    dtype: DTypeLike = np.float32,
+    num_threads: int | None = None,
+) -> NDArray[Any]:
     """The values of a block-scaled FP8 array: element times scale, rounded once to `dtype`.
 
     Parameters
@@ -106,6 +119,8 @@ def dequantize_fp8_block(
         Rows and columns of a block; None means the whole axis.
     dtype : dtype, default float32
         float32, float16, bfloat16 or float64, which holds every value exactly.
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -124,10 +139,11 @@ def dequantize_fp8_block(
     >>> import numpy as np
     >>> import mxfp4moe as mx
     >>> values = np.ones((2, 4)).astype(ml_dtypes.float8_e4m3fn)
-    >>> mx.dequantize_fp8_block(values, np.array([[0.5, 3.0]], np.float32), (None, 2))
+    >>> mx.dequantize_fp8_block(values, np.array([[0.5, 3.0]], np.float32), block_shape=(None, 2))
     array([[0.5, 0.5, 3. , 3. ],
            [0.5, 0.5, 3. , 3. ]], dtype=float32)
     """
+    calls = kernels_and_threads(num_threads)
     codes = as_array("values", values, (E4M3, UINT8))
     factors = as_array("scales", scales, (np.dtype(np.float32),))
     result_dtype = check_float_dtype("dtype", dtype)
@@ -144,7 +160,7 @@ def dequantize_fp8_block(
             block,
             dtype_index(result_dtype),
             result.reshape(-1).view(np.uint8),
-            *kernels_and_threads(),
+            *calls,
         )
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mxfp4moe._arguments import as_array, value_error
 from mxfp4moe.quantize._common import (
@@ -24,8 +25,12 @@ _BLOCK_BYTES = MX_BLOCK_SIZE // 2
 
 
 def quantize_mxfp4(
-    w: Any, scale_rule: ScaleRule = "floor", nonfinite: NonFinite = "raise"
-) -> tuple[np.ndarray, np.ndarray]:
+    w: ArrayLike,
+    *,
+    scale_rule: ScaleRule = "floor",
+    nonfinite: NonFinite = "raise",
+    num_threads: int | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Quantize to MXFP4 along the last axis.
 
     The scale exponent e of a block of 32 follows from its largest magnitude ``amax = m * 2**E``, 1 <= m < 2:
@@ -44,6 +49,8 @@ def quantize_mxfp4(
         amax rounded half up to one mantissa bit).
     nonfinite : {"raise", "nan"}, default "raise"
         What an infinity or a NaN does: raise, or make its block's scale NaN (byte 255, codes 0).
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -72,10 +79,12 @@ def quantize_mxfp4(
     >>> float(abs(mx.dequantize_mxfp4(blocks, scales) - w).max()) <= 0.5
     True
     """
-    return quantize_mx(w, "e2m1", scale_rule, nonfinite)
+    return quantize_mx(w, "e2m1", scale_rule, nonfinite, num_threads)
 
 
-def dequantize_mxfp4(blocks: Any, scales: Any, dtype: Any = np.float32) -> np.ndarray:
+def dequantize_mxfp4(
+    blocks: ArrayLike, scales: ArrayLike, *, dtype: DTypeLike = np.float32, num_threads: int | None = None
+) -> NDArray[Any]:
     """The values of an MXFP4 array: code times scale, rounded once to `dtype`.
 
     Parameters
@@ -87,6 +96,8 @@ def dequantize_mxfp4(blocks: Any, scales: Any, dtype: Any = np.float32) -> np.nd
     dtype : dtype, default float32
         float32, float16, bfloat16 or float64. float32 and float64 hold every value exactly, but 2**128 and
         more are infinite in float32.
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -117,4 +128,4 @@ def dequantize_mxfp4(blocks: Any, scales: Any, dtype: Any = np.float32) -> np.nd
     if codes.shape not in (flat_shape, nested_shape):
         expected = f"shape {flat_shape} or {nested_shape} with scales of shape {factors.shape}"
         raise value_error("blocks", expected, f"shape {codes.shape}")
-    return dequantize_mx(codes, factors, "e2m1", result_dtype)
+    return dequantize_mx(codes, factors, "e2m1", result_dtype, num_threads)

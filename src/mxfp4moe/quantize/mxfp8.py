@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mxfp4moe._arguments import as_array, check_choice, check_shape
 from mxfp4moe.quantize._common import (
@@ -25,11 +26,13 @@ _DTYPES = {"e4m3": E4M3, "e5m2": E5M2}
 
 
 def quantize_mxfp8(
-    w: Any,
+    w: ArrayLike,
+    *,
     element: Literal["e4m3", "e5m2"] = "e4m3",
     scale_rule: ScaleRule = "floor",
     nonfinite: NonFinite = "raise",
-) -> tuple[np.ndarray, np.ndarray]:
+    num_threads: int | None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Quantize to MXFP8 along the last axis.
 
     The scale exponent e of a block of 32 follows from its largest magnitude ``amax = m * 2**E``, 1 <= m < 2:
@@ -50,6 +53,8 @@ def quantize_mxfp8(
         to the mantissa bits of the element (3 or 2) is 2 (``even``).
     nonfinite : {"raise", "nan"}, default "raise"
         What an infinity or a NaN does: raise, or make its block's scale NaN (byte 255, codes 0).
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -76,11 +81,13 @@ def quantize_mxfp8(
     True
     """
     name = check_choice("element", element, tuple(_DTYPES))
-    codes, scales = quantize_mx(w, name, scale_rule, nonfinite)
+    codes, scales = quantize_mx(w, name, scale_rule, nonfinite, num_threads)
     return codes.view(_DTYPES[name]), scales
 
 
-def dequantize_mxfp8(values: Any, scales: Any, dtype: Any = np.float32) -> np.ndarray:
+def dequantize_mxfp8(
+    values: ArrayLike, scales: ArrayLike, *, dtype: DTypeLike = np.float32, num_threads: int | None = None
+) -> NDArray[Any]:
     """The values of an MXFP8 array: element times scale, rounded once to `dtype`.
 
     Parameters
@@ -92,6 +99,8 @@ def dequantize_mxfp8(values: Any, scales: Any, dtype: Any = np.float32) -> np.nd
     dtype : dtype, default float32
         float32, float16, bfloat16 or float64. float32 and float64 hold every value exactly, but 2**128 and
         more are infinite in float32.
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -118,4 +127,5 @@ def dequantize_mxfp8(values: Any, scales: Any, dtype: Any = np.float32) -> np.nd
     result_dtype = check_float_dtype("dtype", dtype)
     check_last_axis("values", codes, MX_BLOCK_SIZE)
     check_shape("scales", factors, (*codes.shape[:-1], codes.shape[-1] // MX_BLOCK_SIZE))
-    return dequantize_mx(codes, factors, "e4m3" if codes.dtype == E4M3 else "e5m2", result_dtype)
+    element = "e4m3" if codes.dtype == E4M3 else "e5m2"
+    return dequantize_mx(codes, factors, element, result_dtype, num_threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import as_array, check_shape
@@ -28,7 +29,9 @@ _NAN_SCALE = 0x7F
 _FLOAT32 = np.dtype(np.float32)
 
 
-def quantize_nvfp4(w: Any, nonfinite: NonFinite = "raise") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantize_nvfp4(
+    w: ArrayLike, *, nonfinite: NonFinite = "raise", num_threads: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.float32]]:
     """Quantize to NVFP4 along the last axis; the last two axes are one tensor.
 
     With amax the largest finite magnitude of a tensor, its scale is float32(amax / (448 * 6)), but at least
@@ -45,6 +48,8 @@ def quantize_nvfp4(w: Any, nonfinite: NonFinite = "raise") -> tuple[np.ndarray, 
         float32, float16, bfloat16 or float64; K a multiple of 16. Copied if it is not C-contiguous.
     nonfinite : {"raise", "nan"}, default "raise"
         What an infinity or a NaN does: raise, or make its block's scale NaN (byte 127, codes 0).
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -74,6 +79,7 @@ def quantize_nvfp4(w: Any, nonfinite: NonFinite = "raise") -> tuple[np.ndarray, 
     True
     """
     values, may_raise = as_values(w, _BLOCK_SIZE, nonfinite)
+    calls = kernels_and_threads(num_threads)
     *leading, k = values.shape
     blocks = np.empty((*leading, k // 2), np.uint8)
     scales = np.empty((*leading, k // _BLOCK_SIZE), np.uint8)
@@ -85,14 +91,21 @@ def quantize_nvfp4(w: Any, nonfinite: NonFinite = "raise") -> tuple[np.ndarray, 
             blocks.reshape(-1),
             scales.reshape(-1),
             tensor_scale.reshape(-1),
-            *kernels_and_threads(),
+            *calls,
         )
         if may_raise and scales.max() == _NAN_SCALE:  # the largest byte of a scale
             raise_nonfinite(values)
     return blocks, scales.view(E4M3), tensor_scale
 
 
-def dequantize_nvfp4(blocks: Any, scales: Any, tensor_scale: Any, dtype: Any = np.float32) -> np.ndarray:
+def dequantize_nvfp4(
+    blocks: ArrayLike,
+    scales: ArrayLike,
+    tensor_scale: ArrayLike,
+    *,
+    dtype: DTypeLike = np.float32,
+    num_threads: int | None = None,
+) -> NDArray[Any]:
     """The values of an NVFP4 array: element times block scale times tensor scale, rounded once to `dtype`.
 
     Parameters
@@ -105,6 +118,8 @@ def dequantize_nvfp4(blocks: Any, scales: Any, tensor_scale: Any, dtype: Any = n
         float32. Any value.
     dtype : dtype, default float32
         float32, float16, bfloat16 or float64, which holds every value exactly.
+    num_threads : int, optional
+        For this call; see `mxfp4moe.num_threads`.
 
     Returns
     -------
@@ -127,6 +142,7 @@ def dequantize_nvfp4(blocks: Any, scales: Any, tensor_scale: Any, dtype: Any = n
     >>> mx.dequantize_nvfp4(blocks, scales, np.float32(2))[0, :4]
     array([-3.,  3., -3.,  3.], dtype=float32)
     """
+    calls = kernels_and_threads(num_threads)
     codes = as_array("blocks", blocks, (UINT8, INT8))
     factors = as_array("scales", scales, (E4M3, UINT8))
     tensor_factors = as_array("tensor_scale", tensor_scale, (_FLOAT32,))
@@ -143,6 +159,6 @@ def dequantize_nvfp4(blocks: Any, scales: Any, tensor_scale: Any, dtype: Any = n
             np.ascontiguousarray(tensor_factors).reshape(-1),
             dtype_index(result_dtype),
             values.reshape(-1).view(np.uint8),
-            *kernels_and_threads(),
+            *calls,
         )
     return values

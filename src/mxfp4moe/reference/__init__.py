@@ -9,10 +9,16 @@ sigmoid, erf and tanh are evaluated in float64 and rounded once. All else is ord
 the order written.
 """
 
-from ._precision import round_bfloat16
-from .activation import activate, normal_cdf, normal_cdf_tanh, sigmoid
-from .moe import ExpertArrays, _expert_weights, arrays_of, fused_experts, fused_experts_float64
-from .quantize import (
+from mxfp4moe.reference._precision import round_bfloat16
+from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid
+from mxfp4moe.reference.moe import (
+    ExpertArrays,
+    _expert_weights,
+    arrays_of,
+    fused_experts,
+    fused_experts_float64,
+)
+from mxfp4moe.reference.quantize import (
     E2M1_VALUES,
     dequantize_fp8_block,
     dequantize_mxfp4,
@@ -25,7 +31,7 @@ from .quantize import (
     quantize_nvfp4,
     unpack_e2m1,
 )
-from .routing import (
+from mxfp4moe.reference.routing import (
     grouped_topk,
     hash_topk,
     router_logits,

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
-from .activation import activate
-from .quantize import dequantize_mxfp4, unpack_e2m1
+from mxfp4moe.formats import Format, GateUpLayout
+from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
+from mxfp4moe.reference.activation import activate
+from mxfp4moe.reference.quantize import dequantize_mxfp4, unpack_e2m1
 
 
 class ExpertArrays(NamedTuple):
@@ -47,8 +48,8 @@ class ExpertArrays(NamedTuple):
     w2_scales: np.ndarray | None
     w13_bias: np.ndarray | None = None
     w2_bias: np.ndarray | None = None
-    gate_up_layout: str = "concatenated"
-    format: str = "mxfp4"
+    gate_up_layout: GateUpLayout = "concatenated"
+    format: Format = "mxfp4"
     block_shape: tuple[int | None, int | None] | None = None
     w13_tensor_scale: np.ndarray | None = None
     w2_tensor_scale: np.ndarray | None = None

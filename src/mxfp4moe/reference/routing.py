@@ -12,9 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from mxfp4moe._arguments import check_num_experts
-
-from ._precision import CONTRACT, matmul, round_bfloat16
-from .activation import sigmoid
+from mxfp4moe.reference._precision import CONTRACT, matmul, round_bfloat16
+from mxfp4moe.reference.activation import sigmoid
 
 
 def router_logits(

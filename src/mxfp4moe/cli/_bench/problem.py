@@ -12,7 +12,7 @@ from mxfp4moe.cli._bench.weights import MatrixSizes, random_matrix
 from mxfp4moe.cli._roofline import expert_bytes
 from mxfp4moe.experts import PackedExperts, pack_experts
 from mxfp4moe.experts.spec import BlockShape
-from mxfp4moe.formats import FORMATS
+from mxfp4moe.formats import FORMATS, Format
 from mxfp4moe.reference import ExpertArrays
 from mxfp4moe.routing import topk_softmax
 
@@ -33,7 +33,7 @@ class Shape:
     activation: str = "silu"
     limit: float | None = None
     has_bias: bool = False
-    format: str = "mxfp4"
+    format: Format = "mxfp4"
 
     def __post_init__(self) -> None:
         multiple = FORMATS[self.format].k_multiple

@@ -1,0 +1,42 @@
+"""A user's script, which strict type checkers accept."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+import mxfp4moe as mx
+
+
+def compute(x: NDArray[Any], w13: NDArray[np.float32], w2: NDArray[np.float32]) -> NDArray[Any]:
+    blocks, scales = mx.quantize_mxfp4(w13, scale_rule="even", num_threads=2)
+    assert_type(blocks, NDArray[np.uint8])
+    experts = mx.pack_experts(blocks, scales, *mx.quantize_mxfp4(w2), gate_up_layout="interleaved")
+    assert_type(experts, mx.PackedExperts)
+    assert_type(experts.num_experts, int)
+    logits = np.zeros((len(x), experts.num_experts), np.float32)
+    weights, ids = mx.topk_softmax(logits, 2, renormalize=False)
+    out = np.empty(x.shape, ml_dtypes.bfloat16)
+    mx.fused_experts(x, experts, weights, ids, activation="swigluoai", alpha=1.5, out=out)
+    return mx.fused_moe(x, experts, logits.tolist(), 2, num_threads=1)
+
+
+def load(path: str) -> list[mx.MoELayer]:
+    layer = mx.MoELayer.from_checkpoint(path, layer=3, nonfinite="propagate")
+    assert_type(layer, mx.MoELayer)
+    assert_type(layer.router_bias, NDArray[Any] | None)
+    layer.save("layer.packed")
+    model = mx.checkpoint.open(path)
+    print(model.describe_layer(3).routing, mx.reference.sigmoid(np.zeros(3, np.float32)))
+    return [*mx.load_layers(path), mx.MoELayer.open("layer.packed", verify=True)]
+
+
+def configure() -> str:
+    mx.show_config()
+    config = mx.show_config(mode="dicts")
+    assert_type(config, dict[str, dict[str, Any]])
+    with mx.use_isa("portable"), mx.num_threads(2):
+        return mx.active_isa()

@@ -1,0 +1,22 @@
+"""A user's script with a mistake in every marked line: type checkers find each of them, and no other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import mxfp4moe as mx
+
+w = np.zeros((2, 64, 32), np.float32)
+blocks, scales = mx.quantize_mxfp4(w, "even")  # error: keyword-only
+mx.quantize_mxfp4(w, scale_rule="nearest")  # error: no such rule
+experts = mx.pack_experts(w, None, w, None, format="fp32")  # error: no such format
+mx.pack_experts(w, None, w, None, format="bf16", gate_up_layout="stacked")  # error: no such layout
+mx.fused_experts(w, experts, w, w, activation="relu")  # error: no such activation
+mx.fused_experts(w, "experts", w, w)  # error: no PackedExperts
+mx.MoELayer.open("layer.packed", True)  # error: keyword-only
+mx.MoELayer.from_checkpoint("model", nonfinite="ignore")  # error: no such choice
+layer = mx.MoELayer.from_checkpoint("model")
+layer.top_k = 1  # error: read-only
+mx.show_config(mode="json")  # error: no such mode
+mx.show_config().keys()  # error: None
+mx.fused_moe(w, experts, w)  # error: top_k
