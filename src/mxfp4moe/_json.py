@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mxfp4moe._arguments import printable, value_error
+from mxfp4moe._arguments import message, printable, value_error
 from mxfp4moe._files import errors_name
 from mxfp4moe._placeholders import HEAD_BYTES, check_is_content
 
@@ -23,6 +23,12 @@ _MAX_SHOWN = 80
 
 class MissingFileError(FileNotFoundError, ValueError):
     """A checkpoint lacks a file; both a FileNotFoundError and a ValueError, so either catches it."""
+
+
+def missing_model_error(path: Path, expected: str) -> MissingFileError:
+    """The error of a path at which there should be a model; it says how to get one."""
+    hint = "'hf download' gets a model, 'mxfp4moe demo --keep' makes a small one"
+    return MissingFileError(message(str(path), expected, f"nothing at that path ({hint})"))
 
 
 def shorten(value: object) -> str:

@@ -303,6 +303,9 @@ def test_missing_tensor_is_refused(tmp_path: Path, name: str) -> None:
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a model folder, got nothing"):
         checkpoint.read_layer(tmp_path / "nowhere")
+    for name in ("nowhere", "nowhere.gguf"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: .*'hf download'.*'mxfp4moe demo --keep'"):
+            checkpoint.open(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="config.json: expected a file, got nothing"):
         checkpoint.read_layer(tmp_path)
     write_sharded(tmp_path)

@@ -313,7 +313,7 @@ def test_full_disk_leaves_nothing(
 
 def test_gguf_files(tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gguf", reason="the gguf package, which writes the file, is not installed")
-    from test_gguf import mixtral, write
+    from golden_gguf import mixtral, write
 
     path = write(tmp_path / "model.gguf", *mixtral()[:3])
     assert main(["inspect", str(path), "--json"]) == 0

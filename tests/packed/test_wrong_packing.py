@@ -1,5 +1,7 @@
 """Wrong calls of pack_experts: each raises TypeError or ValueError with argument, expected and got."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -160,3 +162,38 @@ def test_pack_experts_refuses_sizes_that_are_no_multiples_of_32(hidden_size, int
     scales = np.zeros((2, 2 * i, -(-k // 32)), np.uint8), np.zeros((2, k, -(-i // 32)), np.uint8)
     with pytest.raises(ValueError, match="w13|w2"):
         mx.pack_experts(blocks[0], scales[0], blocks[1], scales[1], format="mxfp4")
+
+
+WRONG_W2 = {
+    "rows": (lambda w2: w2[:, :32], "hidden_size 32 and intermediate_size 32", "(32, 16)"),
+    "columns": (lambda w2: np.tile(w2, (1, 1, 2)), "hidden_size 64 and intermediate_size 64", "(64, 32)"),
+    "transposed": (lambda w2: w2.reshape(4, 32, 32), "hidden_size 32 and intermediate_size 64", "(32, 32)"),
+    "blocks": (lambda w2: w2.reshape(4, 32, 2, 16), "hidden_size 32 and intermediate_size 64", "(32, 2, 16)"),
+}
+
+
+@pytest.mark.parametrize(("change", "sizes", "shape"), WRONG_W2.values(), ids=WRONG_W2)
+def test_errors_say_which_sizes_come_from_w2(arrays, change, sizes, shape):
+    inferred = re.escape(f"({sizes} are inferred from w2, whose expert 0 has shape {shape})")
+    with pytest.raises(
+        ValueError, match=rf"^w13: expected shape .* for each expert {inferred}, got \(64, 32\)"
+    ):
+        pack(arrays._replace(w2=change(arrays.w2)))
+
+
+@pytest.mark.parametrize("name", ["w13", "w13_scales", "w2_scales", "w13_bias", "w2_bias"])
+def test_errors_of_other_arrays_name_w2(arrays, name):
+    inferred = re.escape(
+        "(hidden_size 64 and intermediate_size 32 are inferred from w2, whose expert 0 has shape (64, 16))"
+    )
+    with pytest.raises(ValueError, match=f"^{name}: expected shape .* {inferred}, got .* for expert 0$"):
+        pack(arrays._replace(**{name: getattr(arrays, name)[:, :-1]}))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(48, 32), (64, 48), (0, 32), (64, 0)])
+def test_sizes_of_w2_that_its_format_cannot_have_are_its_own_error(arrays, rows, columns):
+    w2 = np.zeros((4, rows, columns // 2), np.uint8)
+    expected = "w2: expected a hidden_size and an intermediate_size that are positive multiples of 32"
+    got = re.escape(f"got {rows} and {columns}, from an expert of shape ({rows}, {columns // 2})")
+    with pytest.raises(ValueError, match=f"^{expected}, {got}$"):
+        pack(arrays._replace(w2=w2))

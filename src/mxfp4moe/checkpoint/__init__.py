@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from mxfp4moe._arguments import check_layer_number, describe, type_error, value_error
+from mxfp4moe._json import missing_model_error
 from mxfp4moe.checkpoint._checkpoint import AnyExperts, Checkpoint, LayerInfo
 from mxfp4moe.checkpoint.gguf import GgufCheckpoint
 from mxfp4moe.checkpoint.gguf_file import is_gguf_file
@@ -65,6 +66,8 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
     if is_packed(Path(path)):
         return PackedCheckpoint(Path(path))
     if is_gguf_file(Path(path)):
+        if not os.path.lexists(path):
+            raise missing_model_error(Path(path), "a file")
         return GgufCheckpoint(Path(path))
     return HuggingFaceCheckpoint(ModelFolder(path))
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mxfp4moe._arguments import printable, value_error
 from mxfp4moe._dtypes import DTYPES
 from mxfp4moe._file_bytes import FileBytes
-from mxfp4moe._json import MissingFileError, bad_path_error, read_object, shorten
+from mxfp4moe._json import MissingFileError, bad_path_error, missing_model_error, read_object, shorten
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._near import none_among
 from mxfp4moe.checkpoint._unread import Recording
@@ -41,7 +41,7 @@ class ModelFolder(Recording):
         except OSError as error:
             raise bad_path_error(self.path, "a model folder", error) from None
         if not exists:
-            raise MissingFileError(f"{self.path}: expected a model folder, got nothing at that path")
+            raise missing_model_error(self.path, "a model folder")
         if not self.path.is_dir():
             FileBytes(self.path)  # which says more of a page or a pointer in the place of a file
             raise value_error(str(self.path), "a model folder", "a file")

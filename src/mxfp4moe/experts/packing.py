@@ -133,15 +133,14 @@ def pack_experts(
     down = Matrix(spec, "w2", w2, "w2_scales", w2_scales)
 
     num_experts, hidden, intermediate = len(down), down.rows, down.k
+    inferred = _check_sizes(down)
     apart = gate_up_layout == "concatenated"
     for matrix in gate_up:
         rows, halves = 2 // len(gate_up) * intermediate, 2 if apart and len(gate_up) == 1 else 1
         scales_shape = scale_shape(spec, blocks, (rows // halves, hidden), halves)
-        matrix.check(num_experts, (rows, hidden), scales_shape)
-    down.check(num_experts, (hidden, intermediate), scale_shape(spec, blocks, (hidden, intermediate)))
-    if hidden % spec.k_multiple:
-        expected = f"a number of rows (hidden size) that is a multiple of {spec.k_multiple}"
-        raise value_error("w2", expected, str(hidden))
+        matrix.check(num_experts, (rows, hidden), scales_shape, inferred)
+    down_scales = scale_shape(spec, blocks, (hidden, intermediate))
+    down.check(num_experts, (hidden, intermediate), down_scales, inferred)
     if {spec.weight_dtypes[m.dtype] for m in gate_up} != {spec.weight_dtypes[down.dtype]}:
         raise type_error("w2", f"elements as in w13, {gate_up[0].dtype}", str(down.dtype))
     for matrix in gate_up[1:]:
@@ -152,8 +151,8 @@ def pack_experts(
                 f"{matrix.dtype} and {matrix.scale_dtype}",
             )
     biases = (
-        Bias("w13_bias", w13_bias, num_experts, 2 * intermediate),
-        Bias("w2_bias", w2_bias, num_experts, hidden),
+        Bias("w13_bias", w13_bias, (num_experts, 2 * intermediate), inferred),
+        Bias("w2_bias", w2_bias, (num_experts, hidden), inferred),
     )
     per_tensor = tensor_scales(spec, w13_tensor_scale, w2_tensor_scale, num_experts)
 
@@ -180,6 +179,19 @@ def pack_experts(
             if biases[i].dtype is not None:
                 storage.pack_bias(i == 0, expert, biases[i].expert(expert))
     return PackedExperts._make(experts_spec, storage)
+
+
+def _check_sizes(down: Matrix) -> str:
+    """Raise unless w2 has sizes that its format allows; return them in words, and whence they come.
+
+    Everything else is checked against these sizes, so an error of another array may be the fault of w2.
+    """
+    multiple, shape = down.format.k_multiple, down.shape
+    if min(down.rows, down.k) < 1 or down.rows % multiple or down.k % multiple:
+        expected = f"a hidden_size and an intermediate_size that are positive multiples of {multiple}"
+        raise value_error("w2", expected, f"{down.rows} and {down.k}, from an expert of shape {shape}")
+    sizes = f"hidden_size {down.rows} and intermediate_size {down.k}"
+    return f"{sizes} are inferred from w2, whose expert 0 has shape {shape}"
 
 
 def _pack_weights(

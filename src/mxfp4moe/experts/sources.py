@@ -57,11 +57,16 @@ def _check_same_dtype(name: str, arrays: list[np.ndarray]) -> np.dtype:
     return dtype
 
 
-def _check_shape(name: str, arrays: list[np.ndarray], shapes: dict[int, tuple[int, ...]]) -> None:
-    """Raise unless each array has the shape that `shapes` has for its number of axes."""
+def _check_shape(
+    name: str, arrays: list[np.ndarray], shapes: dict[int, tuple[int, ...]], inferred: str
+) -> None:
+    """Raise unless each array has the shape that `shapes` has for its number of axes.
+
+    `inferred` says in the error which sizes these shapes follow from.
+    """
     for expert, array in enumerate(arrays):
         if array.shape != shapes[array.ndim]:
-            expected = f"shape {shapes[array.ndim]} for each expert"
+            expected = f"shape {shapes[array.ndim]} for each expert ({inferred})"
             raise value_error(name, expected, f"{array.shape} for expert {expert}")
 
 
@@ -86,20 +91,23 @@ class Matrix:
     def __len__(self) -> int:
         return len(self._weights)
 
-    def check(self, num_experts: int, shape: tuple[int, int], scale_shape: tuple[int, int]) -> None:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array of expert 0."""
+        return self._weights[0].shape
+
+    def check(
+        self, num_experts: int, shape: tuple[int, int], scale_shape: tuple[int, int], inferred: str
+    ) -> None:
         """Raise unless these are `num_experts` matrices of `shape`, with scales of `scale_shape`."""
         pairs = [(self.name, self._weights), (self.scales_name, self._scales)][: 2 if self._scales else 1]
         for name, arrays in pairs:
             if len(arrays) != num_experts:
                 raise value_error(name, f"{num_experts} experts, as in w2", str(len(arrays)))
-        (rows, k), multiple = shape, self.format.k_multiple
-        if min(rows, k) < 1 or k % multiple:
-            expected = f"K a positive multiple of {multiple} and at least 1 row"
-            raise value_error(self.name, expected, f"{rows} x {k}")
-        _check_shape(
-            self.name, self._weights, {1 + n: (rows, *row) for n, row in self.format.row_shapes(k).items()}
-        )
-        _check_shape(self.scales_name, self._scales, {2: scale_shape})
+        rows, k = shape
+        shapes = {1 + n: (rows, *row) for n, row in self.format.row_shapes(k).items()}
+        _check_shape(self.name, self._weights, shapes, inferred)
+        _check_shape(self.scales_name, self._scales, {2: scale_shape}, inferred)
         _check_same_dtype(self.name, self._weights)
         if self._scales:
             _check_same_dtype(self.scales_name, self._scales)
@@ -124,14 +132,15 @@ def _byte_rows(array: np.ndarray) -> np.ndarray:
 class Bias:
     """The bias of one matrix of every expert, or none."""
 
-    def __init__(self, name: str, value: Any, num_experts: int, rows: int) -> None:
+    def __init__(self, name: str, value: Any, shape: tuple[int, int], inferred: str) -> None:
         self.dtype: np.dtype | None = None
         if value is None:
             return
+        num_experts, rows = shape
         self._arrays = per_expert(name, value, _BIAS_DTYPES, (1,))
         if len(self._arrays) != num_experts:
             raise value_error(name, f"{num_experts} experts, as in w2", str(len(self._arrays)))
-        _check_shape(name, self._arrays, {1: (rows,)})
+        _check_shape(name, self._arrays, {1: (rows,)}, inferred)
         self.dtype = _check_same_dtype(name, self._arrays)
 
     def expert(self, index: int) -> np.ndarray:
