@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mxfp4moe._arguments import join_choices
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint._patterns import compile_pattern
 from mxfp4moe.checkpoint._unread import says_nothing
 from mxfp4moe.checkpoint.schemes import compressed_mxfp4, compressed_nvfp4, plain
 from mxfp4moe.checkpoint.schemes._scheme import Scheme
@@ -90,8 +90,8 @@ def _matcher_of(config: Config, targets: Sequence[str], name: str = "targets") -
     for target in sorted(targets):
         if target.startswith(_PATTERN):
             try:
-                patterns[target] = re.compile(target.removeprefix(_PATTERN))
-            except (re.error, OverflowError, RecursionError) as error:
+                patterns[target] = compile_pattern(target.removeprefix(_PATTERN))
+            except ValueError as error:
                 raise config.error(name, "regular expressions", f"{shorten(target)}: {error}") from None
 
     def find_target(module: str) -> str | None:
