@@ -1,6 +1,8 @@
 """Print how many tests ran on each kernel table, from the JUnit reports of several runs.
 
-The `isa` fixture of the tests notes the kernel table of each test as a property.
+The `isa` fixture of the tests notes the kernel table of each test as a property. The last line counts tests
+without it, not all of which compute: they run on the instruction set that the package prefers or, in a report
+`isa-<name>`, on the one of that name.
 """
 
 from __future__ import annotations
@@ -21,13 +23,19 @@ def outcome(case: ET.Element) -> str:
 
 
 def count(path: Path) -> dict[str, Counter[str]]:
-    """Outcomes by kernel table in one report."""
+    """Outcomes by kernel table in one report, those of tests without a table of their own under ""."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for case in ET.parse(path).iter("testcase"):
-        for item in case.iter("property"):
-            if item.get("name") == "kernels":
-                counts[item.get("value", "")][outcome(case)] += 1
+        tables = [item.get("value", "") for item in case.iter("property") if item.get("name") == "kernels"]
+        counts[tables[0] if tables else ""][outcome(case)] += 1
     return counts
+
+
+def line(name: str, isa: str, outcomes: list[Counter[str]], reason: str = "") -> str:
+    """One line of the matrix."""
+    cells = [f"{o['passed']} ok" + (f", {o['failed']} bad" if o["failed"] else "") for o in outcomes]
+    cells = [cell if o.total() else "-" for cell, o in zip(cells, outcomes, strict=True)]
+    return f"{name:18}{isa:10}" + "".join(f"{cell:>14}" for cell in cells) + reason
 
 
 def main() -> int:
@@ -38,15 +46,14 @@ def main() -> int:
     print(f"\n{'kernels':18}{'isa':10}" + "".join(f"{path.stem:>14}" for path in paths))
     for table in config._TABLES:
         outcomes = [report[table.name] for report in counts]
-        cells = [f"{o['passed']} ok" + (f", {o['failed']} bad" if o["failed"] else "") for o in outcomes]
         ran = sum(o["passed"] + o["failed"] for o in outcomes)
         missing |= table.supported and not ran
         reason = "" if table.supported else f"   skipped: {config._why_unsupported(table.isa)}"
-        cells = [cell if o.total() else "-" for cell, o in zip(cells, outcomes, strict=True)]
-        print(f"{table.name:18}{table.isa:10}" + "".join(f"{cell:>14}" for cell in cells) + reason)
+        print(line(table.name, table.isa, outcomes, reason))
     for isa in config.ISAS:
         if isa not in {table.isa for table in config._TABLES}:
             print(f"{'':18}{isa:10}   skipped: the compiler cannot build it")
+    print(line("without a table", "", [report[""] for report in counts]))
     if missing:
         print("a kernel table that this machine supports did not run", file=sys.stderr)
     return int(missing)

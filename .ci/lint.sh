@@ -15,7 +15,7 @@ check mypy
 check cython-lint src/mxfp4moe
 check clang-format --dry-run -Werror --ferror-limit=5 "${cpp[@]}"
 # Compiled, not run: the inner loops of every kernel table and weight format, by both compilers.
-check env CXXFLAGS=-fsyntax-only bash bench/build.sh
+check env CXXFLAGS="-fsyntax-only -Wall -Wextra -Werror" bash bench/build.sh
 check env CXX=clang++ CXXFLAGS=-fsyntax-only bash bench/build.sh
 check bash -n .ci/run .ci/*.sh bench/*.sh
 exit "$status"

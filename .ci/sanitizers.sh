@@ -1,16 +1,54 @@
-# AddressSanitizer and UndefinedBehaviorSanitizer on the extension, ThreadSanitizer on the thread pool.
+# ThreadSanitizer and AddressSanitizer on the thread pool; AddressSanitizer and UndefinedBehaviorSanitizer on the
+# extension, in the nightly tier on every kernel table that this machine runs. In the merge tier that is left out
+# unless C++ or the binding changed, and done on the preferred table alone.
 set -euo pipefail
-cxx=${CXX:-g++}
+. .ci/sanitize.sh
 
-python3 -m venv .venv-asan
-.venv-asan/bin/pip install --config-settings=build-dir=build/asan \
-  --config-settings=cmake.define.MXFP4MOE_SANITIZE=ON --config-settings=cmake.define.MXFP4MOE_WERROR=ON \
-  --config-settings=install.strip=false '.[test]'
+# Prints what a change is compared with: the commit that MXFP4MOE_CI_BASE names; else the place where a branch left
+# the main branch; else, on the main branch, the last tag. Prints nothing if there is none of them.
+base_commit() {
+  local head base
+  head=$(git rev-parse --verify -q 'HEAD^{commit}') || return 0
+  if [ -n "${MXFP4MOE_CI_BASE:-}" ]; then
+    git rev-parse --verify "$MXFP4MOE_CI_BASE^{commit}"
+    return
+  fi
+  base=$(git merge-base HEAD origin/HEAD 2>/dev/null) || base=$head
+  [ "$base" != "$head" ] || base=$(git describe --tags --abbrev=0 2>/dev/null) || base=
+  echo "$base"
+}
 
-# The interpreter is not instrumented: the run-time library must come first, and what Python keeps is no leak.
-# Where memory is short an allocation returns null, as it does without the sanitizer. Freed memory is kept for a
-# while, so peaks of memory are not the library's own.
-runtime="$($cxx -print-file-name=libasan.so) $($cxx -print-file-name=libstdc++.so)"
+extension=all
+if [ "${MXFP4MOE_CI_TIER:-merge}" = merge ]; then
+  base=$(base_commit)
+  extension=none
+  if [ -z "$base" ]; then
+    echo "what changed is not known: the thread pool alone"
+  elif git diff --quiet "$base" -- src/cpp tests/cpp 'src/mxfp4moe/*.p[yx][xd]' 'src/mxfp4moe/*.pxi' CMakeLists.txt .ci/sanitizers.sh; then
+    echo "no C++ changed since $base: the thread pool alone"
+  else
+    extension=$(.venv/bin/python -c 'import mxfp4moe; print(mxfp4moe.active_isa())')
+    echo "C++ changed since $base: the extension, its $extension kernels"
+  fi
+fi
+
+for sanitizer in thread address,undefined; do
+  cpp_test pool_test "$sanitizer"
+done
+[ "$extension" != none ] || exit 0
+
+# -U forgets what an earlier run left out.
+export CMAKE_ARGS="-UMXFP4MOE_CAN_BUILD_*"
+if [ "$extension" != all ]; then
+  export MXFP4MOE_ISA=$extension
+  for table in $(.venv/bin/python -c "
+from mxfp4moe import config
+print(*(table.name for table in config._TABLES if table.isa not in ('portable', '$extension')))
+"); do
+    CMAKE_ARGS+=" -DMXFP4MOE_CAN_BUILD_$table=OFF"
+  done
+fi
+build_asan
 tests=(
   tests/checkpoint/test_checkpoint.py tests/checkpoint/test_safetensors.py tests/kernels/test_call_forms.py
   tests/kernels/test_formats.py tests/kernels/test_fused_experts.py tests/kernels/test_special_values.py
@@ -18,17 +56,4 @@ tests=(
   tests/packed/test_packing.py tests/packed/test_wrong_packing.py tests/quantize/test_quantize_calls.py
 )
 echo "+ pytest with AddressSanitizer and UndefinedBehaviorSanitizer"
-ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD=$runtime \
-  .venv-asan/bin/python -m pytest -q -n auto -r fE -p no:cacheprovider "${tests[@]}" -k 'not needs_32_mib'
-
-# With much address space randomization the run-time library of older compilers finds no room for its shadow.
-fixed_addresses=()
-if setarch -R true 2>/dev/null; then fixed_addresses=(setarch -R); fi
-for sanitizer in thread address,undefined; do
-  echo "+ pool_test with -fsanitize=$sanitizer"
-  tree=build/pool-${sanitizer%,*}
-  .venv-ci/bin/cmake -S tests/cpp -B "$tree" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv-ci/bin/ninja" \
-    -DCMAKE_CXX_FLAGS="-fsanitize=$sanitizer -g -O1 -Werror" >/dev/null
-  .venv-ci/bin/cmake --build "$tree" >/dev/null
-  "${fixed_addresses[@]}" "$tree/pool_test"
-done
+with_asan .venv-asan/bin/python -m pytest -q -n auto -r fE -p no:cacheprovider "${tests[@]}" -k 'not needs_32_mib'

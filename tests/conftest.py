@@ -33,6 +33,11 @@ settings.register_profile(
 settings.load_profile("mxfp4moe")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "isa" in getattr(item, "fixturenames", ()):
+        item.add_marker("every_table")
+
+
 def pytest_report_header() -> str:
     return f"mxfp4moe: MXFP4MOE_SEED={SEED}, kernel tables {', '.join(TABLES)}"
 
@@ -41,7 +46,7 @@ def pytest_report_header() -> str:
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each kernel table in turn: the name of the one that computes during the test."""
     name = request.param
-    request.node.user_properties.append(("kernels", name))  # counted by .ci/isa.sh
+    request.node.user_properties.append(("kernels", name))  # counted by .ci/isa_matrix.py
     if not TABLES[name].supported:
         report = pytest.fail if name in REQUIRED_ISAS else pytest.skip
         report(f"this machine cannot run the {name} kernels")

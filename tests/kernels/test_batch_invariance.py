@@ -47,6 +47,7 @@ def test_long_sums_of_large_groups(native_isa, rng, shape):
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 def test_large_groups_on_every_table(isa, rng):
     problem = random_problem(rng, Shape(600, 64, 32, 2, 1), dtype=np.float32, bias="both")
     problem.topk_ids[:580] = 0

@@ -32,6 +32,7 @@ SCALABLE = [name for name in FORMATS if not name.startswith(("nvfp4", "fp8_block
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_exact_cases_bit_for_bit(isa, rng, name, layout):

@@ -51,6 +51,7 @@ def test_exact_shapes(isa, rng, shape, layout):
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 def test_exact_every_group_size(isa, rng):
     problem = exact_problem(rng, Shape(40, 96, 64, 2, 2), bias="both")
     experts, expected = problem.pack(), problem.expected(out_dtype=np.float32)
@@ -85,6 +86,7 @@ def test_exact_activation_bias_layout(isa, rng, activation, bias, layout):
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("limit", [18.0, 48.0, 100.0])
 def test_exact_limit(isa, rng, activation, limit):

@@ -72,6 +72,7 @@ def test_differs_from_reference_by_rare_rounding_flips(isa, rng, activation, sha
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_accuracy(isa, activation):
     # 32 gates for each expert, given as biases and read out one by one, in float32; the other factor is 1.

@@ -147,6 +147,7 @@ def test_float64_beyond_float32(isa: str, value: float, code: int, scale: int) -
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @RULE
 def test_codes_as_ml_dtypes_rounds_them(isa: str, rng: np.random.Generator, rule: str) -> None:
     w = rng.standard_normal((64, 96), np.float32)
@@ -157,6 +158,7 @@ def test_codes_as_ml_dtypes_rounds_them(isa: str, rng: np.random.Generator, rule
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @DTYPE
 @RULE
 def test_zero_blocks(isa: str, dtype: np.dtype[Any], rule: str) -> None:
@@ -197,6 +199,7 @@ def test_nonfinite(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], val
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @DTYPE
 def test_dequantize_every_code_and_scale(isa: str, dtype: np.dtype[Any]) -> None:
     codes = np.tile(np.arange(16, dtype=np.uint8), 2)

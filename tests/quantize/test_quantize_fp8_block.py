@@ -175,6 +175,7 @@ def test_nonfinite(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], val
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @DTYPE
 def test_dequantize_every_code(isa: str, rng: np.random.Generator, dtype: np.dtype[Any]) -> None:
     codes = np.tile(np.arange(256, dtype=np.uint8), (6, 1))
@@ -245,6 +246,7 @@ def test_error_is_half_a_step(isa: str, w: np.ndarray, rows: int | None, columns
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @pytest.mark.parametrize("shape", [(1, 40000), (700, 100), (3, 200, 250), (40, 64, 32)], ids=str)
 def test_threads_give_the_same_bytes(isa: str, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     w = rng.standard_normal(shape).astype(np.float32)

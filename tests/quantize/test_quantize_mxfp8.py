@@ -81,6 +81,7 @@ def test_any_bits_as_the_reference(
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), bfloat16], ids=str)
 @ELEMENT
 def test_every_16_bit_value_as_ml_dtypes_rounds_it(isa: str, dtype: np.dtype[Any], element: str) -> None:
@@ -246,6 +247,7 @@ def test_nonfinite(
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @DTYPE
 @ELEMENT
 def test_dequantize_every_code_and_scale(isa: str, dtype: np.dtype[Any], element: str) -> None:

@@ -83,6 +83,7 @@ def test_every_16_bit_value(isa: str, dtype: np.dtype[Any]) -> None:
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @DTYPE
 def test_exact_values_come_back(isa: str, rng: np.random.Generator, dtype: np.dtype[Any]) -> None:
     """Of values that NVFP4 holds with tensor scale 1, but for blocks that hold no 6."""
@@ -157,6 +158,7 @@ def test_nonfinite(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], val
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @DTYPE
 def test_dequantize_every_code_and_scale(isa: str, dtype: np.dtype[Any]) -> None:
     blocks = np.tile(np.arange(0, 16, dtype=np.uint8).reshape(2, 8) * 0x11, (2, 256, 1))

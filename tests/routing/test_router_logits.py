@@ -42,6 +42,7 @@ def layer_of(weight: np.ndarray, bias: np.ndarray | None = None) -> mx.MoELayer:
 
 
 @pytest.mark.emulation
+@pytest.mark.smoke
 @pytest.mark.parametrize("fraction_bits", [0, 9, 17])  # weights of 3, 12 and 20 bits: one to three terms
 @pytest.mark.parametrize(("num_tokens", "num_experts", "hidden_size"), [(1, 1, 1), (3, 17, 33), (37, 40, 96)])
 def test_exact_sums(isa, rng, fraction_bits, num_tokens, num_experts, hidden_size):
