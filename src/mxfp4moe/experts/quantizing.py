@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mxfp4moe import quantize as quantizers
-from mxfp4moe._arguments import check_choice, value_error
+from mxfp4moe._arguments import cast, check_choice, value_error
 from mxfp4moe.experts.weights import ExpertWeights
 
 _BLOCK_SHAPE = (128, 128)
@@ -62,7 +62,7 @@ def _scaled_matrices(arrays: dict[str, Any]) -> Iterator[Iterator[Any]]:
     if "w13_tensor_scale" in arrays:
         scales = [*arrays["w13_tensor_scale"].T, arrays["w2_tensor_scale"]]
     for matrices, factors in zip((*_gate_up(arrays), arrays["w2"]), scales, strict=True):
-        yield (w if s is None else w.astype(np.float32) * s for w, s in zip(matrices, factors, strict=False))
+        yield (w if s is None else cast(w, np.float32) * s for w, s in zip(matrices, factors, strict=False))
 
 
 def _gate_up(arrays: dict[str, Any]) -> tuple[Any, Any]:
