@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 import typing as _typing
 
+from mxfp4moe import _startup  # noqa: F401  # before all that may fail or take long
 from mxfp4moe.config import (
     active_isa,
     available_isas,

@@ -278,9 +278,10 @@ def _num_threads_and_source() -> tuple[int, str]:
 
 
 def _read_isa(environment: Mapping[str, str]) -> int | None:
-    name = environment.get("MXFP4MOE_ISA", "")
-    if not name:
+    given = environment.get("MXFP4MOE_ISA", "")
+    if not given:
         return None
+    name = given.lower() if given.lower() in ISAS else given  # an error shows what was given
     try:
         return _find_isa("MXFP4MOE_ISA", name)
     except IsaError as error:

@@ -333,14 +333,14 @@ def test_shapes_are_those_of_the_models() -> None:
         name: (shape.hidden_size, shape.intermediate_size, shape.num_experts, shape.top_k, shape.activation)
         for name, shape in problem.SHAPES.items()
     }
-    assert sizes["G"] == sizes["gpt-oss-20b"] == (2880, 2880, 32, 4, "swigluoai")
+    assert sizes["gpt-oss-20b"] == (2880, 2880, 32, 4, "swigluoai")
     assert sizes["gpt-oss-120b"] == (2880, 2880, 128, 4, "swigluoai")
-    assert sizes["Q"] == sizes["qwen3-30b"] == (2048, 768, 128, 8, "silu")
+    assert sizes["qwen3-30b-a3b"] == sizes["qwen3-30b-a3b-fp8"] == (2048, 768, 128, 8, "silu")
     assert sizes["deepseek-v4-flash"] == (4096, 2048, 256, 6, "silu")
-    assert sizes["mixtral"] == (4096, 14336, 8, 2, "silu")
+    assert sizes["mixtral-8x7b"] == (4096, 14336, 8, 2, "silu")
     assert problem.SHAPES["deepseek-v4-flash"].limit == 10
-    assert problem.SHAPES["G"].has_bias
-    assert not problem.SHAPES["Q"].has_bias
+    assert problem.SHAPES["gpt-oss-20b"].has_bias
+    assert not problem.SHAPES["qwen3-30b-a3b"].has_bias
 
 
 @pytest.mark.parametrize("routing", problem.ROUTINGS)
@@ -385,7 +385,7 @@ def test_arrays_depend_on_the_seed_alone() -> None:
 def test_fewer_experts_where_memory_is_short(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = problem.SHAPES["G"]
+    shape = problem.SHAPES["gpt-oss-20b"]
     assert memory.fit(shape, 2, 10**12, 1) == shape
     cut = memory.fit(shape, 2, 1_500_000_000, 1)
     assert 4 <= cut.num_experts < 32

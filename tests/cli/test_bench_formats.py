@@ -72,12 +72,15 @@ def test_format_is_the_shapes_own_or_the_one_asked_for() -> None:
     def shapes(*arguments: str) -> list[tuple[str, str, int]]:
         return [(s.name, s.format, s.num_experts) for s in command._shapes(parse(*arguments))]
 
-    assert shapes("--shape", "F,Q") == [("qwen3-30b-fp8", "fp8_block", 128), ("qwen3-30b", "mxfp4", 128)]
+    qwen3 = [("qwen3-30b-a3b-fp8", "fp8_block", 128), ("qwen3-30b-a3b", "mxfp4", 128)]
+    for names in ("qwen3-30b-a3b-fp8,qwen3-30b-a3b", "F,Q", "f,Qwen3-30B", "Qwen3-30B-FP8,F,Q"):
+        assert shapes("--shape", names) == qwen3
     assert shapes("--shape", "G", "--format", "bf16", "--experts", "8") == [("gpt-oss-20b", "bf16", 8)]
     both = shapes("--shape", "G,mixtral", "--format", "mxfp8,nvfp4", "--top-k", "1")
     assert both == [("custom", f, e) for e in (32, 8) for f in ("mxfp8", "nvfp4")]
-    assert problem.SHAPES["F"].block_shape == (128, 128)
-    sizes = [replace(problem.SHAPES[name], name="", format="mxfp4") for name in "FQ"]
+    assert problem.SHAPES["qwen3-30b-a3b-fp8"].block_shape == (128, 128)
+    names = ("qwen3-30b-a3b-fp8", "qwen3-30b-a3b")
+    sizes = [replace(problem.SHAPES[name], name="", format="mxfp4") for name in names]
     assert sizes[0] == sizes[1]
 
 
@@ -132,7 +135,7 @@ def test_memory_is_estimated_before_anything_is_measured(
     assert main(["bench", "--shape", "F,mixtral", "--format", "bf16", "--tokens", "1"]) == 1
     out, err = capsys.readouterr()
     assert "roofline" not in out
-    assert "memory: expected room for 2 experts of mixtral, bf16, got 4.0 GB, enough for" in err
+    assert "memory: expected room for 2 experts of mixtral-8x7b, bf16, got 4.0 GB, enough for" in err
 
 
 # ---- weights ----
@@ -173,7 +176,7 @@ def test_bytes_of_the_roofline_are_those_of_the_checkpoint(format: str, rng: np.
 
 def test_bytes_of_an_expert() -> None:
     weights = 3 * 2880 * 2880
-    sizes = {format: replace(problem.SHAPES["G"], format=format).expert_bytes for format in FORMATS}
+    sizes = {format: replace(problem.SHAPES["gpt-oss-20b"], format=format).expert_bytes for format in FORMATS}
     assert sizes["mxfp4"] == weights * 4.25 / 8
     assert sizes["mxfp8"] == weights * 8.25 / 8
     assert sizes["nvfp4"] == weights * 4.5 / 8 + 3 * 4

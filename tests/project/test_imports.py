@@ -14,7 +14,7 @@ from mxfp4moe.formats import FORMATS, Format
 from mxfp4moe.quantize._common import ScaleRule
 
 ROOMS = (
-    ("errors", "_core"),
+    ("errors", "_core", "_startup"),
     (
         "_arguments",
         "_json",

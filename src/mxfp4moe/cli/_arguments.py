@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from mxfp4moe.config import MAX_THREADS
+from mxfp4moe.experts.quantizing import QUANTIZE_FORMATS
+
+if TYPE_CHECKING:
+    from mxfp4moe.checkpoint import Checkpoint
 
 
 def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
@@ -21,9 +27,105 @@ def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     return integer
 
 
-def add_threads(parser: argparse.ArgumentParser, name: str = "--threads") -> None:
-    """Add the number of threads, by default None."""
-    parser.add_argument(name, type=integer(1, MAX_THREADS), metavar="N", help="all cores that are allowed")
+def name(text: str) -> str:
+    """The type of an argument that is one of several names: upper case is as good as lower case."""
+    return text.lower()
+
+
+def path_or_dash(text: str) -> Path | Literal["-"]:
+    """The type of an argument that is a path, or - for a standard stream; a file of that name is ./-."""
+    return "-" if text == "-" else Path(text)
+
+
+def add_alias(parser: argparse.ArgumentParser, alias: str, option: str, **how: Any) -> None:
+    """Accept `alias` for the flag `option`, which was added with the same `how`; help does not show it."""
+    attribute = option.lstrip("-").replace("-", "_")
+    parser.add_argument(alias, dest=attribute, help=argparse.SUPPRESS, **how)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add the number of threads, by default None, which `mxfp4moe.cli.main` sets for the whole command."""
+    how: dict[str, Any] = {"type": integer(1, MAX_THREADS), "metavar": "N"}
+    parser.add_argument(
+        "--threads",
+        help=f"Number of threads, from 1 to {MAX_THREADS}. Default: MXFP4MOE_NUM_THREADS, else "
+        "OMP_NUM_THREADS, else all processors that this process may use.",
+        **how,
+    )
+    add_alias(parser, "--num-threads", "--threads", **how)
+
+
+SIZES = {
+    "hidden_size": "Length of a hidden state",
+    "intermediate_size": "Rows of gate, and of up, of an expert",
+    "num_experts": "Number of experts",
+    "top_k": "Number of experts of each token",
+}
+
+
+def add_sizes(parser: argparse.ArgumentParser, of_what: str, defaults: Mapping[str, object]) -> None:
+    """Add the sizes of a layer, by default None; help says that they have `defaults`."""
+    how: dict[str, Any] = {"type": integer(1), "metavar": "N"}
+    for size, what in SIZES.items():
+        parser.add_argument(flag(size), help=f"{what}{of_what}. Default: {defaults[size]}.", **how)
+    add_alias(parser, "--experts", "--num-experts", **how)
+
+
+def add_layer(parser: argparse.ArgumentParser, whose: str) -> None:
+    """Add the number of a layer, by default None: the first that has experts."""
+    parser.add_argument(
+        "--layer",
+        type=integer(0),
+        metavar="N",
+        help=f"Number of the layer {whose}, counted from 0. Default: the first layer that has experts.",
+    )
+
+
+def chosen_layer(args: argparse.Namespace, model: Checkpoint) -> int:
+    """The number that ``--layer`` gives, or that of the first layer of `model` that has experts."""
+    if args.layer is not None:
+        return int(args.layer)
+    if not model.moe_layers:
+        raise ValueError(f"{args.checkpoint}: expected a layer that has experts, got none")
+    return model.moe_layers[0]
+
+
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """Add the format that weights are quantized to, by default None."""
+    parser.add_argument(
+        "--quantize",
+        type=name,
+        choices=QUANTIZE_FORMATS,
+        help="Quantize experts in bfloat16, float16 or float32 to this format while they are read. Default: "
+        "leave them as they are (float16 and float32 become bfloat16).",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add the seed, by default 0."""
+    parser.add_argument(
+        "--seed",
+        type=integer(0),
+        default=0,
+        metavar="N",
+        help="Seed of all random numbers. Default: %(default)s.",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the flag to print `what` as JSON."""
+    parser.add_argument(
+        "--json", action="store_true", help=f"Print {what} as JSON. Default: print it as text."
+    )
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Add the flag to replace what is there."""
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="Replace a model folder at DST. Default: an existing DST is an error.",
+    )
 
 
 def flag(option: str) -> str:

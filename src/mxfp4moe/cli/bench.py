@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mxfp4moe._files import atomic_file
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli._arguments import add_threads, flag, integer
+from mxfp4moe.cli._arguments import SIZES, add_seed, add_sizes, add_threads, flag, integer, name
+from mxfp4moe.cli._bench.problem import ALIASES, ROUTINGS, SHAPES, Shape
 
 if TYPE_CHECKING:
     from mxfp4moe.cli._bench.contenders import Peer
-    from mxfp4moe.cli._bench.problem import Shape
     from mxfp4moe.cli._bench.report import Result
     from mxfp4moe.reference import ExpertArrays
 
-_SIZES = ("hidden_size", "intermediate_size", "num_experts", "top_k")
 _TOKENS = [1, 4, 16, 64, 256, 1024]
 _MIN_SECONDS = 1e-6
 
@@ -38,46 +37,68 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--shape",
         type=_names,
-        default=["G"],
+        default=["gpt-oss-20b"],
         metavar="NAME,...",
-        help="of the layer: G (gpt-oss-20b), Q (qwen3-30b), F (qwen3-30b-fp8: Q in fp8_block), gpt-oss-120b, "
-        "deepseek-v4-flash, mixtral (G)",
+        help=f"Models whose layers are timed: {', '.join(SHAPES)}. Default: gpt-oss-20b.",
     )
     parser.add_argument(
         "--format",
         type=_names,
         metavar="NAME,...",
-        help="of the weights, or all: mxfp4, mxfp8 (e4m3), nvfp4, fp8_block (128 x 128), bf16 (the shape's)",
+        help="Formats of the weights, or all: mxfp4, mxfp8 (e4m3), nvfp4, fp8_block (128 x 128), bf16. "
+        "Default: that of the model.",
     )
-    for size in _SIZES:
-        flags = [flag(size), "--experts"] if size == "num_experts" else [flag(size)]
-        parser.add_argument(*flags, type=integer(1), metavar="N", help="instead of the shape's")
+    add_sizes(parser, "", dict.fromkeys(SIZES, "that of the model"))
     parser.add_argument(
-        "--tokens", type=_numbers, default=_TOKENS, metavar="N,...", help="of a call (1,4,16,64,256,1024)"
+        "--tokens",
+        type=_numbers,
+        default=_TOKENS,
+        metavar="N,...",
+        help=f"Numbers of tokens of a call. Default: {','.join(map(str, _TOKENS))}.",
     )
     add_threads(parser)
     parser.add_argument(
-        "--isa", type=_names, metavar="NAME,...", help="instruction sets, or all (the active one)"
+        "--isa",
+        type=_names,
+        metavar="NAME,...",
+        help="Instruction sets that take turns, or all. Default: the active one.",
     )
     parser.add_argument(
         "--routing",
-        choices=("uniform", "zipf", "hot"),
+        type=name,
+        choices=ROUTINGS,
         default="uniform",
-        help="of tokens to experts (uniform)",
+        help="How tokens choose experts: all alike, some more often, or all of them one. "
+        "Default: %(default)s.",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=2.0, metavar="S", help="for each number of tokens (2)"
+        "--seconds",
+        type=_seconds,
+        default=2.0,
+        metavar="S",
+        help="How long each number of tokens is measured, in seconds. Default: 2 seconds.",
     )
     parser.add_argument(
         "--peers",
         type=_names,
         default=[],
         metavar="NAME,...",
-        help="numpy, onnxruntime, llama.cpp, or all (none)",
+        help="Other implementations: numpy, onnxruntime, llama.cpp, or all. Default: none.",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures; - is the standard output")
-    parser.add_argument("--plot", metavar="FILE", help="write a roofline plot of every call")
-    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of all random numbers (0)")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="Write all figures as JSON to FILE, or to the standard output (-) if FILE is left out. Default: "
+        "print tables alone.",
+    )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="Write a roofline plot of every call; the ending of FILE says its format. Default: no plot.",
+    )
+    add_seed(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -197,7 +218,7 @@ def _build_peers(plan: _Plan, arrays: ExpertArrays, num_threads: int) -> list[Pe
 
 
 def _names(text: str) -> list[str]:
-    names = text.split(",")
+    names = name(text).split(",")
     if not all(names):
         raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
     return list(dict.fromkeys(names))
@@ -221,19 +242,19 @@ _seconds.__name__ = "number"
 
 
 def _shapes(args: argparse.Namespace) -> list[Shape]:
-    from mxfp4moe.cli._bench.problem import SHAPES
     from mxfp4moe.formats import FORMATS
 
-    _check_names(args, "shape", args.shape, SHAPES)
+    models = [ALIASES.get(model, model) for model in args.shape]
+    _check_names(args, "shape", models, SHAPES)
     formats = [] if args.format is None else list(FORMATS) if args.format == ["all"] else args.format
     _check_names(args, "format", formats, FORMATS)
-    sizes = {size: getattr(args, size) for size in _SIZES if getattr(args, size) is not None}
+    sizes = {size: getattr(args, size) for size in SIZES if getattr(args, size) is not None}
     shapes = []
-    for shape in (SHAPES[name] for name in args.shape):
+    for shape in (SHAPES[model] for model in dict.fromkeys(models)):
         # A layer with fewer experts is still that model's.
-        name = "custom" if sizes.keys() - {"num_experts"} else shape.name
+        title = "custom" if sizes.keys() - {"num_experts"} else shape.name
         shapes += [
-            replace(shape, name=name, format=FORMATS[f].name, **sizes) for f in formats or [shape.format]
+            replace(shape, name=title, format=FORMATS[f].name, **sizes) for f in formats or [shape.format]
         ]
     return shapes
 
@@ -268,9 +289,9 @@ def _peers(args: argparse.Namespace) -> list[type[Peer]]:
 def _check_names(args: argparse.Namespace, option: str, names: Sequence[str], known: Any) -> None:
     from mxfp4moe._arguments import join_choices
 
-    for name in names:
-        if name not in known:
-            args.parser.error(f"argument {flag(option)}: expected {join_choices(known)}, got {name!r}")
+    for given in names:
+        if given not in known:
+            args.parser.error(f"argument {flag(option)}: expected {join_choices(known)}, got {given!r}")
 
 
 def _check_files(args: argparse.Namespace) -> None:

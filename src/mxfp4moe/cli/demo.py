@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,15 @@ import numpy as np
 from mxfp4moe._arguments import value_error
 from mxfp4moe._files import temporary_folder
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli._arguments import add_threads, flag, integer
+from mxfp4moe.cli._arguments import (
+    SIZES,
+    add_layer,
+    add_seed,
+    add_sizes,
+    add_threads,
+    flag,
+    integer,
+)
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 
 if TYPE_CHECKING:
@@ -27,28 +36,46 @@ if TYPE_CHECKING:
 ERROR_BOUND = 2.6e-3  # of bfloat16 results, relative L2 against float64
 _PREFILLS = 3  # calls; the median is shown
 _SAMPLES = 2  # tokens of the prefill, and of the decode steps, that are checked
-_SHAPE_OPTIONS = ("hidden_size", "intermediate_size", "num_experts", "top_k")
 
 
 def add_parser(subparsers: Any) -> None:
     """Add this subcommand."""
     parser = subparsers.add_parser(
         "demo",
-        help="compute, check and time one layer of a gpt-oss checkpoint",
+        help="compute, check and time one layer of a checkpoint",
         description="Writes a one-layer checkpoint shaped like gpt-oss-20b into a temporary folder (or takes "
-        "yours), loads it, runs a prefill and decode steps, checks tokens against the NumPy reference and "
-        "shows how close to the limits of this machine the calls came.",
+        "a checkpoint of yours), loads it, runs a prefill and decode steps, checks tokens against the NumPy "
+        "reference and shows how close to the limits of this machine the calls came.",
     )
-    parser.add_argument("--checkpoint", metavar="PATH", help="a model folder of your own; nothing is written")
-    parser.add_argument("--layer", type=integer(0), help="which layer of --checkpoint (0)")
-    parser.add_argument("--keep", action="store_true", help="keep the checkpoint that is written")
-    default = GptOssShape()
-    for option in _SHAPE_OPTIONS:
-        text = f"of the checkpoint that is written ({getattr(default, option)})"
-        parser.add_argument(flag(option), type=integer(1), metavar="N", help=text)
-    parser.add_argument("--tokens", type=integer(1), default=256, metavar="N", help="of the prefill (256)")
-    parser.add_argument("--steps", type=integer(1), default=64, metavar="N", help="decode steps (64)")
-    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help="of all random numbers (0)")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="A model folder, a GGUF file, a packed file or a packed folder of your own; nothing is written. "
+        "Default: a checkpoint that is written for the demo.",
+    )
+    add_layer(parser, "in --checkpoint")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="Keep the checkpoint that is written, and print where. Default: remove it.",
+    )
+    add_sizes(parser, " of the checkpoint that is written", asdict(GptOssShape()))
+    parser.add_argument(
+        "--tokens",
+        type=integer(1),
+        default=256,
+        metavar="N",
+        help="Length of the prefill. Default: %(default)s tokens.",
+    )
+    parser.add_argument(
+        "--steps",
+        type=integer(1),
+        default=64,
+        metavar="N",
+        help="Number of decode steps, of one token each. Default: %(default)s steps.",
+    )
+    add_seed(parser)
     add_threads(parser)
     parser.set_defaults(run=run, parser=parser)
 
@@ -58,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from mxfp4moe.config import resolve_num_threads
 
     args.threads = resolve_num_threads(args.threads)
-    shape_options = {option: getattr(args, option) for option in _SHAPE_OPTIONS}
+    shape_options = {option: getattr(args, option) for option in SIZES}
     given = {option: size for option, size in shape_options.items() if size is not None}
     if args.checkpoint is not None:
         if given or args.keep:

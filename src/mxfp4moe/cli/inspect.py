@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mxfp4moe._arguments import printable
+from mxfp4moe.cli._arguments import add_json, add_threads
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint import Checkpoint
@@ -32,13 +33,23 @@ def add_parser(subparsers: Any) -> None:
     """Add this subcommand."""
     parser = subparsers.add_parser(
         "inspect",
-        help="what is in a checkpoint: layers, formats, bytes, routing",
-        description="Shows what is in a model folder, a GGUF file, a packed file or a packed folder. Headers "
-        "are checked, data is read only for --verify.",
+        help="show what is in a checkpoint: layers, formats, bytes, routing",
+        description="Shows what is in a checkpoint. The headers of all its files are checked; data is read "
+        "only for --verify.",
     )
-    parser.add_argument("path", metavar="PATH", type=Path)
-    parser.add_argument("--verify", action="store_true", help="compare the checksums of packed files")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        type=Path,
+        help="A model folder, a GGUF file, a packed file or a packed folder.",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="Read packed files as a whole and compare their checksums. Default: read their headers alone.",
+    )
+    add_json(parser, "what is shown")
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.experts.quantizing import QUANTIZE_FORMATS
+from mxfp4moe.cli._arguments import add_force, add_json, add_quantize, add_threads
 
 _DESCRIPTION = """\
 Packs every layer that has experts, once and for all: the folder that is written is loaded in milliseconds,
@@ -21,15 +21,18 @@ it like any checkpoint.
 def add_parser(subparsers: Any) -> None:
     """Add this subcommand."""
     parser = subparsers.add_parser(
-        "pack", help="every layer of a checkpoint to memory-mapped packed files", description=_DESCRIPTION
+        "pack",
+        help="write every layer of a checkpoint to memory-mapped packed files",
+        description=_DESCRIPTION,
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="a model folder or a GGUF file")
-    parser.add_argument("destination", metavar="DST", type=Path, help="the folder to write")
     parser.add_argument(
-        "--quantize", choices=QUANTIZE_FORMATS, help="quantize bfloat16 experts while they are read"
+        "source", metavar="SRC", type=Path, help="A model folder, a GGUF file or a packed folder."
     )
-    parser.add_argument("--force", action="store_true", help="replace a model folder at DST")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("destination", metavar="DST", type=Path, help="The folder to write.")
+    add_quantize(parser)
+    add_force(parser)
+    add_json(parser, "the summary")
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from mxfp4moe._progress import ProgressBar
+from mxfp4moe.cli._arguments import add_force, add_json, add_threads, name
 
 _DESCRIPTION = """\
 Writes a copy of a model folder whose expert weights are quantized, as safetensors files that other software
@@ -21,25 +22,36 @@ def add_parser(subparsers: Any) -> None:
     """Add this subcommand."""
     parser = subparsers.add_parser(
         "quantize",
-        help="the expert weights of a bfloat16 checkpoint to MXFP4 or FP8 safetensors",
+        help="write a copy of a model folder with its experts in MXFP4 or FP8",
         description=_DESCRIPTION,
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="a Hugging Face model folder")
-    parser.add_argument("destination", metavar="DST", type=Path, help="the folder to write")
-    parser.add_argument("--format", choices=("mxfp4", "fp8_block"), default="mxfp4", help="(mxfp4)")
+    parser.add_argument("source", metavar="SRC", type=Path, help="A Hugging Face model folder.")
+    parser.add_argument("destination", metavar="DST", type=Path, help="The folder to write.")
+    parser.add_argument(
+        "--format",
+        type=name,
+        choices=("mxfp4", "fp8_block"),
+        default="mxfp4",
+        help="Format of the quantized weights; fp8_block has a scale for each 128 x 128. "
+        "Default: %(default)s.",
+    )
     parser.add_argument(
         "--layout",
+        type=name,
         choices=("compressed-tensors", "gpt-oss"),
-        help="names and shapes of the tensors (gpt-oss for gpt-oss models, else compressed-tensors)",
+        help="Names and shapes of the quantized tensors. Default: gpt-oss for gpt-oss models, "
+        "compressed-tensors for others.",
     )
     parser.add_argument(
         "--scale-rule",
+        type=name,
         choices=("floor", "ceil", "rceil", "even"),
         default="floor",
-        help="how MXFP4 scales are chosen (floor)",
+        help="How the scales of MXFP4 are rounded to powers of two. Default: %(default)s.",
     )
-    parser.add_argument("--force", action="store_true", help="replace a model folder at DST")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_force(parser)
+    add_json(parser, "the summary")
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 

@@ -70,15 +70,25 @@ class Shape:
 
 
 _GPT_OSS = Shape("gpt-oss-20b", 2880, 2880, 32, 4, "swigluoai", limit=7.0, has_bias=True)
-SHAPES = {
-    "gpt-oss-20b": _GPT_OSS,
-    "gpt-oss-120b": replace(_GPT_OSS, name="gpt-oss-120b", num_experts=128),
-    "qwen3-30b": Shape("qwen3-30b", 2048, 768, 128, 8),
-    "deepseek-v4-flash": Shape("deepseek-v4-flash", 4096, 2048, 256, 6, limit=10.0),
-    "mixtral": Shape("mixtral", 4096, 14336, 8, 2),
+_QWEN3 = Shape("qwen3-30b-a3b", 2048, 768, 128, 8)
+_MODELS = (
+    _GPT_OSS,
+    replace(_GPT_OSS, name="gpt-oss-120b", num_experts=128),
+    _QWEN3,
+    replace(_QWEN3, name="qwen3-30b-a3b-fp8", format="fp8_block"),
+    Shape("deepseek-v4-flash", 4096, 2048, 256, 6, limit=10.0),
+    Shape("mixtral-8x7b", 4096, 14336, 8, 2),
+)
+SHAPES = {shape.name: shape for shape in _MODELS}
+ALIASES = {
+    "g": "gpt-oss-20b",
+    "q": "qwen3-30b-a3b",
+    "qwen3-30b": "qwen3-30b-a3b",
+    "f": "qwen3-30b-a3b-fp8",
+    "qwen3-30b-fp8": "qwen3-30b-a3b-fp8",
+    "mixtral": "mixtral-8x7b",
 }
-SHAPES["qwen3-30b-fp8"] = replace(SHAPES["qwen3-30b"], name="qwen3-30b-fp8", format="fp8_block")
-SHAPES |= {"G": SHAPES["gpt-oss-20b"], "Q": SHAPES["qwen3-30b"], "F": SHAPES["qwen3-30b-fp8"]}
+"""Other names of shapes that the command takes, in lower case."""
 
 
 def random_arrays(shape: Shape, rng: np.random.Generator) -> ExpertArrays:

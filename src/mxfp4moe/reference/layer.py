@@ -1,0 +1,79 @@
+"""A whole mixture-of-experts layer: router, experts and shared expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .moe import fused_experts, fused_experts_float64
+from .routing import grouped_topk, hash_topk, router_logits, topk_sigmoid, topk_softmax, topk_sqrt_softplus
+
+_ROUTING_FUNCTIONS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
+    function.__name__: function
+    for function in (topk_softmax, topk_sigmoid, topk_sqrt_softplus, grouped_topk, hash_topk)
+}
+
+
+def moe_layer(
+    hidden_states: np.ndarray, layer: Any, input_ids: np.ndarray | None = None, *, out_dtype: Any = None
+) -> np.ndarray:
+    """Compute `layer` for every token, with exactly the roundings of the numerics contract.
+
+    The router logits of a token choose its experts (or its token id does). The result is
+    ``routed_scaling_factor * fused_experts(...) + shared expert``, where both terms, their product and their
+    sum are float32, rounded once.
+
+    Parameters
+    ----------
+    hidden_states : ndarray of shape (..., K)
+        bfloat16, float16 or float32.
+    layer : MoELayer or LayerDescription
+        Whatever has their attributes; experts as `arrays_of` takes them.
+    input_ids : integer ndarray of shape (...), optional
+        For layers that route by ``hash_topk``.
+    out_dtype : dtype, optional
+        That of `hidden_states` if not given.
+
+    Returns
+    -------
+    ndarray of shape (..., K)
+    """
+    result = _evaluate(hidden_states, layer, input_ids, partial(fused_experts, out_dtype=np.float32))
+    with np.errstate(over="ignore", under="ignore"):
+        return result.astype(hidden_states.dtype if out_dtype is None else out_dtype)
+
+
+def moe_layer_float64(
+    hidden_states: np.ndarray, layer: Any, input_ids: np.ndarray | None = None
+) -> np.ndarray:
+    """As `moe_layer`, but the experts in float64: what relative errors are measured against."""
+    return _evaluate(hidden_states, layer, input_ids, fused_experts_float64)
+
+
+def _evaluate(
+    hidden_states: np.ndarray, layer: Any, input_ids: np.ndarray | None, compute: Callable[..., np.ndarray]
+) -> np.ndarray:
+    function = {"activation": layer.activation, "alpha": layer.alpha}
+    chosen = _route(hidden_states, layer, input_ids)
+    total = compute(hidden_states, layer.experts, *chosen, limit=layer.limit, **function)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.asarray(total * total.dtype.type(layer.routed_scaling_factor))
+        if layer.shared_experts is not None:
+            slots = (*hidden_states.shape[:-1], 1)
+            only = np.ones(slots, np.float32), np.zeros(slots, np.int32)
+            total += compute(hidden_states, layer.shared_experts, *only, limit=layer.shared_limit, **function)
+    return total
+
+
+def _route(
+    hidden_states: np.ndarray, layer: Any, input_ids: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    logits = router_logits(hidden_states, layer.router_weight, layer.router_bias)
+    routing = layer.routing
+    function = _ROUTING_FUNCTIONS[routing] if isinstance(routing, str) else routing
+    second = input_ids if routing == "hash_topk" else layer.top_k
+    topk_weights, topk_ids = function(logits, second, **layer.routing_arguments)
+    return topk_weights, topk_ids
