@@ -1,6 +1,6 @@
 """From the file of `mxfp4moe bench --json` to a Markdown table: one line for each weight format.
 
-Usage: mxfp4moe bench --shape Q --format all --json - | python bench/format_table.py
+Usage: mxfp4moe bench --shape qwen3-30b-a3b --format all --json | python bench/format_table.py
 
 A cell is the best time of a call in ms and the best share of the roofline of that very call.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import platform
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -359,7 +360,8 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, dict[s
     for section, entries in config.items():
         print(f"{section}:")
         for key, value in entries.items():
-            print(f"  {key.replace('_', ' ')}: {_format_entry(value)}")
+            line = f"  {key.replace('_', ' ')}: {_format_entry(value)}"
+            print(textwrap.fill(line, 80, subsequent_indent="    ", break_on_hyphens=False))
     return None
 
 

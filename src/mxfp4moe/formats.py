@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -106,3 +106,10 @@ FORMATS: dict[str, WeightFormat] = {
         WeightFormat("bf16", dict.fromkeys(FLOAT_CODES, _PACKED["bf16"])),
     )
 }
+
+
+def is_pair(arrays: Any) -> bool:
+    """Whether `arrays` are a (gate, up) pair: of arrays with a leading E, or of sequences of E arrays."""
+    if not isinstance(arrays, (list, tuple)) or len(arrays) != 2:
+        return False
+    return all(isinstance(half, (list, tuple)) or np.ndim(half) == 3 for half in arrays)

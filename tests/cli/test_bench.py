@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -41,8 +42,10 @@ def test_table_has_a_row_for_each_number_of_tokens_and_contender(capsys: pytest.
     assert main([*TINY, "--tokens", "1,5", "--isa", "all", "--peers", "numpy", "--routing", "zipf"]) == 0
     out, err = capsys.readouterr()
     assert f"mxfp4moe {mx.__version__}, 1 threads, zipf routing" in out
-    assert "hidden_size=96, intermediate_size=64, num_experts=6, top_k=2, swigluoai, mxfp4" in out
-    assert re.search(r"reads up to [\d.]+ GB/s, computes up to [\d.]+ TFLOP/s \(\w+\)", out)
+    assert max(map(len, out.splitlines())) <= 80
+    text = " ".join(out.split())
+    assert "hidden_size=96, intermediate_size=64, num_experts=6, top_k=2, swigluoai, mxfp4" in text
+    assert re.search(r"reads up to [\d.]+ GB/s, computes up to [\d.]+ TFLOP/s \(\w+\)", text)
     rows = re.findall(
         r"^ +(\d+) +(\w+) +\d+( +[\d.]+){4}( +\d+ %){2,3} +[\d.]+( +[\d.e-]+)?$", out, re.MULTILINE
     )
@@ -171,6 +174,42 @@ def test_plot_is_written(tmp_path: Path) -> None:
     path = tmp_path / "roofline.png"
     assert main([*TINY, "--tokens", "1,9", "--peers", "numpy", "--plot", str(path)]) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_names_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    def result(name: str, tokens: int) -> dict[str, Any]:
+        rows = [
+            {"contender": contender, "tokens": n, "flops": 1e9 * n, "call_seconds": [s], "call_bytes": [2e8]}
+            for contender, s in (("avx2", 0.01), ("portable", 0.1), ("numpy", 1.0))
+            for n in (1, tokens)
+        ]
+        peaks = {"avx2": 1.25e12, "portable": 3e10}
+        shape = vars(problem.SHAPES[name])
+        return {"shape": shape, "cells": rows, "peak_flop_per_s": peaks, "read_bytes_per_s": 3.2e10}
+
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def recorded(self: Figure, *args: Any, **how: Any) -> None:
+        figures.append(self)
+        save(self, *args, **how)
+
+    monkeypatch.setattr(Figure, "savefig", recorded)
+    results = [result("gpt-oss-20b", 19), result("qwen3-30b-a3b-fp8", 23)]
+    plot.save(results, plot.title(3), io.BytesIO(), "png")
+    texts = [text.get_text().strip() for text in figures[0].findobj(Text) if text.get_visible()]
+    assert f"{plot._cpu_name()}, 3 threads" in texts
+    assert {"TFLOP/s", "FLOPs per byte of weights", "avx2", "portable", "numpy"} <= set(texts)
+    assert {"gpt-oss-20b, mxfp4", "qwen3-30b-a3b-fp8, fp8_block"} <= set(texts)
+    assert (texts.count("19"), texts.count("23")) == (3, 3)  # of each contender
+    assert {"avx2: 1.25 TFLOP/s", "portable: 0.03 TFLOP/s", "reads 32 GB/s"} <= set(texts)
+    assert {"0.01", "0.1", "10"} <= set(texts)  # ticks
+    assert not any("$" in text for text in texts)
+    assert plot.title(1).endswith(", 1 thread")
 
 
 @pytest.mark.parametrize("name", ["-", "figure", "figure.xyz"])
@@ -483,6 +522,36 @@ def test_contenders_take_turns_until_their_time_is_up(rng: np.random.Generator) 
     assert sum(advanced) == pytest.approx(1)
     distinct = len(set(re.findall(r"\d+", order[2])))
     assert series[0].calls[0].nbytes == TINY_SHAPE.expert_bytes * distinct
+
+
+def row_of(**figures: Any) -> dict[str, Any]:
+    """A row of the table with the widest figures."""
+    names = ("best_ms", "median_ms", "gb_per_s", "tflop_per_s", "time_ratio")
+    shares = ("share_of_roofline", "median_share_of_roofline", "share_of_fma_roofline")
+    row = {"tokens": 131072, "contender": "onnxruntime", "calls": 10000, "difference": 0.0123}
+    return row | dict.fromkeys(names, 9999.9) | dict.fromkeys(shares, 1.0) | figures
+
+
+@pytest.mark.parametrize("value", [0, 1e-9, 0.9999, 1.23456, 9.9996, 99.996, 999.96, 99999.4])
+def test_table_is_at_most_80_columns_wide(value: float) -> None:
+    assert len(report._figure(value)) <= 5
+    result = {
+        "shape": {**vars(problem.SHAPES["qwen3-30b-a3b-fp8"])},
+        "read_bytes_per_s": 1e11,
+        "peak_flop_per_s": dict.fromkeys(("amx", "avx512", "avx2", "portable"), 1e13),
+        "fma_peak_flop_per_s": {"avx512": 1e12, "avx2": 1e13},
+        "cells": [row_of(best_ms=value, gb_per_s=value, time_ratio=value)],
+    }
+    assert max(map(len, report.format_table(result).splitlines())) <= 80
+
+
+def test_share_above_100_percent_is_explained() -> None:
+    def legend(share: float) -> str:
+        return " ".join(report.format_legend([{"cells": [row_of(share_of_roofline=share)]}]).split())
+
+    assert "above 100 %" not in legend(1.0)
+    assert "A share above 100 % is no error" in legend(1.01)
+    assert max(map(len, report.format_legend([{"cells": [row_of()]}]).splitlines())) <= 80
 
 
 def test_ratio_is_over_the_rounds_that_both_did(rng: np.random.Generator) -> None:

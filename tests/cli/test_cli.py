@@ -13,14 +13,15 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import ml_dtypes
 import numpy as np
 import pytest
+from packed_examples import make_layer
 
 import mxfp4moe as mx
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli import _roofline, _synthetic, demo, main
+from mxfp4moe.cli._text import table
 
 SMALL = ["demo", "--hidden-size", "256", "--intermediate-size", "128", "--num-experts", "6", "--top-k", "2"]
 SMALL += ["--tokens", "20", "--steps", "4"]
@@ -49,9 +50,16 @@ def test_module_runs_the_command() -> None:
     assert done.stderr == ""
 
 
+def unwrapped(text: str) -> str:
+    """The text in one line."""
+    return " ".join(text.split())
+
+
 def test_demo_computes_checks_and_cleans_up(temporary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(SMALL) == 0
-    out, err = capsys.readouterr()
+    printed, err = capsys.readouterr()
+    assert max(map(len, printed.splitlines())) <= max(80, len(str(temporary)) + 60)
+    out = unwrapped(printed)
     size = _synthetic.SyntheticCheckpoint(_synthetic.GptOssShape(256, 128, 6, 2), 0).nbytes / 1e6
     assert f"Writing a one-layer gpt-oss checkpoint: {size:.1f} MB in {temporary}" in out
     assert "num_experts=6, top_k=2, hidden_size=256, intermediate_size=128" in out
@@ -59,8 +67,8 @@ def test_demo_computes_checks_and_cleans_up(temporary: Path, capsys: pytest.Capt
         rf"Machine: {mx.active_isa()}, \d+ threads, reads up to [\d.]+ GB/s, computes up to [\d.]+ TFLOP/s",
         out,
     )
-    assert re.search(r"^prefill +20 +3( +[\d.]+){4} +\d+ % +\d+ %$", out, re.MULTILINE)
-    assert re.search(r"^decode +1 +4( +[\d.]+){4} +\d+ % +\d+ %$", out, re.MULTILINE)
+    assert re.search(r"^prefill +20 +3( +[\d.]+){4} +\d+ % +\d+ %$", printed, re.MULTILINE)
+    assert re.search(r"^decode +1 +4( +[\d.]+){4} +\d+ % +\d+ %$", printed, re.MULTILINE)
     assert re.search(
         r"Check of 4 tokens .* relative L2 error \d\.\d\de-03, at most 2.6e-03 allowed: correct", out
     )
@@ -88,12 +96,6 @@ def test_demo_keeps_a_checkpoint_that_it_can_take_again(
     assert "correct" in out
     assert err == ""
     assert folder.is_dir()
-
-
-def test_demo_takes_gpt_oss_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = checkpoints.qwen3("quark").write(tmp_path)
-    assert main(["demo", "--checkpoint", str(folder)]) == 1
-    assert "--checkpoint: expected a gpt-oss model folder, got a qwen3_moe one" in capsys.readouterr().err
 
 
 def test_demo_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
@@ -152,9 +154,8 @@ def test_wrong_results_are_reported(
     compute = mx.MoELayer.__call__
     monkeypatch.setattr(mx.MoELayer, "__call__", lambda *args, **options: 1.01 * compute(*args, **options))
     assert main(SMALL) == 1
-    assert re.search(
-        r"relative L2 error 1\.\d\de-02, at most 2\.\de-03 allowed: WRONG", capsys.readouterr().out
-    )
+    out = unwrapped(capsys.readouterr().out)
+    assert re.search(r"relative L2 error 1\.\d\de-02, at most 2\.\de-03 allowed: WRONG", out)
     assert list(temporary.iterdir()) == []
 
 
@@ -319,3 +320,40 @@ def test_share_is_of_the_tighter_limit() -> None:
     assert run.typical == memory_bound
     assert run.shares(slow) == (0.5, 0.75)
     assert run.shares(fast) == (0.25, 1.5)
+
+
+def test_roofline_counts_shared_experts(rng: np.random.Generator) -> None:
+    layer = make_layer(rng, "deepseek v4")
+    shared = layer.shared_experts
+    assert shared is not None
+    batch, ids = rng.standard_normal((3, layer.hidden_size), np.float32), np.array([0, 1, 3])
+    (call,) = _roofline.measure(layer, _roofline.Roofline(layer.experts, 1), [batch], [ids]).calls
+    num_distinct = len(set(layer.route(batch, ids)[1].ravel().tolist()))
+
+    def nbytes(experts: mx.PackedExperts) -> float:
+        sizes = experts.hidden_size, experts.intermediate_size
+        return _roofline.expert_bytes(experts.format, *sizes, experts.block_shape)
+
+    assert call.nbytes == num_distinct * nbytes(layer.experts) + nbytes(shared)
+    slots = 3 * (layer.top_k * layer.intermediate_size + shared.intermediate_size)
+    assert call.flops == 2 * 3 * layer.hidden_size * slots
+
+
+def test_share_above_the_roofline_is_explained() -> None:
+    assert _roofline.explain_shares([0.2, 1.0, 1.004]) == ""
+    assert "above 100 %" in _roofline.explain_shares([0.2, 1.006])
+
+
+def test_table_fits_80_columns() -> None:
+    columns = {
+        "layer": ["0", "11"],
+        "routing": ["topk(" + ", ".join(["renormalize=True"] * 8) + ")", "short"],
+    }
+    lines = table(columns, numbers=["layer"]).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "layer  routing"
+    assert lines[1].startswith("    0  topk(renormalize=True, ")
+    assert lines[2].startswith("       renormalize=True, ")
+    assert lines[-1] == "   11  short"
+    narrow = table({"a": ["1"], "b": ["two words"]})
+    assert narrow == "a  b\n1  two words"

@@ -55,6 +55,7 @@ def test_inspect_shows_a_model_folder(model: Path, capsys: pytest.CaptureFixture
     assert table[0].split() == ["layer", "format", "MB", "stored", "as", "routing"]
     assert [line.split()[:2] for line in table[1:]] == [[str(n), "bf16"] for n in range(LAYERS)]
     assert all("topk_softmax(renormalize=True)" in line for line in table[1:])
+    assert max(map(len, lines[1:])) <= 80
 
 
 def test_inspect_prints_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +195,7 @@ def test_run_computes_a_layer(model: Path, tmp_path: Path, rng: np.random.Genera
     assert main(["pack", str(model), str(tmp_path / "packed")]) == 0
     for checkpoint, layer in (
         (model, ["--layer", "1"]),
-        (tmp_path / "packed", ["--layer", "1", "--num-threads", "1"]),
+        (tmp_path / "packed", ["--layer", "1", "--threads", "1"]),
         (tmp_path / "packed" / "layer-00001.packed", []),
     ):
         files = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "y.npy")]

@@ -7,8 +7,8 @@ second to the next, so that reader, peak loop and calls take turns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -110,6 +110,7 @@ class Run:
     results: list[np.ndarray[Any, Any]]
     calls: list[Call]
     speeds: list[Speed]
+    input_ids: list[np.ndarray[Any, Any] | None] = field(default_factory=list)
 
     @property
     def typical(self) -> Call:
@@ -135,25 +136,46 @@ def best_speed(speeds: list[Speed]) -> Speed:
     return Speed(attainable([s.bandwidth for s in speeds]), attainable([s.peak for s in speeds]))
 
 
-def measure(layer: MoELayer, roofline: Roofline, batches: list[np.ndarray[Any, Any]]) -> Run:
+def explain_shares(shares: Iterable[float]) -> str:
+    """Why one of the shares is above 100 %; empty if none is shown so."""
+    if all(round(100 * share) <= 100 for share in shares):
+        return ""
+    return (
+        "A share above 100 % is no error: that call found weights in a cache, or the machine was slower "
+        "while its limits were measured than during the call."
+    )
+
+
+def measure(
+    layer: MoELayer,
+    roofline: Roofline,
+    batches: list[np.ndarray[Any, Any]],
+    input_ids: list[np.ndarray[Any, Any] | None] | None = None,
+) -> Run:
     """Call `layer` once for each batch of hidden states, each time after a sample of the roofline."""
-    layer(batches[0], num_threads=roofline.num_threads)  # wakes threads, touches the workspace
-    experts = layer.experts
-    sizes = layer.hidden_size, layer.intermediate_size
-    bytes_of_expert = expert_bytes(experts.format, *sizes, experts.block_shape)
-    run = Run(batches, [], [], [])
-    for hidden_states in batches:
+    num_threads = roofline.num_threads
+    run = Run(batches, [], [], [], input_ids or [None] * len(batches))
+    layer(batches[0], run.input_ids[0], num_threads=num_threads)  # wakes threads, touches the workspace
+    for hidden_states, ids in zip(batches, run.input_ids, strict=True):
         run.speeds.append(roofline.sample())
         begin = perf_counter()
-        run.results.append(layer(hidden_states, num_threads=roofline.num_threads))
+        run.results.append(layer(hidden_states, ids, num_threads=num_threads))
         seconds = perf_counter() - begin
-        num_distinct = np.unique(layer.route(hidden_states)[1]).size
+        num_distinct = np.unique(layer.route(hidden_states, ids)[1]).size
         slots = len(hidden_states) * layer.top_k
-        run.calls.append(
-            Call(
-                seconds,
-                num_distinct * bytes_of_expert,
-                2.0 * slots * 3 * layer.hidden_size * layer.intermediate_size,
-            )
-        )
+        nbytes, flops = num_distinct * _bytes(layer.experts), slots * _flops(layer.experts)
+        if layer.shared_experts is not None:
+            nbytes += _bytes(layer.shared_experts)
+            flops += len(hidden_states) * _flops(layer.shared_experts)
+        run.calls.append(Call(seconds, nbytes, flops))
     return run
+
+
+def _bytes(experts: PackedExperts) -> float:
+    """Bytes of one of the experts."""
+    return expert_bytes(experts.format, experts.hidden_size, experts.intermediate_size, experts.block_shape)
+
+
+def _flops(experts: PackedExperts) -> float:
+    """FLOPs of one token in one of the experts."""
+    return 2.0 * 3 * experts.hidden_size * experts.intermediate_size

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         result = _measure(args, plan, isas, num_threads)
         print(f"\n{report.format_table(result)}", file=text, flush=True)
         results.append(result)
-    print(f"\n{report.LEGEND}", file=text)
+    print(f"\n{report.format_legend(results)}", file=text)
     if args.json is not None:
         figures = {
             "mxfp4moe": __version__,
@@ -134,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
         _write_json(args.json, figures)
     if args.plot is not None:
         with atomic_file(Path(args.plot)) as file:
-            plot.save(results, file, Path(args.plot).suffix[1:])
+            title = plot.title(num_threads)
+            plot.save(results, title, file, Path(args.plot).suffix[1:])
     problems = [line for result in results for line in report.different(result)]
     for line in problems:
         print(f"mxfp4moe: error: {line}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mxfp4moe._arguments import value_error
 from mxfp4moe._files import temporary_folder
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import (
@@ -24,14 +24,19 @@ from mxfp4moe.cli._arguments import (
     add_seed,
     add_sizes,
     add_threads,
+    chosen_layer,
     flag,
     integer,
 )
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
+from mxfp4moe.cli._text import WIDTH, paragraph
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint import AnyExperts, LayerDescription
     from mxfp4moe.cli._roofline import Run, Speed
+    from mxfp4moe.layer import MoELayer
+
+_Array = np.ndarray[Any, Any]
 
 ERROR_BOUND = 2.6e-3  # of bfloat16 results, relative L2 against float64
 _PREFILLS = 3  # calls; the median is shown
@@ -82,81 +87,90 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 1 if the results are wrong."""
-    from mxfp4moe.config import resolve_num_threads
-
-    args.threads = resolve_num_threads(args.threads)
     shape_options = {option: getattr(args, option) for option in SIZES}
     given = {option: size for option, size in shape_options.items() if size is not None}
     if args.checkpoint is not None:
         if given or args.keep:
             unused = flag(next(iter(given), "keep"))
             args.parser.error(f"{unused} applies to the checkpoint that is written, not to --checkpoint")
-        return _run_layer(args, Path(args.checkpoint), args.layer or 0)
+        return _run_layer(args, args.checkpoint)
     if args.layer is not None:
         args.parser.error("--layer needs --checkpoint")
     checkpoint = SyntheticCheckpoint(GptOssShape(**given), args.seed)
     with _temporary_folder(checkpoint.nbytes, args.keep) as folder:
         size = f"{checkpoint.nbytes / 1e6:.1f} MB"
-        print(f"Writing a one-layer gpt-oss checkpoint: {size} in {folder}", flush=True)
+        print(paragraph(f"Writing a one-layer gpt-oss checkpoint: {size} in {folder}"), flush=True)
         progress = ProgressBar("writing", checkpoint.nbytes)
         checkpoint.write(folder, progress.advance)
-        return _run_layer(args, folder, 0)
+        return _run_layer(args, folder)
 
 
-def _run_layer(args: argparse.Namespace, path: Path, number: int) -> int:
+def _run_layer(args: argparse.Namespace, path: Path) -> int:
     from mxfp4moe import checkpoint, config
     from mxfp4moe.cli import _roofline
     from mxfp4moe.layer import MoELayer
 
-    model = checkpoint.open(path)
-    if model.model_type != "gpt_oss":
-        raise value_error("--checkpoint", "a gpt-oss model folder", f"a {model.model_type} one")
     begin = perf_counter()
-    layer = MoELayer.from_checkpoint(path, number)
-    print(f"Loaded in {perf_counter() - begin:.2f} s: {layer}", flush=True)
+    model = checkpoint.open(path)
+    description = model.read_layer(chosen_layer(args, model))
+    layer = MoELayer._of_description(description, None, str(path))
+    print(paragraph(f"Loaded in {perf_counter() - begin:.2f} s: {layer}"), flush=True)
     rng = np.random.default_rng(args.seed + 1)
-
-    def hidden_states(num_tokens: int) -> np.ndarray[Any, Any]:
-        return rng.standard_normal((num_tokens, layer.hidden_size), np.float32).astype(ml_dtypes.bfloat16)
-
-    roofline = _roofline.Roofline(layer.experts, args.threads)
-    batches = {
-        "prefill": [hidden_states(args.tokens) for _ in range(_PREFILLS)],
-        "decode": [hidden_states(1) for _ in range(args.steps)],
-    }
-    runs = {name: _roofline.measure(layer, roofline, batch) for name, batch in batches.items()}
+    threads = config.get_num_threads()
+    roofline = _roofline.Roofline(layer.experts, threads)
+    runs = {}
+    for name, num_tokens, num_calls in (("prefill", args.tokens, _PREFILLS), ("decode", 1, args.steps)):
+        batches = [_draw_tokens(rng, layer, num_tokens) for _ in range(num_calls)]
+        runs[name] = _roofline.measure(layer, roofline, *map(list, zip(*batches, strict=True)))
     best = _roofline.best_speed([speed for run in runs.values() for speed in run.speeds])
-    print(
-        f"Machine: {config.active_isa()}, {args.threads} threads, "
+    machine = (
+        f"Machine: {config.active_isa()}, {threads} threads, "
         f"reads up to {best.bandwidth / 1e9:.1f} GB/s, computes up to {best.peak / 1e12:.2f} TFLOP/s "
-        "(measured between the calls)\n"
+        "(measured between the calls)"
     )
+    print(f"{paragraph(machine)}\n")
     _print_table(runs, best)
-    check = _check(model.read_layer(number), list(runs.values()))
+    check = _check(description, list(runs.values()))
     correct = check.error <= check.allowed  # False for NaN
-    verdict = "correct" if correct else "WRONG"
-    print(
-        f"\nCheck of {check.num_tokens} tokens against the float64 reference: "
-        f"relative L2 error {check.error:.2e}, at most {check.allowed:.1e} allowed: {verdict}"
+    verdict = (
+        f"Check of {check.num_tokens} tokens against the float64 reference: relative L2 error "
+        f"{check.error:.2e}, at most {check.allowed:.1e} allowed: {'correct' if correct else 'WRONG'}"
     )
+    print(f"\n{paragraph(verdict)}")
     return 0 if correct else 1
 
 
+def _draw_tokens(rng: np.random.Generator, layer: MoELayer, num_tokens: int) -> tuple[_Array, _Array | None]:
+    """Hidden states in bfloat16, and token ids if the layer routes by them."""
+    hidden_states = rng.standard_normal((num_tokens, layer.hidden_size), np.float32).astype(
+        ml_dtypes.bfloat16
+    )
+    if layer.routing != "hash_topk":
+        return hidden_states, None
+    vocab_size = len(layer.routing_arguments["tid2eid"])
+    return hidden_states, rng.integers(vocab_size, size=num_tokens)
+
+
 def _print_table(runs: dict[str, Run], best: Speed) -> None:
-    print("          tokens  calls        ms  tokens/s    GB/s  TFLOP/s  of roofline  at best")
+    from mxfp4moe.cli._roofline import explain_shares
+
+    print("         tokens calls        ms  tokens/s    GB/s TFLOP/s of roofline  at best")
+    shares: list[float] = []
     for name, run in runs.items():
         call, num_tokens = run.typical, len(run.hidden_states[0])
         median_share, best_share = run.shares(best)
+        shares += median_share, best_share
         print(
-            f"{name:8} {num_tokens:7d} {len(run.calls):6d} {1e3 * call.seconds:9.3f} "
+            f"{name:8} {num_tokens:6d} {len(run.calls):5d} {1e3 * call.seconds:9.3f} "
             f"{num_tokens / call.seconds:9.1f} {call.nbytes / call.seconds / 1e9:7.2f} "
-            f"{call.flops / call.seconds / 1e12:8.3f} {100 * median_share:10.0f} % "
+            f"{call.flops / call.seconds / 1e12:7.3f} {100 * median_share:9.0f} % "
             f"{100 * best_share:6.0f} %"
         )
-    print(
-        "ms and rates are of the median call; shares of the roofline, of the median and of the best call,\n"
-        "with the best speed that the machine showed in between."
+    legend = (
+        "ms and rates are those of the median call; shares of the roofline are those of the median and of "
+        "the best call, with the best speed that the machine showed in between. "
     )
+    print(textwrap.fill(legend + explain_shares(shares), WIDTH))
 
 
 class _Check(NamedTuple):
@@ -169,32 +183,42 @@ class _Check(NamedTuple):
 
 def _check(layer: LayerDescription[AnyExperts], runs: list[Run]) -> _Check:
     """Compare with the reference, computed from the checkpoint's own arrays."""
-    from mxfp4moe import reference, topk_softmax
+    from mxfp4moe import reference
 
-    hidden_states, results = [], []
-    for run in runs:
-        rows = np.concatenate(run.hidden_states)
-        chosen = np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows))).astype(int)
-        hidden_states.append(rows[chosen])
-        results.append(np.concatenate(run.results)[chosen])
-    tokens = np.concatenate(hidden_states)
-    arrays = layer.experts.arguments()
-    experts = {name: arrays[name] for name in reference.ExpertArrays._fields if name in arrays}
-    for name in ("w13", "w2"):
-        experts[name] = experts[name].reshape(*experts[name].shape[:2], -1)
-    logits = reference.router_logits(tokens, layer.router_weight, layer.router_bias)
-    arguments = tokens, reference.ExpertArrays(**experts), *topk_softmax(logits, layer.top_k)
-    options: dict[str, Any] = {"activation": layer.activation, "alpha": layer.alpha, "limit": layer.limit}
-    expected = reference.fused_experts_float64(*arguments, **options)
+    samples = [_sample(run) for run in runs]
+    tokens, results = (
+        np.concatenate([getattr(one, name) for one in samples]) for name in _Sample._fields[:2]
+    )
+    ids = [one.input_ids for one in samples if one.input_ids is not None]
+    input_ids = np.concatenate(ids) if ids else None
+    expected = reference.moe_layer_float64(tokens, layer, input_ids)
 
-    def relative_error(result: np.ndarray[Any, Any]) -> float:
-        return float(np.linalg.norm(result.astype(np.float64) - expected) / np.linalg.norm(expected))
+    def relative_error(result: _Array) -> float:
+        size = float(np.linalg.norm(expected)) or 1.0
+        return float(np.linalg.norm(result.astype(np.float64) - expected)) / size
 
-    error, allowed = relative_error(np.concatenate(results)), ERROR_BOUND
+    error, allowed = relative_error(results), ERROR_BOUND
     if error > allowed:
         # That is for large layers; over few numbers the roundings of the contract do not average out.
-        allowed = max(allowed, 1.1 * relative_error(reference.fused_experts(*arguments, **options)))
+        allowed = max(allowed, 1.1 * relative_error(reference.moe_layer(tokens, layer, input_ids)))
     return _Check(error, allowed, len(tokens))
+
+
+class _Sample(NamedTuple):
+    """Some tokens of a run."""
+
+    hidden_states: _Array
+    result: _Array
+    input_ids: _Array | None
+
+
+def _sample(run: Run) -> _Sample:
+    rows = np.concatenate(run.hidden_states)
+    chosen = np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows))).astype(int)
+    ids = [ids for ids in run.input_ids if ids is not None]
+    return _Sample(
+        rows[chosen], np.concatenate(run.results)[chosen], np.concatenate(ids)[chosen] if ids else None
+    )
 
 
 @contextmanager

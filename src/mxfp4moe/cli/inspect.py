@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mxfp4moe._arguments import printable
 from mxfp4moe.cli._arguments import add_json, add_threads
+from mxfp4moe.cli._text import table
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint import Checkpoint
@@ -129,11 +130,4 @@ def _print(path: Path, fields: dict[str, Any], rows: list[dict[str, Any]]) -> No
     }
     if not any(columns["shared"]):
         del columns["shared"]
-    widths = {name: max(map(len, [name, *texts])) for name, texts in columns.items()}
-    print()
-    for line in zip(*([name, *texts] for name, texts in columns.items()), strict=True):
-        cells = (
-            text.rjust(width) if name in ("layer", "MB") else text.ljust(width)
-            for (name, width), text in zip(widths.items(), line, strict=True)
-        )
-        print("  ".join(cells).rstrip())
+    print(f"\n{table(columns, numbers=('layer', 'MB'))}")

@@ -12,7 +12,7 @@ from mxfp4moe import _core
 from mxfp4moe._arguments import check_choice, describe, type_error, value_error
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.packed_experts import PackedExperts
-from mxfp4moe.experts.sources import Bias, Matrix, describe_experts, is_pair, tensor_scales
+from mxfp4moe.experts.sources import Bias, Matrix, describe_experts, tensor_scales
 from mxfp4moe.experts.spec import (
     GATE_UP_LAYOUTS,
     BlockShape,
@@ -21,7 +21,7 @@ from mxfp4moe.experts.spec import (
     block_shape_of,
     scale_shape,
 )
-from mxfp4moe.formats import FLOAT_CODES, FORMATS, Format, GateUpLayout
+from mxfp4moe.formats import FLOAT_CODES, FORMATS, Format, GateUpLayout, is_pair
 
 ExpertArrays = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLike]]
 """One array with a leading axis of experts, an array for each expert, or a (gate, up) pair of these."""

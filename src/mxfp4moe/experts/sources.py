@@ -14,13 +14,6 @@ _BIAS_DTYPES = (np.dtype(np.float32), BFLOAT16)
 _FLOAT32 = (np.dtype(np.float32),)
 
 
-def is_pair(arrays: Any) -> bool:
-    """Whether `arrays` are a (gate, up) pair: of arrays with a leading E, or of sequences of E arrays."""
-    if not isinstance(arrays, (list, tuple)) or len(arrays) != 2:
-        return False
-    return all(isinstance(half, (list, tuple)) or np.ndim(half) == 3 for half in arrays)
-
-
 def describe_experts(value: Any) -> str:
     """What came in the place of arrays of experts."""
     return f"a sequence of {len(value)}" if isinstance(value, (list, tuple)) else describe(value)

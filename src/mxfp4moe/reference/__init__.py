@@ -11,6 +11,7 @@ the order written.
 
 from mxfp4moe.reference._precision import round_bfloat16
 from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid
+from mxfp4moe.reference.layer import moe_layer, moe_layer_float64
 from mxfp4moe.reference.moe import (
     ExpertArrays,
     _expert_weights,
@@ -55,6 +56,8 @@ __all__ = [
     "fused_experts_float64",
     "grouped_topk",
     "hash_topk",
+    "moe_layer",
+    "moe_layer_float64",
     "normal_cdf",
     "normal_cdf_tanh",
     "pack_e2m1",

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from .moe import fused_experts, fused_experts_float64
-from .routing import grouped_topk, hash_topk, router_logits, topk_sigmoid, topk_softmax, topk_sqrt_softplus
+from mxfp4moe.reference.moe import fused_experts, fused_experts_float64
+from mxfp4moe.reference.routing import (
+    grouped_topk,
+    hash_topk,
+    router_logits,
+    topk_sigmoid,
+    topk_softmax,
+    topk_sqrt_softplus,
+)
 
 _ROUTING_FUNCTIONS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
     function.__name__: function

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from mxfp4moe.formats import Format, GateUpLayout
-from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
+from mxfp4moe.formats import Format, GateUpLayout, is_pair
+from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, bfloat16, matmul, round_bfloat16
 from mxfp4moe.reference.activation import activate
 from mxfp4moe.reference.quantize import dequantize_mxfp4, unpack_e2m1
 
@@ -192,11 +193,38 @@ class _ExpertWeights(NamedTuple):
 
 
 def arrays_of(experts: Any) -> ExpertArrays:
-    """The checkpoint arrays of a PackedExperts."""
-    parts = experts.unpack()
-    matrices = parts.w13, parts.w13_scales, parts.w2, parts.w2_scales, parts.w13_bias, parts.w2_bias
-    how = experts.gate_up_layout, experts.format, experts.block_shape
-    return ExpertArrays(*matrices, *how, parts.w13_tensor_scale, parts.w2_tensor_scale)
+    """The arrays of PackedExperts, or of experts as they are in a checkpoint.
+
+    Their method `arguments` returns what `mxfp4moe.pack_experts` takes, of which all forms are known here.
+    """
+    arguments = dict(experts.arguments())
+    if arguments["format"] == "fp8_block" and arguments.get("block_shape") is None:
+        arguments["block_shape"] = (128, 128)
+    scales = arguments.get("w13_scales")
+    pair = is_pair(arguments["w13"] if scales is None else scales)
+    for name in ("w13", "w13_scales", "w2", "w2_scales"):
+        matrices = arguments.setdefault(name, None)
+        if matrices is not None:
+            halves = matrices if pair and name.startswith("w13") else [matrices]
+            arguments[name] = _Matrices(halves, arguments["format"] == "bf16")
+    return ExpertArrays(**arguments)
+
+
+class _Matrices(Sequence[np.ndarray]):
+    """Weights or scales of every expert, brought into the shape of `ExpertArrays` one by one."""
+
+    def __init__(self, halves: Sequence[Any], rounded: bool) -> None:
+        self._halves, self._rounded = halves, rounded  # to bfloat16, as `pack_experts` does with other floats
+
+    def __len__(self) -> int:
+        return len(self._halves[0])
+
+    def __getitem__(self, expert: Any) -> Any:
+        matrices = [np.asarray(half[expert]) for half in self._halves]
+        rows = np.concatenate([matrix.reshape(len(matrix), -1) for matrix in matrices])
+        if self._rounded and rows.dtype != bfloat16:
+            return round_bfloat16(rows)
+        return rows.view(np.uint8) if rows.dtype == np.int8 else rows
 
 
 def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:

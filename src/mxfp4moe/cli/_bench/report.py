@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from mxfp4moe.cli._bench.contenders import Ours
 from mxfp4moe.cli._bench.measure import Machine, Series
 from mxfp4moe.cli._bench.problem import Shape
-from mxfp4moe.cli._roofline import Call, Speed, attainable
+from mxfp4moe.cli._roofline import Call, Speed, attainable, explain_shares
+from mxfp4moe.cli._text import WIDTH, paragraph
 
 # bfloat16 results of the same computation differ by 2 * 2.6e-3 at most, 8-bit activations by a few percent.
 DIFFERENT = 0.05
@@ -86,28 +88,40 @@ def describe_contender(contender: Any) -> Result:
 
 # ---- the table ----
 
+
+def _figure(value: float) -> str:
+    """At most five characters, for anything below 100 000."""
+    decimals = 3 if value < 9.9995 else 2 if value < 99.995 else 1 if value < 999.95 else 0
+    return f"{value:.{decimals}f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"
+
+
+# Two lines of title, the key of the row, the width, how it is shown. All together are 80 columns.
 _Format = Callable[[Any], str]
-_COLUMNS: list[tuple[str, str, int, _Format]] = [
-    ("tokens", "tokens", 6, str),
-    ("contender", "contender", 11, str),
-    ("calls", "calls", 5, str),
-    ("best ms", "best_ms", 9, lambda x: f"{x:.3f}"),
-    ("median ms", "median_ms", 9, lambda x: f"{x:.3f}"),
-    ("GB/s", "gb_per_s", 6, lambda x: f"{x:.2f}"),
-    ("TFLOP/s", "tflop_per_s", 7, lambda x: f"{x:.3f}"),
-    ("roofline", "share_of_roofline", 8, lambda x: f"{100 * x:.0f} %"),
-    ("median", "median_share_of_roofline", 6, lambda x: f"{100 * x:.0f} %"),
-    ("of FMA", "share_of_fma_roofline", 6, lambda x: "" if x is None else f"{100 * x:.0f} %"),
-    ("x first", "time_ratio", 7, lambda x: f"{x:.2f}"),
-    ("rel. L2", "difference", 8, lambda x: "" if x == 0 else f"{x:.1e}"),
+_COLUMNS: list[tuple[str, str, str, int, _Format]] = [
+    ("", "tokens", "tokens", 6, str),
+    ("", "contender", "contender", 11, str),
+    ("", "calls", "calls", 5, str),
+    ("best", "ms", "best_ms", 5, _figure),
+    ("median", "ms", "median_ms", 6, _figure),
+    ("", "GB/s", "gb_per_s", 5, _figure),
+    ("TFLOP", "/s", "tflop_per_s", 5, _figure),
+    ("best", "share", "share_of_roofline", 5, _percent),
+    ("median", "share", "median_share_of_roofline", 6, _percent),
+    ("of", "FMA", "share_of_fma_roofline", 5, _percent),
+    ("x", "first", "time_ratio", 5, _figure),
+    ("rel.", "L2", "difference", 5, lambda x: "" if x == 0 else f"{x:.0e}"),
 ]
 
 LEGEND = """\
-GB/s and TFLOP/s are of the call that came closest to its own roofline; its share is in the next column, then
-the median share of all calls. of FMA: the best share if the peak were that of float32 FMAs. x first: best
-time over the best time of the first contender, on the same routing. rel. L2: difference of the results from
-those of the first contender. Bandwidth and peaks were measured between the calls; nine tenths of the
-samples do not exceed them."""
+share: the roofline of a call over its time. GB/s and TFLOP/s are those of the call with the best share.
+of FMA: the best share if the peak were that of float32 FMAs, which other instructions may exceed.
+x first: best time over the best time of the first contender, on the same routing.
+rel. L2: difference of the results from those of the first contender.
+Bandwidth and peaks were measured between the calls; nine tenths of the samples do not exceed them."""
 
 
 def format_table(result: Result) -> str:
@@ -119,16 +133,29 @@ def format_table(result: Result) -> str:
         for isa, peak in result["fma_peak_flop_per_s"].items()
         if peak != result["peak_flop_per_s"][isa]
     ]
-    lines = [
+    layer = (
         f"{shape['name']}: hidden_size={shape['hidden_size']}, "
         f"intermediate_size={shape['intermediate_size']}, num_experts={shape['num_experts']}, "
-        f"top_k={shape['top_k']}, {shape['activation']}, {shape['format']}",
-        f"reads up to {result['read_bytes_per_s'] / 1e9:.1f} GB/s, computes up to {', '.join(peaks)}",
-        " ".join(f"{title:>{width}}" for title, _, width, _ in _COLUMNS),
-    ]
+        f"top_k={shape['top_k']}, {shape['activation']}, {shape['format']}"
+    )
+    machine = f"reads up to {result['read_bytes_per_s'] / 1e9:.1f} GB/s, computes up to {', '.join(peaks)}"
+    lines = [paragraph(layer), paragraph(machine)]
+    lines.append(_line(f"{above:>{width}}" for above, _, _, width, _ in _COLUMNS))
+    lines.append(_line(f"{title:>{width}}" for _, title, _, width, _ in _COLUMNS))
     for row in result["cells"]:
-        lines.append(" ".join(f"{show(row[key]):>{width}}" for _, key, width, show in _COLUMNS).rstrip())
+        lines.append(_line(f"{show(row[key]):>{width}}" for _, _, key, width, show in _COLUMNS))
     return "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return " ".join(cells).rstrip()
+
+
+def format_legend(results: Sequence[Result]) -> str:
+    """What the columns of the tables mean."""
+    keys = ("share_of_roofline", "median_share_of_roofline")
+    shares = [row[key] for result in results for row in result["cells"] for key in keys]
+    return textwrap.fill(f"{' '.join(LEGEND.split())} {explain_shares(shares)}", WIDTH)
 
 
 def different(result: Result) -> list[str]:
