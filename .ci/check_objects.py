@@ -2,7 +2,7 @@
 
 A kernel object exports its table and nothing else, so that the linker can share none of its functions, and
 has no initializers, which would run when the library is loaded, on any CPU. Objects hold only the registers
-and instructions of their own instruction set.
+and instructions of their own instruction set. The extension that they are linked into is hardened.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+X86_64 = platform.machine() in ("x86_64", "AMD64")
 
 VECTOR = r"%[yz]mm\d|\sv[a-z0-9]+\s.*%xmm"  # anything beyond SSE
 AVX512 = r"%zmm\d|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b"
@@ -46,7 +48,9 @@ def problems_of(path: Path, table: str | None) -> list[str]:
             problems.append(f"exports {symbols}")
         if re.search(r"\.(?:init_array|ctors)", output_of("objdump", "-h", path)):
             problems.append("has initializers")
-    if platform.machine() in ("x86_64", "AMD64"):
+    if X86_64:
+        if not re.search(r"x86 feature: IBT, SHSTK", output_of("readelf", "-W", "-n", path)):
+            problems.append("has no notes of CET")
         code = output_of("objdump", "-d", "--no-show-raw-insn", path)
         for pattern in [VECTOR, TILES] if table is None else FORBIDDEN[table]:
             lines = [line for line in code.splitlines() if re.search(pattern, line)]
@@ -55,9 +59,32 @@ def problems_of(path: Path, table: str | None) -> list[str]:
     return problems
 
 
+# What `readelf -W` says of a hardened extension: with which options, what is meant, what must be seen.
+HARDENING = [
+    ("-l", "read-only relocations", r"GNU_RELRO"),
+    ("-d", "all symbols bound at the start", r"\bNOW\b"),
+    ("-l", "no executable stack", r"GNU_STACK\s.*\sRW\s"),
+    ("--dyn-syms", "stack protector", r"\b__stack_chk_fail\b"),
+]
+if platform.libc_ver()[0] == "glibc":
+    HARDENING.append(("--dyn-syms", "checked C functions", r"\b__(?!stack_)\w+_chk\b"))
+if X86_64:
+    HARDENING.append(("-n", "a note that it keeps to shadow stacks", r"x86 feature: .*SHSTK"))
+
+
+def missing_of(extension: Path) -> list[str]:
+    """What an extension lacks of its hardening."""
+    return [
+        f"lacks: {what}"
+        for option, what, pattern in HARDENING
+        if not re.search(pattern, output_of("readelf", "-W", option, extension))
+    ]
+
+
 def main() -> int:
-    """Check every object under the folder that is given."""
+    """Check every object and extension under the folder that is given."""
     objects = sorted(Path(sys.argv[1]).rglob("*.o"))
+    extensions = sorted(Path(sys.argv[1]).glob("_core*.so"))
     tables = 0
     failed = False
     for path in objects:
@@ -66,6 +93,13 @@ def main() -> int:
         problems = problems_of(path, match and match[1])
         failed |= bool(problems)
         print(f"{match[1] if match else path.stem:24} {'; '.join(problems) or 'ok'}")
+    for extension in extensions:
+        missing = missing_of(extension)
+        failed |= bool(missing)
+        print(f"{'the extension':24} {'; '.join(missing) or 'ok'}")
+    if len(extensions) != 1:
+        print(f"expected an extension in {sys.argv[1]}, got {len(extensions)}")
+        failed = True
     if tables < 2 or tables == len(objects):
         print(f"expected kernel tables and other objects in {sys.argv[1]}, got {tables} of {len(objects)}")
         failed = True

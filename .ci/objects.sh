@@ -1,4 +1,5 @@
-# What the compiled objects of the README's installation export, and which instructions they hold.
+# What the compiled objects of the README's installation export, which instructions they hold, how the extension is
+# hardened.
 set -euo pipefail
 
 # The newest build tree: pip leaves one for each Python.
