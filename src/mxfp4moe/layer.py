@@ -29,8 +29,7 @@ from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.fused import check_hidden_states, fused_experts
 from mxfp4moe.experts.out import check_out, given_array, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
-from mxfp4moe.experts.packing import pack_experts
-from mxfp4moe.experts.quantizing import check_quantize, quantize_weights
+from mxfp4moe.experts.quantizing import check_quantize, pack_weights
 from mxfp4moe.layer_description import ROUTER_DTYPES, LayerDescription, RoutingFunction
 from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.linear.packed_linear import PackedLinear
@@ -213,7 +212,12 @@ class MoELayer(LayerDescription[PackedExperts]):
         arguments = description.arguments()
         for name in ("experts", "shared_experts"):
             if arguments[name] is not None:
-                arguments[name] = _pack(arguments[name], quantize)
+                try:
+                    arguments[name] = pack_weights(arguments[name], quantize)
+                except (TypeError, ValueError) as error:
+                    # It names an argument, and the file of a caller who gave none.
+                    place = "" if path is None else f"{path}, layer {description.layer_number}, {name}: "
+                    raise type(error)(f"{place}{error}") from error
         return _make(cls, arguments | {"nonfinite": nonfinite}, path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -490,13 +494,3 @@ def _make(layer_class: type[_Layer], arguments: dict[str, Any], path: str | None
     layer = layer_class(**arguments)
     layer._path = path
     return layer
-
-
-def _pack(weights: AnyExperts, quantize: str | None) -> PackedExperts:
-    if isinstance(weights, PackedExperts):
-        if quantize is not None:
-            raise value_error("quantize", "None for layers that are packed", describe(quantize))
-        return weights
-    if quantize is not None:
-        weights = quantize_weights(weights, quantize)
-    return pack_experts(**weights.arguments())

@@ -14,7 +14,7 @@ MATCHING = [
     r"model\.layers\.\d+\.mlp\.experts\.\d+\..*",
     r"(?!.*self_attn).*gate_proj",
     r"model\.layers\.(1[01]|[2-9])\.mlp(\.shared)?\.experts.*",
-    r"[^x]*gate_proj",
+    r"[^q]*gate_proj",
     r".{10,}proj",
 ]
 REFUSED = {
@@ -43,7 +43,7 @@ def test_costly_or_wrong_ones_are_refused(text: str) -> None:
         compile_pattern(text)
 
 
-@pytest.mark.parametrize("text", [r".*a.*b.*c", r"\d*" * 16 + "b", r"\w*x\w*x[^y]*x", r"(?!.*q.*q)(.*)z"])
+@pytest.mark.parametrize("text", [r".*a.*b.*c", r"\d*" * 16 + "b", r"\w*x\w*x[^y]*z", r"(?!.*q.*q)(.*)z"])
 def test_the_costliest_that_compile_end(text: str) -> None:
     pattern = compile_pattern(text)
     assert pattern.match("a" * 100 + "0123456789" + "x" * 9) is None  # it is not the time that is measured

@@ -55,7 +55,7 @@ COMMANDS = [page for page in TEXTS if any(map(commands_of, blocks_of(page, "bash
 
 
 def write_model(path: Path, *, all_layers: bool) -> None:
-    """Write the model of that name, with nothing but the golden layer; `all_layers` makes that the only one."""
+    """Write the model of that name with nothing but the golden layer; `all_layers` makes it the only one."""
     if path.suffix == ".gguf":
         architecture, keys, tensors, _ = golden_gguf.gpt_oss()
         golden_gguf.write(path, architecture, keys, tensors)

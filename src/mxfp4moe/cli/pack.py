@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     progress = ProgressBar("packing", len(infos), f"{len(infos)} layers")
     with model_folder(args.destination, args.source, args.force) as folder:
         for number in model.moe_layers:
-            layer = MoELayer._of_description(model.read_layer(number), args.quantize, None)
+            layer = MoELayer._of_description(model.read_layer(number), args.quantize, str(args.source))
             path = folder / layer_file_name(number)
             layer.save(path)
             del layer  # before the next one is read

@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     hidden_states = _read_array(args.input)
     input_ids = None if args.input_ids is None else _read_array(args.input_ids)
     model = checkpoint.open(args.checkpoint)
-    layer = MoELayer._of_description(model.read_layer(chosen_layer(args, model)), args.quantize)
+    description = model.read_layer(chosen_layer(args, model))
+    layer = MoELayer._of_description(description, args.quantize, str(args.checkpoint))
     try:
         result = layer(hidden_states, input_ids)
     except (TypeError, ValueError) as error:

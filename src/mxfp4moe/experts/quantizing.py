@@ -1,4 +1,4 @@
-"""Quantizing expert weights while they are loaded: one expert's floats in memory at a time."""
+"""Packing expert weights while they are loaded, quantized if asked to: one expert's floats at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from mxfp4moe import quantize as quantizers
-from mxfp4moe._arguments import cast, check_choice, value_error
+from mxfp4moe._arguments import cast, check_choice, describe, value_error
+from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.experts.packing import pack_experts
 from mxfp4moe.experts.weights import ExpertWeights
 
 _BLOCK_SHAPE = (128, 128)
@@ -29,6 +31,17 @@ QUANTIZE_FORMATS = tuple(_QUANTIZERS)
 def check_quantize(name: object) -> str | None:
     """`name` as a format to quantize to, or None."""
     return None if name is None else check_choice("quantize", name, QUANTIZE_FORMATS)
+
+
+def pack_weights(weights: ExpertWeights | PackedExperts, quantize: str | None) -> PackedExperts:
+    """Pack the weights, first quantized to the format `quantize` if that is not None."""
+    if isinstance(weights, PackedExperts):
+        if quantize is not None:
+            raise value_error("quantize", "None for layers that are packed", describe(quantize))
+        return weights
+    if quantize is not None:
+        weights = quantize_weights(weights, quantize)
+    return pack_experts(**weights.arguments())
 
 
 def quantize_weights(weights: ExpertWeights, name: str) -> ExpertWeights:
