@@ -14,7 +14,7 @@ from mxfp4moe._arguments import message, printable, value_error
 from mxfp4moe._files import errors_name
 from mxfp4moe._placeholders import HEAD_BYTES, check_is_content
 
-# Bounds of time and memory; the largest models need a tenth of each.
+# These bound time and memory; the largest models need a tenth of each.
 MAX_JSON_BYTES = 100_000_000  # as safetensors has it for a header
 _MAX_ITEMS = 2_000_000  # commas, colons and opening brackets, of which each value needs one
 _MAX_NESTING = 64

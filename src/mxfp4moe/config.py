@@ -297,7 +297,7 @@ def _read_num_threads(environment: Mapping[str, str]) -> tuple[int, str] | None:
             expected = f"an integer in [1, {MAX_THREADS}]"
             raise ImportError(f"MXFP4MOE_NUM_THREADS: expected {expected}, got {describe(text)}")
         return number, "MXFP4MOE_NUM_THREADS"
-    # A list gives the numbers of nested regions. The variable is not ours, so nonsense in it is ignored.
+    # A list gives the numbers of nested regions. The variable is that of OpenMP, so nonsense is ignored.
     number = _parse_count(environment.get("OMP_NUM_THREADS", "").split(",")[0])
     return None if number is None else (min(number, MAX_THREADS), "OMP_NUM_THREADS")
 
@@ -366,7 +366,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, dict[s
 
 
 def _describe_config() -> dict[str, dict[str, Any]]:
-    # Here, not at the top: it may not slow down the import of the package, which imports this module.
+    # It is imported here, because at the top it would slow down the import of the package.
     import ml_dtypes
 
     from mxfp4moe import __version__

@@ -37,13 +37,13 @@ class WeightFormat:
     weight_dtypes : dict of dtype to int
         What a weight array may be, and the number of the packed format that it becomes.
     element_bits : int
-        Of one weight in that array; 0: those of the dtype.
+        The bits of one weight in that array; 0 stands for those of the dtype.
     k_multiple : int
         What K and I must be multiples of.
     scale_dtypes : tuple of dtype
-        Empty: no scales.
+        What an array of scales may be; empty for formats without scales.
     scale_block : int
-        Weights that share a block scale, along K; 0: the scales are float32 and of any block shape.
+        How many weights along K share a block scale; 0 if the scales are float32 and of any block shape.
     has_tensor_scale : bool
         Whether there must be a float32 scale of each matrix; all formats without a block shape may have one.
     """
@@ -77,9 +77,9 @@ class WeightFormat:
         return int(np.prod(row_shape, dtype=np.int64)) * (2 if self.element_bits == 4 else 1)
 
     def nbytes(self, rows: int, k: int, block_shape: tuple[int | None, int | None] | None = None) -> int:
-        """Bytes of the weights and scales of `rows` rows of `k` weights in a checkpoint.
+        """Return the bytes of the weights and scales of `rows` rows of `k` weights in a checkpoint.
 
-        Those of a bf16 matrix after rounding to bfloat16.
+        A bf16 matrix counts as rounded to bfloat16.
         """
         bits = rows * k * (self.element_bits or 8 * BFLOAT16.itemsize)
         scales = rows * k // self.scale_block if self.scale_block else 0

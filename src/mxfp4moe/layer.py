@@ -457,7 +457,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         """The arrays of some tokens at a time: float32 sums of all would be much memory."""
         rows = rows_view(result)
         most = max(1, _SUM_BYTES // (4 * self.hidden_size))
-        # What a routing function of the caller's returns is not checked yet.
+        # What the caller's own routing function returns has not been checked yet, so it is not cut in parts.
         if rows is None or len(rows) <= most or not isinstance(self.routing, str):
             yield hidden, weights, ids, result
             return

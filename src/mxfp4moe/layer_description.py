@@ -38,7 +38,7 @@ _Experts = TypeVar("_Experts", bound=ExpertWeights | PackedExperts, covariant=Tr
 ROUTER_DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
 
 
-# How a packed file stores a field, if not as an option in its table of contents.
+# These say how a packed file stores a field that is no option in its table of contents.
 _EXPERTS = {"kind": "experts"}  # as a spec and the parts of the packed bytes
 _ARRAY = {"kind": "array"}  # as a part
 
@@ -48,18 +48,28 @@ class LayerDescription(Generic[_Experts]):
     """One mixture-of-experts layer, its experts packed or not; the fields are the arguments of `MoELayer`.
 
     Every field is checked, so that a description which exists describes a layer that can be computed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> arrays = {"w13": np.ones((4, 64, 96), np.float32), "w2": np.ones((4, 96, 32), np.float32)}
+    >>> experts = mx.checkpoint.ExpertWeights("bf16", "float32", (96, 32), arrays)
+    >>> description = mx.checkpoint.LayerDescription(experts, np.ones((4, 96), np.float32), top_k=2)
+    >>> description.hidden_size, description.routing
+    (96, 'topk_softmax')
     """
 
     experts: _Experts = field(metadata=_EXPERTS)
     router_weight: NDArray[Any] = field(metadata=_ARRAY)
-    """Of shape (num_experts, hidden_size): float32, bfloat16 or float16."""
+    """An array of shape (num_experts, hidden_size): float32, bfloat16 or float16."""
     router_bias: NDArray[Any] | None = field(default=None, metadata=_ARRAY)
     _: KW_ONLY
     top_k: int
     routing: str | RoutingFunction = "topk_softmax"
     """The name of a routing function of this package, or a function of the caller's own."""
     routing_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Its keyword arguments: numbers, bools and arrays."""
+    """The keyword arguments of the routing function: numbers, bools and arrays."""
     activation: Activation = "silu"
     alpha: float | None = None
     limit: float | None = None
@@ -69,7 +79,7 @@ class LayerDescription(Generic[_Experts]):
     """One expert, to which every token goes."""
     shared_limit: float | None = None
     layer_number: int | None = None
-    """In the model that it was read from."""
+    """The number of the layer in the model that it was read from."""
 
     def __post_init__(self) -> None:
         def normalize(name: str, value: object) -> None:
@@ -111,7 +121,7 @@ class LayerDescription(Generic[_Experts]):
 
     @property
     def intermediate_size(self) -> int:
-        """Of each expert."""
+        """The size between up and down projection of each expert."""
         return self.experts.intermediate_size
 
     @property

@@ -1,4 +1,4 @@
-"""From router logits to expert ids and weights."""
+"""The routing functions: they turn router logits into expert ids and weights."""
 
 from __future__ import annotations
 
@@ -379,7 +379,7 @@ def _check_bias(value: Any, num_experts: int) -> np.ndarray | None:
 def _as_float32(array: np.ndarray) -> np.ndarray:
     if array.dtype == _FLOAT32:
         return np.ascontiguousarray(array)
-    # Too large is infinite, and a signaling NaN a NaN: both are found where all NaN are.
+    # What is too large becomes infinite, and NaN stays NaN; both are found and refused afterwards.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return array.astype(np.float32, order="C")
 
@@ -392,7 +392,7 @@ def _hash_ids(tokens: np.ndarray, table: np.ndarray, num_experts: int) -> np.nda
     ids = np.empty((*tokens.shape, table.shape[1]), np.int32)
     if ids.size == 0:
         return ids
-    # A copy: checked and used, whatever other threads do to the array meanwhile.
+    # It is copied, so that what is used is what was checked, whatever other threads do to the array.
     rows = to_int64(tokens).reshape(-1)
     entries = table if table.dtype == np.int32 or table.dtype == np.int64 else to_int64(table)
     token, slot = _core.hash_ids(rows, entries, num_experts, ids.reshape(-1, table.shape[1]))

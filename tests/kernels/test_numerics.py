@@ -22,7 +22,7 @@ def elementwise_bound(problem: Problem, activation: str, output_eps: float) -> n
     hidden = hidden.astype(np.float64)
     bound = np.zeros(hidden.shape)
     for token, slot in np.ndindex(*topk_ids.shape):
-        weights = reference._expert_weights(arrays, topk_ids[token, slot])
+        weights = reference.moe._expert_weights(arrays, topk_ids[token, slot])
         w13, w2 = weights.w13.astype(np.float64), weights.w2.astype(np.float64)
         sums, sum_errors = w13 @ hidden[token], abs(w13) @ abs(hidden[token])
         if weights.w13_bias is not None:

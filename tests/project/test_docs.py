@@ -9,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 from paths import ROOT
@@ -26,7 +27,12 @@ PAGES = [
 MODULES = [
     module.name for module in pkgutil.walk_packages(mx.__path__, "mxfp4moe.") if "__main__" not in module.name
 ]
-FUNCTIONS = [name for name in mx.__all__ if inspect.isfunction(getattr(mx, name))]
+PUBLIC = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (mx, mx.reference, mx.checkpoint)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name)) or inspect.isclass(getattr(module, name))
+}
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +47,29 @@ def test_docstring_examples_of_a_module(name: str) -> None:
     assert failed == 0
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_public_functions_have_a_runnable_example(name: str) -> None:
-    examples = doctest.DocTestParser().get_examples(getattr(mx, name).__doc__)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_have_a_docstring_with_a_runnable_example(name: str) -> None:
+    value = PUBLIC[name]
+    text = inspect.getdoc(value) or ""
+    examples = doctest.DocTestParser().get_examples(text)
     assert any(not example.options.get(doctest.SKIP) for example in examples)
+    assert text.splitlines()[0].endswith(".")
+    sections = re.findall(r"^(\w+)\n-+$", text, flags=re.MULTILINE)
+    assert "Examples" in sections
+    if inspect.isfunction(value):
+        signature = inspect.signature(value)
+        assert "Parameters" in sections or not signature.parameters
+        entries = re.findall(r"^(\w[\w, ]*?)(?: :.*)?$", text, flags=re.MULTILINE)
+        documented = {word for entry in entries for word in entry.split(", ")}
+        assert set(signature.parameters) <= documented
+        assert {"Returns", "Yields"} & set(sections) or signature.return_annotation in ("None", None)
+
+
+@pytest.mark.parametrize("module", [mx, mx.reference, mx.checkpoint], ids=lambda module: module.__name__)
+def test_all_holds_public_names_only(module: ModuleType) -> None:
+    names = list(module.__all__)
+    assert names == sorted(set(names))
+    assert not [name for name in names if name.startswith("_") or inspect.ismodule(getattr(module, name))]
 
 
 def test_readme_shows_the_example() -> None:

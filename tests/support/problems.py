@@ -168,7 +168,7 @@ def check_exact(problem: Problem, limit: float = np.inf) -> None:
     np.add.at(weights, (np.arange(len(hidden))[:, None], problem.topk_ids), problem.topk_weights)
     total = np.zeros(hidden.shape)
     for expert in range(len(problem.arrays.w13)):
-        w13, w2, w13_bias, w2_bias = reference._expert_weights(problem.arrays, expert)
+        w13, w2, w13_bias, w2_bias = reference.moe._expert_weights(problem.arrays, expert)
         magnitude = abs(hidden) @ abs(w13).T.astype(np.float64)
         gate_up = hidden @ w13.T.astype(np.float64)
         if w13_bias is not None:

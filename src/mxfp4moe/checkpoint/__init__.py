@@ -35,7 +35,18 @@ __all__ = [
 
 
 def supported_model_types() -> tuple[str, ...]:
-    """The ``model_type`` values of config.json that can be read."""
+    """The ``model_type`` values of config.json that can be read.
+
+    Returns
+    -------
+    tuple of str
+
+    Examples
+    --------
+    >>> import mxfp4moe as mx
+    >>> "gpt_oss" in mx.checkpoint.supported_model_types()
+    True
+    """
     return tuple(MODELS)
 
 
@@ -58,6 +69,21 @@ def open(path: str | os.PathLike[str]) -> Checkpoint:
         If the folder or one of its files is missing.
     TypeError, ValueError
         If `path` is no path, or the configuration is not as expected.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> layer = mx.MoELayer(mx.pack_experts(*w13, *w2), np.ones((4, 96), np.float32), top_k=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "layer.packed")
+    ...     layer.save(path)
+    ...     model = mx.checkpoint.open(path)
+    >>> model.num_experts, model.top_k, model.moe_layers
+    (4, 2, (0,))
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise type_error("path", "a str or os.PathLike", describe(path))
@@ -78,7 +104,7 @@ def read_layer(path: str | os.PathLike[str], layer: int = 0) -> LayerDescription
     Parameters
     ----------
     path : str or os.PathLike
-        As of `open`.
+        What `open` takes.
     layer : int
         Counted from 0, dense layers included.
 
@@ -93,6 +119,21 @@ def read_layer(path: str | os.PathLike[str], layer: int = 0) -> LayerDescription
         If the folder or one of its files is missing.
     TypeError, ValueError
         If an argument, the configuration, a file or a tensor is not as expected.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> layer = mx.MoELayer(mx.pack_experts(*w13, *w2), np.ones((4, 96), np.float32), top_k=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "layer.packed")
+    ...     layer.save(path)
+    ...     description = mx.checkpoint.read_layer(path)
+    >>> description.routing, description.router_weight.shape
+    ('topk_softmax', (4, 96))
     """
     layer = check_layer_number("layer", layer)
     return open(path).read_layer(layer)

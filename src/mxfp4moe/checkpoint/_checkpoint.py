@@ -19,16 +19,37 @@ AnyExperts = ExpertWeights | PackedExperts
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What one MoE layer of a checkpoint holds."""
+    """What one MoE layer of a checkpoint holds.
+
+    Attributes
+    ----------
+    layer : int
+    format : str
+        The format that its experts are packed in.
+    source : str
+        How the checkpoint stores them, in words.
+    routing : str
+        The routing function and its arguments, in words.
+    nbytes : int
+        Size of the experts in the checkpoint, shared ones included.
+    shared_source : str or None
+        How the checkpoint stores the shared expert, in words.
+    shared_nbytes : int
+        Size of the shared expert, 0 without one.
+
+    Examples
+    --------
+    >>> import mxfp4moe as mx
+    >>> info = mx.checkpoint.LayerInfo(0, "mxfp4", "packed mxfp4", "topk_softmax()", 100, None, 0)
+    >>> info.format
+    'mxfp4'
+    """
 
     layer: int
     format: str
-    """The format that its experts are packed in."""
     source: str
-    """How the checkpoint stores them, in words."""
     routing: str
     nbytes: int
-    """Size of the experts in the checkpoint, shared ones included."""
     shared_source: str | None
     shared_nbytes: int
 
@@ -42,15 +63,29 @@ class Checkpoint(ABC):
     model_type : str
         ``model_type`` of config.json, or ``general.architecture`` of a GGUF file.
     hidden_size, intermediate_size, num_experts, top_k : int
-        Of the MoE layers.
+        The sizes of the MoE layers.
     shared_intermediate_size : int
-        Of the shared expert; 0 if there is none.
+        The intermediate size of the shared expert; 0 if there is none.
     num_layers : int
-        Of the model, dense ones included.
+        The number of layers of the model, dense ones included.
     moe_layers : tuple of int
         The numbers of the layers that have experts.
     activation : str
     alpha, limit : float or None
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> layer = mx.MoELayer(mx.pack_experts(*w13, *w2), np.ones((4, 96), np.float32), top_k=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "layer.packed")
+    ...     layer.save(path)
+    ...     mx.checkpoint.open(path).describe_layer(0).format
+    'mxfp4'
     """
 
     path: Path

@@ -19,23 +19,23 @@ class FusedLayout:
     """How the axes are ordered, which the model type says: a shape alone may fit two layouts."""
 
     is_transposed: bool = False
-    """[E, H, 2I] and [E, I, H] instead of [E, 2I, H] and [E, H, I]."""
+    """Whether the tensors are [E, H, 2I] and [E, I, H] instead of [E, 2I, H] and [E, H, I]."""
     is_interleaved: bool = False
-    """Gate and up stand in turn, instead of all of gate before all of up."""
+    """Whether gate and up rows take turns, instead of all gate rows before all up rows."""
 
     def shapes(self, sizes: Shape) -> tuple[Shape, Shape]:
-        """Of both tensors; `sizes` are the number of experts, hidden size and intermediate size."""
+        """Return both shapes; `sizes` are the number of experts, hidden size and intermediate size."""
         count, hidden, intermediate = sizes
         if self.is_transposed:
             return (count, hidden, 2 * intermediate), (count, intermediate, hidden)
         return (count, 2 * intermediate, hidden), (count, hidden, intermediate)
 
     def by_rows(self, array: NDArray[Any]) -> NDArray[Any]:
-        """A view of [E, K, N] as [E, N, K], if it is that."""
+        """Return `array` as [E, N, K], viewing a transposed one the other way round."""
         return array.swapaxes(1, 2) if self.is_transposed else array
 
     def gate_and_up(self, gate_up: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Gate and up, [E, I, H] each, as views of the first tensor as the checkpoint has it."""
+        """Return gate and up, [E, I, H] each, as views of the first tensor of the checkpoint."""
         rows = self.by_rows(gate_up)
         if self.is_interleaved:
             return rows[:, 0::2], rows[:, 1::2]
@@ -51,7 +51,7 @@ class FusedExperts(NamedTuple):
     down: NDArray[Any]
 
     def arrays(self) -> dict[str, Any]:
-        """As `mxfp4moe.pack_experts` takes them."""
+        """Return the arguments of `mxfp4moe.pack_experts`."""
         arrays = {"w13": self.layout.by_rows(self.gate_up), "w2": self.layout.by_rows(self.down)}
         return arrays | ({"gate_up_layout": "interleaved"} if self.layout.is_interleaved else {})
 

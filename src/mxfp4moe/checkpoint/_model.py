@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mxfp4moe.checkpoint._config import Config
     from mxfp4moe.checkpoint.model_folder import ModelFolder
 
-# Above any model; lists of layers and of experts are made before the tensors can contradict.
+# No model has as many; lists of layers and of experts are made before the tensors can contradict.
 _MAX_LAYERS = 100_000
 _MAX_EXPERTS = 65_536
 
@@ -36,11 +36,11 @@ class Names:
     """A style of naming the tensors of a MoE block, without what a quantization scheme appends."""
 
     block: str = "mlp"
-    """Of the block in its layer; the names below follow it."""
+    """The name of the block in its layer; the names below follow it."""
     experts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     """Gate, up and down of ``experts.<number>``, where each matrix has a tensor of its own."""
     shared: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    """Of ``shared_experts``."""
+    """The names of gate, up and down in ``shared_experts``."""
     router: str = "gate"
     routing: Mapping[str, str] = field(
         default_factory=lambda: {
@@ -130,13 +130,13 @@ class Model:
     layers: tuple[str, ...] = ("model.layers.{layer}.",)
     """Prefixes of the tensors of a layer; any may go with any style of names."""
     fused_layouts: tuple[FusedLayout, ...] = (FusedLayout(),)
-    """Of tensors that hold the matrices of all experts, where a checkpoint has such."""
+    """The layouts that tensors with the matrices of all experts may have, if a checkpoint has such."""
     storage_fields: tuple[str, ...] = ()
     """Fields of config.json, apart from quantization_config, that say how the experts are stored."""
     is_stacked: bool = False
     """Whether quantized experts stay in the fused tensors, as in gpt-oss."""
     num_layers: int | None = None
-    """None: the tensors show which layers there are."""
+    """The number of layers; None if only the tensors show which layers there are."""
     is_dense: Callable[[int], bool] = lambda layer: False
     router_bias: bool = False
     activation: Activation = "silu"
@@ -179,8 +179,9 @@ class Model:
 
 
 def language_model(config: Config) -> tuple[Config, Config]:
-    """Of a model with several parts, the configuration of the one in words, and the one that says how its
-    weights are quantized; both are `config` itself if it has no ``text_config``.
+    """Return the configuration of the language model, and the one that says how its weights are quantized.
+
+    A model for several kinds of input has a ``text_config``. Without one, both are `config` itself.
     """
     text = config.section("text_config")
     if not text.fields:

@@ -243,7 +243,7 @@ def _read_matrices(
         )
         arrays |= {"w13_bias": np.concatenate(both, axis=-1), "w2_bias": bias[0]}
     if any(f"{full}.scale" in tensors for full in names.values()):
-        # Multiplies the products of each expert, before the bias.
+        # Such a scale multiplies the products of each expert, before the bias is added.
         scales = [
             tensors.tensor(f"{full}.scale", ("F32",), (count,))
             if f"{full}.scale" in tensors
@@ -301,7 +301,7 @@ def split_blocks(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[
     """
     words = np.ascontiguousarray(blocks[..., 1:]).view("<u2")
     codes = np.empty((*blocks.shape[:-1], 16), np.uint8)
-    # A word has elements 2i, 2i + 16, 2i + 1, 2i + 17 from its lowest nibble on.
+    # From its lowest nibble on, a word has the elements 2i, 2i + 16, 2i + 1, 2i + 17.
     codes[..., :8] = words & 0x0F | words >> 4 & 0xF0
     codes[..., 8:] = words >> 4 & 0x0F | words >> 8 & 0xF0
     return codes, np.ascontiguousarray(blocks[..., 0])

@@ -28,7 +28,7 @@ _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # unless general.alignment says otherwise
 _MAX_DIMS = 4
 _MAX_NESTING = 8
-# Bounds of what stands before the data; those of real files are a tenth of them and less.
+# These bound what stands before the data; real files need a tenth of them at most.
 _MAX_HEADER_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000  # metadata keys, and tensors
 _MAX_ITEMS = 2_000_000  # strings and arrays in arrays
@@ -49,7 +49,7 @@ _SCALARS = {
     12: "<d",
 }
 
-# Name, dtype of what a tensor is returned as, elements and bytes of a block.
+# Each type has a name, the dtype in which a tensor is returned, and the elements and bytes of a block.
 _TYPES: dict[int, tuple[str, Any, int, int]] = {
     0: ("F32", np.dtype("<f4"), 1, 4),
     1: ("F16", np.dtype("<f2"), 1, 2),

@@ -77,7 +77,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         arguments = dict(rule.arguments)
         for argument, (dtypes, shape) in rule.tensors.items():
             array = folder.tensor(f"{block.path}.{block.names.routing[argument]}", dtypes, shape)
-            # As the routing functions compute with them, which saves a conversion with each call.
+            # The routing functions compute with these dtypes; converting here saves it in each call.
             arguments[argument] = cast(array, np.int64 if array.dtype.kind in "iu" else np.float32)
         folder.read.update(f"{block.path}.{block.names.routing[argument]}" for argument in rule.unused)
         table = arguments.get("tid2eid")

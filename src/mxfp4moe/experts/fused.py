@@ -247,7 +247,7 @@ def check_hidden_states(value: Any, hidden_size: int) -> np.ndarray:
 def _as_float32(weights: np.ndarray) -> np.ndarray:
     if weights.dtype == np.float32:
         return np.ascontiguousarray(weights)
-    # Too large is infinite, and a signaling NaN a NaN; the weight of a dropped slot may be anything.
+    # Weights that are too large become infinite; the weight of a dropped slot may be anything.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return weights.astype(np.float32, order="C")
 
@@ -268,7 +268,7 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
         if original.ndim != 1:
             raise value_error("expert_map", "shape (num_global_experts,)", f"shape {original.shape}")
         check_num_experts("expert_map", len(original))
-        # A copy: checked here, used later, whatever other threads do to the array meanwhile.
+        # It is copied, so that what is used is what was checked, whatever other threads do to the array.
         original = original.copy()
         wrong = (original < -1) | (original >= num_experts)
         if wrong.any():

@@ -40,6 +40,15 @@ class UnpackedExperts(NamedTuple):
     w13_tensor_scale : float32 ndarray of shape (E, 2), or None
         Of gate and of up.
     w2_tensor_scale : float32 ndarray of shape (E,), or None
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> mx.pack_experts(*w13, *w2).unpack().w2.shape
+    (4, 96, 16)
     """
 
     w13: NDArray[Any]

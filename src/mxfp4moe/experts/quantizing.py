@@ -16,7 +16,7 @@ from mxfp4moe.experts.weights import ExpertWeights
 
 _BLOCK_SHAPE = (128, 128)
 
-# What a quantizer returns: weights, scales and, for nvfp4, a scale of the tensor.
+# A quantizer returns weights, scales and, for nvfp4, a scale of the tensor.
 _QUANTIZERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "mxfp4": quantizers.quantize_mxfp4,
     "mxfp8": quantizers.quantize_mxfp8,

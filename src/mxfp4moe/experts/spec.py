@@ -88,7 +88,7 @@ class ExpertsSpec:
         def names(dtypes: MatrixDtypes) -> list[str | None]:
             return [None if dtype is None else dtype.name for dtype in dtypes]
 
-        # A field of its own only where the format does not say it: what never had it stays as it was.
+        # The field is written only where the format does not imply it, so that older files stay as they are.
         implied = self.has_tensor_scales == self.weight_format.has_tensor_scale
         optional = {} if implied else {"tensor_scales": self.has_tensor_scales}
         return optional | {

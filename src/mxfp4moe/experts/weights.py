@@ -12,18 +12,36 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """The matrices of the experts of one layer, as they stand in the files."""
+    """The matrices of the experts of one layer, as they stand in the files.
+
+    Attributes
+    ----------
+    format : str
+        The format of `mxfp4moe.pack_experts` that they are packed in.
+    source : str
+        How the checkpoint stores them, in words.
+    sizes : (int, int)
+        Hidden size and intermediate size.
+    arrays : dict
+        The arguments of `mxfp4moe.pack_experts` by name, unless there is `decode`; views of the mapped files.
+    decode : callable or None
+        It makes of `arrays` what `pack_experts` takes, for sources that store it otherwise. It copies.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> arrays = {"w13": np.ones((4, 64, 96), np.float32), "w2": np.ones((4, 96, 32), np.float32)}
+    >>> weights = mx.checkpoint.ExpertWeights("bf16", "float32", (96, 32), arrays)
+    >>> weights.num_experts, weights.hidden_size
+    (4, 96)
+    """
 
     format: str
-    """The format of `mxfp4moe.pack_experts` that they are packed in."""
     source: str
-    """How the checkpoint stores them, in words."""
     sizes: tuple[int, int]
-    """Hidden size and intermediate size."""
     arrays: dict[str, Any]
-    """Arguments of `mxfp4moe.pack_experts`, by name: views of the mapped files, unless `decode` says more."""
     decode: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    """Makes of `arrays` what `pack_experts` takes, for sources that store it otherwise. It copies."""
 
     @property
     def num_experts(self) -> int:

@@ -35,7 +35,7 @@ class PackedLinear:
     def __init__(self, weight: NDArray[np.float32]) -> None:
         num_rows, k = weight.shape
         terms = split_bfloat16(weight)
-        # Panels of 16 rows, those of the terms of the same weights side by side.
+        # Rows are in panels of 16; the panels of the terms of the same weights stand side by side.
         num_panels = -(-num_rows // _PANEL_ROWS)
         rows = np.zeros((len(terms), num_panels * _PANEL_ROWS, k), np.uint16)
         rows[:, :num_rows] = terms
@@ -83,7 +83,7 @@ def split_bfloat16(weight: NDArray[np.float32]) -> list[NDArray[np.uint16]]:
     rest = weight
     while not terms or (len(terms) < _MAX_TERMS and rest.any()):
         bits = rest.view(np.uint32)
-        # Truncated, the first term cannot become infinite. A NaN would, if it has no other bits.
+        # Because it is truncated, the first term cannot become infinite, unless a NaN loses all its bits.
         leading = np.where(np.isnan(rest), np.uint32(0x7FC00000), bits & np.uint32(0xFFFF0000))
         terms.append((leading >> 16).astype(np.uint16))
         with np.errstate(invalid="ignore"):

@@ -1,12 +1,12 @@
 """Every operation in plain NumPy: the definition that the compiled kernels are tested against.
 
-Written to be read, not to be fast. Nothing here calls compiled code of this package.
+It is written to be read, not to be fast, and calls no compiled code of this package.
 
-Numerics. Activations are bfloat16, sums are float32. A sum here is accumulated in float64 and rounded once
-to float32: that is the correctly rounded sum, the same whatever order a BLAS adds in, and where every partial
-sum is an integer below 2**24 it is also what any order of float32 additions gives. For the same reason
-sigmoid, erf and tanh are evaluated in float64 and rounded once. All else is ordinary float32 arithmetic in
-the order written.
+Activations are bfloat16, sums are float32. A sum here is accumulated in float64 and rounded once to float32.
+That gives the correctly rounded sum, whatever the order in which a BLAS adds. Where every partial sum is an
+integer below 2**24, it is also what any order of float32 additions gives. For the same reason sigmoid, erf
+and tanh are evaluated in float64 and rounded once. All else is ordinary float32 arithmetic in the order
+written.
 """
 
 from mxfp4moe.reference._precision import round_bfloat16
@@ -14,7 +14,6 @@ from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh,
 from mxfp4moe.reference.layer import moe_layer, moe_layer_float64
 from mxfp4moe.reference.moe import (
     ExpertArrays,
-    _expert_weights,
     arrays_of,
     fused_experts,
     fused_experts_float64,
@@ -45,7 +44,6 @@ from mxfp4moe.reference.routing import (
 __all__ = [
     "E2M1_VALUES",
     "ExpertArrays",
-    "_expert_weights",
     "activate",
     "arrays_of",
     "dequantize_fp8_block",

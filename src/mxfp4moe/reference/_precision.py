@@ -12,14 +12,31 @@ bfloat16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Precision(NamedTuple):
-    """In what the sums are held, and how the intermediate is rounded."""
+    """The dtype in which sums are held, and how the intermediate is rounded."""
 
     dtype: np.dtype
     round_intermediate: Callable[[np.ndarray], np.ndarray]
 
 
 def round_bfloat16(x: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16 values, ties to even, as float32. float64 input rounds twice."""
+    """The nearest bfloat16 values, ties to even, as float32.
+
+    Parameters
+    ----------
+    x : float ndarray
+        float64 input rounds twice, to float32 first.
+
+    Returns
+    -------
+    float32 ndarray of the same shape
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.round_bfloat16(np.array([1 + 2**-8, 1 + 3 * 2**-8], np.float32)).tolist()
+    [1.0, 1.015625]
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # a signaling NaN is an invalid value
         return x.astype(np.float32).astype(bfloat16).astype(np.float32)
 

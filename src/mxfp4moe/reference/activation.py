@@ -8,20 +8,68 @@ import numpy as np
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) in float64."""
+    """1 / (1 + exp(-x)) in float64.
+
+    Parameters
+    ----------
+    x : float ndarray
+
+    Returns
+    -------
+    float64 ndarray of the same shape
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.sigmoid(np.zeros(1)).tolist()
+    [0.5]
+    """
     with np.errstate(over="ignore"):
         return np.asarray(1.0 / (1.0 + np.exp(-x.astype(np.float64))))
 
 
 def normal_cdf(x: np.ndarray) -> np.ndarray:
-    """(1 + erf(x / sqrt(2))) / 2 in float64."""
+    """(1 + erf(x / sqrt(2))) / 2 in float64.
+
+    Parameters
+    ----------
+    x : float ndarray
+
+    Returns
+    -------
+    float64 ndarray of the same shape
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.normal_cdf(np.zeros(1)).tolist()
+    [0.5]
+    """
     return np.asarray(
         0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-x.astype(np.float64) / math.sqrt(2.0))
     )
 
 
 def normal_cdf_tanh(x: np.ndarray) -> np.ndarray:
-    """(1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2 in float64."""
+    """(1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2 in float64.
+
+    Parameters
+    ----------
+    x : float ndarray
+
+    Returns
+    -------
+    float64 ndarray of the same shape
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.normal_cdf_tanh(np.zeros(1)).tolist()
+    [0.5]
+    """
     x = x.astype(np.float64)
     with np.errstate(over="ignore"):
         return np.asarray(sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
@@ -41,7 +89,26 @@ def activate(
     gelu_tanh  gate * normal_cdf_tanh(gate) * up
     =========  =========================================
 
-    `alpha=None` means 1.702, and `limit=None` means 7.0 for swigluoai and no limit otherwise.
+    Parameters
+    ----------
+    gate, up : float32 or float64 ndarray of shape (..., I)
+    activation : {"silu", "swigluoai", "gelu", "gelu_tanh"}
+    alpha : float or None
+        None means 1.702.
+    limit : float or None
+        None means 7.0 for swigluoai and no limit otherwise.
+
+    Returns
+    -------
+    ndarray of shape (..., I)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> gate, up = np.array([0, 100], np.float32), np.array([5, 2], np.float32)
+    >>> reference.activate(gate, up, "silu", None, None).tolist()
+    [0.0, 200.0]
     """
     dtype = gate.dtype
     if limit is None:

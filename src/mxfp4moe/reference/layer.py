@@ -38,7 +38,7 @@ def moe_layer(
     hidden_states : ndarray of shape (..., K)
         bfloat16, float16 or float32.
     layer : MoELayer or LayerDescription
-        Whatever has their attributes; experts as `arrays_of` takes them.
+        Any object with their attributes, and with experts that `arrays_of` takes.
     input_ids : integer ndarray of shape (...), optional
         For layers that route by ``hash_topk``.
     out_dtype : dtype, optional
@@ -47,6 +47,16 @@ def moe_layer(
     Returns
     -------
     ndarray of shape (..., K)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> layer = mx.MoELayer(mx.pack_experts(*w13, *w2), np.ones((4, 96), np.float32), top_k=2)
+    >>> mx.reference.moe_layer(np.ones((3, 96), np.float32), layer).shape
+    (3, 96)
     """
     result = _evaluate(hidden_states, layer, input_ids, partial(fused_experts, out_dtype=np.float32))
     with np.errstate(over="ignore", under="ignore"):
@@ -56,7 +66,27 @@ def moe_layer(
 def moe_layer_float64(
     hidden_states: np.ndarray, layer: Any, input_ids: np.ndarray | None = None
 ) -> np.ndarray:
-    """As `moe_layer`, but the experts in float64: what relative errors are measured against."""
+    """Compute as `moe_layer` does, but the experts in float64. Relative errors are measured against this.
+
+    Parameters
+    ----------
+    hidden_states, layer, input_ids
+        See `moe_layer`.
+
+    Returns
+    -------
+    float64 ndarray of shape (..., K)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> layer = mx.MoELayer(mx.pack_experts(*w13, *w2), np.ones((4, 96), np.float32), top_k=2)
+    >>> mx.reference.moe_layer_float64(np.ones((3, 96), np.float32), layer).dtype
+    dtype('float64')
+    """
     return _evaluate(hidden_states, layer, input_ids, fused_experts_float64)
 
 

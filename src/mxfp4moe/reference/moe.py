@@ -41,6 +41,15 @@ class ExpertArrays(NamedTuple):
         apart if they are concatenated.
     w13_tensor_scale, w2_tensor_scale : ndarray or None
         float32 [E, 2], of gate and of up, and [E].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> mx.reference.ExpertArrays(*w13, *w2).w2_scales.shape
+    (4, 96, 1)
     """
 
     w13: np.ndarray
@@ -98,6 +107,17 @@ def fused_experts(
     Returns
     -------
     ndarray of shape (..., K)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> arrays = mx.reference.ExpertArrays(*w13, *w2)
+    >>> x, weights, ids = np.ones((3, 96), np.float32), np.ones((3, 1)), np.zeros((3, 1), np.int32)
+    >>> mx.reference.fused_experts(x, arrays, weights, ids).shape
+    (3, 96)
     """
     options = _Options(activation, alpha, limit, apply_router_weight_on_input)
     local_ids = _local_ids(topk_ids, expert_map)
@@ -118,9 +138,31 @@ def fused_experts_float64(
     apply_router_weight_on_input: bool = False,
     expert_map: np.ndarray | None = None,
 ) -> np.ndarray:
-    """As `fused_experts`, but in float64 and with no rounding after that of the hidden states to bfloat16.
+    """Compute as `fused_experts` does, in float64, rounding nothing but the hidden states to bfloat16.
 
-    What relative errors are measured against.
+    Relative errors are measured against this.
+
+    Parameters
+    ----------
+    hidden_states, experts, topk_weights, topk_ids
+        See `fused_experts`.
+    activation, alpha, limit, apply_router_weight_on_input, expert_map
+        See `fused_experts`.
+
+    Returns
+    -------
+    float64 ndarray of shape (..., K)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> arrays = mx.reference.ExpertArrays(*w13, *w2)
+    >>> x, weights, ids = np.ones((3, 96), np.float32), np.ones((3, 1)), np.zeros((3, 1), np.int32)
+    >>> mx.reference.fused_experts_float64(x, arrays, weights, ids).dtype
+    dtype('float64')
     """
     options = _Options(activation, alpha, limit, apply_router_weight_on_input)
     return _evaluate(hidden_states, experts, topk_weights, _local_ids(topk_ids, expert_map), options, FLOAT64)
@@ -196,6 +238,24 @@ def arrays_of(experts: Any) -> ExpertArrays:
     """The arrays of PackedExperts, or of experts as they are in a checkpoint.
 
     Their method `arguments` returns what `mxfp4moe.pack_experts` takes, of which all forms are known here.
+
+    Parameters
+    ----------
+    experts : PackedExperts or mxfp4moe.checkpoint.ExpertWeights
+
+    Returns
+    -------
+    ExpertArrays
+        Its weights and scales are sequences of an array for each expert.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> w13 = mx.quantize_mxfp4(np.ones((4, 64, 96), np.float32))
+    >>> w2 = mx.quantize_mxfp4(np.ones((4, 96, 32), np.float32))
+    >>> mx.reference.arrays_of(mx.pack_experts(*w13, *w2)).w13[0].shape
+    (64, 48)
     """
     arguments = dict(experts.arguments())
     if arguments["format"] == "fp8_block" and arguments.get("block_shape") is None:

@@ -19,7 +19,7 @@ class Element(NamedTuple):
 
     @property
     def max_exponent(self) -> int:
-        """Of the largest value: 2**max_exponent <= largest < 2 * 2**max_exponent."""
+        """The exponent of the largest value: 2**max_exponent <= largest < 2 * 2**max_exponent."""
         return math.frexp(float(self.magnitudes[-1]))[1] - 1
 
 
@@ -126,11 +126,26 @@ def quantize_mxfp4(
 ) -> tuple[np.ndarray, np.ndarray]:
     """MXFP4 of `w`, by `quantize_mx` with E2M1.
 
+    Parameters
+    ----------
+    w : ndarray of shape (..., K)
+        float16, bfloat16, float32 or float64; K is a multiple of 32.
+    scale_rule : {"floor", "ceil", "rceil", "even"}
+    nonfinite : {"raise", "nan"}
+
     Returns
     -------
     blocks : uint8 ndarray of shape (..., K/2)
         Two codes a byte, even k in the low nibble.
     scales : float8_e8m0fnu ndarray of shape (..., K/32)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> blocks, scales = reference.quantize_mxfp4(np.full(32, 6, np.float32))
+    >>> blocks.shape, scales.astype(float).tolist()
+    ((16,), [1.0])
     """
     codes, scales = quantize_mx(w, E2M1, scale_rule, nonfinite)
     return pack_e2m1(codes), scales
@@ -141,10 +156,26 @@ def quantize_mxfp8(
 ) -> tuple[np.ndarray, np.ndarray]:
     """MXFP8 of `w`, by `quantize_mx` with E4M3 or E5M2.
 
+    Parameters
+    ----------
+    w : ndarray of shape (..., K)
+        float16, bfloat16, float32 or float64; K is a multiple of 32.
+    element : {"e4m3", "e5m2"}
+    scale_rule : {"floor", "ceil", "rceil", "even"}
+    nonfinite : {"raise", "nan"}
+
     Returns
     -------
     values : float8_e4m3fn or float8_e5m2 ndarray of shape (..., K)
     scales : float8_e8m0fnu ndarray of shape (..., K/32)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> values, scales = reference.quantize_mxfp8(np.full(32, 448, np.float32))
+    >>> values.dtype.name, scales.astype(float).tolist()
+    ('float8_e4m3fn', [1.0])
     """
     codes, scales = quantize_mx(w, E4M3 if element == "e4m3" else E5M2, scale_rule, nonfinite)
     return codes.view(ml_dtypes.float8_e4m3fn if element == "e4m3" else ml_dtypes.float8_e5m2), scales
@@ -165,6 +196,14 @@ def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray, dtype: Any = np.flo
     Returns
     -------
     ndarray of shape (..., K)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> blocks, scales = reference.quantize_mxfp4(np.full(32, 1.5, np.float32))
+    >>> reference.dequantize_mxfp4(blocks, scales)[:2].tolist()
+    [1.5, 1.5]
     """
     shape = (*scales.shape[:-1], 32 * scales.shape[-1])
     values = E2M1_VALUES[unpack_e2m1(blocks).view(np.uint8).reshape(shape)]
@@ -174,7 +213,25 @@ def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray, dtype: Any = np.flo
 def dequantize_mxfp8(values: np.ndarray, scales: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
     """Element times scale, exactly, rounded once to `dtype`.
 
-    `values` is float8_e4m3fn or float8_e5m2; otherwise as `dequantize_mxfp4`.
+    Parameters
+    ----------
+    values : float8_e4m3fn or float8_e5m2 ndarray of shape (..., K)
+    scales : ndarray of shape (..., K/32)
+        uint8 or float8_e8m0fnu: byte s means 2**(s - 127), 255 means NaN.
+    dtype : dtype
+        float16, bfloat16, float32 or float64.
+
+    Returns
+    -------
+    ndarray of shape (..., K)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> values, scales = reference.quantize_mxfp8(np.full(32, 1.5, np.float32))
+    >>> reference.dequantize_mxfp8(values, scales)[:2].tolist()
+    [1.5, 1.5]
     """
     with np.errstate(invalid="ignore"):  # infinity times NaN
         products = values.astype(np.float64) * np.repeat(_e8m0_values(scales), 32, axis=-1)
@@ -239,6 +296,14 @@ def quantize_fp8_block(
     -------
     values : float8_e4m3fn ndarray of shape (..., N, K)
     scales : float32 ndarray of shape (..., ceil(N / block_shape[0]), ceil(K / block_shape[1]))
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> values, scales = reference.quantize_fp8_block(np.full((2, 2), 448, np.float32), (None, None))
+    >>> scales.tolist()
+    [[1.0]]
     """
     dtype = np.float64 if w.dtype == np.float64 else np.float32
     values = _widen(w, dtype)
@@ -267,7 +332,30 @@ def dequantize_fp8_block(
     block_shape: tuple[int | None, int | None] = (128, 128),
     dtype: Any = np.float32,
 ) -> np.ndarray:
-    """Element times scale, exactly, rounded once to `dtype`. `values` is float8_e4m3fn or its codes."""
+    """Element times scale, exactly, rounded once to `dtype`.
+
+    Parameters
+    ----------
+    values : ndarray of shape (..., N, K)
+        float8_e4m3fn, or uint8 that are its codes.
+    scales : float32 ndarray of shape (..., ceil(N / block_shape[0]), ceil(K / block_shape[1]))
+    block_shape : (int or None, int or None)
+        None is the whole axis.
+    dtype : dtype
+        float16, bfloat16, float32 or float64.
+
+    Returns
+    -------
+    ndarray of shape (..., N, K)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> values, scales = reference.quantize_fp8_block(np.full((2, 3), 7.0, np.float32), (1, None))
+    >>> reference.dequantize_fp8_block(values, scales, (1, None)).tolist()
+    [[7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
+    """
     (rows, columns), (n, k) = _block_of(values.shape, block_shape), values.shape[-2:]
     factors = _widen(scales, np.float64).repeat(rows, axis=-2).repeat(columns, axis=-1)[..., :n, :k]
     elements = values.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
@@ -300,6 +388,14 @@ def quantize_nvfp4(w: np.ndarray, nonfinite: str = "raise") -> tuple[np.ndarray,
     blocks : uint8 ndarray of shape (..., N, K/2) or (K/2,)
     scales : float8_e4m3fn ndarray of shape (..., N, K/16) or (K/16,)
     tensor_scale : float32 ndarray of shape (...) or ()
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> blocks, scales, tensor_scale = reference.quantize_nvfp4(np.full(16, 6 * 448, np.float32))
+    >>> scales.astype(float).tolist(), float(tensor_scale)
+    ([448.0], 1.0)
     """
     dtype = np.float64 if w.dtype == np.float64 else np.float32
     values = _widen(w, dtype)
@@ -321,7 +417,27 @@ def quantize_nvfp4(w: np.ndarray, nonfinite: str = "raise") -> tuple[np.ndarray,
 def dequantize_nvfp4(
     blocks: np.ndarray, scales: np.ndarray, tensor_scale: np.ndarray, dtype: Any = np.float32
 ) -> np.ndarray:
-    """Element times block scale times tensor scale, exactly, rounded once to `dtype`."""
+    """Element times block scale times tensor scale, exactly, rounded once to `dtype`.
+
+    Parameters
+    ----------
+    blocks : uint8 ndarray of shape (..., N, K/2) or (K/2,)
+    scales : float8_e4m3fn or uint8 ndarray of shape (..., N, K/16) or (K/16,)
+    tensor_scale : float32 ndarray of shape (...) or ()
+    dtype : dtype
+        float16, bfloat16, float32 or float64.
+
+    Returns
+    -------
+    ndarray of shape (..., N, K) or (K,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.dequantize_nvfp4(*reference.quantize_nvfp4(np.zeros(16, np.float32))).shape
+    (16,)
+    """
     elements = E2M1_VALUES[unpack_e2m1(blocks).view(np.uint8)].astype(np.float64)
     block_scales = scales.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     tensor_scale = np.asarray(tensor_scale)
@@ -331,13 +447,46 @@ def dequantize_nvfp4(
 
 
 def pack_e2m1(codes: np.ndarray) -> np.ndarray:
-    """Two codes a byte along the last axis, the even one in the low nibble; `codes` has one a byte."""
+    """Two codes a byte along the last axis, the even one in the low nibble.
+
+    Parameters
+    ----------
+    codes : uint8 or float4_e2m1fn ndarray of shape (..., K)
+        One code a byte.
+
+    Returns
+    -------
+    uint8 ndarray of shape (..., K/2)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.pack_e2m1(np.array([1, 2, 15, 0], np.uint8)).tolist()
+    [33, 15]
+    """
     codes = codes.view(np.uint8) & 15  # the high nibble of a float4_e2m1fn means nothing
     return codes[..., 0::2] | codes[..., 1::2] << 4
 
 
 def unpack_e2m1(blocks: np.ndarray) -> np.ndarray:
-    """The inverse of `pack_e2m1`, as float4_e2m1fn."""
+    """The inverse of `pack_e2m1`.
+
+    Parameters
+    ----------
+    blocks : uint8 or int8 ndarray of shape (..., K/2)
+
+    Returns
+    -------
+    float4_e2m1fn ndarray of shape (..., K)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.unpack_e2m1(np.array([33, 15], np.uint8)).astype(float).tolist()
+    [0.5, 1.0, -6.0, 0.0]
+    """
     blocks = blocks.view(np.uint8)
     codes = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 2 * blocks.shape[-1])
     return codes.view(ml_dtypes.float4_e2m1fn)

@@ -31,6 +31,13 @@ def router_logits(
     Returns
     -------
     float32 ndarray of shape (..., E)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.router_logits(np.ones((1, 2), np.float32), np.array([[1, 2], [3, 4]])).tolist()
+    [[3.0, 7.0]]
     """
     logits = matmul(round_bfloat16(hidden_states), router_weight, CONTRACT)
     return logits if router_bias is None else logits + router_bias.astype(np.float32)
@@ -46,12 +53,20 @@ def topk_softmax(
     router_logits : ndarray of shape (..., E)
     top_k : int
     renormalize : bool
-        Softmax over the chosen logits (True) or over all E (False).
+        The softmax is over the chosen logits (True) or over all E (False).
 
     Returns
     -------
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> topk_weights, topk_ids = reference.topk_softmax(np.array([[1, 3, 3, 0]], np.float32), 2)
+    >>> topk_weights.tolist(), topk_ids.tolist()
+    ([[0.5, 0.5]], [[1, 2]])
     """
     check_num_experts("router_logits", router_logits.shape[-1])
     logits = router_logits.astype(np.float32).astype(np.float64)
@@ -63,13 +78,29 @@ def topk_softmax(
 
 
 def sqrt_softplus(x: np.ndarray) -> np.ndarray:
-    """sqrt(log(1 + exp(x))) in float64."""
+    """sqrt(log(1 + exp(x))) in float64.
+
+    Parameters
+    ----------
+    x : float ndarray
+
+    Returns
+    -------
+    float64 ndarray of the same shape
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.sqrt_softplus(np.array([100.0])).tolist()
+    [10.0]
+    """
     x = x.astype(np.float64)
     return np.asarray(np.sqrt(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))))
 
 
 def topk_sigmoid(
-    logits: np.ndarray,
+    router_logits: np.ndarray,
     top_k: int,
     *,
     correction_bias: np.ndarray | None = None,
@@ -80,12 +111,12 @@ def topk_sigmoid(
 
     Parameters
     ----------
-    logits : ndarray of shape (..., E)
+    router_logits : ndarray of shape (..., E)
         An expert of logit -inf has selection score -inf, whatever its bias.
     top_k : int
     correction_bias : ndarray of shape (E,), optional
     renormalize : bool
-        Divide a row's weights by (their sum + 1e-20).
+        Divide the weights of a row by (their sum + 1e-20).
     routed_scaling_factor : float
         Multiplies the weights.
 
@@ -93,30 +124,63 @@ def topk_sigmoid(
     -------
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> topk_weights, topk_ids = reference.topk_sigmoid(np.array([[-1, 0, 0]], np.float32), 2)
+    >>> topk_weights.tolist(), topk_ids.tolist()
+    ([[0.5, 0.5]], [[1, 2]])
     """
-    check_num_experts("logits", logits.shape[-1])
-    scores = sigmoid(logits.astype(np.float32)).astype(np.float32)
-    ids = _descending(_selection_scores(logits, scores, correction_bias))[..., :top_k]
+    check_num_experts("router_logits", router_logits.shape[-1])
+    scores = sigmoid(router_logits.astype(np.float32)).astype(np.float32)
+    ids = _descending(_selection_scores(router_logits, scores, correction_bias))[..., :top_k]
     return _weights(scores, ids, renormalize, routed_scaling_factor), ids
 
 
 def topk_sqrt_softplus(
-    logits: np.ndarray,
+    router_logits: np.ndarray,
     top_k: int,
     *,
     correction_bias: np.ndarray | None = None,
     renormalize: bool = True,
     routed_scaling_factor: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `topk_sigmoid`, with sqrt(softplus(logits)) as scores."""
-    check_num_experts("logits", logits.shape[-1])
-    scores = sqrt_softplus(logits.astype(np.float32)).astype(np.float32)
-    ids = _descending(_selection_scores(logits, scores, correction_bias))[..., :top_k]
+    """Choose and weight as `topk_sigmoid` does, with sqrt(softplus(logits)) as scores.
+
+    Parameters
+    ----------
+    router_logits : ndarray of shape (..., E)
+        An expert of logit -inf has selection score -inf, whatever its bias.
+    top_k : int
+    correction_bias : ndarray of shape (E,), optional
+    renormalize : bool
+        Divide the weights of a row by (their sum + 1e-20).
+    routed_scaling_factor : float
+        Multiplies the weights.
+
+    Returns
+    -------
+    topk_weights : float32 ndarray of shape (..., top_k)
+    topk_ids : int32 ndarray of shape (..., top_k)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> _, topk_ids = reference.topk_sqrt_softplus(np.array([[-1, 0, 2]], np.float32), 2)
+    >>> topk_ids.tolist()
+    [[2, 1]]
+    """
+    check_num_experts("router_logits", router_logits.shape[-1])
+    scores = sqrt_softplus(router_logits.astype(np.float32)).astype(np.float32)
+    ids = _descending(_selection_scores(router_logits, scores, correction_bias))[..., :top_k]
     return _weights(scores, ids, renormalize, routed_scaling_factor), ids
 
 
 def grouped_topk(
-    logits: np.ndarray,
+    router_logits: np.ndarray,
     top_k: int,
     *,
     num_groups: int,
@@ -125,14 +189,43 @@ def grouped_topk(
     renormalize: bool = True,
     routed_scaling_factor: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `topk_sigmoid`, among the experts of the `topk_group` best of `num_groups` groups.
+    """Choose and weight as `topk_sigmoid` does, among the experts of the best groups.
 
     A group is E / num_groups consecutive experts. Its score is the sum of its two largest selection scores;
     one that is -inf does not count, so that a group with a single expert left has that one's.
+
+    Parameters
+    ----------
+    router_logits : ndarray of shape (..., E)
+        An expert of logit -inf has selection score -inf, whatever its bias.
+    top_k : int
+    num_groups : int
+        A divisor of E.
+    topk_group : int
+        How many of the groups are kept.
+    correction_bias : ndarray of shape (E,), optional
+    renormalize : bool
+        Divide the weights of a row by (their sum + 1e-20).
+    routed_scaling_factor : float
+        Multiplies the weights.
+
+    Returns
+    -------
+    topk_weights : float32 ndarray of shape (..., top_k)
+    topk_ids : int32 ndarray of shape (..., top_k)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> router_logits = np.array([[5, -9, 2, 2]], np.float32)
+    >>> _, topk_ids = reference.grouped_topk(router_logits, 2, num_groups=2, topk_group=1)
+    >>> topk_ids.tolist()
+    [[2, 3]]
     """
-    check_num_experts("logits", logits.shape[-1])
-    scores = sigmoid(logits.astype(np.float32)).astype(np.float32)
-    selection = _selection_scores(logits, scores, correction_bias)
+    check_num_experts("router_logits", router_logits.shape[-1])
+    scores = sigmoid(router_logits.astype(np.float32)).astype(np.float32)
+    selection = _selection_scores(router_logits, scores, correction_bias)
     best = np.sort(selection.reshape(*selection.shape[:-1], num_groups, -1), axis=-1)[..., -2:]
     with np.errstate(over="ignore"):
         pair = best.sum(axis=-1, dtype=np.float32)
@@ -145,13 +238,17 @@ def grouped_topk(
 
 
 def hash_topk(
-    logits: np.ndarray, input_ids: np.ndarray, tid2eid: np.ndarray, *, routed_scaling_factor: float = 1.0
+    router_logits: np.ndarray,
+    input_ids: np.ndarray,
+    tid2eid: np.ndarray,
+    *,
+    routed_scaling_factor: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The experts that a table assigns to each vocabulary id, weighted as by `topk_sqrt_softplus`.
 
     Parameters
     ----------
-    logits : ndarray of shape (..., E)
+    router_logits : ndarray of shape (..., E)
     input_ids : integer ndarray of shape (...)
     tid2eid : integer ndarray of shape (vocab_size, top_k)
     routed_scaling_factor : float
@@ -161,9 +258,18 @@ def hash_topk(
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
         In the order of the table.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> tid2eid = np.array([[3, 0], [1, 2]])
+    >>> topk_weights, topk_ids = reference.hash_topk(np.zeros((1, 4), np.float32), np.array([1]), tid2eid)
+    >>> topk_weights.tolist(), topk_ids.tolist()
+    ([[0.5, 0.5]], [[1, 2]])
     """
-    check_num_experts("logits", logits.shape[-1])
-    scores = sqrt_softplus(logits.astype(np.float32)).astype(np.float32)
+    check_num_experts("router_logits", router_logits.shape[-1])
+    scores = sqrt_softplus(router_logits.astype(np.float32)).astype(np.float32)
     ids = tid2eid[input_ids].astype(np.int32)
     return _weights(scores, ids, True, routed_scaling_factor), ids
 

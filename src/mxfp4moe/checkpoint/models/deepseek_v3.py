@@ -40,7 +40,7 @@ def read_model(config: Config) -> Model:
         is_dense=lambda layer: layer < first_moe or layer % frequency != 0,
         activation=read_activation(config),
         shared_size=intermediate * config.integer("n_shared_experts", minimum=0, maximum=1024, default=1),
-        # Their own code has none by default, transformers has one.
+        # If the field is missing, DeepSeek's own code has no shared expert, and transformers has one.
         shared_is_optional=config.get("n_shared_experts") is None,
     )
 

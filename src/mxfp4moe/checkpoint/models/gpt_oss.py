@@ -52,7 +52,7 @@ def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeig
     def biases() -> dict[str, Any]:
         names = {"w13_bias": (f"{gate_up}_bias", 2 * intermediate), "w2_bias": (f"{down}_bias", hidden)}
         arrays = {key: folder.tensor(name, FLOATS, (count, rows)) for key, (name, rows) in names.items()}
-        # What pack_experts takes has no float16, every value of which is a float32.
+        # pack_experts takes no float16 biases; float32 holds every float16 value.
         return {key: cast(a, np.float32) if a.dtype == np.float16 else a for key, a in arrays.items()}
 
     if gate_up in folder:

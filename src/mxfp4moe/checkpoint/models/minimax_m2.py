@@ -19,7 +19,7 @@ MODEL_TYPES = ("minimax_m2",)
 PUBLISHED = Names(
     "block_sparse_moe", ("w1", "w3", "w2"), routing={"correction_bias": "e_score_correction_bias"}
 )
-"""Of MiniMax-M3 as well: the correction bias stands beside the router, not in it."""
+"""MiniMax-M3 has the same names. The correction bias stands beside the router, not in it."""
 _TRANSFORMERS = Names(routing={"correction_bias": "e_score_correction_bias"})
 
 
@@ -28,7 +28,7 @@ def read_model(config: Config) -> Model:
     scheme = find_scheme(config)
     num_experts = read_num_experts(config, "num_local_experts")
     config.choice("scoring_func", ("sigmoid",), default="sigmoid")
-    # The model has neither; a configuration that asks for one would be computed wrongly.
+    # The model has neither of these; a configuration that asks for one would be computed wrongly.
     config.choice("shared_intermediate_size", (0, None), default=0)
     config.choice("routed_scaling_factor", (1.0, 1, None), default=1.0)
     rule = correction_bias_rule(config, num_experts)

@@ -38,7 +38,7 @@ def read_model(config: Config) -> Model:
         top_k=config.integer("num_experts_per_tok", maximum=num_experts),
         names=(Names(),),
         layers=("model.language_model.layers.{layer}.", "model.layers.{layer}.")[not is_vision_language :],
-        # As published, and as transformers saves it.
+        # The first layout is the published one of Qwen3-VL-MoE, the second is what transformers saves.
         fused_layouts=(FusedLayout(is_transposed=True), FusedLayout())[not is_vision_language :],
         scheme=scheme,
         rule=lambda layer: rule,

@@ -28,15 +28,15 @@ class Scheme:
     """How a checkpoint stores one weight matrix."""
 
     name: str
-    """In words, for errors and tables."""
+    """What errors and tables call it."""
     format: str
-    """Of `mxfp4moe.pack_experts`."""
+    """The format of `mxfp4moe.pack_experts` that it is packed in."""
     read: Callable[[ModelFolder, str, int, int], Matrix]
-    """(folder, name, rows, columns) -> the matrix; `name` without ".weight"."""
+    """It takes folder, name (without ".weight"), rows and columns, and returns the matrix."""
     multiple_of: int = 1
     """What both sizes of each matrix must be a multiple of."""
     block_shape: tuple[int, int] | None = None
-    """Rows and columns of one scale, of fp8_block."""
+    """How many rows and columns share one scale in fp8_block."""
     choose: Callable[[str], Scheme] | None = None
     """The scheme of a module by its name, where a configuration has several; this one then reads nothing."""
 

@@ -23,7 +23,7 @@ def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
     if not 0 < reciprocal < np.inf:
         place = f"{folder.path}: tensor {name}.weight_global_scale"
         raise value_error(place, "a finite number above 0", str(reciprocal))
-    # What is stored multiplied the weights before they were rounded.
+    # The stored number multiplied the weights before they were rounded, so its reciprocal is the scale.
     return Matrix(weight, scales, float(np.float32(1) / reciprocal))
 
 

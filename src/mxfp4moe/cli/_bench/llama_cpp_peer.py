@@ -44,7 +44,7 @@ _TYPES: dict[str, Any] = {
 }
 _TYPES |= {"-": None, "I": _InitParams}
 _quiet = CFUNCTYPE(None, c_int, c_char_p, c_void_p)(lambda level, text, data: None)
-# Result and arguments of functions ggml_<name>.
+# These are result and arguments of the functions ggml_<name>.
 _FUNCTIONS = {
     "pI": "init",
     "z": "tensor_overhead graph_overhead",
@@ -112,7 +112,7 @@ class LlamaCppPeer:
         return partial(self._compute, self._graph, inputs)
 
     def _compute(self, graph: _Graph, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
-        # Of this object, so that the call keeps the weights.
+        # This is a method of the object that holds the weights, so that the call keeps them.
         return graph.compute(inputs)
 
     def _function(self, name: str, result: Any, *arguments: Any) -> Any:

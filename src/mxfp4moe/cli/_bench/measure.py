@@ -16,7 +16,7 @@ from mxfp4moe.cli._roofline import Call, PeakLoop, Roofline
 from mxfp4moe.experts import PackedExperts
 
 MIN_CALLS = 3
-# The kernel table of each instruction set whose products are float32 FMAs.
+# These are the kernel tables, by instruction set, whose products are float32 FMAs.
 _FMA_TABLES = {"avx2": "avx2", "avx512": "avx512"}
 
 

@@ -15,7 +15,7 @@ from mxfp4moe.cli._bench.problem import Batch, Shape
 from mxfp4moe.formats import FORMATS
 from mxfp4moe.reference import E2M1_VALUES, ExpertArrays
 
-# Both values of each byte, taken together: NumPy gathers single words fastest.
+# Both values of a byte are looked up together, because NumPy gathers single words fastest.
 _CODES = np.arange(256)
 _PAIRS = np.stack([E2M1_VALUES[_CODES & 15], E2M1_VALUES[_CODES >> 4]], axis=-1).view(np.uint64).ravel()
 _E4M3_VALUES = _CODES.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)

@@ -19,10 +19,10 @@ import numpy as np
 from mxfp4moe.cli._bench.problem import Batch, Shape
 from mxfp4moe.reference import ExpertArrays
 
-# quant_type, block_size and type of the scales of each format.
+# Each format has a quant_type, a block_size and a type of the scales.
 _FORMATS = {"mxfp4": ("fp4", 32, "FLOAT8E8M0"), "nvfp4": ("nvfp4", 16, "FLOAT8E4M3FN")}
 _ALPHA_BETA = {"silu": (1.0, 0.0), "swigluoai": (1.702, 1.0)}
-# Of the operator, in its order; "" stands for one that is not given.
+# These are the inputs of the operator in its order; "" stands for one that is not given.
 _INPUTS = ["hidden_states", "router_probs", "w13", "w13_scales", "w13_bias", "w2", "w2_scales", "w2_bias"]
 _INPUTS += [""] * 6 + ["router_weights", "w13_global_scale", "w2_global_scale"]
 
@@ -67,7 +67,7 @@ class OnnxruntimePeer:
         model = _model(onnx, shape, constants)
         try:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # of several classes, all of its own
+        except Exception as error:  # onnxruntime raises several classes, all of its own
             raise ValueError(
                 f"onnxruntime {ort.__version__}: expected a CPU kernel of QMoE with quant_type "
                 f"{_FORMATS[shape.format][0]!r}, got: {error}"

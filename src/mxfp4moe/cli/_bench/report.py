@@ -1,4 +1,4 @@
-"""From measured calls to the figures that are shown and written."""
+"""Computing the figures that are shown and written from measured calls."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def describe_contender(contender: Any) -> Result:
 
 
 def _figure(value: float) -> str:
-    """At most five characters, for anything below 100 000."""
+    """Return at most five characters for anything below 100 000."""
     decimals = 3 if value < 9.9995 else 2 if value < 99.995 else 1 if value < 999.95 else 0
     return f"{value:.{decimals}f}"
 
@@ -99,7 +99,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.0f} %"
 
 
-# Two lines of title, the key of the row, the width, how it is shown. All together are 80 columns.
+# A column has two lines of title, the key of the row, a width and a form. Together they take 80 columns.
 _Format = Callable[[Any], str]
 _COLUMNS: list[tuple[str, str, str, int, _Format]] = [
     ("", "tokens", "tokens", 6, str),

@@ -12,8 +12,8 @@ from mxfp4moe.cli._synthetic import middle_scale, weight_rms
 from mxfp4moe.experts.spec import BlockShape
 from mxfp4moe.formats import WeightFormat
 
-# Root mean square of the codes that are drawn: of all E2M1 codes; of numbers in [1/8, 2) whose four binades
-# are equally likely, with three mantissa bits; the same with seven.
+# These are root mean squares of what is drawn: all E2M1 codes; numbers in [1/8, 2) whose four binades are
+# equally likely, with three mantissa bits; and the same numbers with seven.
 _E2M1_RMS, _E4M3_RMS, _BF16_RMS = 2.93, 0.845, 0.876
 _E4M3_SCALE_RMS = 1.16  # of [1/2, 2)
 

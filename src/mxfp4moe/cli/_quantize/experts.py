@@ -92,7 +92,7 @@ class Stack:
         }
 
     def run(self, array: NDArray[Any]) -> Pieces:
-        kept: list[tuple[str, NDArray[Any]]] = []  # the scales, which are small
+        kept: list[tuple[str, NDArray[Any]]] = []  # holds the scales, which are small
         for matrix in self.by_rows(array):
             (suffix, blocks), *rest = self.target.quantize(np.ascontiguousarray(matrix)).items()
             yield self.name + suffix, blocks
@@ -127,12 +127,12 @@ def block_conversions(folder: ModelFolder, model: Model, layer: int, target: Tar
 
 
 def _matrix_shapes(hidden: int, intermediate: int) -> tuple[tuple[int, int], ...]:
-    """Of gate, up and down."""
+    """Return rows and columns of gate, up and down."""
     return (intermediate, hidden), (intermediate, hidden), (hidden, intermediate)
 
 
 def _kept_names(block: Block, published: Block, model: Model, layer: int) -> Iterator[tuple[str, str]]:
-    """Tensors of the block that are not quantized, by their old and their new name."""
+    """Yield the old and the new name of each tensor of the block that is not quantized."""
     for suffix in ("weight", "bias"):
         yield f"{block.router}.{suffix}", f"{published.router}.{suffix}"
     for argument in model.rule(layer).tensors:
@@ -147,7 +147,7 @@ def _kept_names(block: Block, published: Block, model: Model, layer: int) -> Ite
 def _shared_conversions(
     folder: ModelFolder, model: Model, block: Block, published: Block
 ) -> dict[str, Conversion]:
-    """Gate and up of the shared expert, if they are one tensor."""
+    """Split gate and up of the shared expert, if they are one tensor."""
     name, size = block.shared_gate_up, model.shared_size
     if name not in folder:
         return {}
@@ -160,7 +160,7 @@ def _shared_conversions(
 def _fused_conversions(
     folder: ModelFolder, model: Model, blocks: tuple[Block, Block], target: Target
 ) -> dict[str, Conversion]:
-    """Of experts in two tensors; `blocks`: with their names and with the published ones."""
+    """Convert experts in two tensors; `blocks` has their own names, then the published ones."""
     block, published = blocks
     gate_up, down = fused_names(block.experts)
     layout, *arrays = model.read_fused(folder, block.experts)

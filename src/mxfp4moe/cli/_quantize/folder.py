@@ -1,4 +1,4 @@
-"""From one model folder to another, shard by shard."""
+"""Quantizing one model folder to another, shard by shard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 LAYOUTS = ("compressed-tensors", "gpt-oss")
 FORMATS = ("mxfp4", "fp8_block")
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-# Of gpt-oss: the names of its modules, whatever the number of layers.
+# These modules of gpt-oss are not quantized; the patterns fit any number of layers.
 _GPT_OSS_UNQUANTIZED = (
     "model.layers.*.self_attn",
     "model.layers.*.mlp.router",
@@ -88,7 +88,7 @@ class Quantization:
         self.nbytes = sum(shard.writer(Path(name)).nbytes for name, shard in self.shards.items())
 
     def _block_conversions(self) -> dict[str, Conversion]:
-        """Of the tensors of all MoE blocks, those beyond the last layer included."""
+        """Find what to do with the tensors of all MoE blocks, those beyond the last layer included."""
         source = HuggingFaceCheckpoint(self.folder)
         for layer in source.moe_layers:
             source.describe_layer(layer)  # which checks every tensor
