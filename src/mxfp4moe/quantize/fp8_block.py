@@ -102,9 +102,9 @@ def quantize_fp8_block(
 def dequantize_fp8_block(
     values: ArrayLike,
     scales: ArrayLike,
-    *,
     block_shape: BlockShape = (128, 128),
     dtype: DTypeLike = np.float32,
+    *,
     num_threads: int | None = None,
 ) -> NDArray[Any]:
     """The values of a block-scaled FP8 array: element times scale, rounded once to `dtype`.

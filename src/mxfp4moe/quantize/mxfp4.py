@@ -83,7 +83,7 @@ def quantize_mxfp4(
 
 
 def dequantize_mxfp4(
-    blocks: ArrayLike, scales: ArrayLike, *, dtype: DTypeLike = np.float32, num_threads: int | None = None
+    blocks: ArrayLike, scales: ArrayLike, dtype: DTypeLike = np.float32, *, num_threads: int | None = None
 ) -> NDArray[Any]:
     """The values of an MXFP4 array: code times scale, rounded once to `dtype`.
 

@@ -86,7 +86,7 @@ def quantize_mxfp8(
 
 
 def dequantize_mxfp8(
-    values: ArrayLike, scales: ArrayLike, *, dtype: DTypeLike = np.float32, num_threads: int | None = None
+    values: ArrayLike, scales: ArrayLike, dtype: DTypeLike = np.float32, *, num_threads: int | None = None
 ) -> NDArray[Any]:
     """The values of an MXFP8 array: element times scale, rounded once to `dtype`.
 

@@ -102,8 +102,8 @@ def dequantize_nvfp4(
     blocks: ArrayLike,
     scales: ArrayLike,
     tensor_scale: ArrayLike,
-    *,
     dtype: DTypeLike = np.float32,
+    *,
     num_threads: int | None = None,
 ) -> NDArray[Any]:
     """The values of an NVFP4 array: element times block scale times tensor scale, rounded once to `dtype`.
