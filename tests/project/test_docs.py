@@ -22,7 +22,11 @@ PAGES = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "tests/README.md",
-    *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+    *(
+        str(p.relative_to(ROOT))
+        for folder in ("docs", "bench")
+        for p in sorted((ROOT / folder).rglob("*.md"))
+    ),
 ]
 MODULES = [
     module.name for module in pkgutil.walk_packages(mx.__path__, "mxfp4moe.") if "__main__" not in module.name
@@ -95,6 +99,18 @@ def test_formats_page_shows_the_measured_errors() -> None:
 def test_links_within_the_repository(page: str) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text())
     missing = [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings(page: str) -> None:
+    missing = []
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", (ROOT / page).read_text()):
+        if "://" not in link:
+            target = (ROOT / page).parent / link if link else ROOT / page
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            missing += [] if anchor in anchors else [f"{link}#{anchor}"]
     assert not missing
 
 
