@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 import numpy as np
@@ -69,14 +69,19 @@ def _kinds() -> dict[str, str]:
     return {each.name: each.metadata.get("kind", "option") for each in fields(LayerDescription)}
 
 
+def _optional_fields() -> set[str]:
+    """Fields that a file may lack, as files of a version that did not know them do; the defaults hold then."""
+    return {each.name for each in fields(LayerDescription) if each.default is not MISSING} - {*_LAST_FIELDS}
+
+
 def _read_fields(file: PackedFile) -> dict[str, Any]:
-    """The fields of a layer in a packed file; the inverse of what `save` writes."""
+    """The fields of a layer that a packed file has; the inverse of what `save` writes."""
     kinds = _kinds()
     meta = {name: value for name, value in file.meta.items() if name not in file_meta(LAYER, {})}
     names = {name for name, kind in kinds.items() if kind != "array"}
-    if set(meta) != names:
+    if not names - _optional_fields() <= set(meta) <= names:
         raise file.error(f"fields {', '.join(sorted(names))}", shorten(sorted(meta)))
-    arguments, number = meta["routing_arguments"], meta["layer_number"]
+    arguments, number = meta["routing_arguments"], meta.get("layer_number")
     if not isinstance(arguments, dict) or not isinstance(meta["routing"], str):
         raise file.error("a routing function by name, with its arguments", shorten(arguments))
     if number is not None and (type(number) is not int or not 0 <= number <= _MAX_LAYER_NUMBER):
@@ -86,9 +91,8 @@ def _read_fields(file: PackedFile) -> dict[str, Any]:
     result = {name: _number(value) for name, value in meta.items()}
     for name, kind in kinds.items():
         if kind == "experts":
-            result[name] = (
-                None if meta[name] is None and name != "experts" else PackedExperts._from_file(file, name)
-            )
+            absent = meta.get(name) is None and name != "experts"
+            result[name] = None if absent else PackedExperts._from_file(file, name)
         elif kind == "array":
             result[name] = file.get(name)
     arrays = {name.removeprefix(_ROUTING): file[name] for name in file if name.startswith(_ROUTING)}

@@ -274,6 +274,35 @@ WRONG_LAYERS: dict[str, tuple[Any, str]] = {
 }
 
 
+OPTIONAL = (
+    "activation",
+    "alpha",
+    "layer_number",
+    "limit",
+    "routed_scaling_factor",
+    "shared_experts",
+    "shared_limit",
+)
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in OPTIONAL), OPTIONAL], ids="+".join)
+def test_field_that_a_file_lacks_is_the_default(
+    tmp_path: Path, rng: np.random.Generator, names: tuple[str, ...]
+) -> None:
+    """A file of a version that did not know a field still opens, and computes as it did there."""
+    layer = make_layer(rng, "default")
+    layer.save(tmp_path / "a")
+
+    def without(table: Any) -> None:
+        for name in names:
+            del table["meta"][name]
+
+    edited(tmp_path / "a", without)
+    opened = mx.MoELayer.open(tmp_path / "a")
+    assert opened == layer
+    assert opened.layer_number is None
+
+
 @pytest.mark.parametrize("case", WRONG_LAYERS)
 def test_wrong_layers_are_refused(tmp_path: Path, rng: np.random.Generator, case: str) -> None:
     edit, message = WRONG_LAYERS[case]
