@@ -397,3 +397,17 @@ def test_mutated_config_is_refused_or_read_in_full(
             assert parts.router_weight.shape == (opened.num_experts, opened.hidden_size)
             assert parts.nbytes > 0
     assert num_refused > 15
+
+
+@pytest.mark.parametrize("name", ["deepseek-v4", "qwen3 quark", "qwen3 mxfp8"])
+def test_tensors_that_do_not_fit_each_other(tmp_path: Path, name: str) -> None:
+    """Both dtypes of scales can be read, but not one in one expert and the other in another."""
+    written = SOURCES[name]()
+    scales = next(n for n in written.tensors if re.search(r"experts\.1\..*scale", n))
+    array = written.tensors[scales]
+    other = checkpoints.E8M0 if array.dtype == np.uint8 else np.dtype(np.uint8)
+    written.tensors[scales] = array.view(other)
+    place = re.escape(f"{tmp_path}, layer {written.layer}, experts: ")
+    message = place + r"w.*: expected .* as for expert 0, got"
+    with pytest.raises(TypeError, match=message):
+        mx.MoELayer.from_checkpoint(written.write(tmp_path), written.layer)

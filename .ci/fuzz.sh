@@ -1,0 +1,34 @@
+# Random inputs by the hundred thousand: changed files, calls and routing against float64, kills, limits, races.
+#
+# About 50 minutes on two cores: 25 for files, 10 for calls and routing, 10 to compile, 5 for the rest.
+# MXFP4MOE_FUZZ_PERCENT=1 runs a hundredth of the cases; another MXFP4MOE_SEED runs other ones. A case that fails
+# prints the command that runs it alone, with the package installed and, after calls and routes, `.ci/sanitize.sh`
+# sourced.
+set -euo pipefail
+. .ci/sanitize.sh
+export PYTHONPATH=tests:tests/support
+seed=${MXFP4MOE_SEED:-0}
+
+cases() { echo $((($1 * ${MXFP4MOE_FUZZ_PERCENT:-100} + 99) / 100)); }
+status=0
+fuzz() { # name and number of cases in a full run
+  echo "+ fuzz $1, seed $seed"
+  "${run[@]}" -m fuzz "$1" --cases "$(cases "$2")" || status=1
+}
+
+python3 -m venv .venv-fuzz
+.venv-fuzz/bin/pip install --config-settings=build-dir=build/fuzz .
+run=(.venv-fuzz/bin/python)
+fuzz files 300000
+fuzz kills 24 # of ten kills each
+fuzz limits 600
+
+# On every kernel table that the machine can run.
+build_asan
+run=(with_asan .venv-asan/bin/python)
+fuzz calls 15000
+fuzz routes 15000
+fuzz files 5000
+
+cpp_test core_test thread "$seed" "$(cases 20)" || status=1
+exit "$status"
