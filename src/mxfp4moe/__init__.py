@@ -31,7 +31,15 @@ from mxfp4moe.quantize import (
     quantize_nvfp4,
     unpack_e2m1,
 )
-from mxfp4moe.routing import grouped_topk, hash_topk, topk_sigmoid, topk_softmax, topk_sqrt_softplus
+from mxfp4moe.routing import (
+    grouped_topk,
+    hash_topk,
+    select_experts,
+    sparsemixer,
+    topk_sigmoid,
+    topk_softmax,
+    topk_sqrt_softplus,
+)
 
 if _typing.TYPE_CHECKING:
     from mxfp4moe import checkpoint as checkpoint
@@ -62,8 +70,10 @@ __all__ = [
     "quantize_mxfp4",
     "quantize_mxfp8",
     "quantize_nvfp4",
+    "select_experts",
     "set_num_threads",
     "show_config",
+    "sparsemixer",
     "supported_isas",
     "topk_sigmoid",
     "topk_softmax",

@@ -99,31 +99,28 @@ def check_bool(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_positive_int(name: str, value: Any, maximum: int | None = None) -> int:
-    """`value` as an int of at least 1 and at most `maximum`; bool is not an integer here."""
+def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """`value` as an int of at least `minimum` and at most `maximum`; bool is not an integer here."""
     try:
         if isinstance(value, (bool, np.bool_, np.ndarray)):
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise type_error(name, "an integer", describe(value)) from None
-    if number < 1 or (maximum is not None and number > maximum):
-        allowed = "an integer of at least 1" if maximum is None else f"an integer in [1, {maximum}]"
-        raise value_error(name, allowed, str(number))
+    if number < minimum or (maximum is not None and number > maximum):
+        allowed = f"of at least {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
+        raise value_error(name, f"an integer {allowed}", str(number))
     return number
+
+
+def check_positive_int(name: str, value: Any, maximum: int | None = None) -> int:
+    """`value` as an int of at least 1 and at most `maximum`; bool is not an integer here."""
+    return check_int(name, value, 1, maximum)
 
 
 def check_layer_number(name: str, value: Any) -> int:
     """`value` as an int of at least 0."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise type_error(name, "an integer", describe(value)) from None
-    if number < 0:
-        raise value_error(name, "an integer of at least 0", str(number))
-    return number
+    return check_int(name, value, 0)
 
 
 def check_block_shape(name: str, value: Any, maximum: int | None = None) -> tuple[int | None, int | None]:
@@ -152,11 +149,12 @@ def check_real(name: str, value: Any) -> float:
         raise value_error(name, "a number that a float can hold", "a larger integer") from None
 
 
-def check_float32(name: str, value: Any) -> float:
+def check_float32(name: str, value: Any, minimum: float = -_FLOAT32_MAX) -> float:
     """`value` as a finite float within the range of float32, from any real scalar."""
     number = check_real(name, value)
-    if not abs(number) <= _FLOAT32_MAX:
-        raise value_error(name, "a finite float32 number", repr(number))
+    if not minimum <= number <= _FLOAT32_MAX:
+        least = "" if minimum == -_FLOAT32_MAX else f" of at least {minimum}"
+        raise value_error(name, f"a finite float32 number{least}", repr(number))
     return number
 
 

@@ -9,6 +9,7 @@ MX_ELEMENTS: dict[str, int]
 SCALE_RULES: dict[str, int]
 ACTIVATIONS: dict[str, int]
 SCORINGS: dict[str, int]
+GROUP_SCORES: dict[str, int]
 PANEL_ROWS: int
 
 # runtime: instruction sets and threads
@@ -171,16 +172,26 @@ def linear(
 def route(
     logits: np.ndarray,
     correction_bias: np.ndarray | None,
+    expert_scale: np.ndarray | None,
     topk_weights: np.ndarray,
     topk_ids: np.ndarray,
     num_threads: int,
     *,
     scoring: int,
-    renormalize: bool,
-    ids_given: bool,
-    routed_scaling_factor: float,
-    num_groups: int,
-    topk_group: int,
+    logit_softcap: float = ...,
+    jitter_eps: float = ...,
+    ids_given: bool = ...,
+    by_logit: bool = ...,
+    num_shared: int = ...,
+    num_groups: int = ...,
+    topk_group: int = ...,
+    group_score: int = ...,
+    zero_masked: bool = ...,
+    renormalize: bool = ...,
+    norm_order: float = ...,
+    norm_epsilon: float = ...,
+    norm_floor: float = ...,
+    routed_scaling_factor: float = ...,
 ) -> int | None: ...
 def hash_ids(
     input_ids: np.ndarray, tid2eid: np.ndarray, num_experts: int, topk_ids: np.ndarray

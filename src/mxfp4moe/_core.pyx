@@ -23,6 +23,7 @@ MX_ELEMENTS = {cpp.kMxElementNames[i].decode(): i for i in range(cpp.count_of(cp
 SCALE_RULES = {cpp.kScaleRuleNames[i].decode(): i for i in range(cpp.count_of(cpp.kScaleRuleNames))}
 ACTIVATIONS = {cpp.kActivationNames[i].decode(): i for i in range(cpp.count_of(cpp.kActivationNames))}
 SCORINGS = {cpp.kScoringNames[i].decode(): i for i in range(cpp.count_of(cpp.kScoringNames))}
+GROUP_SCORES = {cpp.kGroupScoreNames[i].decode(): i for i in range(cpp.count_of(cpp.kGroupScoreNames))}
 PANEL_ROWS = cpp.kPanelRows
 
 

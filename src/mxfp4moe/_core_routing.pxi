@@ -1,8 +1,10 @@
 # Routing functions. Included by _core.pyx.
 
-def route(const float[:, ::1] logits, const float[::1] correction_bias, float[:, ::1] topk_weights,
-          int32_t[:, ::1] topk_ids, int num_threads, *, int scoring, bint renormalize, bint ids_given,
-          float routed_scaling_factor, int64_t num_groups, int64_t topk_group):
+def route(const float[:, ::1] logits, const float[::1] correction_bias, const float[::1] expert_scale,
+          float[:, ::1] topk_weights, int32_t[:, ::1] topk_ids, int num_threads, *, int scoring,
+          float logit_softcap=0, float jitter_eps=0, bint ids_given=False, bint by_logit=False, int64_t num_shared=0,
+          int64_t num_groups=1, int64_t topk_group=1, int group_score=0, bint zero_masked=False, bint renormalize=False,
+          float norm_order=1, float norm_epsilon=1e-20, float norm_floor=0, float routed_scaling_factor=1):
     """Write weights and ids by the rule that the keywords give.
 
     Return the first row that cannot be routed, -1 if there is none, or None if it is the bias that is wrong.
@@ -14,15 +16,27 @@ def route(const float[:, ::1] logits, const float[::1] correction_bias, float[:,
     args.correction_bias = NULL
     if correction_bias is not None:
         args.correction_bias = &correction_bias[0]
+    args.expert_scale = NULL
+    if expert_scale is not None:
+        args.expert_scale = &expert_scale[0]
     args.num_tokens = logits.shape[0]
     args.num_experts = logits.shape[1]
-    args.top_k = topk_ids.shape[1]
-    args.rule.scoring = <cpp.Scoring>scoring
-    args.rule.renormalize = renormalize
-    args.rule.ids_given = ids_given
-    args.rule.routed_scaling_factor = routed_scaling_factor
-    args.rule.num_groups = num_groups
-    args.rule.topk_group = topk_group
+    args.num_slots = topk_ids.shape[1]
+    args.rule.score.scoring = <cpp.Scoring>scoring
+    args.rule.score.logit_softcap = logit_softcap
+    args.rule.score.jitter_eps = jitter_eps
+    args.rule.choice.ids_given = ids_given
+    args.rule.choice.by_logit = by_logit
+    args.rule.choice.num_shared = num_shared
+    args.rule.choice.num_groups = num_groups
+    args.rule.choice.topk_group = topk_group
+    args.rule.choice.group_score = <cpp.GroupScore>group_score
+    args.rule.choice.zero_masked = zero_masked
+    args.rule.weight.renormalize = renormalize
+    args.rule.weight.norm_order = norm_order
+    args.rule.weight.norm_epsilon = norm_epsilon
+    args.rule.weight.norm_floor = norm_floor
+    args.rule.weight.routed_scaling_factor = routed_scaling_factor
     args.topk_weights = &topk_weights[0, 0]
     args.topk_ids = &topk_ids[0, 0]
     with nogil:

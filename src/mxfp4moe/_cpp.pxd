@@ -351,20 +351,44 @@ cdef extern from "routing/routing.h" namespace "mxfp4moe" nogil:
 
     const char* kScoringNames[]
 
-    cdef struct RoutingRule:
+    cdef enum class GroupScore(int32_t):
+        pass
+
+    const char* kGroupScoreNames[]
+
+    cdef struct ScoreRule:
         Scoring scoring
-        cbool renormalize
+        float logit_softcap
+        float jitter_eps
+
+    cdef struct ChoiceRule:
         cbool ids_given
-        float routed_scaling_factor
+        cbool by_logit
+        int64_t num_shared
         int64_t num_groups
         int64_t topk_group
+        GroupScore group_score
+        cbool zero_masked
+
+    cdef struct WeightRule:
+        cbool renormalize
+        float norm_order
+        float norm_epsilon
+        float norm_floor
+        float routed_scaling_factor
+
+    cdef struct RoutingRule:
+        ScoreRule score
+        ChoiceRule choice
+        WeightRule weight
 
     cdef struct RoutingArgs:
         const float* logits
         const float* correction_bias
+        const float* expert_scale
         int64_t num_tokens
         int64_t num_experts
-        int64_t top_k
+        int64_t num_slots
         RoutingRule rule
         float* topk_weights
         int32_t* topk_ids

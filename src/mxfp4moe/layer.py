@@ -350,9 +350,9 @@ class MoELayer(LayerDescription[PackedExperts]):
         if self._nonfinite == "propagate":
             nonfinite = nonfinite_tokens(hidden_states, logits)
             if nonfinite.any():
-                return *self._choose_finite(logits, input_ids, nonfinite), nonfinite
+                return *self._choose_finite(logits, input_ids, nonfinite, num_threads), nonfinite
         try:
-            return *self.choose(logits, input_ids), None
+            return *self.choose(logits, input_ids, num_threads), None
         except ValueError as error:
             got = unroutable_value(hidden_states, logits) if isinstance(self.routing, str) else None
             if got is None:
@@ -361,13 +361,17 @@ class MoELayer(LayerDescription[PackedExperts]):
             raise value_error("hidden_states", expected, f"{got} ({error})") from error
 
     def _choose_finite(
-        self, logits: NDArray[np.float32], input_ids: ArrayLike | None, nonfinite: NDArray[np.bool_]
+        self,
+        logits: NDArray[np.float32],
+        input_ids: ArrayLike | None,
+        nonfinite: NDArray[np.bool_],
+        num_threads: int | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Choose experts for the finite tokens; the slots of the others are dropped, with NaN as weight."""
         logits[nonfinite] = 0
         if input_ids is not None and self.routing == "hash_topk":
             input_ids = np.where(nonfinite, 0, input_ids)
-        weights, ids = self.choose(logits, input_ids)
+        weights, ids = self.choose(logits, input_ids, num_threads)
         weights, ids = np.array(weights), np.array(ids)
         if ids.dtype.kind == "u":  # a routing function of the caller's may return any integers
             ids = to_int64(ids)
@@ -461,7 +465,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         if rows is None or len(rows) <= most or not isinstance(self.routing, str):
             yield hidden, weights, ids, result
             return
-        slots = (len(rows), self.top_k)
+        slots = (len(rows), weights.shape[-1])
         arrays = hidden.reshape(rows.shape), weights.reshape(slots), ids.reshape(slots), rows
         for first in range(0, len(rows), most):
             yield tuple(array[first : first + most] for array in arrays)

@@ -69,7 +69,7 @@ class LayerDescription(Generic[_Experts]):
     routing: str | RoutingFunction = "topk_softmax"
     """The name of a routing function of this package, or a function of the caller's own."""
     routing_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """The keyword arguments of the routing function: numbers, bools and arrays."""
+    """The keyword arguments of the routing function: numbers, bools, strings and arrays."""
     activation: Activation = "silu"
     alpha: float | None = None
     limit: float | None = None
@@ -141,13 +141,18 @@ class LayerDescription(Generic[_Experts]):
         return f"{name}({', '.join(f'{key}={text(value)}' for key, value in self.routing_arguments.items())})"
 
     def choose(
-        self, router_logits: NDArray[np.float32], input_ids: ArrayLike | None
+        self,
+        router_logits: NDArray[np.float32],
+        input_ids: ArrayLike | None,
+        num_threads: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Choose experts by logits, or by token ids where the layer routes by them: weights and ids."""
         rule = self.routing
-        function: RoutingFunction = ROUTING_FUNCTIONS[rule] if isinstance(rule, str) else rule
+        if not isinstance(rule, str):
+            return rule(router_logits, self.top_k, **self.routing_arguments)
         second = input_ids if rule == "hash_topk" else self.top_k
-        return function(router_logits, second, **self.routing_arguments)
+        function: RoutingFunction = ROUTING_FUNCTIONS[rule]
+        return function(router_logits, second, num_threads=num_threads, **self.routing_arguments)
 
     def __eq__(self, other: object) -> bool:
         """Whether both compute the same: equal experts, router and options, whatever file they come from."""
@@ -183,7 +188,7 @@ class LayerDescription(Generic[_Experts]):
             return
         check_choice("routing", self.routing, tuple(ROUTING_FUNCTIONS))
         _, ids = self.choose(np.zeros((1, self.num_experts), np.float32), np.zeros(1, np.int64))
-        if ids.shape[-1] != self.top_k:
+        if self.routing == "hash_topk" and ids.shape[-1] != self.top_k:
             raise value_error("top_k", f"{ids.shape[-1]}, as in tid2eid", str(self.top_k))
 
 

@@ -15,6 +15,7 @@ from problems import bfloat16
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
+from mxfp4moe.routing import ROUTING_FUNCTIONS
 
 H, E = 64, 6
 
@@ -40,6 +41,11 @@ RULES: dict[str, tuple[dict[str, Any], Any]] = {
     "topk_sigmoid": ({"correction_bias": np.arange(E), "routed_scaling_factor": 2.5}, mx.topk_sigmoid),
     "topk_sqrt_softplus": ({"correction_bias": np.arange(E), "renormalize": False}, mx.topk_sqrt_softplus),
     "grouped_topk": ({"num_groups": 3, "topk_group": 2}, mx.grouped_topk),
+    "select_experts": (
+        {"scoring": "sigmoid", "logit_softcap": 4.0, "select_by": "logit", "expert_scale": np.arange(E)},
+        mx.select_experts,
+    ),
+    "sparsemixer": ({"jitter_eps": 0.2}, mx.sparsemixer),
 }
 
 
@@ -59,6 +65,36 @@ def test_routing_by_name(arrays: dict[str, Any], rng: np.random.Generator, rule:
     expected = function(layer.router_logits(hidden_states), 2, **arguments)
     assert np.array_equal(weights, expected[0]) and np.array_equal(ids, expected[1])
     assert rule in repr(layer)
+
+
+def test_shared_experts_that_the_router_weights(arrays: dict[str, Any], rng: np.random.Generator) -> None:
+    arguments = {"scoring": "sigmoid", "num_shared_experts": 2}
+    layer = mx.MoELayer(**arrays, routing="select_experts", routing_arguments=arguments)
+    x = rng.standard_normal((7, H), np.float32)
+    weights, ids = layer.route(x)
+    assert ids.shape == (7, 4)
+    assert (ids[:, 2:] == [E - 2, E - 1]).all()
+    assert (ids[:, :2] < E - 2).all()
+    np.testing.assert_allclose(
+        weights.sum(axis=-1), 1, rtol=8 * 2.0**-24
+    )  # a rounding of each weight and one
+    assert np.array_equal(layer(x), mx.fused_experts(x, layer.experts, weights, ids))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_routing_has_the_threads_of_the_call(
+    arrays: dict[str, Any], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, num_threads: int
+) -> None:
+    given = []
+
+    def route(*args: Any, num_threads: int | None = None, **options: Any) -> Any:
+        given.append(num_threads)
+        return mx.topk_softmax(*args, **options)
+
+    layer = mx.MoELayer(**arrays)
+    monkeypatch.setitem(ROUTING_FUNCTIONS, "topk_softmax", route)
+    layer(rng.standard_normal((3, H), np.float32), num_threads=num_threads)
+    assert given == [num_threads]
 
 
 def test_routing_arguments_are_copied(arrays: dict[str, Any]) -> None:

@@ -26,19 +26,45 @@ def hashed(logits: Any, **options: Any) -> Routed:
 
 
 # Each with four experts of NUM_EXPERTS.
-ROUTES: dict[str, Callable[[Any], Routed]] = {
-    "softmax": lambda logits: mx.topk_softmax(logits, 4),
-    "softmax over all": lambda logits: mx.topk_softmax(logits, 4, renormalize=False),
-    "sigmoid": lambda logits: mx.topk_sigmoid(logits, 4),
-    "sigmoid, bias": lambda logits: mx.topk_sigmoid(logits, 4, correction_bias=BIAS),
-    "sqrt_softplus": lambda logits: mx.topk_sqrt_softplus(logits, 4, correction_bias=BIAS),
-    "grouped": lambda logits: mx.grouped_topk(logits, 4, num_groups=6, topk_group=3, correction_bias=BIAS),
+ROUTES: dict[str, Callable[..., Routed]] = {
+    "softmax": lambda logits, **options: mx.topk_softmax(logits, 4, **options),
+    "softmax over all": lambda logits, **options: mx.topk_softmax(logits, 4, renormalize=False, **options),
+    "sigmoid": lambda logits, **options: mx.topk_sigmoid(logits, 4, **options),
+    "sigmoid, bias": lambda logits, **options: mx.topk_sigmoid(logits, 4, correction_bias=BIAS, **options),
+    "sqrt_softplus": lambda logits, **options: mx.topk_sqrt_softplus(
+        logits, 4, correction_bias=BIAS, **options
+    ),
+    "grouped": lambda logits, **options: mx.grouped_topk(
+        logits, 4, num_groups=6, topk_group=3, correction_bias=BIAS, **options
+    ),
     "hash": hashed,
+    "sparsemixer": lambda logits, **options: mx.sparsemixer(logits, 4, jitter_eps=0.3, **options),
+    "softmax, bias, groups": lambda logits, **options: mx.select_experts(
+        logits, 4, correction_bias=BIAS, num_groups=4, topk_group=2, masked_groups="zero", **options
+    ),
+    "softmax, groups by maximum": lambda logits, **options: mx.select_experts(
+        logits, 4, num_groups=4, topk_group=2, group_score="max", select_by="logit", **options
+    ),
+    "sigmoid, every option": lambda logits, **options: mx.select_experts(
+        logits,
+        3,
+        scoring="sigmoid",
+        logit_softcap=5.0,
+        num_shared_experts=1,
+        select_by="logit",
+        correction_bias=BIAS[1:],
+        norm_order=2.0,
+        norm_epsilon=1e-6,
+        norm_floor=0.5,
+        routed_scaling_factor=2.5,
+        expert_scale=1 + BIAS,
+        **options,
+    ),
 }
 
 
 @pytest.fixture(params=ROUTES)
-def route(request: pytest.FixtureRequest) -> Callable[[Any], Routed]:
+def route(request: pytest.FixtureRequest) -> Callable[..., Routed]:
     return ROUTES[request.param]
 
 
@@ -108,6 +134,18 @@ def test_hash_rows_are_independent_and_threads_do_not_matter(rng):
     assert_same(mx.hash_topk(logits[77], tokens[77], TABLE), (weights[77], ids[77]))
 
 
+def test_threads_of_a_call(route, rng):
+    logits = random_logits(rng, 1500)
+    with mx.num_threads(2):
+        expected = route(logits)
+        for threads in (1, np.int64(3), None):
+            assert_same(route(logits, num_threads=threads), expected)
+    with pytest.raises(ValueError, match="num_threads: expected an integer in .*, got 0"):
+        route(logits, num_threads=0)
+    with pytest.raises(TypeError, match="num_threads: expected an integer, got 1.5"):
+        route(logits, num_threads=1.5)
+
+
 def test_calls_from_several_threads(route, rng):
     logits = random_logits(rng, 700)
     expected = route(logits)
@@ -127,7 +165,8 @@ def test_any_top_k(rng, top_k):
 
 
 def test_one_expert(rng):
-    for route in (mx.topk_softmax, mx.topk_sigmoid, mx.topk_sqrt_softplus):
+    routes = (mx.topk_softmax, mx.topk_sigmoid, mx.topk_sqrt_softplus, mx.select_experts, mx.sparsemixer)
+    for route in routes:
         assert_same(route(np.zeros((2, 1), f32), 1), (np.ones((2, 1), f32), np.zeros((2, 1), np.int32)))
 
 
@@ -169,13 +208,17 @@ def test_table_dtypes(rng, dtype):
 
 LOGITS = np.zeros((3, 6), f32)
 SCORED = {
-    "logits_integers": ({"logits": LOGITS.astype(int)}, TypeError, "logits: .*float32.*got.*int64"),
-    "logits_objects": ({"logits": objects(LOGITS)}, TypeError, "logits: .*got"),
-    "logits_masked": ({"logits": masked(LOGITS)}, TypeError, "logits: .*got.*masked"),
-    "logits_none": ({"logits": None}, TypeError, "logits: .*got None"),
-    "logits_scalar": ({"logits": f32(1)}, ValueError, r"logits: .*got shape \(\)"),
-    "logits_no_experts": ({"logits": LOGITS[:, :0]}, ValueError, r"logits: .*got shape \(3, 0\)"),
-    "logits_overflow": ({"logits": np.full((3, 6), 1e300)}, ValueError, r"logits: .*got inf at .*\(0, 0\)"),
+    "logits_integers": ({"router_logits": LOGITS.astype(int)}, TypeError, "logits: .*float32.*got.*int64"),
+    "logits_objects": ({"router_logits": objects(LOGITS)}, TypeError, "logits: .*got"),
+    "logits_masked": ({"router_logits": masked(LOGITS)}, TypeError, "logits: .*got.*masked"),
+    "logits_none": ({"router_logits": None}, TypeError, "logits: .*got None"),
+    "logits_scalar": ({"router_logits": f32(1)}, ValueError, r"logits: .*got shape \(\)"),
+    "logits_no_experts": ({"router_logits": LOGITS[:, :0]}, ValueError, r"logits: .*got shape \(3, 0\)"),
+    "logits_overflow": (
+        {"router_logits": np.full((3, 6), 1e300)},
+        ValueError,
+        r"logits: .*got inf at .*\(0, 0\)",
+    ),
     "top_k_zero": ({"top_k": 0}, ValueError, r"top_k: .*\[1, 6\], got 0"),
     "top_k_large": ({"top_k": 7}, ValueError, r"top_k: .*\[1, 6\], got 7"),
     "top_k_huge": ({"top_k": 2**70}, ValueError, "top_k: .*got"),
@@ -201,7 +244,7 @@ SCORED = {
         r"correction_bias: .*got inf at position \(5,\)",
     ),
     "bias_nan_without_tokens": (
-        {"logits": LOGITS[:0], "correction_bias": np.full(6, np.nan)},
+        {"router_logits": LOGITS[:0], "correction_bias": np.full(6, np.nan)},
         ValueError,
         r"correction_bias: .*got nan at position \(0,\)",
     ),
@@ -220,8 +263,68 @@ GROUPED = {
     "kept_large": ({"topk_group": 4}, ValueError, r"topk_group: .*\[1, 3\], got 4"),
     "top_k_of_kept": ({"topk_group": 1, "top_k": 3}, ValueError, r"top_k: .*\[1, 2\], got 3"),
 }
+SELECT = {
+    "scoring": ({"scoring": "relu"}, ValueError, "scoring: expected 'softmax', 'sigmoid' or .* got 'relu'"),
+    "scoring_of_others": ({"scoring": "topk_softmax"}, ValueError, "scoring: .* got 'topk_softmax'"),
+    "scoring_none": ({"scoring": None}, TypeError, "scoring: .* got None"),
+    "cap_zero": ({"logit_softcap": 0.0}, ValueError, "logit_softcap: expected None or .* above 0, got 0.0"),
+    "cap_below_float32": ({"logit_softcap": 1e-60}, ValueError, "logit_softcap: .* got 1e-60"),
+    "cap_negative": ({"logit_softcap": -2}, ValueError, "logit_softcap: .* got -2.0"),
+    "cap_nan": ({"logit_softcap": np.nan}, ValueError, "logit_softcap: .* got nan"),
+    "shared_all": (
+        {"num_shared_experts": 6},
+        ValueError,
+        r"num_shared_experts: expected an integer in \[0, 5\], got 6",
+    ),
+    "shared_negative": ({"num_shared_experts": -1}, ValueError, r"num_shared_experts: .*got -1"),
+    "shared_bool": ({"num_shared_experts": True}, TypeError, "num_shared_experts: .*got True"),
+    "top_k_of_chosen": ({"num_shared_experts": 5}, ValueError, r"top_k: .*\[1, 1\], got 2"),
+    "select_by": ({"select_by": "weight"}, ValueError, "select_by: .* 'score' or 'logit', got 'weight'"),
+    "bias_of_shared": (
+        {"num_shared_experts": 2, "correction_bias": np.zeros(6)},
+        ValueError,
+        r"correction_bias: expected shape \(4,\)",
+    ),
+    "groups_of_shared": (
+        {"num_shared_experts": 1, "num_groups": 3},
+        ValueError,
+        "num_groups: expected a divisor of .*5, got 3",
+    ),
+    "top_k_of_group": ({"num_groups": 6}, ValueError, r"top_k: .*\[1, 1\], got 2"),
+    "top_k_of_zeros": (
+        {"num_groups": 6, "masked_groups": "zero", "top_k": 7},
+        ValueError,
+        "top_k: .*6.* got 7",
+    ),
+    "group_score": ({"group_score": "mean"}, ValueError, "group_score: .*'top2_sum' or 'max', got 'mean'"),
+    "masked_groups": ({"masked_groups": 0}, TypeError, "masked_groups: .*'exclude' or 'zero', got 0"),
+    "order": ({"norm_order": 0.5}, ValueError, "norm_order: .* of at least 1, got 0.5"),
+    "order_inf": ({"norm_order": np.inf}, ValueError, "norm_order: .*finite.* got inf"),
+    "order_none": ({"norm_order": None}, TypeError, "norm_order: .* got None"),
+    "epsilon": ({"norm_epsilon": -1e-9}, ValueError, "norm_epsilon: .* of at least 0, got -1e-09"),
+    "floor": ({"norm_floor": np.nan}, ValueError, "norm_floor: .* got nan"),
+    "scale_shape": ({"expert_scale": np.ones(5)}, ValueError, r"expert_scale: .*\(6,\).*got.*\(5,\)"),
+    "scale_integers": ({"expert_scale": np.ones(6, int)}, TypeError, "expert_scale: .*got.*int64"),
+    "scale_infinite": (
+        {"expert_scale": np.array([1, 1, -np.inf, 1, 1, np.nan])},
+        ValueError,
+        r"expert_scale: expected finite values, got -inf at position \(2,\)",
+    ),
+    "row_of_minus_inf": (
+        {"router_logits": np.where(np.arange(3)[:, None] == 1, -np.inf, LOGITS)},
+        ValueError,
+        r"router_logits: expected a finite value in every row, got only -inf in row \(1,\)",
+    ),
+}
+MIXER = {
+    "top_k": ({"top_k": 7}, ValueError, r"top_k: .*\[1, 6\], got 7"),
+    "eps_negative": ({"jitter_eps": -0.1}, ValueError, "jitter_eps: .* of at least 0, got -0.1"),
+    "eps_nan": ({"jitter_eps": np.nan}, ValueError, "jitter_eps: .* got nan"),
+    "eps_none": ({"jitter_eps": None}, TypeError, "jitter_eps: .* got None"),
+    "row_of_minus_inf": SELECT["row_of_minus_inf"],
+}
 HASH = {
-    "logits_none": ({"logits": None}, TypeError, "logits: .*got None"),
+    "logits_none": ({"router_logits": None}, TypeError, "logits: .*got None"),
     "input_ids_floats": ({"input_ids": np.zeros(3)}, TypeError, "input_ids: .*integers.*got.*float64"),
     "input_ids_shape": ({"input_ids": np.zeros(4, int)}, ValueError, r"input_ids: .*\(3,\).*got.*\(4,\)"),
     "input_ids_negative": (
@@ -230,7 +333,7 @@ HASH = {
         r"input_ids: expected values in \[0, 4\], got -1 at position \(1,\)",
     ),
     "input_ids_large": (
-        {"logits": np.zeros((1, 2, 6), f32), "input_ids": np.array([[0, 5]])},
+        {"router_logits": np.zeros((1, 2, 6), f32), "input_ids": np.array([[0, 5]])},
         ValueError,
         r"input_ids: .*got 5 at position \(0, 1\)",
     ),
@@ -257,11 +360,13 @@ HASH = {
 }
 
 
-@pytest.mark.parametrize("route", [mx.topk_sigmoid, mx.topk_sqrt_softplus, mx.grouped_topk])
+@pytest.mark.parametrize(
+    "route", [mx.topk_sigmoid, mx.topk_sqrt_softplus, mx.grouped_topk, mx.select_experts]
+)
 @pytest.mark.parametrize(("change", "error", "match"), SCORED.values(), ids=SCORED)
 def test_scored_routing_refuses(route, change, error, match):
     groups = {"num_groups": 1, "topk_group": 1} if route is mx.grouped_topk else {}
-    call: dict[str, Any] = {"logits": LOGITS, "top_k": 2, **groups}
+    call: dict[str, Any] = {"router_logits": LOGITS, "top_k": 2, **groups}
     route(**call)
     with pytest.raises(error, match=match):
         route(**{**call, **change})
@@ -269,16 +374,30 @@ def test_scored_routing_refuses(route, change, error, match):
 
 @pytest.mark.parametrize(("change", "error", "match"), GROUPED.values(), ids=GROUPED)
 def test_grouped_topk_refuses(change, error, match):
-    call: dict[str, Any] = {"logits": LOGITS, "top_k": 2, "num_groups": 3, "topk_group": 2}
+    call: dict[str, Any] = {"router_logits": LOGITS, "top_k": 2, "num_groups": 3, "topk_group": 2}
     mx.grouped_topk(**call)
     with pytest.raises(error, match=match):
         mx.grouped_topk(**{**call, **change})
 
 
+@pytest.mark.parametrize(("change", "error", "match"), SELECT.values(), ids=SELECT)
+def test_select_experts_refuses(change, error, match):
+    call: dict[str, Any] = {"router_logits": LOGITS, "top_k": 2}
+    mx.select_experts(**call)
+    with pytest.raises(error, match=match):
+        mx.select_experts(**{**call, **change})
+
+
+@pytest.mark.parametrize(("change", "error", "match"), MIXER.values(), ids=MIXER)
+def test_sparsemixer_refuses(change, error, match):
+    with pytest.raises(error, match=match):
+        mx.sparsemixer(**{"router_logits": LOGITS, "top_k": 2, **change})
+
+
 @pytest.mark.parametrize(("change", "error", "match"), HASH.values(), ids=HASH)
 def test_hash_topk_refuses(change, error, match):
     call: dict[str, Any] = {
-        "logits": LOGITS,
+        "router_logits": LOGITS,
         "input_ids": np.array([0, 4, 2]),
         "tid2eid": np.zeros((5, 2), int),
     }

@@ -78,3 +78,43 @@ def test_minimax_m3(functions):
     assert_same_routing(
         functions.topk_sigmoid(data["router_logits"], config["topk"], correction_bias=bias), data
     )
+
+
+# Of model types that route by a rule of several parts: the function and the options that are numbers.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere2_moe_sum": ("select_experts", {"scoring": "sigmoid", "select_by": "logit", "renormalize": False}),
+    "dbrx": ("select_experts", {"select_by": "logit", "norm_epsilon": 0, "norm_order": 1}),
+    "deepseek_v2": ("select_experts", {"select_by": "logit", "renormalize": False}),
+    "ernie4_5_moe": ("select_experts", {"norm_epsilon": 0, "norm_floor": 1e-12}),
+    "gemma4": ("select_experts", {"select_by": "logit", "norm_epsilon": 0}),
+    "inkling_text": (
+        "select_experts",
+        {"scoring": "sigmoid", "num_shared_experts": 2, "routed_scaling_factor": 11.125},
+    ),
+    "kolibri1": ("select_experts", {"scoring": "sigmoid", "select_by": "logit", "renormalize": False}),
+    "laguna": ("select_experts", {"scoring": "sigmoid"}),
+    "lfm2_moe": ("select_experts", {"scoring": "sigmoid", "norm_epsilon": 1e-6}),
+    "llama4_text": ("select_experts", {"scoring": "sigmoid", "select_by": "logit", "renormalize": False}),
+    "longcat_flash": ("select_experts", {"renormalize": False, "routed_scaling_factor": 6}),
+    "mistral4": ("select_experts", {"masked_groups": "zero"}),
+    "phimoe": ("sparsemixer", {"jitter_eps": 0.2}),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_model_types(functions, model):
+    with np.load(golden.DATA / "routing_of_models.npz") as file:
+        names = [name for name in file if name.startswith(f"{model}/")]
+        data = {name.removeprefix(f"{model}/"): file[name] for name in names}
+    logits, expected_ids, expected_weights, logit_error = (
+        data.pop(name) for name in ("router_logits", "topk_ids", "topk_weights", "logit_error")
+    )
+    function, options = MODELS[model]
+    top_k = expected_ids.shape[-1]
+    weights, ids = getattr(functions, function)(logits, top_k, **options, **data)
+    order = np.argsort(ids[:, :top_k], axis=-1)
+    np.testing.assert_array_equal(np.take_along_axis(ids, order, -1), expected_ids)
+    # As above, with one more product of ours; a logit of theirs is a float32 sum, and no weight changes by
+    # more than twice its share.
+    bound = (7 + 16) * 2.0**-24 + 2 * logit_error
+    np.testing.assert_allclose(np.take_along_axis(weights, order, -1), expected_weights, rtol=bound)

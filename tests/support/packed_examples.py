@@ -90,6 +90,21 @@ ROUTINGS: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 2.0,
         "shared": True,
     },
+    "phimoe": {"routing": "sparsemixer", "routing_arguments": {"jitter_eps": 0.2}},
+    "ernie": {
+        "routing": "select_experts",
+        "routing_arguments": {
+            "scoring": "softmax",
+            "correction_bias": np.arange(E, dtype=np.float32),
+            "norm_epsilon": 0.0,
+            "norm_floor": 1e-12,
+            "expert_scale": np.arange(1, E + 1, dtype=np.float32),
+        },
+    },
+    "inkling": {
+        "routing": "select_experts",
+        "routing_arguments": {"scoring": "sigmoid", "logit_softcap": None, "num_shared_experts": 1},
+    },
 }
 
 

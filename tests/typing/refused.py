@@ -20,3 +20,4 @@ layer.top_k = 1  # error: read-only
 mx.show_config(mode="json")  # error: no such mode
 mx.show_config().keys()  # error: None
 mx.fused_moe(w, experts, w)  # error: top_k
+mx.select_experts(w, 2, scoring="relu")  # error: no such score

@@ -1,5 +1,6 @@
-// exp and log in float64, for scores that are then rounded to float32. They are plain arithmetic without branches,
-// which compilers vectorize, and every CPU computes the same bits; those of a math library would depend on its version.
+// exp, log and tanh in float64, for scores that are then rounded to float32. They are plain arithmetic without
+// branches, which compilers vectorize, and every CPU computes the same bits; those of a math library would depend on
+// its version.
 #pragma once
 
 #include "formats/bf16.h"
@@ -51,6 +52,28 @@ static inline double log1p_unit(double y) {
   p = p * u2 + 1.0 / 3;
   p = p * u2 + 1.0;
   return halved * kLn2 + 2.0 * u * p;
+}
+
+// Computes ln x for a normal x > 0 with an absolute error below 2^-47 for each unit of max(1, |ln x|), and 0 for 1.
+static inline double log_positive(double x) {
+  const uint64_t bits = f64_bits(x);
+  const double exponent = static_cast<double>(static_cast<int64_t>(bits >> 52) - 1023);
+  const double mantissa = f64_from_bits((bits & 0xfffffffffffff) | 0x3ff0000000000000);
+  return exponent * kLn2 + log1p_unit(mantissa - 1.0);
+}
+
+// Computes tanh x for x >= 0 with a relative error below 2^-40.
+static inline double tanh_nonnegative(double x) {
+  // (1 - e) / (1 + e) loses the leading digits of small x, for which the Taylor series is used: below 2^-5, the first
+  // term that is left out is a share of less than 2^-56.
+  const double e = exp_nonpositive(-2.0 * x);
+  const double x2 = x * x;
+  double p = 62.0 / 2835;
+  p = p * x2 - 17.0 / 315;
+  p = p * x2 + 2.0 / 15;
+  p = p * x2 - 1.0 / 3;
+  p = p * x2 + 1.0;
+  return x < 0.03125 ? x * p : (1.0 - e) / (1.0 + e);
 }
 
 }  // namespace mxfp4moe

@@ -6,8 +6,9 @@
 #include <functional>
 #include <limits>
 
+#include "formats/bf16.h"
 #include "memory/workspace.h"
-#include "routing/elementary.h"
+#include "routing/scores.h"
 #include "threads/pool.h"
 #include "threads/work_queue.h"
 
@@ -27,6 +28,7 @@ struct Scratch {
   uint64_t* keys;
   uint64_t* group_keys;
   double* exponentials;
+  float* logits;
   float* scores;
   float* selection_scores;
   float* chosen;
@@ -34,9 +36,14 @@ struct Scratch {
 
 Scratch take_scratch(Arena& arena, const RoutingArgs& args) {
   const int64_t n = args.num_experts;
-  return {arena.take<uint64_t>(n), arena.take<uint64_t>(args.rule.num_groups),
-          arena.take<double>(n),   arena.take<float>(n),
-          arena.take<float>(n),    arena.take<float>(args.top_k)};
+  const int64_t groups = args.rule.choice.num_groups;
+  return {arena.take<uint64_t>(n),
+          arena.take<uint64_t>(groups),
+          arena.take<double>(n),
+          arena.take<float>(n),
+          arena.take<float>(n),
+          arena.take<float>(n),
+          arena.take<float>(args.num_slots)};
 }
 
 // The larger score has the larger key. Of equal scores, and -0 equals 0, the lower id has the larger key, so that all
@@ -71,128 +78,172 @@ bool all_below_infinity(const float* logits, int64_t n) {
   return bad == 0;
 }
 
-// Writes e^(x - largest) for each x and returns the sum of all, which is always added in the same order.
-double exp_differences(const float* x, int64_t n, double largest, double* exponentials) {
-  for (int64_t i = 0; i < n; ++i) exponentials[i] = exp_nonpositive(x[i] - largest);
-  double lanes[4] = {};
+float largest_of(const float* x, int64_t n) {
+  float lanes[4] = {-kInfinity, -kInfinity, -kInfinity, -kInfinity};
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
-    for (int lane = 0; lane < 4; ++lane) lanes[lane] += exponentials[i + lane];
+    for (int lane = 0; lane < 4; ++lane) lanes[lane] = std::max(lanes[lane], x[i + lane]);
   }
-  for (int lane = 0; i + lane < n; ++lane) lanes[lane] += exponentials[i + lane];
-  return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+  for (; i < n; ++i) lanes[0] = std::max(lanes[0], x[i]);
+  return std::max(std::max(lanes[0], lanes[1]), std::max(lanes[2], lanes[3]));
 }
 
-bool route_by_softmax(const RoutingArgs& args, const float* logits, int64_t row, const Scratch& scratch) {
-  const int64_t n = args.num_experts, k = args.top_k;
-  int32_t* ids = args.topk_ids + row * k;
-  float* weights = args.topk_weights + row * k;
-  selection_keys(logits, n, 0, scratch.keys);
-  select_largest(scratch.keys, n, k);
-  for (int64_t j = 0; j < k; ++j) {
-    ids[j] = key_id(scratch.keys[j]);
-    scratch.chosen[j] = logits[ids[j]];
+// Writes the scores of all experts; false if a softmax has nothing but -inf.
+bool score_all(Scoring scoring, const float* logits, int64_t n, const Scratch& scratch) {
+  if (scoring != Scoring::kSoftmax) {
+    scoring == Scoring::kSigmoid ? sigmoid(logits, n, scratch.scores) : sqrt_softplus(logits, n, scratch.scores);
+    return true;
   }
-  const float largest = scratch.chosen[0];
+  const float largest = largest_of(logits, n);
   if (largest == -kInfinity) return false;
-  const bool renormalize = args.rule.renormalize;
-  const double total = renormalize ? exp_differences(scratch.chosen, k, largest, scratch.exponentials)
-                                   : exp_differences(logits, n, largest, scratch.exponentials);
-  for (int64_t j = 0; j < k; ++j) {
-    weights[j] = static_cast<float>(scratch.exponentials[renormalize ? j : ids[j]] / total);
-  }
+  const double total = exp_differences(logits, n, largest, scratch.exponentials);
+  for (int64_t i = 0; i < n; ++i) scratch.scores[i] = static_cast<float>(scratch.exponentials[i] / total);
   return true;
 }
 
-void sigmoid(const float* logits, int64_t n, float* scores) {
+// The largest logit of a row whose experts were chosen by their logits.
+float largest_logit(const RoutingArgs& args, const float* logits, const float* chosen) {
+  const ChoiceRule& rule = args.rule.choice;
+  const bool chosen_first = args.correction_bias == nullptr && rule.num_groups == 1 && rule.num_shared == 0;
+  return chosen_first ? chosen[0] : largest_of(logits, args.num_experts);
+}
+
+// One slot of a token: the logits that experts have left, and which of them the slot has.
+float sparse_mixer_weight(float* left, int64_t n, int32_t id, float limit, const Scratch& scratch) {
+  const float chosen = left[id];
+  if (chosen == -kInfinity) return 0.0f;
   for (int64_t i = 0; i < n; ++i) {
-    const double x = logits[i];
-    const double e = exp_nonpositive(-std::fabs(x));
-    scores[i] = static_cast<float>((x < 0.0 ? e : 1.0) / (1.0 + e));
+    const float distance = (chosen - left[i]) / std::max(std::fabs(left[i]), chosen);  // NaN if both are 0 or infinite
+    scratch.scores[i] = distance > limit ? -kInfinity : left[i];
   }
+  left[id] = -kInfinity;
+  return static_cast<float>(1.0 / exp_differences(scratch.scores, n, chosen, scratch.exponentials));
 }
 
-void sqrt_softplus(const float* logits, int64_t n, float* scores) {
-  for (int64_t i = 0; i < n; ++i) {
-    const double x = logits[i];
-    const double log = log1p_unit(exp_nonpositive(-std::fabs(x)));
-    scores[i] = static_cast<float>(std::sqrt((x < 0.0 ? 0.0 : x) + log));
+// Writes the scores of the experts `ids` to `weights`, without those of all others where they do not matter; false if a
+// softmax has nothing but -inf.
+bool score_chosen(const RoutingArgs& args, const float* logits, const int32_t* ids, float* weights,
+                  const Scratch& scratch) {
+  const ScoreRule& rule = args.rule.score;
+  const int64_t n = args.num_experts, slots = args.num_slots;
+  for (int64_t j = 0; j < slots; ++j) scratch.chosen[j] = logits[ids[j]];
+  float largest = 0.0f;
+  double total;
+  switch (rule.scoring) {
+    case Scoring::kSigmoid: sigmoid(scratch.chosen, slots, weights); break;
+    case Scoring::kSqrtSoftplus: sqrt_softplus(scratch.chosen, slots, weights); break;
+    case Scoring::kSoftmax:
+      largest = largest_logit(args, logits, scratch.chosen);
+      total = exp_differences(logits, n, largest, scratch.exponentials);
+      for (int64_t j = 0; j < slots; ++j) weights[j] = static_cast<float>(scratch.exponentials[ids[j]] / total);
+      break;
+    case Scoring::kTopkSoftmax:
+      largest = scratch.chosen[0];
+      total = exp_differences(scratch.chosen, slots, largest, scratch.exponentials);
+      for (int64_t j = 0; j < slots; ++j) weights[j] = static_cast<float>(scratch.exponentials[j] / total);
+      break;
+    case Scoring::kSparseMixer:
+      largest = scratch.chosen[0];
+      std::copy(logits, logits + n, scratch.selection_scores);
+      for (int64_t j = 0; j < slots; ++j) {
+        weights[j] = sparse_mixer_weight(scratch.selection_scores, n, ids[j], 2.0f * rule.jitter_eps, scratch);
+      }
+      break;
   }
+  return largest > -kInfinity;
 }
 
-void score(Scoring scoring, const float* logits, int64_t n, float* scores) {
-  scoring == Scoring::kSigmoid ? sigmoid(logits, n, scores) : sqrt_softplus(logits, n, scores);
-}
-
-void selection_scores(const RoutingArgs& args, const float* logits, const Scratch& scratch) {
+// What experts are chosen by; an excluded expert stays so, whatever its bias.
+const float* selection_scores(const RoutingArgs& args, const float* logits, const Scratch& scratch) {
   const float* bias = args.correction_bias;
-  for (int64_t i = 0; i < args.num_experts; ++i) {
-    const float biased = bias == nullptr ? scratch.scores[i] : scratch.scores[i] + bias[i];
+  const bool by_logit = args.rule.choice.by_logit;
+  if (by_logit && bias == nullptr) return logits;
+  const float* values = by_logit ? logits : scratch.scores;
+  for (int64_t i = 0; i < args.num_experts - args.rule.choice.num_shared; ++i) {
+    const float biased = bias == nullptr ? values[i] : values[i] + bias[i];
     scratch.selection_scores[i] = logits[i] == -kInfinity ? -kInfinity : biased;
   }
+  return scratch.selection_scores;
 }
 
-// The score of a group is the sum of its two best experts; excluded experts do not count.
-float group_score(const float* selection_scores, int64_t size) {
+// The score of a group is that of its best expert, or the sum of its two best; excluded experts do not count.
+float group_score(GroupScore rule, const float* selection_scores, int64_t size) {
   float best = -kInfinity, second = -kInfinity;
   for (int64_t i = 0; i < size; ++i) {
     second = std::max(second, std::min(best, selection_scores[i]));
     best = std::max(best, selection_scores[i]);
   }
-  return second == -kInfinity ? best : best + second;
+  return rule == GroupScore::kMax || second == -kInfinity ? best : best + second;
 }
 
-void select_groups(const RoutingArgs& args, const Scratch& scratch) {
-  const int64_t size = args.num_experts / args.rule.num_groups;
-  for (int64_t g = 0; g < args.rule.num_groups; ++g) {
-    scratch.group_keys[g] = selection_key(group_score(scratch.selection_scores + g * size, size), g);
+// Writes the keys of the experts of the best groups, and where the rule has it those of the others as of score 0.
+// Returns their number.
+int64_t list_candidates(const ChoiceRule& rule, const float* selection, int64_t n, const Scratch& scratch) {
+  if (rule.topk_group == rule.num_groups) {
+    selection_keys(selection, n, 0, scratch.keys);
+    return n;
   }
-  select_largest(scratch.group_keys, args.rule.num_groups, args.rule.topk_group);
-}
-
-// Writes the keys of the experts of the best groups and returns their number.
-int64_t list_candidates(const RoutingArgs& args, const Scratch& scratch) {
-  const RoutingRule& rule = args.rule;
-  const bool all = rule.topk_group == rule.num_groups;
-  if (!all) select_groups(args, scratch);
-  const int64_t size = args.num_experts / rule.num_groups;
+  const int64_t size = n / rule.num_groups;
+  for (int64_t g = 0; g < rule.num_groups; ++g) {
+    scratch.group_keys[g] = selection_key(group_score(rule.group_score, selection + g * size, size), g);
+  }
+  select_largest(scratch.group_keys, rule.num_groups, rule.topk_group);
+  for (int64_t i = 0; rule.zero_masked && i < n; ++i) {
+    scratch.keys[i] = selection_key(selection[i] == -kInfinity ? -kInfinity : 0.0f, i);
+  }
   for (int64_t g = 0; g < rule.topk_group; ++g) {
-    const int64_t first = (all ? g : key_id(scratch.group_keys[g])) * size;
-    selection_keys(scratch.selection_scores + first, size, first, scratch.keys + g * size);
+    const int64_t first = key_id(scratch.group_keys[g]) * size;
+    selection_keys(selection + first, size, first, scratch.keys + (rule.zero_masked ? first : g * size));
   }
-  return rule.topk_group * size;
+  return rule.zero_masked ? n : rule.topk_group * size;
 }
 
-void route_by_scores(const RoutingArgs& args, const float* logits, int64_t row, const Scratch& scratch) {
-  const int64_t k = args.top_k;
-  int32_t* ids = args.topk_ids + row * k;
-  float* weights = args.topk_weights + row * k;
-  if (args.rule.ids_given) {
-    for (int64_t j = 0; j < k; ++j) scratch.chosen[j] = logits[ids[j]];
-    score(args.rule.scoring, scratch.chosen, k, weights);
-  } else {
-    score(args.rule.scoring, logits, args.num_experts, scratch.scores);
-    selection_scores(args, logits, scratch);
-    select_largest(scratch.keys, list_candidates(args, scratch), k);
-    for (int64_t j = 0; j < k; ++j) {
-      ids[j] = key_id(scratch.keys[j]);
-      weights[j] = scratch.scores[ids[j]];
-    }
+void choose(const RoutingArgs& args, const float* logits, int32_t* ids, const Scratch& scratch) {
+  const ChoiceRule& rule = args.rule.choice;
+  const int64_t n = args.num_experts - rule.num_shared, top_k = args.num_slots - rule.num_shared;
+  const int64_t candidates = list_candidates(rule, selection_scores(args, logits, scratch), n, scratch);
+  select_largest(scratch.keys, candidates, top_k);
+  for (int64_t j = 0; j < top_k; ++j) ids[j] = key_id(scratch.keys[j]);
+  for (int64_t j = 0; j < rule.num_shared; ++j) ids[top_k + j] = static_cast<int32_t>(n + j);
+}
+
+// Makes weights of the scores of the chosen experts.
+void weigh(const RoutingArgs& args, const int32_t* ids, float* weights) {
+  const WeightRule& rule = args.rule.weight;
+  const int64_t slots = args.num_slots;
+  if (rule.renormalize) {
+    float divisor = static_cast<float>(norm(weights, slots, rule.norm_order)) + rule.norm_epsilon;
+    divisor = std::max(divisor, rule.norm_floor);
+    if (divisor == 0.0f) divisor = 1.0f;  // all weights are 0, and stay so
+    for (int64_t j = 0; j < slots; ++j) weights[j] /= divisor;
   }
-  float divisor = 1.0f;
-  if (args.rule.renormalize) {
-    double sum = 0.0;
-    for (int64_t j = 0; j < k; ++j) sum += weights[j];
-    divisor = static_cast<float>(sum) + 1e-20f;
-  }
-  for (int64_t j = 0; j < k; ++j) weights[j] = weights[j] / divisor * args.rule.routed_scaling_factor;
+  for (int64_t j = 0; j < slots; ++j) weights[j] *= rule.routed_scaling_factor;
+  if (args.expert_scale == nullptr) return;
+  for (int64_t j = 0; j < slots; ++j) weights[j] *= args.expert_scale[ids[j]];
 }
 
 bool route_row(const RoutingArgs& args, int64_t row, const Scratch& scratch) {
-  const float* logits = args.logits + row * args.num_experts;
-  if (!all_below_infinity(logits, args.num_experts)) return false;
-  if (args.rule.scoring == Scoring::kSoftmax) return route_by_softmax(args, logits, row, scratch);
-  route_by_scores(args, logits, row, scratch);
+  const int64_t n = args.num_experts, slots = args.num_slots;
+  const float* logits = args.logits + row * n;
+  int32_t* ids = args.topk_ids + row * slots;
+  float* weights = args.topk_weights + row * slots;
+  const ScoreRule& rule = args.rule.score;
+  const ChoiceRule& choice = args.rule.choice;
+  if (!all_below_infinity(logits, n)) return false;
+  if (rule.logit_softcap != 0.0f) {
+    softcap(logits, n, rule.logit_softcap, scratch.logits);
+    logits = scratch.logits;
+  }
+  if (!choice.ids_given) {
+    if (!choice.by_logit && !score_all(rule.scoring, logits, n, scratch)) return false;
+    choose(args, logits, ids, scratch);
+  }
+  if (choice.ids_given || choice.by_logit) {
+    if (!score_chosen(args, logits, ids, weights, scratch)) return false;
+  } else {
+    for (int64_t j = 0; j < slots; ++j) weights[j] = scratch.scores[ids[j]];
+  }
+  weigh(args, ids, weights);
   return true;
 }
 
@@ -226,7 +277,8 @@ void route_share(void* context, int thread, int num_threads) {
 }  // namespace
 
 int64_t route(const RoutingArgs& args, int num_threads) {
-  if (args.correction_bias != nullptr && !all_below_infinity(args.correction_bias, args.num_experts)) return kBadBias;
+  const int64_t num_biases = args.num_experts - args.rule.choice.num_shared;
+  if (args.correction_bias != nullptr && !all_below_infinity(args.correction_bias, num_biases)) return kBadBias;
   const int64_t useful = std::min(args.num_tokens, args.num_tokens * args.num_experts / kMinLogitsPerThread);
   const int threads = static_cast<int>(std::min<int64_t>(num_threads, std::max<int64_t>(1, useful)));
   Arena sizes(nullptr);

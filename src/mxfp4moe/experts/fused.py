@@ -218,7 +218,7 @@ def fused_moe(
         raise value_error(
             "router_logits", f"shape {(*hidden.shape[:-1], num_logits)}", f"shape {logits.shape}"
         )
-    topk_weights, topk_ids = topk_softmax(logits, top_k, renormalize=renormalize)
+    topk_weights, topk_ids = topk_softmax(logits, top_k, renormalize=renormalize, num_threads=num_threads)
     return fused_experts(
         hidden_states,
         experts,

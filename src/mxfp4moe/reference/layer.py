@@ -13,6 +13,8 @@ from mxfp4moe.reference.routing import (
     grouped_topk,
     hash_topk,
     router_logits,
+    select_experts,
+    sparsemixer,
     topk_sigmoid,
     topk_softmax,
     topk_sqrt_softplus,
@@ -20,7 +22,15 @@ from mxfp4moe.reference.routing import (
 
 _ROUTING_FUNCTIONS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
     function.__name__: function
-    for function in (topk_softmax, topk_sigmoid, topk_sqrt_softplus, grouped_topk, hash_topk)
+    for function in (
+        topk_softmax,
+        topk_sigmoid,
+        topk_sqrt_softplus,
+        grouped_topk,
+        hash_topk,
+        select_experts,
+        sparsemixer,
+    )
 }
 
 
