@@ -70,7 +70,7 @@ def _kinds() -> dict[str, str]:
 
 
 def _optional_fields() -> set[str]:
-    """Fields that a file may lack, as files of a version that did not know them do; the defaults hold then."""
+    """Fields that a file may lack, if its version did not know them: their defaults hold then."""
     return {each.name for each in fields(LayerDescription) if each.default is not MISSING} - {*_LAST_FIELDS}
 
 
