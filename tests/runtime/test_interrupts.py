@@ -143,7 +143,7 @@ CALLS = {
     "quantize_mxfp8": forward(mx.quantize_mxfp8),
     "quantize_nvfp4": forward(mx.quantize_nvfp4),
     "quantize_fp8_block": forward(mx.quantize_fp8_block),
-    "quantize_fp8_tensor": forward(mx.quantize_fp8_block, (None, None)),
+    "quantize_fp8_tensor": forward(mx.quantize_fp8_block, block_shape=(None, None)),
     "dequantize_mxfp4": inverse(mx.quantize_mxfp4, mx.dequantize_mxfp4),
     "dequantize_mxfp8": inverse(mx.quantize_mxfp8, mx.dequantize_mxfp8),
     "dequantize_nvfp4": inverse(mx.quantize_nvfp4, mx.dequantize_nvfp4),
