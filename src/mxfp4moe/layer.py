@@ -29,7 +29,7 @@ from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.fused import check_hidden_states, fused_experts
 from mxfp4moe.experts.out import check_out, given_array, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
-from mxfp4moe.experts.quantizing import check_quantize, pack_weights
+from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, pack_weights
 from mxfp4moe.layer_description import ROUTER_DTYPES, LayerDescription, RoutingFunction
 from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.linear.packed_linear import PackedLinear
@@ -157,7 +157,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         path: str | os.PathLike[str],
         layer: int = 0,
         *,
-        quantize: str | None = None,
+        quantize: QuantizeFormat | None = None,
         nonfinite: Nonfinite = "raise",
     ) -> Self:
         """Read and pack one layer of a model on disk.
@@ -204,7 +204,7 @@ class MoELayer(LayerDescription[PackedExperts]):
     def _of_description(
         cls,
         description: LayerDescription[AnyExperts],
-        quantize: str | None = None,
+        quantize: QuantizeFormat | None = None,
         path: str | None = None,
         nonfinite: Nonfinite = "raise",
     ) -> Self:
@@ -460,15 +460,15 @@ class MoELayer(LayerDescription[PackedExperts]):
     ) -> Iterator[tuple[NDArray[Any], ...]]:
         """The arrays of some tokens at a time: float32 sums of all would be much memory."""
         rows = rows_view(result)
-        most = max(1, _SUM_BYTES // (4 * self.hidden_size))
+        limit = max(1, _SUM_BYTES // (4 * self.hidden_size))
         # What the caller's own routing function returns has not been checked yet, so it is not cut in parts.
-        if rows is None or len(rows) <= most or not isinstance(self.routing, str):
+        if rows is None or len(rows) <= limit or not isinstance(self.routing, str):
             yield hidden, weights, ids, result
             return
         slots = (len(rows), weights.shape[-1])
         arrays = hidden.reshape(rows.shape), weights.reshape(slots), ids.reshape(slots), rows
-        for first in range(0, len(rows), most):
-            yield tuple(array[first : first + most] for array in arrays)
+        for first in range(0, len(rows), limit):
+            yield tuple(array[first : first + limit] for array in arrays)
 
     def _compute_shared(self, hidden_states: NDArray[Any], num_threads: int | None) -> NDArray[np.float32]:
         assert self.shared_experts is not None

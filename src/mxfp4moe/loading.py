@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from mxfp4moe import checkpoint
 from mxfp4moe._arguments import check_bool, check_choice
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.experts.quantizing import check_quantize
+from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize
 from mxfp4moe.layer import NONFINITE, MoELayer, Nonfinite
 
 __all__ = ["load_layers"]
@@ -19,7 +19,7 @@ def load_layers(
     path: str | os.PathLike[str],
     layers: Iterable[int] | None = None,
     *,
-    quantize: str | None = None,
+    quantize: QuantizeFormat | None = None,
     progress: bool | None = None,
     nonfinite: Nonfinite = "raise",
 ) -> list[MoELayer]:

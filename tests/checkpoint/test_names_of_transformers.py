@@ -135,7 +135,7 @@ def random_matrices(rng: np.random.Generator, hidden: int, intermediate: int) ->
     return {part: rng.standard_normal((3, *shape)).astype(BFLOAT16) for part, shape in shapes.items()}
 
 
-# Of the first, gate_up_proj has the same shape in both layouts; of the second, down_proj has.
+# With the first sizes gate_up_proj has the same shape in both layouts, with the second ones down_proj.
 @pytest.mark.parametrize("sizes", [(128, 64), (64, 64), (64, 128), (96, 32)])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("is_text", [False, True])

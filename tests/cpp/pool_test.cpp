@@ -55,7 +55,7 @@ constexpr bool kAddressSanitizer = false;
 #endif
 constexpr int kMaxThreads = 8;
 
-// One call. Each thread counts itself, then all meet at a barrier several times; what one of them wrote before a
+// This is a call. Each thread counts itself, then all meet at a barrier several times; what one of them wrote before a
 // barrier, all must read after it.
 struct Call {
   Barrier barrier;

@@ -21,7 +21,7 @@ BITS = {
 }  # fmt: skip
 
 
-# Of GGUF: layouts of scalars, other types of values, and elements and bytes of a block of each tensor type.
+# GGUF files have these layouts of scalars, other types of values, and sizes of a block: elements and bytes.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 BLOCKS = {0: (1, 4), 1: (1, 2), 30: (1, 2), 39: (32, 17)}

@@ -39,7 +39,7 @@ def _prepare(folder: Path) -> Case:
         "quantize": ["quantize", model, out],
         "run": ["run", "--checkpoint", model, "--input", str(folder / "x.npy"), "--output", out + ".npy"],
     }
-    # Without a limit, in this process: what is imported late is there when files cannot be opened.
+    # They run without a limit first: then what is imported late is there when files cannot be opened.
     for arguments in commands.values():
         _folder(work)
         assert main([*arguments]) == 0

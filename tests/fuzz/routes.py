@@ -114,7 +114,7 @@ def _check_choice(route: Route, logits: Array, scores: Array, ids: Array) -> Non
         later = np.concatenate([ids[place + 1 :], left])
         better = selection[later] - margin[later] > selection[expert] + margin[expert]
         assert not better.any(), (ids, expert, later[better])
-        # Of the same numbers the lower id comes first.
+        # Where the numbers are the same, the lower id comes first.
         same = logits[later] == logits[expert]
         if route.bias is not None:
             same &= route.bias[later] == route.bias[expert]

@@ -9,7 +9,7 @@ import mxfp4moe as mx
 
 pytestmark = pytest.mark.emulation
 
-# Of the contract's own roundings, and a margin: a bfloat16 output adds its rounding.
+# They are what the contract's own roundings give, and a margin. A bfloat16 output adds its rounding.
 BOUNDS = [(bfloat16, 2.8e-3), (np.float32, 2.2e-3)]
 
 

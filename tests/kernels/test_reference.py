@@ -126,7 +126,7 @@ def test_sum_runs_in_ascending_expert_id_then_slot():
         assert result == 32
     swapped = one_value_experts([2.0**30, 1.0, -(2.0**30)])
     assert reference.fused_experts(hidden, swapped, weights, np.array([[0, 1, 2]])) == 0
-    # The same expert in several slots: by slot.
+    # The same expert stands in several slots: their order is that of the sum.
     one = one_value_experts([1.0])
     same = np.zeros((1, 3), dtype=np.int64)
     for order, expected in (([2.0**30, -(2.0**30), 1], 32), ([2.0**30, 1, -(2.0**30)], 0)):

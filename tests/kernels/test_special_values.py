@@ -162,7 +162,7 @@ def test_special_router_weights(isa, rng, value, on_input):
     [(bfloat16, 3.3895313892515355e38), (np.float16, 65504.0), (np.float32, 3.4028235e38)],
 )
 def test_output_overflows_to_infinity(isa, dtype, largest):
-    # One output of 32 times the router weight, rounded once to the output dtype.
+    # The one output is 32 times the router weight, rounded once to the output dtype.
     problem = one_weight_problem("w13", 2, 127, 0)._replace(topk_weights=np.zeros((1, 1), dtype=np.float32))
     for factor, infinite in ((1.0, False), (1 + 2.0**-5, True)):
         problem.topk_weights[0, 0] = largest / 32 * factor

@@ -77,7 +77,8 @@ def test_threads_wait_for_less_than_a_tenth(isa, rng, model, num_threads, num_no
         plan = plan_of(shape, random_ids(rng, shape), num_threads, num_nodes)
         assert plan.num_threads == num_threads
         used = plan.tokens_of_expert > 0
-        # Bound by the memory; by both, which take as long at 4.25 tokens; by arithmetic.
+        # These are the costs if memory is the limit, if both are (at 4.25 tokens they take as long), and,
+        # below, if arithmetic is.
         costs = [used, used + plan.tokens_of_expert / 4.25]
         if num_tokens >= 64:
             costs.append(plan.tokens_of_expert)

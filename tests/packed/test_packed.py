@@ -455,7 +455,7 @@ def test_processes_share_the_memory(tmp_path: Path, rng: np.random.Generator) ->
         assert counts["Rss"] >= nbytes
         assert counts["Private_Dirty"] == 0
         assert counts["Private_Clean"] + counts["Shared_Clean"] == counts["Rss"]
-        # Of pages that two processes map, each is charged half.
+        # Two processes map these pages, and each is charged half of them.
         assert counts["Shared_Clean"] >= nbytes
         assert counts["Pss"] <= counts["Rss"] / 2 + 4096
 

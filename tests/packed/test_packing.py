@@ -261,7 +261,7 @@ def test_is_not_made_directly():
 
 
 def test_float4_dtype_is_refused_by_name(rng):
-    # One code per byte: not packed.
+    # These have one code per byte, so they are not packed.
     arrays = random_arrays(rng)
     codes = arrays.w13.astype(np.float32).astype(ml_dtypes.float4_e2m1fn)
     with pytest.raises(TypeError, match=r"w13: expected .*uint8.*, got .*float4_e2m1fn"):

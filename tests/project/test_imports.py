@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from mxfp4moe import _core
+from mxfp4moe.experts import quantizing
 from mxfp4moe.experts.activation import Activation
 from mxfp4moe.formats import FORMATS, Format
 from mxfp4moe.quantize._common import ScaleRule
@@ -106,5 +107,6 @@ def test_no_import_goes_in_a_circle() -> None:
 def test_names_of_types_are_those_of_the_enumerations() -> None:
     """Type checkers need the names in Literal; the C++ library's enumerations have the numbers."""
     literals = {Activation: _core.ACTIVATIONS, Format: FORMATS, ScaleRule: _core.SCALE_RULES}
+    literals[quantizing.QuantizeFormat] = quantizing._QUANTIZERS
     for literal, names in literals.items():
         assert set(get_args(literal)) == set(names)

@@ -274,7 +274,7 @@ def test_round_trip_keeps_representable_values(isa: str, data: st.DataObject, ru
 def test_rceil_never_saturates(isa: str, w: np.ndarray) -> None:
     blocks, scales = mx.quantize_mxfp4(w, scale_rule="rceil")
     values = mx.dequantize_mxfp4(blocks, scales, dtype=np.float64)
-    # Half the widest step between E2M1 values, which is 2.
+    # The widest step between E2M1 values is 2; an error is at most half of it.
     assert (np.abs(values - w) <= np.repeat(scales.astype(np.float64), 32, axis=-1)).all()
 
 

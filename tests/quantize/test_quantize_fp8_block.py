@@ -179,7 +179,7 @@ def test_nonfinite(isa: str, rng: np.random.Generator, dtype: np.dtype[Any], val
 @DTYPE
 def test_dequantize_every_code(isa: str, rng: np.random.Generator, dtype: np.dtype[Any]) -> None:
     codes = np.tile(np.arange(256, dtype=np.uint8), (6, 1))
-    # Of these scales most products have more bits than a float32. The last is as large as bfloat16 can bear.
+    # Most products with these have more bits than a float32. The last is as large as bfloat16 can bear.
     scales = np.array([1.0, 0.1, 1 / 3, 1 + 2.0**-23, 2.0**-20 * 1.1, -1.7], np.float32)[:, None]
     got = mx.dequantize_fp8_block(codes, scales, block_shape=(1, None), dtype=dtype)
     assert got.dtype == dtype
@@ -237,7 +237,7 @@ def test_error_is_half_a_step(isa: str, w: np.ndarray, rows: int | None, columns
     values, scales = mx.quantize_fp8_block(w, block_shape=(rows, columns))
     got = mx.dequantize_fp8_block(values, scales, block_shape=(rows, columns), dtype=np.float64)
     amax = np.abs(w.astype(np.float64)).max(initial=0)
-    # Half a step of E4M3 is 1/16 of a value, or 2^-10 of a scale; 2^-22 for the float32 quotient and scale.
+    # Half a step of E4M3 is 1/16 of a value, or 2^-10 of a scale. The float32 quotient and scale add 2^-22.
     scale = np.repeat(np.repeat(scales, rows or w.shape[-2], axis=-2), columns or w.shape[-1], axis=-1)
     scale = scale[..., : w.shape[-2], : w.shape[-1]].astype(np.float64)
     bound = np.maximum(np.abs(w.astype(np.float64)) / 16, scale * 2.0**-10) * (1 + 2.0**-22)

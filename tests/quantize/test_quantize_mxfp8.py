@@ -294,7 +294,7 @@ def test_round_trip_keeps_quantized_values(isa: str, w: np.ndarray, rule: Any, e
 def test_rceil_never_saturates(isa: str, w: np.ndarray) -> None:
     values, scales = mx.quantize_mxfp8(w, element="e4m3", scale_rule="rceil")
     error = np.abs(mx.dequantize_mxfp8(values, scales, dtype=np.float64) - w)
-    # Half the widest step between E4M3 values, which is 32.
+    # The widest step between E4M3 values is 32; an error is at most half of it.
     assert (error <= 16 * np.repeat(scales.astype(np.float64), 32, axis=-1)).all()
 
 

@@ -80,7 +80,7 @@ def test_minimax_m3(functions):
     )
 
 
-# Of model types that route by a rule of several parts: the function and the options that are numbers.
+# These model types route by a rule of several parts: each has its function and the options that are numbers.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2_moe_sum": ("select_experts", {"scoring": "sigmoid", "select_by": "logit", "renormalize": False}),
     "dbrx": ("select_experts", {"select_by": "logit", "norm_epsilon": 0, "norm_order": 1}),

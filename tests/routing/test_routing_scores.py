@@ -87,7 +87,7 @@ def test_scores_are_rounded_once(rng, name, limits):
     logits = rng.uniform(*limits, size=(64, 257)).astype(np.float32)
     exact = exact_score(name, logits)
     scores = scores_of(SCORED[name], logits)
-    # Half an ulp, and the error of exp and log in double.
+    # The bound is half an ulp, and a little for the error of exp and log in double.
     tiny = np.spacing(exact.astype(np.float32)).astype(np.longdouble)
     assert np.all(np.abs(scores - exact) <= 0.5001 * tiny)
 

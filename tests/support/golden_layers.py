@@ -12,7 +12,7 @@ from problems import rel_l2
 import mxfp4moe as mx
 from mxfp4moe.checkpoint import ExpertWeights
 
-# Of the contract's own roundings, and a margin: a bfloat16 output adds its rounding.
+# They are what the contract's own roundings give, and a margin. A bfloat16 output adds its rounding.
 BOUNDS = [(BFLOAT16, 2.8e-3), (np.float32, 2.2e-3)]
 
 

@@ -15,6 +15,8 @@ mx.fused_experts(w, experts, w, w, activation="relu")  # error: no such activati
 mx.fused_experts(w, "experts", w, w)  # error: no PackedExperts
 mx.MoELayer.open("layer.packed", True)  # error: keyword-only
 mx.MoELayer.from_checkpoint("model", nonfinite="ignore")  # error: no such choice
+mx.MoELayer.from_checkpoint("model", quantize="bf16")  # error: nothing to quantize to
+mx.load_layers("model", quantize="int4")  # error: no such format
 layer = mx.MoELayer.from_checkpoint("model")
 layer.top_k = 1  # error: read-only
 mx.show_config(mode="json")  # error: no such mode

@@ -21,7 +21,7 @@ struct ThreadMemory {
   uint8_t* scratch;
 };
 
-// One call, as its threads see it.
+// This is one call, as its threads see it.
 struct LinearCall {
   const KernelTable& kernels;
   const LinearProblem& problem;

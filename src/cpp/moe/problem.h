@@ -1,4 +1,4 @@
-// One call of the fused experts as plain data.
+// This header describes one call of the fused experts as plain data.
 #pragma once
 
 #include "packing/storage.h"

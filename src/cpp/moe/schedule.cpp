@@ -46,7 +46,7 @@ int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& c
   return arena->used();
 }
 
-// One chunk of tokens, shared by the threads that compute it.
+// This is one chunk of tokens, which the threads that compute it share.
 class Chunk {
  public:
   Chunk(const KernelTable& kernels, const MoeProblem& problem, const ChunkMemory& memory, const ChunkPlan& plan)

@@ -103,8 +103,8 @@ enum class RowOrder : int32_t {
 // Returns the row of a source of `num_rows` rows that becomes packed row `row`, or -1 for padding.
 int64_t source_row(RowOrder order, int64_t row, int64_t num_rows);
 
-// One matrix of one expert as it comes: C-contiguous rows of weights, and of block scales if it has some. Gate and up
-// may come as two arrays of num_rows / 2 rows; `up_*` are then the second ones.
+// This is one matrix of one expert as it comes: C-contiguous rows of weights, and of block scales if it has some. Gate
+// and up may come as two arrays of num_rows / 2 rows; `up_*` are then the second ones.
 struct SourceMatrix {
   WeightFormat format;
   DType dtype;  // for kBf16: kBFloat16, or a type that is rounded to it

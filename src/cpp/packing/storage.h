@@ -21,7 +21,7 @@ struct StorageShape {
 enum class Part : int32_t { kWeights, kScales, kSumScales, kBias };
 constexpr int kNumParts = 4;
 
-// One matrix of all experts. Each part begins at its offset and holds expert_bytes for each expert in turn.
+// This is one matrix of all experts. Each part begins at its offset and holds expert_bytes for each expert in turn.
 struct MatrixLayout {
   PackedMatrix sizes;  // its pointers are null
   SumScaleBlocks sum_blocks;

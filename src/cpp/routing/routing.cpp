@@ -108,7 +108,7 @@ float largest_logit(const RoutingArgs& args, const float* logits, const float* c
   return chosen_first ? chosen[0] : largest_of(logits, args.num_experts);
 }
 
-// One slot of a token: the logits that experts have left, and which of them the slot has.
+// Returns the weight of one slot of a token, from the logits of the experts that are left; the slot has expert `id`.
 float sparse_mixer_weight(float* left, int64_t n, int32_t id, float limit, const Scratch& scratch) {
   const float chosen = left[id];
   if (chosen == -kInfinity) return 0.0f;
@@ -247,7 +247,7 @@ bool route_row(const RoutingArgs& args, int64_t row, const Scratch& scratch) {
   return true;
 }
 
-// One call, as its threads see it.
+// This is one call, as its threads see it.
 struct RoutingCall {
   const RoutingArgs& args;
   uint8_t* workspace;

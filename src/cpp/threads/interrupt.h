@@ -9,7 +9,7 @@
 
 namespace mxfp4moe {
 
-// One call of the library that may end early, in the frame of the thread that makes it. The application is asked
+// This is a call of the library that may end early, in the frame of the thread that makes it. The application is asked
 // now and then, on that thread alone, whether the call is to end; once it is, threads that work for the call leave
 // the rest of their work undone. What the application does meanwhile may include calls of its own.
 class InterruptibleCall {

@@ -30,10 +30,10 @@ template <class F>
 void run_parts(ItemRange whole, int64_t work, F&& f) {
   constexpr int64_t kPartWork = 1 << 24;
   const int64_t size = whole.end - whole.begin;
-  const int64_t most = size * work <= kPartWork ? size : std::max<int64_t>(1, kPartWork / work);
-  for (int64_t begin = whole.begin; begin < whole.end; begin += most) {
+  const int64_t limit = size * work <= kPartWork ? size : std::max<int64_t>(1, kPartWork / work);
+  for (int64_t begin = whole.begin; begin < whole.end; begin += limit) {
     if (begin > whole.begin && !keep_going()) return;
-    f(ItemRange{begin, std::min(begin + most, whole.end)});
+    f(ItemRange{begin, std::min(begin + limit, whole.end)});
   }
 }
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mxfp4moe._arguments import check_layer_number, value_error
 from mxfp4moe.experts.activation import Activation
@@ -129,7 +128,7 @@ class Checkpoint(ABC):
             shared_nbytes=0 if shared is None else shared.nbytes,
         )
 
-    def check_layer(self, layer: Any) -> int:
+    def check_layer(self, layer: int) -> int:
         """`layer` as an int; raise unless it is the number of a layer that has experts."""
         number = check_layer_number("layer", layer)
         if number >= self.num_layers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -14,10 +14,13 @@ from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.packing import pack_experts
 from mxfp4moe.experts.weights import ExpertWeights
 
+QuantizeFormat = Literal["mxfp4", "mxfp8", "fp8_block", "nvfp4"]
+QUANTIZE_FORMATS: tuple[QuantizeFormat, ...] = get_args(QuantizeFormat)
+
 _BLOCK_SHAPE = (128, 128)
 
 # A quantizer returns weights, scales and, for nvfp4, a scale of the tensor.
-_QUANTIZERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+_QUANTIZERS: dict[QuantizeFormat, Callable[[Any], tuple[Any, ...]]] = {
     "mxfp4": quantizers.quantize_mxfp4,
     "mxfp8": quantizers.quantize_mxfp8,
     "fp8_block": lambda w: quantizers.quantize_fp8_block(w, block_shape=_BLOCK_SHAPE),
@@ -25,15 +28,12 @@ _QUANTIZERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
 }
 
 
-QUANTIZE_FORMATS = tuple(_QUANTIZERS)
-
-
-def check_quantize(name: object) -> str | None:
+def check_quantize(name: object) -> QuantizeFormat | None:
     """`name` as a format to quantize to, or None."""
     return None if name is None else check_choice("quantize", name, QUANTIZE_FORMATS)
 
 
-def pack_weights(weights: ExpertWeights | PackedExperts, quantize: str | None) -> PackedExperts:
+def pack_weights(weights: ExpertWeights | PackedExperts, quantize: QuantizeFormat | None) -> PackedExperts:
     """Pack the weights, first quantized to the format `quantize` if that is not None."""
     if isinstance(weights, PackedExperts):
         if quantize is not None:
@@ -44,7 +44,7 @@ def pack_weights(weights: ExpertWeights | PackedExperts, quantize: str | None) -
     return pack_experts(**weights.arguments())
 
 
-def quantize_weights(weights: ExpertWeights, name: str) -> ExpertWeights:
+def quantize_weights(weights: ExpertWeights, name: QuantizeFormat) -> ExpertWeights:
     """Return the weights quantized to the format `name`, if they are floats; raise if they are not."""
     if weights.format != "bf16":
         raise value_error("quantize", f"None for a checkpoint in {weights.source}", repr(name))

@@ -4,8 +4,8 @@
 // At the e8m0 bytes from 2 to this one, every value of e2m1 is zero or a normal bfloat16.
 constexpr int kMaxOrdinaryScale = 252;
 
-// By how much a scale is below the largest ordinary one, in the place of the exponent of a bfloat16: in the low and in
-// the high half of a lane.
+// The tables say by how much a scale is below the largest ordinary one. The number stands in the place of the exponent
+// of a bfloat16, in the low and in the high half of a lane.
 struct ExponentDeductions {
   uint32_t low[256], high[256];
 };
