@@ -146,7 +146,19 @@ class LayerDescription(Generic[_Experts]):
         input_ids: ArrayLike | None,
         num_threads: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Choose experts by logits, or by token ids where the layer routes by them: weights and ids."""
+        """Choose experts by logits, or by token ids where the layer routes by them.
+
+        Parameters
+        ----------
+        router_logits : ndarray of shape (..., num_experts), float32
+        input_ids : integer ndarray of shape (...), or None
+        num_threads : int, optional
+
+        Returns
+        -------
+        topk_weights : ndarray of shape (..., top_k), float32
+        topk_ids : ndarray of shape (..., top_k), int32
+        """
         rule = self.routing
         if not isinstance(rule, str):
             return rule(router_logits, self.top_k, **self.routing_arguments)
@@ -165,7 +177,12 @@ class LayerDescription(Generic[_Experts]):
         return hash((self.num_experts, self.hidden_size, self.intermediate_size, self.top_k, self.activation))
 
     def arguments(self) -> dict[str, Any]:
-        """The fields by name: the arguments of an equal description."""
+        """Return the fields by name: the arguments of an equal description.
+
+        Returns
+        -------
+        dict
+        """
         return {each.name: getattr(self, each.name) for each in fields(LayerDescription)}
 
     def _check_shared(self) -> None:

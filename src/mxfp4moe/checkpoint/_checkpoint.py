@@ -101,9 +101,16 @@ class Checkpoint(ABC):
     limit: float | None
 
     def read_layer(self, layer: int = 0) -> LayerDescription[AnyExperts]:
-        """Read MoE layer `layer`, counted from 0 over all layers of the model, without packing it.
+        """Read one layer without packing it; the experts of packed files are packed already.
 
-        The experts of packed files are packed already.
+        Parameters
+        ----------
+        layer : int
+            Counted from 0 over all layers of the model, dense ones included.
+
+        Returns
+        -------
+        LayerDescription
 
         Raises
         ------
@@ -115,7 +122,22 @@ class Checkpoint(ABC):
         return self._read_layer(self.check_layer(layer))
 
     def describe_layer(self, layer: int) -> LayerInfo:
-        """What MoE layer `layer` holds; its tensors are checked, but their data is not read."""
+        """Say what a layer holds; its tensors are checked, but their data is not read.
+
+        Parameters
+        ----------
+        layer : int
+            As for `read_layer`.
+
+        Returns
+        -------
+        LayerInfo
+
+        Raises
+        ------
+        FileNotFoundError, TypeError, ValueError
+            As `read_layer`.
+        """
         description = self.read_layer(layer)
         shared = description.shared_experts
         return LayerInfo(
@@ -129,7 +151,22 @@ class Checkpoint(ABC):
         )
 
     def check_layer(self, layer: int) -> int:
-        """`layer` as an int; raise unless it is the number of a layer that has experts."""
+        """Return `layer` as an int, if it is the number of a layer that has experts.
+
+        Parameters
+        ----------
+        layer : int
+            As for `read_layer`.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no such number.
+        """
         number = check_layer_number("layer", layer)
         if number >= self.num_layers:
             raise value_error("layer", f"an integer in [0, {self.num_layers - 1}]", str(number))

@@ -134,7 +134,16 @@ class PackedExperts:
         """Write the packed experts to a file at `path`, from which `open` maps them.
 
         The file appears under its name when it is complete and on the disk, with the permissions of one that
-        it replaces, and is the same on every machine. An OSError says why it cannot be written.
+        it replaces, and is the same on every machine.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+
+        Raises
+        ------
+        OSError
+            It says why the file cannot be written.
 
         Examples
         --------
@@ -271,7 +280,13 @@ class PackedExperts:
         return hash(self.spec)
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `pack_experts`, by name, that make equal experts."""
+        """Return the arguments of `pack_experts` that make equal experts.
+
+        Returns
+        -------
+        dict
+            Arrays and options by the names of the parameters.
+        """
         arrays = self.unpack()._asdict()
         required = ("w13", "w13_scales", "w2", "w2_scales")
         given = {name: array for name, array in arrays.items() if array is not None or name in required}

@@ -64,7 +64,13 @@ class ExpertWeights:
         return sum(array.nbytes for array in _arrays(list(self.arrays.values())))
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `mxfp4moe.pack_experts`, by name."""
+        """Return the arguments of `mxfp4moe.pack_experts` that pack them.
+
+        Returns
+        -------
+        dict
+            Arrays and options by the names of the parameters.
+        """
         arrays = self.arrays if self.decode is None else self.decode(self.arrays)
         return {**arrays, "format": self.format}
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mxfp4moe.reference.moe import fused_experts, fused_experts_float64
 from mxfp4moe.reference.routing import (
@@ -35,7 +36,11 @@ _ROUTING_FUNCTIONS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 
 
 def moe_layer(
-    hidden_states: np.ndarray, layer: Any, input_ids: np.ndarray | None = None, *, out_dtype: Any = None
+    hidden_states: np.ndarray,
+    layer: Any,
+    input_ids: np.ndarray | None = None,
+    *,
+    out_dtype: DTypeLike | None = None,
 ) -> np.ndarray:
     """Compute `layer` for every token, with exactly the roundings of the numerics contract.
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mxfp4moe.formats import Format, GateUpLayout, is_pair
 from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, bfloat16, matmul, round_bfloat16
 from mxfp4moe.reference.activation import activate
 from mxfp4moe.reference.quantize import dequantize_mxfp4, unpack_e2m1
+
+
+class PackableExperts(Protocol):
+    """Experts that know what `mxfp4moe.pack_experts` takes: packed ones, or those of a checkpoint."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `mxfp4moe.pack_experts`, by name."""
 
 
 class ExpertArrays(NamedTuple):
@@ -67,7 +75,7 @@ class ExpertArrays(NamedTuple):
 
 def fused_experts(
     hidden_states: np.ndarray,
-    experts: Any,
+    experts: ExpertArrays | PackableExperts,
     topk_weights: np.ndarray,
     topk_ids: np.ndarray,
     *,
@@ -76,7 +84,7 @@ def fused_experts(
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
     expert_map: np.ndarray | None = None,
-    out_dtype: Any = None,
+    out_dtype: DTypeLike | None = None,
 ) -> np.ndarray:
     """Sum of each token's chosen experts, with exactly the roundings of the numerics contract.
 
@@ -128,7 +136,7 @@ def fused_experts(
 
 def fused_experts_float64(
     hidden_states: np.ndarray,
-    experts: Any,
+    experts: ExpertArrays | PackableExperts,
     topk_weights: np.ndarray,
     topk_ids: np.ndarray,
     *,
@@ -182,7 +190,7 @@ def _local_ids(topk_ids: np.ndarray, expert_map: np.ndarray | None) -> np.ndarra
 
 def _evaluate(
     hidden_states: np.ndarray,
-    experts: Any,
+    experts: ExpertArrays | PackableExperts,
     topk_weights: np.ndarray,
     local_ids: np.ndarray,
     options: _Options,
@@ -234,7 +242,7 @@ class _ExpertWeights(NamedTuple):
     w2_bias: np.ndarray | None
 
 
-def arrays_of(experts: Any) -> ExpertArrays:
+def arrays_of(experts: PackableExperts) -> ExpertArrays:
     """The arrays of PackedExperts, or of experts as they are in a checkpoint.
 
     Their method `arguments` returns what `mxfp4moe.pack_experts` takes, of which all forms are known here.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 E2M1_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 
@@ -23,7 +24,7 @@ class Element(NamedTuple):
         return math.frexp(float(self.magnitudes[-1]))[1] - 1
 
 
-def _finite_magnitudes(dtype: Any) -> np.ndarray:
+def _finite_magnitudes(dtype: DTypeLike) -> np.ndarray:
     magnitudes = np.arange(128, dtype=np.uint8).view(dtype).astype(np.float64)
     return np.asarray(magnitudes[np.isfinite(magnitudes)])
 
@@ -103,7 +104,7 @@ def quantize_mx(
     return codes.reshape(w.shape), scales.view(ml_dtypes.float8_e8m0fnu)
 
 
-def _widen(w: np.ndarray, dtype: Any) -> np.ndarray:
+def _widen(w: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # raised by a signaling NaN
         return w.astype(dtype)
 
@@ -181,7 +182,7 @@ def quantize_mxfp8(
     return codes.view(ml_dtypes.float8_e4m3fn if element == "e4m3" else ml_dtypes.float8_e5m2), scales
 
 
-def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
     """Code times scale, exactly, rounded once to `dtype`.
 
     Parameters
@@ -210,7 +211,7 @@ def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray, dtype: Any = np.flo
     return round_once(values * np.repeat(_e8m0_values(scales), 32, axis=-1), dtype)
 
 
-def dequantize_mxfp8(values: np.ndarray, scales: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+def dequantize_mxfp8(values: np.ndarray, scales: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
     """Element times scale, exactly, rounded once to `dtype`.
 
     Parameters
@@ -243,7 +244,7 @@ def _e8m0_values(scales: np.ndarray) -> np.ndarray:
     return np.where(exponents == 128, np.nan, np.ldexp(1.0, exponents))
 
 
-def round_once(values: np.ndarray, dtype: Any) -> np.ndarray:
+def round_once(values: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """float64 `values` of at most 48 bits rounded to nearest even in `dtype`, which `astype` does not do:
     for bfloat16 it rounds to float32 first.
 
@@ -330,7 +331,7 @@ def dequantize_fp8_block(
     values: np.ndarray,
     scales: np.ndarray,
     block_shape: tuple[int | None, int | None] = (128, 128),
-    dtype: Any = np.float32,
+    dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
     """Element times scale, exactly, rounded once to `dtype`.
 
@@ -415,7 +416,7 @@ def quantize_nvfp4(w: np.ndarray, nonfinite: str = "raise") -> tuple[np.ndarray,
 
 
 def dequantize_nvfp4(
-    blocks: np.ndarray, scales: np.ndarray, tensor_scale: np.ndarray, dtype: Any = np.float32
+    blocks: np.ndarray, scales: np.ndarray, tensor_scale: np.ndarray, dtype: DTypeLike = np.float32
 ) -> np.ndarray:
     """Element times block scale times tensor scale, exactly, rounded once to `dtype`.
 
