@@ -19,17 +19,19 @@ def nonfinite_tokens(hidden_states: NDArray[Any], logits: NDArray[np.float32]) -
     return tokens
 
 
-def unroutable_value(hidden_states: NDArray[Any], logits: NDArray[np.float32]) -> str | None:
-    """The infinite or NaN value of the first token that cannot be routed; None if that token is finite."""
-    unroutable = _unroutable(logits)
-    if not unroutable.any():
+def nonfinite_value(hidden_states: NDArray[Any], logits: NDArray[np.float32]) -> str | None:
+    """The first hidden state that is not finite in bfloat16, and its position; None if all are finite."""
+    # As no logit of such a token is finite, those of one expert show at which tokens to look.
+    finite_logits = np.isfinite(logits[..., 0])
+    if finite_logits.all():
         return None
-    token = tuple(int(i[0]) for i in np.nonzero(unroutable)) if unroutable.ndim else ()
-    finite = _finite(hidden_states[token])
-    if finite.all():
+    tokens = np.argwhere(~finite_logits)
+    values = hidden_states[tuple(tokens.T)].reshape(len(tokens), -1)
+    found = np.argwhere(~_finite(values))
+    if not len(found):
         return None
-    position = (*token, int(finite.argmin()))
-    return f"{hidden_states[position]} at position {position}"
+    row, column = found[0].tolist()
+    return f"{values[row, column]} at position {(*tokens[row].tolist(), column)}"
 
 
 def _unroutable(logits: NDArray[np.float32]) -> NDArray[np.bool_]:

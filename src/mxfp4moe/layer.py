@@ -23,7 +23,7 @@ from mxfp4moe._arguments import (
     type_error,
     value_error,
 )
-from mxfp4moe._nonfinite import nonfinite_tokens, unroutable_value
+from mxfp4moe._nonfinite import nonfinite_tokens, nonfinite_value
 from mxfp4moe.checkpoint import AnyExperts
 from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.fused import check_hidden_states, fused_experts
@@ -351,14 +351,18 @@ class MoELayer(LayerDescription[PackedExperts]):
             nonfinite = nonfinite_tokens(hidden_states, logits)
             if nonfinite.any():
                 return *self._choose_finite(logits, input_ids, nonfinite, num_threads), nonfinite
-        try:
             return *self.choose(logits, input_ids, num_threads), None
+        expected = "values to route by that are finite in bfloat16"
+        got = nonfinite_value(hidden_states, logits)
+        try:
+            chosen = self.choose(logits, input_ids, num_threads)
         except ValueError as error:
-            got = unroutable_value(hidden_states, logits) if isinstance(self.routing, str) else None
             if got is None:
                 raise
-            expected = "values to route by that are finite in bfloat16"
             raise value_error("hidden_states", expected, f"{got} ({error})") from error
+        if got is not None:  # not every routing function refuses logits that are -inf throughout
+            raise value_error("hidden_states", expected, got)
+        return *chosen, None
 
     def _choose_finite(
         self,
