@@ -224,8 +224,18 @@ class MoELayer(LayerDescription[PackedExperts]):
         """Write the layer to a packed file at `path`, from which `open` maps it.
 
         The file appears under its name when it is complete and on the disk, with the permissions of one that
-        it replaces. A layer that routes by a function that is not of this package is a TypeError; an OSError
-        says why the file cannot be written.
+        it replaces.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+
+        Raises
+        ------
+        TypeError
+            The layer routes by a function that is not of this package.
+        OSError
+            It says why the file cannot be written.
 
         Examples
         --------
@@ -275,30 +285,11 @@ class MoELayer(LayerDescription[PackedExperts]):
         return _make, (type(self), arguments, self._path)
 
     def __repr__(self) -> str:
-        fields: dict[str, Any] = {} if self.layer_number is None else {"layer": self.layer_number}
-        fields |= {
-            "num_experts": self.num_experts,
-            "top_k": self.top_k,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "format": repr(self.experts.format),
-            "routing": self.routing_text,
-            "activation": repr(self.activation),
-        }
-        for name in ("alpha", "limit"):
-            if getattr(self, name) is not None:
-                fields[name] = getattr(self, name)
-        if self.routed_scaling_factor != 1:
-            fields["routed_scaling_factor"] = self.routed_scaling_factor
-        if self.shared_experts is not None:
-            shared = self.shared_experts
-            fields["shared_experts"] = f"{shared.intermediate_size} of {shared.format!r}"
         texts = [] if self._path is None else [repr(self._path)]
-        texts += [f"{name}={value}" for name, value in fields.items()]
-        return f"MoELayer({', '.join(texts)}, {self.nbytes / 1e6:.1f} MB)"
+        return f"MoELayer({', '.join([*texts, *self._field_texts()])}, {self.nbytes / 1e6:.1f} MB)"
 
     def route(
-        self, hidden_states: ArrayLike, input_ids: ArrayLike | None = None
+        self, hidden_states: ArrayLike, input_ids: ArrayLike | None = None, *, num_threads: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Choose each token's experts, in float32 on the hidden states rounded to bfloat16.
 
@@ -311,6 +302,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         input_ids : integer ndarray of shape (...), optional
             Token ids. Layers that route by them (DeepSeek-V4's first ones) need them; others do not look at
             them.
+        num_threads : int, optional
 
         Returns
         -------
@@ -334,7 +326,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         >>> ids
         array([3, 2], dtype=int32)
         """
-        return self._route(hidden_states, input_ids, None)[:2]
+        return self._route(hidden_states, input_ids, num_threads)[:2]
 
     def _route(
         self, hidden_states: ArrayLike, input_ids: ArrayLike | None, num_threads: int | None
@@ -382,8 +374,19 @@ class MoELayer(LayerDescription[PackedExperts]):
         weights[nonfinite], ids[nonfinite] = np.nan, -1
         return weights, ids
 
-    def router_logits(self, hidden_states: ArrayLike) -> NDArray[np.float32]:
-        """Return the logits that `route` chooses by: float32 of shape (..., num_experts).
+    def router_logits(
+        self, hidden_states: ArrayLike, *, num_threads: int | None = None
+    ) -> NDArray[np.float32]:
+        """Return the logits that `route` chooses by.
+
+        Parameters
+        ----------
+        hidden_states, num_threads
+            As for `route`.
+
+        Returns
+        -------
+        ndarray of shape (..., num_experts), float32
 
         Examples
         --------
@@ -395,7 +398,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         >>> layer.router_logits(np.arange(64, dtype=np.float32))
         array([0., 1., 2., 3.], dtype=float32)
         """
-        return self._router(check_hidden_states(hidden_states, self.hidden_size), self.router_bias)
+        hidden_states = check_hidden_states(hidden_states, self.hidden_size)
+        return self._router(hidden_states, self.router_bias, num_threads)
 
     def __call__(
         self,

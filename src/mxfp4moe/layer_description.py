@@ -185,6 +185,28 @@ class LayerDescription(Generic[_Experts]):
         """
         return {each.name: getattr(self, each.name) for each in fields(LayerDescription)}
 
+    def _field_texts(self) -> list[str]:
+        """Sizes and options as ``name=value``, as far as they are given, for a person to read."""
+        texts: dict[str, Any] = {} if self.layer_number is None else {"layer": self.layer_number}
+        texts |= {
+            "num_experts": self.num_experts,
+            "top_k": self.top_k,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "format": repr(self.experts.format),
+            "routing": self.routing_text,
+            "activation": repr(self.activation),
+        }
+        for name in ("alpha", "limit"):
+            if getattr(self, name) is not None:
+                texts[name] = getattr(self, name)
+        if self.routed_scaling_factor != 1:
+            texts["routed_scaling_factor"] = self.routed_scaling_factor
+        if self.shared_experts is not None:
+            shared = self.shared_experts
+            texts["shared_experts"] = f"{shared.intermediate_size} of {shared.format!r}"
+        return [f"{name}={value}" for name, value in texts.items()]
+
     def _check_shared(self) -> None:
         shared = self.shared_experts
         if shared is None:

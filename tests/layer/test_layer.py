@@ -189,6 +189,22 @@ def layer_of(rng: np.random.Generator, hidden_size: int) -> mx.MoELayer:
     return mx.MoELayer(experts, weight, np.arange(num_experts, dtype=np.float32), top_k=2)
 
 
+def test_threads_do_not_change_routing(isa: str, small_layer: mx.MoELayer, rng: np.random.Generator) -> None:
+    hidden_states = rng.standard_normal((37, small_layer.hidden_size)).astype(np.float32)
+    expected = [small_layer.router_logits(hidden_states), *small_layer.route(hidden_states)]
+    for count in (1, 2, 5):
+        got = [
+            small_layer.router_logits(hidden_states, num_threads=count),
+            *small_layer.route(hidden_states, num_threads=count),
+        ]
+        assert [array.tobytes() for array in got] == [array.tobytes() for array in expected]
+    for function in (small_layer.router_logits, small_layer.route):
+        with pytest.raises(ValueError, match="num_threads: expected"):
+            function(hidden_states, num_threads=0)
+        with pytest.raises(TypeError):
+            function(hidden_states, None, 1)
+
+
 def test_token_is_bit_identical_in_any_batch(
     isa: str, small_layer: mx.MoELayer, rng: np.random.Generator
 ) -> None:
