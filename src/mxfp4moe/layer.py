@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,7 +37,7 @@ from mxfp4moe.linear.packed_linear import PackedLinear
 _Layer = TypeVar("_Layer", bound="MoELayer")
 
 Nonfinite = Literal["raise", "propagate"]
-NONFINITE = ("raise", "propagate")
+NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
 
 _SUM_BYTES = 32 << 20  # the most that float32 sums take while they wait for those of a shared expert
 

@@ -6,10 +6,11 @@ import argparse
 import json
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import add_force, add_json, add_threads, name
+from mxfp4moe.quantize._common import ScaleRule
 
 _DESCRIPTION = """\
 Writes a copy of a model folder whose expert weights are quantized, as safetensors files that other software
@@ -45,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--scale-rule",
         type=name,
-        choices=("floor", "ceil", "rceil", "even"),
+        choices=get_args(ScaleRule),
         default="floor",
         help="How the scales of MXFP4 are rounded to powers of two. Default: %(default)s.",
     )

@@ -32,7 +32,7 @@ def as_values(w: ArrayLike, multiple: int, nonfinite: str) -> tuple[np.ndarray, 
     """`w` C-contiguous, its last axis a multiple of `multiple`; whether values that are not finite raise."""
     values = as_array("w", w, FLOAT_DTYPES)
     check_last_axis("w", values, multiple)
-    may_raise = check_choice("nonfinite", nonfinite, ("raise", "nan")) == "raise"
+    may_raise = check_choice("nonfinite", nonfinite, get_args(NonFinite)) == "raise"
     # ascontiguousarray turns a scalar into a row.
     return np.ascontiguousarray(values).reshape(values.shape), may_raise
 
