@@ -16,6 +16,8 @@ MATCHING = [
     r"model\.layers\.(1[01]|[2-9])\.mlp(\.shared)?\.experts.*",
     r"[^q]*gate_proj",
     r".{10,}proj",
+    r"(?i:MODEL)\.layers\.(" + "|".join(map(str, range(60))) + r")\..*\.(q|k|v|o|gate|up|down)_proj$",
+    r".*?\.(?:experts|mlp)?\.?.*",
 ]
 REFUSED = {
     r"(a+)+$": "expected no repeated group",
@@ -24,6 +26,12 @@ REFUSED = {
     r".*.*.*.*x": r"expected at most 3 repetitions of other than digits, and 16 in all, got 4 and 4",
     r"[a-z]*\w+\S+.*": r"got 4 and 4",
     r"\d*" * 17: r"got 0 and 17",
+    r".?" * 40 + "Z": "expected at most 1000 ways",
+    r"[a-z.]??" * 40 + "Z": "expected at most 1000 ways",
+    r"(?:\w|.)" * 40 + "Z": "expected at most 1000 ways",
+    r"(?:(|.)(.|..))" * 8 + "Z": "expected at most 1000 ways",
+    r"(?x)(.|.) {40}Z": "expected no verbose expression",
+    r"(?ix:(.|.) {40}Z)": "expected no verbose expression",
     "x" * 1001: r"expected at most 1000 characters, got 1001",
     r"(": "missing \\)",
     r"[": "unterminated character set",
