@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import resource
 import shutil
@@ -40,9 +42,10 @@ def _prepare(folder: Path) -> Case:
         "run": ["run", "--checkpoint", model, "--input", str(folder / "x.npy"), "--output", out + ".npy"],
     }
     # They run without a limit first: then what is imported late is there when files cannot be opened.
-    for arguments in commands.values():
-        _folder(work)
-        assert main([*arguments]) == 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for arguments in commands.values():
+            _folder(work)
+            assert main([*arguments]) == 0
 
     def case(rng: Rng) -> str:
         letter, name = list(LIMITS)[rng.integers(len(LIMITS))], list(commands)[rng.integers(len(commands))]
