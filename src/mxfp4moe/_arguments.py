@@ -84,10 +84,8 @@ def check_num_experts(name: str, count: int) -> None:
 
 def check_choice(name: str, value: object, choices: Sequence[_Choice]) -> _Choice:
     """`value`, which must be one of the strings in `choices`."""
-    if isinstance(value, str):
-        for choice in choices:
-            if value == choice:
-                return choice
+    if isinstance(value, str) and value in choices:
+        return choices[choices.index(value)]
     error = value_error if isinstance(value, str) else type_error
     raise error(name, join_choices(map(repr, choices)), describe(value))
 

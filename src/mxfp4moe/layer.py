@@ -345,14 +345,15 @@ class MoELayer(LayerDescription[PackedExperts]):
                 return *self._choose_finite(logits, input_ids, nonfinite, num_threads), nonfinite
             return *self.choose(logits, input_ids, num_threads), None
         expected = "values to route by that are finite in bfloat16"
-        got = nonfinite_value(hidden_states, logits)
         try:
             chosen = self.choose(logits, input_ids, num_threads)
         except ValueError as error:
+            got = nonfinite_value(hidden_states, logits)
             if got is None:
                 raise
             raise value_error("hidden_states", expected, f"{got} ({error})") from error
-        if got is not None:  # not every routing function refuses logits that are -inf throughout
+        # The other functions do not refuse logits that are -inf throughout.
+        if self.routing != "topk_softmax" and (got := nonfinite_value(hidden_states, logits)) is not None:
             raise value_error("hidden_states", expected, got)
         return *chosen, None
 

@@ -110,7 +110,8 @@ def fused_experts(
     """
     if not isinstance(experts, PackedExperts):
         raise type_error("experts", "PackedExperts", describe(experts))
-    hidden = check_hidden_states(hidden_states, experts.hidden_size)
+    spec = experts.spec
+    hidden = check_hidden_states(hidden_states, spec.hidden_size)
     leading = hidden.shape[:-1]
     ids = _check_slots("topk_ids", as_integer_array("topk_ids", topk_ids), leading)
     weights = _check_slots("topk_weights", as_array("topk_weights", topk_weights, _WEIGHT_DTYPES), leading)
@@ -119,7 +120,7 @@ def fused_experts(
     function = check_activation(activation, alpha, limit)
     on_input = check_bool("apply_router_weight_on_input", apply_router_weight_on_input)
     threads = resolve_num_threads(num_threads)
-    local_ids = _local_ids(ids, expert_map, experts.num_experts)
+    local_ids = _local_ids(ids, expert_map, spec.num_experts)
     if out is not None:
         inputs = {
             "topk_weights": given_array(topk_weights, weights),
