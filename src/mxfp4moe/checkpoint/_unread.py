@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -78,7 +79,7 @@ HARMLESS_MEMBERS = {
 """Members of a quantization configuration, at any depth, that nothing here needs, and why."""
 
 
-class Recording:
+class Recording(ABC):
     """Tensors by name that keep account of those that were asked for.
 
     A class of this kind iterates over the names, and adds to `read` that of each tensor that it returns.
@@ -87,8 +88,9 @@ class Recording:
     path: Path
     read: set[str]
 
+    @abstractmethod
     def __iter__(self) -> Iterator[str]:
-        raise NotImplementedError
+        """Iterate over the names of all tensors."""
 
     def recording(self) -> Self:
         """The same tensors with an account that is empty."""
