@@ -200,6 +200,8 @@ def check_shape(name: str, array: np.ndarray, expected: Sequence[int | str]) -> 
 
 
 def _as_ndarray(name: str, value: Any) -> np.ndarray:
+    if type(value) is np.ndarray and value.dtype.isnative:
+        return value  # on the path of every decode step: what follows would find nothing
     if is_masked(value):
         raise type_error(name, "an array without a mask", describe(value))
     try:

@@ -29,7 +29,9 @@ _DEFAULTS = {
 
 def check_activation(activation: str, alpha: float | None, limit: float | None) -> _ActivationArgs:
     """The three as the kernels take them; raise unless they are right and fit each other."""
-    function = _DEFAULTS[check_choice("activation", activation, ACTIVATIONS)]
+    function = _DEFAULTS.get(activation) if type(activation) is str else None
+    if function is None:
+        function = _DEFAULTS[check_choice("activation", activation, ACTIVATIONS)]
     if alpha is not None:
         number = check_float32("alpha", alpha)
         if activation != "swigluoai":
