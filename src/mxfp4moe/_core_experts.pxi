@@ -159,8 +159,8 @@ cdef class ExpertStorage:
         cpp.pack_sum_scales(self.matrix(is_w13).sum_blocks, &scales[0, 0], self.sum_scales(is_w13, expert))
 
     def unpack_sum_scales(self, bint is_w13, int64_t expert, float[:, ::1] scales):
-        """Read what `pack_sum_scales` stored."""
-        cpp.unpack_sum_scales(self.matrix(is_w13).sum_blocks, self.sum_scales(is_w13, expert), &scales[0, 0])
+        """Read what `pack_sum_scales` stored; return whether the copies of each scale agree."""
+        return cpp.unpack_sum_scales(self.matrix(is_w13).sum_blocks, self.sum_scales(is_w13, expert), &scales[0, 0])
 
     def pack_bias(self, bint is_w13, int64_t expert, const float[::1] bias):
         """Store one expert's bias in packed row order, zeros in the padding."""

@@ -138,7 +138,7 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
     void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
                        int num_threads)
     void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed)
-    void unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales)
+    cbool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales)
 
     cdef struct PackedBias:
         float* data

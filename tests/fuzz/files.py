@@ -112,6 +112,9 @@ def _outcome(folder: Path, example: Example, expected: bytes, same: bool) -> str
         return "refused"
     try:
         result = run(read)
+    except mx.PackedFormatError:  # scales of other blocks than the file says
+        assert not same
+        return "read, cannot unpack"
     except ValueError as error:  # a router with NaN or infinite weights
         argument = str(error).split(":")[0]
         assert not same and argument in ("hidden_states", "router_logits", "logits"), repr(error)

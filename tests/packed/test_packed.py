@@ -237,6 +237,34 @@ def test_wrong_block_shape_is_refused(
         mx.PackedExperts.open(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (setting(block_shape=[32, 32]), "packed w13: expected one scale for each block, got several"),
+        (
+            setting(w2_dtypes=["float8_e4m3fn", "float32", "bfloat16"]),
+            "packed w2: expected a bias that bfloat16 can hold, got one of float32",
+        ),
+    ],
+)
+def test_bytes_of_another_kind_are_not_unpacked(
+    tmp_path: Path, rng: np.random.Generator, edit: Any, message: str
+) -> None:
+    """They have the size that the file says, and hold what it does not say."""
+    w13, w13_scales = mx.quantize_fp8_block(
+        rng.standard_normal((2, 128, 64), np.float32), block_shape=(16, 32)
+    )
+    w2, w2_scales = mx.quantize_fp8_block(rng.standard_normal((2, 64, 64), np.float32), block_shape=(16, 32))
+    bias = rng.standard_normal((2, 64), np.float32)
+    options: Any = {"format": "fp8_block", "block_shape": (16, 32), "w2_bias": bias}
+    experts = mx.pack_experts(w13, w13_scales, w2, w2_scales, **options)
+    experts.save(tmp_path / "a")
+    assert np.array_equal(np.asarray(experts.unpack().w2_bias), bias)
+    edited(tmp_path / "a", edit)
+    with pytest.raises(mx.PackedFormatError, match=message):
+        mx.PackedExperts.open(tmp_path / "a").unpack()
+
+
 WRONG_LAYERS: dict[str, tuple[Any, str]] = {
     "field missing": (lambda m: m.pop("top_k"), "expected fields activation, .*, got"),
     "field unknown": (lambda m: m.update(x=1), "expected fields activation, .*, got"),

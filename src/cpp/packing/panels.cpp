@@ -253,10 +253,15 @@ void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const Pa
   });
 }
 
-void unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales) {
+bool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales) {
   each_sum_scale(blocks, packed, [&](float* value, int64_t row, int64_t range) {
     if (row >= 0) std::memcpy(scales + row * packed.num_ranges + range, value, sizeof(float));
   });
+  bool agree = true;
+  each_sum_scale(blocks, packed, [&](float* value, int64_t row, int64_t range) {
+    agree &= row < 0 || std::memcmp(scales + row * packed.num_ranges + range, value, sizeof(float)) == 0;
+  });
+  return agree;
 }
 
 void pack_bias(RowOrder order, int64_t num_rows, const float* bias, const PackedBias& packed) {

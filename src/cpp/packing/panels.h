@@ -156,7 +156,9 @@ struct PackedSumScales {
 };
 
 void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed);
-void unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales);
+// The scale of a block is stored once for each panel that the block reaches. Returns whether all of these are the same
+// bits, as they are wherever `pack_sum_scales` wrote them.
+bool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales);
 
 // The bias of one matrix of one packed expert: [num_panels][16] in the order of packed rows, 0 for rows of padding.
 struct PackedBias {

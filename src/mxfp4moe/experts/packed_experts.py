@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import check_bool
+from mxfp4moe._arguments import check_bool, message
 from mxfp4moe._json import shorten
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.errors import PackedFormatError
@@ -305,6 +305,12 @@ class PackedExperts:
         -------
         UnpackedExperts
 
+        Raises
+        ------
+        PackedFormatError
+            The packed bytes hold something else than what they are said to hold. The file that they come from
+            was changed, and its checksums too.
+
         Examples
         --------
         >>> import numpy as np
@@ -323,6 +329,9 @@ class PackedExperts:
         return UnpackedExperts(
             w13, w13_scales, w2, w2_scales, w13_bias, w2_bias, w13_tensor_scale, w2_tensor_scale
         )
+
+    def _unpack_error(self, is_w13: bool, expected: str, got: str) -> PackedFormatError:
+        return PackedFormatError(message(f"packed {'w13' if is_w13 else 'w2'}", expected, got))
 
     def _unpack_matrix(
         self, is_w13: bool, threads: int
@@ -350,11 +359,15 @@ class PackedExperts:
             bytes_of_expert = weights[expert].view(np.uint8)
             scales_of_expert = None if block_scales is None else block_scales[expert]
             self._storage.unpack(is_w13, expert, bytes_of_expert, scales_of_expert, threads)
-            if sum_scales is not None:
-                self._storage.unpack_sum_scales(is_w13, expert, sum_scales[expert])
+            if sum_scales is not None and not self._storage.unpack_sum_scales(
+                is_w13, expert, sum_scales[expert]
+            ):
+                raise self._unpack_error(is_w13, "one scale for each block", f"several in expert {expert}")
             if bias is not None:
                 self._storage.unpack_bias(is_w13, expert, bias[expert])
         if bias is not None and dtypes.bias == BFLOAT16:
+            if (bias.view(np.uint32) & 0xFFFF).any():
+                raise self._unpack_error(is_w13, "a bias that bfloat16 can hold", "one of float32")
             bias = (bias.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)  # a cast would change NaNs
         typed_scales = None
         if block_scales is not None and dtypes.scales is not None:
