@@ -315,3 +315,22 @@ def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states,
     raise_interrupt(call)
     if status == cpp.Status.kOutOfMemory:
         raise MemoryError("no memory for the workspace of router logits")
+
+
+def mean_squares(const uint8_t[:, :] rows, int dtype, double[::1] means, int num_threads):
+    """Write the mean of the squares of each row; `rows` are bytes of float32 or bfloat16 numbers."""
+    cdef cpp.InterruptibleCall call
+    cdef cpp.Rows numbers
+    numbers.data = <uint8_t*>&rows[0, 0]
+    numbers.stride = rows.strides[0]
+    numbers.dtype = <cpp.DType>dtype
+    cdef int64_t k = rows.shape[1] // (4 if numbers.dtype == cpp.DType.kFloat32 else 2)
+    with nogil:
+        cpp.run_mean_squares(numbers, rows.shape[0], k, &means[0], num_threads)
+    raise_interrupt(call)
+
+
+def sigmoid(const float[::1] x, float[::1] result):
+    """Write the sigmoid of each number, computed in float64 and rounded once."""
+    with nogil:
+        cpp.run_sigmoid(&x[0], x.shape[0], &result[0])

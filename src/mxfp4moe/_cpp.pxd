@@ -250,6 +250,15 @@ cdef extern from "linear/linear.h" namespace "mxfp4moe" nogil:
     Status run_linear "mxfp4moe::linear"(const KernelTable& kernels, const LinearProblem& problem, int num_threads)
 
 
+cdef extern from "linear/mean_squares.h" namespace "mxfp4moe" nogil:
+    void run_mean_squares "mxfp4moe::mean_squares"(
+        const Rows& rows, int64_t num_rows, int64_t k, double* means, int num_threads)
+
+
+cdef extern from "routing/scores.h" namespace "mxfp4moe" nogil:
+    void run_sigmoid "mxfp4moe::sigmoid"(const float* logits, int64_t n, float* scores)
+
+
 cdef extern from "kernels/quantize_kernels.h" namespace "mxfp4moe" nogil:
     cdef struct MxArgs:
         const uint8_t* values

@@ -8,6 +8,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from mxfp4moe._arguments import cast, value_error
+from mxfp4moe.linear.rms_norm import mean_squares
+
 
 def nonfinite_tokens(hidden_states: NDArray[Any], logits: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which tokens have hidden states that are not finite in bfloat16, or logits that no rule can route."""
@@ -32,6 +35,20 @@ def nonfinite_value(hidden_states: NDArray[Any], logits: NDArray[np.float32]) ->
         return None
     row, column = found[0].tolist()
     return f"{values[row, column]} at position {(*tokens[row].tolist(), column)}"
+
+
+def nonfinite_rows(hidden_states: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which tokens have hidden states that are not finite in bfloat16."""
+    return np.asarray(~np.isfinite(mean_squares(cast(hidden_states, ml_dtypes.bfloat16))))
+
+
+def check_finite(name: str, hidden_states: NDArray[Any]) -> None:
+    """Raise if a hidden state of argument `name` is not finite in bfloat16."""
+    tokens = np.argwhere(nonfinite_rows(hidden_states))
+    if len(tokens):
+        position = (*tokens[0].tolist(), int(_finite(hidden_states[tuple(tokens[0])]).argmin()))
+        got = f"{hidden_states[position]} at position {position}"
+        raise value_error(name, "values that are finite in bfloat16", got)
 
 
 def _unroutable(logits: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -3,57 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any, Literal, Self, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import checkpoint
-from mxfp4moe._arguments import (
-    as_array,
-    as_integer_array,
-    cast,
-    check_bool,
-    check_choice,
-    check_shape,
-    describe,
-    to_int64,
-    type_error,
-    value_error,
-)
-from mxfp4moe._nonfinite import nonfinite_tokens, nonfinite_value
+from mxfp4moe._arguments import as_array, cast, check_bool, check_choice, describe, type_error
 from mxfp4moe.checkpoint import AnyExperts
 from mxfp4moe.experts.activation import Activation
-from mxfp4moe.experts.fused import check_hidden_states, fused_experts
-from mxfp4moe.experts.out import check_out, given_array, rows_view
+from mxfp4moe.experts.fused import check_hidden_states
+from mxfp4moe.experts.out import check_out, given_array
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, pack_weights
 from mxfp4moe.layer_description import ROUTER_DTYPES, LayerDescription, RoutingFunction
 from mxfp4moe.layer_file import open_layer, save_layer
-from mxfp4moe.linear.packed_linear import PackedLinear
+from mxfp4moe.layer_routing import NONFINITE, LayerRouter, Nonfinite
+from mxfp4moe.layer_sum import LayerSum
 
 _Layer = TypeVar("_Layer", bound="MoELayer")
-
-Nonfinite = Literal["raise", "propagate"]
-NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
-
-_SUM_BYTES = 32 << 20  # the most that float32 sums take while they wait for those of a shared expert
 
 
 class MoELayer(LayerDescription[PackedExperts]):
     """A mixture-of-experts layer: routes each token to its experts and computes them.
 
     `from_checkpoint` makes one from a model's files; the constructor, from arrays. The result of a token is
-    ``routed_scaling_factor * (weighted sum of its experts) + shared expert``, in float32, rounded once.
+    ``routed_scaling_factor * (weighted sum of its experts) + shared expert + output_bias``, in float32,
+    rounded once.
 
     Parameters
     ----------
     experts : PackedExperts
-    router_weight : ndarray of shape (num_experts, hidden_size)
-        float32, bfloat16 or float16.
-    router_bias : ndarray of shape (num_experts,), optional
+    router_weight : ndarray of shape (num_experts + num_zero_experts, hidden_size)
+        float32, bfloat16 or float16, as all arrays here.
+    router_bias : ndarray of shape (num_experts + num_zero_experts,), optional
     top_k : int
         How many experts each token goes to.
     routing : str or callable, optional
@@ -72,6 +56,32 @@ class MoELayer(LayerDescription[PackedExperts]):
         The `limit` of the shared expert.
     layer_number : int, optional
         The number of the layer in its model.
+    apply_router_weight_on_input : bool
+        As for `fused_experts`, of the routed experts (Llama-4).
+    shared_gate : ndarray of shape (hidden_size,), optional
+        The shared expert is multiplied by ``sigmoid(x . shared_gate)`` (Qwen2-MoE, Qwen3-Next).
+    shared_scaling_factor : float
+        Multiplies the shared expert.
+    num_zero_experts : int
+        The last so many rows of the router, with ids from `num_experts` on, are of experts that give the
+        token itself: one that is chosen adds its weight times the token (LongCat).
+    router_norm_eps : float, optional
+        The router reads ``x / sqrt(mean(x**2) + router_norm_eps)`` instead of x (Gemma-4).
+    router_scale : ndarray of shape (hidden_size,), optional
+        Multiplies what the router reads, after the norm.
+    separate_router_input : bool
+        The router reads an array of its own, which each call then takes as `router_hidden_states`.
+    latent_down, latent_up : ndarray, optional
+        Of shape (latent_size, hidden_size) and (hidden_size, latent_size), both or none. The routed experts,
+        whose own hidden size is `latent_size`, work on ``x @ latent_down.T``, and `latent_up` projects their
+        sum back (Nemotron-3). Router and shared expert see x itself.
+    latent_norm : ndarray of shape (latent_size,), optional
+        The routed sum ``s`` becomes ``s / sqrt(mean(s**2) + latent_norm_eps) * latent_norm`` before it is
+        projected back (Kimi-K3).
+    latent_norm_eps : float, optional
+        Given with `latent_norm`.
+    output_bias : ndarray of shape (hidden_size,), optional
+        Added to the result of each token, last of all (JetMoE).
     nonfinite : {"raise", "propagate"}
         What a token does whose hidden states, or router logits, are NaN or infinite: "raise" is a ValueError
         for the whole call; with "propagate" that token's result is NaN, and the others are what they are
@@ -81,13 +91,19 @@ class MoELayer(LayerDescription[PackedExperts]):
     ----------
     experts, shared_experts : PackedExperts
         `shared_experts` may be None. All attributes are read-only.
-    router_weight : ndarray of shape (num_experts, hidden_size), float32, read-only
-    router_bias : ndarray of shape (num_experts,), float32, read-only; or None
+    router_weight, router_bias, router_scale, shared_gate, latent_norm, output_bias : ndarray or None
+        float32 and read-only.
+    latent_down, latent_up : ndarray or None
+        Read-only, of the dtype that was given.
     top_k, num_experts, hidden_size, intermediate_size : int
+    num_choices : int
+        `num_experts` + `num_zero_experts`: how many logits the router gives.
     routing : str or callable
     routing_arguments : mapping
         Its arrays are read-only copies.
-    activation, alpha, limit, routed_scaling_factor, shared_limit
+    activation, alpha, limit, routed_scaling_factor, shared_limit, shared_scaling_factor
+        As given.
+    apply_router_weight_on_input, num_zero_experts, router_norm_eps, separate_router_input, latent_norm_eps
         As given.
     layer_number : int or None
         In the model that it was read from.
@@ -121,6 +137,18 @@ class MoELayer(LayerDescription[PackedExperts]):
         shared_experts: PackedExperts | None = None,
         shared_limit: float | None = None,
         layer_number: int | None = None,
+        apply_router_weight_on_input: bool = False,
+        shared_gate: ArrayLike | None = None,
+        shared_scaling_factor: float = 1.0,
+        num_zero_experts: int = 0,
+        router_norm_eps: float | None = None,
+        router_scale: ArrayLike | None = None,
+        separate_router_input: bool = False,
+        latent_down: ArrayLike | None = None,
+        latent_norm: ArrayLike | None = None,
+        latent_norm_eps: float | None = None,
+        latent_up: ArrayLike | None = None,
+        output_bias: ArrayLike | None = None,
         nonfinite: Nonfinite = "raise",
     ) -> None:
         check_choice("nonfinite", nonfinite, NONFINITE)
@@ -130,7 +158,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         super().__init__(
             experts,
             _float32("router_weight", router_weight),
-            None if router_bias is None else _float32("router_bias", router_bias),
+            _float32("router_bias", router_bias),
             top_k=top_k,
             routing=routing,
             routing_arguments=routing_arguments or {},
@@ -141,8 +169,21 @@ class MoELayer(LayerDescription[PackedExperts]):
             shared_experts=shared_experts,
             shared_limit=shared_limit,
             layer_number=layer_number,
+            apply_router_weight_on_input=apply_router_weight_on_input,
+            shared_gate=_float32("shared_gate", shared_gate),
+            shared_scaling_factor=shared_scaling_factor,
+            num_zero_experts=num_zero_experts,
+            router_norm_eps=router_norm_eps,
+            router_scale=_float32("router_scale", router_scale),
+            separate_router_input=separate_router_input,
+            latent_down=_copied("latent_down", latent_down),
+            latent_norm=_float32("latent_norm", latent_norm),
+            latent_norm_eps=latent_norm_eps,
+            latent_up=_copied("latent_up", latent_up),
+            output_bias=_float32("output_bias", output_bias),
         )
-        self._router = PackedLinear(self.router_weight)
+        self._router = LayerRouter(self, nonfinite)
+        self._sum = LayerSum(self)
         self._nonfinite: Nonfinite = nonfinite
         self._path: str | None = None
 
@@ -289,7 +330,12 @@ class MoELayer(LayerDescription[PackedExperts]):
         return f"MoELayer({', '.join([*texts, *self._field_texts()])}, {self.nbytes / 1e6:.1f} MB)"
 
     def route(
-        self, hidden_states: ArrayLike, input_ids: ArrayLike | None = None, *, num_threads: int | None = None
+        self,
+        hidden_states: ArrayLike,
+        input_ids: ArrayLike | None = None,
+        *,
+        router_hidden_states: ArrayLike | None = None,
+        num_threads: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Choose each token's experts, in float32 on the hidden states rounded to bfloat16.
 
@@ -302,6 +348,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         input_ids : integer ndarray of shape (...), optional
             Token ids. Layers that route by them (DeepSeek-V4's first ones) need them; others do not look at
             them.
+        router_hidden_states : ndarray of shape (..., hidden_size), optional
+            What the router reads. Layers with `separate_router_input` (Gemma-4's) need it; others refuse it.
         num_threads : int, optional
 
         Returns
@@ -326,68 +374,27 @@ class MoELayer(LayerDescription[PackedExperts]):
         >>> ids
         array([3, 2], dtype=int32)
         """
-        return self._route(hidden_states, input_ids, num_threads)[:2]
-
-    def _route(
-        self, hidden_states: ArrayLike, input_ids: ArrayLike | None, num_threads: int | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_] | None]:
-        """Weights, ids, and which tokens are not finite, if there are any and they propagate."""
-        hidden_states = check_hidden_states(hidden_states, self.hidden_size)
-        if self.routing == "hash_topk":
-            if input_ids is None:
-                raise type_error("input_ids", "token ids, by which this layer routes", "None")
-            input_ids = as_integer_array("input_ids", input_ids)
-            check_shape("input_ids", input_ids, hidden_states.shape[:-1])
-        logits = self._router(hidden_states, self.router_bias, num_threads)
-        if self._nonfinite == "propagate":
-            nonfinite = nonfinite_tokens(hidden_states, logits)
-            if nonfinite.any():
-                return *self._choose_finite(logits, input_ids, nonfinite, num_threads), nonfinite
-            return *self.choose(logits, input_ids, num_threads), None
-        expected = "values to route by that are finite in bfloat16"
-        try:
-            chosen = self.choose(logits, input_ids, num_threads)
-        except ValueError as error:
-            got = nonfinite_value(hidden_states, logits)
-            if got is None:
-                raise
-            raise value_error("hidden_states", expected, f"{got} ({error})") from error
-        # The other functions do not refuse logits that are -inf throughout.
-        if self.routing != "topk_softmax" and (got := nonfinite_value(hidden_states, logits)) is not None:
-            raise value_error("hidden_states", expected, got)
-        return *chosen, None
-
-    def _choose_finite(
-        self,
-        logits: NDArray[np.float32],
-        input_ids: ArrayLike | None,
-        nonfinite: NDArray[np.bool_],
-        num_threads: int | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Choose experts for the finite tokens; the slots of the others are dropped, with NaN as weight."""
-        logits[nonfinite] = 0
-        if input_ids is not None and self.routing == "hash_topk":
-            input_ids = np.where(nonfinite, 0, input_ids)
-        weights, ids = self.choose(logits, input_ids, num_threads)
-        weights, ids = np.array(weights), np.array(ids)
-        if ids.dtype.kind == "u":  # a routing function of the caller's may return any integers
-            ids = to_int64(ids)
-        weights[nonfinite], ids[nonfinite] = np.nan, -1
-        return weights, ids
+        hidden = check_hidden_states(hidden_states, self.hidden_size)
+        read = self._router.input(hidden, router_hidden_states)
+        return self._router.route(hidden, read, input_ids, num_threads)[:2]
 
     def router_logits(
-        self, hidden_states: ArrayLike, *, num_threads: int | None = None
+        self,
+        hidden_states: ArrayLike,
+        *,
+        router_hidden_states: ArrayLike | None = None,
+        num_threads: int | None = None,
     ) -> NDArray[np.float32]:
         """Return the logits that `route` chooses by.
 
         Parameters
         ----------
-        hidden_states, num_threads
+        hidden_states, router_hidden_states, num_threads
             As for `route`.
 
         Returns
         -------
-        ndarray of shape (..., num_experts), float32
+        ndarray of shape (..., num_choices), float32
 
         Examples
         --------
@@ -399,14 +406,15 @@ class MoELayer(LayerDescription[PackedExperts]):
         >>> layer.router_logits(np.arange(64, dtype=np.float32))
         array([0., 1., 2., 3.], dtype=float32)
         """
-        hidden_states = check_hidden_states(hidden_states, self.hidden_size)
-        return self._router(hidden_states, self.router_bias, num_threads)
+        hidden = check_hidden_states(hidden_states, self.hidden_size)
+        return self._router.logits(self._router.input(hidden, router_hidden_states), num_threads)
 
     def __call__(
         self,
         hidden_states: ArrayLike,
         input_ids: ArrayLike | None = None,
         *,
+        router_hidden_states: ArrayLike | None = None,
         out: NDArray[Any] | None = None,
         num_threads: int | None = None,
     ) -> NDArray[Any]:
@@ -417,6 +425,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         hidden_states : ndarray of shape (..., hidden_size)
             bfloat16, float16 or float32.
         input_ids : integer ndarray of shape (...), optional
+            As for `route`.
+        router_hidden_states : ndarray of shape (..., hidden_size), optional
             As for `route`.
         out : ndarray of shape (..., hidden_size), optional
             Where to put the result; as for `fused_experts`.
@@ -432,72 +442,33 @@ class MoELayer(LayerDescription[PackedExperts]):
         TypeError, ValueError
             As `route` and `fused_experts`.
         """
-        topk_weights, topk_ids, nonfinite = self._route(hidden_states, input_ids, num_threads)
-        routed = partial(
-            fused_experts,
-            experts=self.experts,
-            activation=self.activation,
-            alpha=self.alpha,
-            limit=self.limit,
-            num_threads=num_threads,
-        )
-        if self.shared_experts is None and self.routed_scaling_factor == 1:
-            out = routed(hidden_states, topk_weights=topk_weights, topk_ids=topk_ids, out=out)
-            if nonfinite is not None:
-                out[nonfinite] = np.nan
-            return out
         hidden = check_hidden_states(hidden_states, self.hidden_size)
+        read = self._router.input(hidden, router_hidden_states)
         if out is not None:
-            result = check_out(out, given_array(hidden_states, hidden), {"input_ids": input_ids})
+            inputs = {"input_ids": input_ids, "router_hidden_states": router_hidden_states}
+            result = check_out(out, given_array(hidden_states, hidden), inputs)
         else:
             out = result = np.empty(hidden.shape, hidden.dtype)
-        for tokens, weights, ids, target in self._parts(hidden, topk_weights, topk_ids, result):
-            sums = np.empty(tokens.shape, np.float32)
-            total = routed(tokens, topk_weights=weights, topk_ids=ids, out=sums)
-            # Overflow and NaN are for the caller to find in the result, as with fused_experts.
-            with np.errstate(over="ignore", invalid="ignore"):
-                total *= np.float32(self.routed_scaling_factor)
-                if self.shared_experts is not None:
-                    total += self._compute_shared(tokens, num_threads)
-                target[...] = total
+        weights, ids, nonfinite = self._router.route(hidden, read, input_ids, num_threads)
+        if self._sum.is_routed_alone:
+            self._sum.compute_routed(hidden, weights, ids, result, num_threads)
+        else:
+            self._sum.add_up(hidden, weights, ids, result, num_threads)
         if nonfinite is not None:
             result[nonfinite] = np.nan
         return out
 
-    def _parts(
-        self, hidden: NDArray[Any], weights: NDArray[Any], ids: NDArray[Any], result: NDArray[Any]
-    ) -> Iterator[tuple[NDArray[Any], ...]]:
-        """The arrays of some tokens at a time: float32 sums of all would be much memory."""
-        rows = rows_view(result)
-        limit = max(1, _SUM_BYTES // (4 * self.hidden_size))
-        # What the caller's own routing function returns has not been checked yet, so it is not cut in parts.
-        if rows is None or len(rows) <= limit or not isinstance(self.routing, str):
-            yield hidden, weights, ids, result
-            return
-        slots = (len(rows), weights.shape[-1])
-        arrays = hidden.reshape(rows.shape), weights.reshape(slots), ids.reshape(slots), rows
-        for first in range(0, len(rows), limit):
-            yield tuple(array[first : first + limit] for array in arrays)
 
-    def _compute_shared(self, hidden_states: NDArray[Any], num_threads: int | None) -> NDArray[np.float32]:
-        assert self.shared_experts is not None
-        slots = (*hidden_states.shape[:-1], 1)
-        return fused_experts(
-            hidden_states,
-            self.shared_experts,
-            np.ones(slots, np.float32),
-            np.zeros(slots, np.int32),
-            activation=self.activation,
-            alpha=self.alpha,
-            limit=self.shared_limit,
-            out=np.empty(hidden_states.shape, np.float32),
-            num_threads=num_threads,
-        )
+def _float32(name: str, value: ArrayLike | None) -> Any:
+    """A read-only float32 copy of an array that is given."""
+    return None if value is None else _copied(name, cast(as_array(name, value, ROUTER_DTYPES), np.float32))
 
 
-def _float32(name: str, value: ArrayLike) -> NDArray[np.float32]:
-    """A read-only copy of an array of a router."""
-    result: NDArray[np.float32] = np.array(cast(as_array(name, value, ROUTER_DTYPES), np.float32), order="C")
+def _copied(name: str, value: ArrayLike | None) -> Any:
+    """A read-only copy of an array that is given."""
+    if value is None:
+        return None
+    result = np.array(as_array(name, value, ROUTER_DTYPES), order="C")
     result.flags.writeable = False
     return result
 

@@ -17,7 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe._arguments import (
     as_array,
+    check_bool,
     check_choice,
+    check_int,
     check_layer_number,
     check_positive_int,
     check_real,
@@ -41,6 +43,10 @@ ROUTER_DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
 # These say how a packed file stores a field that is no option in its table of contents.
 _EXPERTS = {"kind": "experts"}  # as a spec and the parts of the packed bytes
 _ARRAY = {"kind": "array"}  # as a part
+# The table of contents names these only where a layer has them: the files of other layers stay as they were,
+# and readers that do not know them refuse a file instead of leaving them out.
+_LATER_OPTION = {"kind": "option", "later": True}
+_LATER_ARRAY = {"kind": "array", "later": True}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,7 +68,7 @@ class LayerDescription(Generic[_Experts]):
 
     experts: _Experts = field(metadata=_EXPERTS)
     router_weight: NDArray[Any] = field(metadata=_ARRAY)
-    """An array of shape (num_experts, hidden_size): float32, bfloat16 or float16."""
+    """An array of shape (num_experts + num_zero_experts, hidden_size): float32, bfloat16 or float16."""
     router_bias: NDArray[Any] | None = field(default=None, metadata=_ARRAY)
     _: KW_ONLY
     top_k: int
@@ -80,25 +86,55 @@ class LayerDescription(Generic[_Experts]):
     shared_limit: float | None = None
     layer_number: int | None = None
     """The number of the layer in the model that it was read from."""
+    apply_router_weight_on_input: bool = field(default=False, metadata=_LATER_OPTION)
+    """The weight of a slot multiplies what the expert reads, and not what it gives."""
+    shared_gate: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
+    """An array of shape (hidden_size,): the shared expert is multiplied by sigmoid(x . shared_gate)."""
+    shared_scaling_factor: float = field(default=1.0, metadata=_LATER_OPTION)
+    """Multiplies the shared expert."""
+    num_zero_experts: int = field(default=0, metadata=_LATER_OPTION)
+    """The last so many rows of the router are of experts that give the token itself."""
+    router_norm_eps: float | None = field(default=None, metadata=_LATER_OPTION)
+    """The router reads ``x / sqrt(mean(x**2) + eps)`` instead of x."""
+    router_scale: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
+    """An array of shape (hidden_size,) that multiplies what the router reads, after the norm."""
+    separate_router_input: bool = field(default=False, metadata=_LATER_OPTION)
+    """The router does not read what the experts do, but an array of its own."""
+    latent_down: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
+    """An array of shape (latent_size, hidden_size): the routed experts work on ``x @ latent_down.T``."""
+    latent_norm: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
+    """An array of shape (latent_size,): the weight of an RMS norm of the routed sum."""
+    latent_norm_eps: float | None = field(default=None, metadata=_LATER_OPTION)
+    """What is added to the mean of the squares in that norm."""
+    latent_up: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
+    """An array of shape (hidden_size, latent_size), which projects the routed sum back."""
+    output_bias: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
+    """An array of shape (hidden_size,) that is added to the result of each token."""
 
     def __post_init__(self) -> None:
-        def normalize(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)
-
         _check_experts("experts", self.experts)
-        normalize("top_k", check_positive_int("top_k", self.top_k, self.num_experts))
+        self._check_latent()
+        self._set("num_zero_experts", check_int("num_zero_experts", self.num_zero_experts, 0))
+        self._set("top_k", check_positive_int("top_k", self.top_k, self.num_choices))
         check_activation(self.activation, self.alpha, self.limit)
-        normalize("routed_scaling_factor", _check_factor(self.routed_scaling_factor))
+        self._set("routed_scaling_factor", _check_factor("routed_scaling_factor", self.routed_scaling_factor))
+        for name in ("apply_router_weight_on_input", "separate_router_input"):
+            self._set(name, check_bool(name, getattr(self, name)))
         self._check_shared()
         if self.layer_number is not None:
-            normalize("layer_number", check_layer_number("layer_number", self.layer_number))
-        shape = (self.num_experts, self.hidden_size)
-        normalize("router_weight", _router_array("router_weight", self.router_weight, shape))
-        if self.router_bias is not None:
-            normalize("router_bias", _router_array("router_bias", self.router_bias, shape[:1]))
+            self._set("layer_number", check_layer_number("layer_number", self.layer_number))
+        if self.router_norm_eps is not None:
+            self._set("router_norm_eps", _check_epsilon("router_norm_eps", self.router_norm_eps))
+        for name, shape in (
+            ("router_weight", (self.num_choices, self.hidden_size)),
+            ("router_bias", (self.num_choices,)),
+            ("router_scale", (self.hidden_size,)),
+            ("output_bias", (self.hidden_size,)),
+        ):
+            self._check_array(name, shape)
         names = {function: name for name, function in ROUTING_FUNCTIONS.items()}
         if callable(self.routing):
-            normalize("routing", names.get(self.routing, self.routing))
+            self._set("routing", names.get(self.routing, self.routing))
         elif not isinstance(self.routing, str):
             raise type_error(
                 "routing", "the name of a routing function, or a function", describe(self.routing)
@@ -106,18 +142,23 @@ class LayerDescription(Generic[_Experts]):
         if not isinstance(self.routing_arguments, Mapping):
             raise type_error("routing_arguments", "a mapping", describe(self.routing_arguments))
         arguments = {name: _frozen(value) for name, value in self.routing_arguments.items()}
-        normalize("routing_arguments", MappingProxyType(arguments))
+        self._set("routing_arguments", MappingProxyType(arguments))
         self._check_routing()
 
     @property
     def num_experts(self) -> int:
-        """How many experts there are to choose from."""
+        """How many experts there are, those that give the token itself not counted."""
         return self.experts.num_experts
+
+    @property
+    def num_choices(self) -> int:
+        """How many experts the router chooses from: `num_experts` + `num_zero_experts`."""
+        return self.experts.num_experts + self.num_zero_experts
 
     @property
     def hidden_size(self) -> int:
         """Length of a token's hidden state."""
-        return self.experts.hidden_size
+        return self.experts.hidden_size if self.latent_down is None else self.latent_down.shape[1]
 
     @property
     def intermediate_size(self) -> int:
@@ -132,13 +173,10 @@ class LayerDescription(Generic[_Experts]):
     @property
     def routing_text(self) -> str:
         """The routing function and its arguments, for a person to read."""
-
-        def text(value: Any) -> str:
-            return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
-
         rule = self.routing
         name = rule if isinstance(rule, str) else getattr(rule, "__name__", "function")
-        return f"{name}({', '.join(f'{key}={text(value)}' for key, value in self.routing_arguments.items())})"
+        arguments = (f"{key}={_text(value)}" for key, value in self.routing_arguments.items())
+        return f"{name}({', '.join(arguments)})"
 
     def choose(
         self,
@@ -150,7 +188,7 @@ class LayerDescription(Generic[_Experts]):
 
         Parameters
         ----------
-        router_logits : ndarray of shape (..., num_experts), float32
+        router_logits : ndarray of shape (..., num_choices), float32
         input_ids : integer ndarray of shape (...), or None
         num_threads : int, optional
 
@@ -185,6 +223,17 @@ class LayerDescription(Generic[_Experts]):
         """
         return {each.name: getattr(self, each.name) for each in fields(LayerDescription)}
 
+    def later_fields(self) -> dict[str, Any]:
+        """Return those fields of this layer that most layers do not have, by name.
+
+        Returns
+        -------
+        dict
+        """
+        later = [each for each in fields(LayerDescription) if each.metadata.get("later")]
+        values = {each.name: (getattr(self, each.name), each.default) for each in later}
+        return {name: value for name, (value, default) in values.items() if not _same(value, default)}
+
     def _field_texts(self) -> list[str]:
         """Sizes and options as ``name=value``, as far as they are given, for a person to read."""
         texts: dict[str, Any] = {} if self.layer_number is None else {"layer": self.layer_number}
@@ -205,20 +254,59 @@ class LayerDescription(Generic[_Experts]):
         if self.shared_experts is not None:
             shared = self.shared_experts
             texts["shared_experts"] = f"{shared.intermediate_size} of {shared.format!r}"
+        texts |= {name: _text(value) for name, value in self.later_fields().items()}
         return [f"{name}={value}" for name, value in texts.items()]
 
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_array(self, name: str, shape: tuple[int | str, ...]) -> None:
+        value = getattr(self, name)
+        if value is not None or name == "router_weight":
+            array = as_array(name, value, ROUTER_DTYPES)
+            check_shape(name, array, shape)
+            self._set(name, array)
+
+    def _check_latent(self) -> None:
+        """Both projections or none, for they give the layer its hidden size; the norm is between them."""
+        latent = self.experts.hidden_size
+        for name, other in (
+            ("latent_up", "latent_down"),
+            ("latent_down", "latent_up"),
+            ("latent_norm", "latent_down"),
+            ("latent_norm_eps", "latent_norm"),
+        ):
+            value = getattr(self, name)
+            if value is not None and getattr(self, other) is None:
+                raise value_error(name, f"None without {other}", describe(value))
+        if self.latent_down is None:
+            return
+        self._check_array("latent_down", (latent, "hidden_size"))
+        self._check_array("latent_up", (self.hidden_size, latent))
+        self._check_array("latent_norm", (latent,))
+        if self.latent_norm is not None:
+            self._set("latent_norm_eps", _check_epsilon("latent_norm_eps", self.latent_norm_eps))
+        if self.num_zero_experts:
+            raise value_error("num_zero_experts", "0 with latent_down", describe(self.num_zero_experts))
+
     def _check_shared(self) -> None:
+        factor = _check_factor("shared_scaling_factor", self.shared_scaling_factor)
+        self._set("shared_scaling_factor", factor)
         shared = self.shared_experts
         if shared is None:
-            if self.shared_limit is not None:
-                raise value_error("shared_limit", "None without shared_experts", describe(self.shared_limit))
+            for name, absent in (("shared_limit", None), ("shared_gate", None), ("shared_scaling_factor", 1)):
+                value = getattr(self, name)
+                if value is not None and (absent is None or value != absent):
+                    raise value_error(name, f"{absent} without shared_experts", describe(value))
             return
         _check_experts("shared_experts", shared)
         if shared.num_experts != 1:
             raise value_error("shared_experts", "one expert", str(shared.num_experts))
         if shared.hidden_size != self.hidden_size:
-            expected = f"hidden_size {self.hidden_size}, as experts have"
+            whose = "experts have" if self.latent_down is None else "latent_down has"
+            expected = f"hidden_size {self.hidden_size}, as {whose}"
             raise value_error("shared_experts", expected, str(shared.hidden_size))
+        self._check_array("shared_gate", (self.hidden_size,))
         check_activation(self.activation, self.alpha, self.shared_limit)
 
     def _check_routing(self) -> None:
@@ -226,7 +314,7 @@ class LayerDescription(Generic[_Experts]):
         if not isinstance(self.routing, str):
             return
         check_choice("routing", self.routing, tuple(ROUTING_FUNCTIONS))
-        _, ids = self.choose(np.zeros((1, self.num_experts), np.float32), np.zeros(1, np.int64))
+        _, ids = self.choose(np.zeros((1, self.num_choices), np.float32), np.zeros(1, np.int64))
         if self.routing == "hash_topk" and ids.shape[-1] != self.top_k:
             raise value_error("top_k", f"{ids.shape[-1]}, as in tid2eid", str(self.top_k))
 
@@ -236,17 +324,24 @@ def _check_experts(name: str, value: object) -> None:
         raise type_error(name, "PackedExperts", describe(value))
 
 
-def _router_array(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    array = as_array(name, value, ROUTER_DTYPES)
-    check_shape(name, array, shape)
-    return array
-
-
-def _check_factor(value: Any) -> float:
-    factor = check_real("routed_scaling_factor", value)
+def _check_factor(name: str, value: Any) -> float:
+    factor = check_real(name, value)
     if not 0 < factor <= float(np.finfo(np.float32).max):
-        raise value_error("routed_scaling_factor", "a finite float32 number above 0", repr(factor))
+        raise value_error(name, "a finite float32 number above 0", repr(factor))
     return factor
+
+
+def _check_epsilon(name: str, value: Any) -> float:
+    """What is added to the mean of squares; above 0, so that the norm of a token of zeros is not NaN."""
+    epsilon = check_real(name, value)
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if not least <= epsilon <= most:
+        raise value_error(name, f"a number in [{least:.4g}, {most:.4g}]", repr(epsilon))
+    return epsilon
+
+
+def _text(value: Any) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
 
 
 def _frozen(value: Any) -> Any:

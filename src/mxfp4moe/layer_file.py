@@ -27,6 +27,7 @@ def save_layer(layer: LayerDescription[PackedExperts], path: str | os.PathLike[s
         got = describe(layer.routing)
         raise type_error("routing", "the name of a routing function, for a layer to be saved", got)
     values = layer.arguments()
+    later = layer.later_fields()
     options: dict[str, Any] = {}
     specs: dict[str, Any] = {}
     parts: list[Part] = []
@@ -38,7 +39,8 @@ def save_layer(layer: LayerDescription[PackedExperts], path: str | os.PathLike[s
             parts += [] if value is None else value._file_parts(name)
         elif kind == "array":
             arrays[name] = value
-        elif name not in _LAST_FIELDS:
+            options |= {name: True} if name in later else {}
+        elif name not in _LAST_FIELDS and (name in later or name not in _LATER_FIELDS):
             options[name] = _plain(name, value)
     arguments = {}
     for name, value in layer.routing_arguments.items():
@@ -62,6 +64,8 @@ def open_layer(path: str | os.PathLike[str], verify: bool = False) -> LayerDescr
 
 
 _LAST_FIELDS = ("top_k", "routing", "routing_arguments")  # which packed files have after the experts
+# The table of contents has these only if the layer has them, and says of an array that there is one.
+_LATER_FIELDS = {each.name for each in fields(LayerDescription) if each.metadata.get("later")}
 
 
 def _kinds() -> dict[str, str]:
@@ -78,7 +82,7 @@ def _read_fields(file: PackedFile) -> dict[str, Any]:
     """The fields of a layer that a packed file has; the inverse of what `save` writes."""
     kinds = _kinds()
     meta = {name: value for name, value in file.meta.items() if name not in file_meta(LAYER, {})}
-    names = {name for name, kind in kinds.items() if kind != "array"}
+    names = {name for name, kind in kinds.items() if kind != "array"} | _LATER_FIELDS
     if not names - _optional_fields() <= set(meta) <= names:
         raise file.error(f"fields {', '.join(sorted(names))}", shorten(sorted(meta)))
     arguments, number = meta["routing_arguments"], meta.get("layer_number")
@@ -94,6 +98,8 @@ def _read_fields(file: PackedFile) -> dict[str, Any]:
             absent = meta.get(name) is None and name != "experts"
             result[name] = None if absent else PackedExperts._from_file(file, name)
         elif kind == "array":
+            if name in _LATER_FIELDS and (meta.get(name) is True) != (name in file):
+                raise file.error(f"a part {name} if the field of this name is true", shorten(meta.get(name)))
             result[name] = file.get(name)
     arrays = {name.removeprefix(_ROUTING): file[name] for name in file if name.startswith(_ROUTING)}
     return result | {

@@ -10,7 +10,8 @@ from mxfp4moe import checkpoint
 from mxfp4moe._arguments import check_bool, check_choice
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize
-from mxfp4moe.layer import NONFINITE, MoELayer, Nonfinite
+from mxfp4moe.layer import MoELayer
+from mxfp4moe.layer_routing import NONFINITE, Nonfinite
 
 __all__ = ["load_layers"]
 

@@ -201,7 +201,7 @@ def test_any_part_of_the_tokens_at_a_time(
     hidden_states = rng.standard_normal((3, 7, H), np.float32)
     whole = layer(hidden_states)
     for tokens in (1, 4, 20):
-        monkeypatch.setattr("mxfp4moe.layer._SUM_BYTES", tokens * H * 4 + 3)
+        monkeypatch.setattr("mxfp4moe.layer_sum._SUM_BYTES", tokens * H * 4 + 3)
         assert layer(hidden_states).tobytes() == whole.tobytes()
         out = np.zeros((3, 14, H), np.float32)[:, ::2]  # no rows of one stride
         assert layer(hidden_states, out=out).tobytes() == whole.tobytes()

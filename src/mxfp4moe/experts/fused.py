@@ -235,13 +235,13 @@ def fused_moe(
     )
 
 
-def check_hidden_states(value: Any, hidden_size: int) -> np.ndarray:
+def check_hidden_states(value: Any, hidden_size: int, name: str = "hidden_states") -> np.ndarray:
     """`value` as an array of tokens with a contiguous last axis; copied only if needed."""
-    hidden = as_array("hidden_states", value, _FLOAT_DTYPES)
+    hidden = as_array(name, value, _FLOAT_DTYPES)
     if hidden.ndim == 0 or hidden.shape[-1] != hidden_size:
-        raise value_error("hidden_states", f"shape (..., {hidden_size})", f"shape {hidden.shape}")
+        raise value_error(name, f"shape (..., {hidden_size})", f"shape {hidden.shape}")
     if hidden.size // hidden_size > _MAX_TOKENS:
-        raise value_error("hidden_states", f"at most {_MAX_TOKENS} tokens", f"shape {hidden.shape}")
+        raise value_error(name, f"at most {_MAX_TOKENS} tokens", f"shape {hidden.shape}")
     return hidden if hidden.strides[-1] == hidden.itemsize else np.ascontiguousarray(hidden)
 
 

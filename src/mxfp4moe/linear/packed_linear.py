@@ -1,11 +1,15 @@
-"""A matrix of float weights by hidden states, on the kernels of the experts: the router of a layer."""
+"""A matrix of float weights by hidden states, on the kernels of the experts: router and projections."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
+from mxfp4moe._arguments import cast
 from mxfp4moe.config import active_kernels, resolve_num_threads
 from mxfp4moe.formats import FLOAT_CODES
 
@@ -14,7 +18,7 @@ _MAX_TERMS = 3  # of 8 bits each, as many as a float32 number has
 
 
 class PackedLinear:
-    """A float32 matrix, packed; calling it gives ``hidden_states @ weight.T + bias`` in float32.
+    """A matrix of floats, packed; calling it gives ``hidden_states @ weight.T + bias`` in float32.
 
     Weights are exact: each is the sum of up to three bfloat16 numbers, one if it is a bfloat16 number itself.
     (Parts below 2**-126 may count as zero, as everywhere.) The sums of the terms are added in a fixed order,
@@ -22,8 +26,8 @@ class PackedLinear:
 
     Parameters
     ----------
-    weight : float32 ndarray of shape (N, K)
-        Not to be changed afterwards.
+    weight : ndarray of shape (N, K)
+        float32, bfloat16 or float16. Not to be changed afterwards.
 
     Attributes
     ----------
@@ -32,9 +36,10 @@ class PackedLinear:
 
     __slots__ = ("_storage", "weight")
 
-    def __init__(self, weight: NDArray[np.float32]) -> None:
+    def __init__(self, weight: NDArray[Any]) -> None:
         num_rows, k = weight.shape
-        terms = split_bfloat16(weight)
+        is_bfloat16 = weight.dtype == ml_dtypes.bfloat16
+        terms = [weight.view(np.uint16)] if is_bfloat16 else split_bfloat16(cast(weight, np.float32))
         # Rows are in panels of 16; the panels of the terms of the same weights stand side by side.
         num_panels = -(-num_rows // _PANEL_ROWS)
         rows = np.zeros((len(terms), num_panels * _PANEL_ROWS, k), np.uint16)
@@ -44,7 +49,7 @@ class PackedLinear:
         self.weight = weight
         self._storage = _core.LinearStorage(packed, num_rows, len(terms), resolve_num_threads(None))
 
-    def __reduce__(self) -> tuple[type[PackedLinear], tuple[NDArray[np.float32]]]:
+    def __reduce__(self) -> tuple[type[PackedLinear], tuple[NDArray[Any]]]:
         return PackedLinear, (self.weight,)
 
     def __call__(

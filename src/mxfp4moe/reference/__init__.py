@@ -11,7 +11,7 @@ written.
 
 from mxfp4moe.reference._precision import round_bfloat16
 from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid
-from mxfp4moe.reference.layer import moe_layer, moe_layer_float64
+from mxfp4moe.reference.layer import moe_layer, moe_layer_float64, rms_factors
 from mxfp4moe.reference.moe import (
     ExpertArrays,
     arrays_of,
@@ -66,6 +66,7 @@ __all__ = [
     "quantize_mxfp4",
     "quantize_mxfp8",
     "quantize_nvfp4",
+    "rms_factors",
     "round_bfloat16",
     "router_logits",
     "select_experts",

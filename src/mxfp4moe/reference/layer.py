@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
+from mxfp4moe.reference.activation import sigmoid
 from mxfp4moe.reference.moe import fused_experts, fused_experts_float64
 from mxfp4moe.reference.routing import (
     grouped_topk,
@@ -40,13 +42,21 @@ def moe_layer(
     layer: Any,
     input_ids: np.ndarray | None = None,
     *,
+    router_hidden_states: np.ndarray | None = None,
     out_dtype: DTypeLike | None = None,
 ) -> np.ndarray:
     """Compute `layer` for every token, with exactly the roundings of the numerics contract.
 
-    The router logits of a token choose its experts (or its token id does). The result is
-    ``routed_scaling_factor * fused_experts(...) + shared expert``, where both terms, their product and their
-    sum are float32, rounded once.
+    The router logits of a token choose its experts (or its token id does). The result is the float32 number
+
+    - s, what `fused_experts` gives for the chosen experts, on ``x @ latent_down.T`` if the layer has that;
+      then the norm and the projection back follow, each in float32,
+    - plus the sum of the weights for experts that give the token itself, times the token in bfloat16,
+    - times `routed_scaling_factor`,
+    - plus the shared expert, whose weight is ``shared_scaling_factor * sigmoid(x . shared_gate)``,
+    - plus `output_bias`,
+
+    rounded once.
 
     Parameters
     ----------
@@ -56,6 +66,8 @@ def moe_layer(
         Any object with their attributes, and with experts that `arrays_of` takes.
     input_ids : integer ndarray of shape (...), optional
         For layers that route by ``hash_topk``.
+    router_hidden_states : ndarray of shape (..., K), optional
+        For layers whose router reads another array.
     out_dtype : dtype, optional
         That of `hidden_states` if not given.
 
@@ -73,19 +85,26 @@ def moe_layer(
     >>> mx.reference.moe_layer(np.ones((3, 96), np.float32), layer).shape
     (3, 96)
     """
-    result = _evaluate(hidden_states, layer, input_ids, partial(fused_experts, out_dtype=np.float32))
+    chosen = _route(hidden_states if router_hidden_states is None else router_hidden_states, layer, input_ids)
+    result = _evaluate(hidden_states, layer, chosen, CONTRACT)
     with np.errstate(over="ignore", under="ignore"):
         return result.astype(hidden_states.dtype if out_dtype is None else out_dtype)
 
 
 def moe_layer_float64(
-    hidden_states: np.ndarray, layer: Any, input_ids: np.ndarray | None = None
+    hidden_states: np.ndarray,
+    layer: Any,
+    input_ids: np.ndarray | None = None,
+    *,
+    router_hidden_states: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Compute as `moe_layer` does, but the experts in float64. Relative errors are measured against this.
+    """Compute as `moe_layer` does, but in float64 from the chosen experts on.
+
+    Relative errors are measured against this.
 
     Parameters
     ----------
-    hidden_states, layer, input_ids
+    hidden_states, layer, input_ids, router_hidden_states
         See `moe_layer`.
 
     Returns
@@ -102,28 +121,99 @@ def moe_layer_float64(
     >>> mx.reference.moe_layer_float64(np.ones((3, 96), np.float32), layer).dtype
     dtype('float64')
     """
-    return _evaluate(hidden_states, layer, input_ids, fused_experts_float64)
+    chosen = _route(hidden_states if router_hidden_states is None else router_hidden_states, layer, input_ids)
+    return _evaluate(hidden_states, layer, chosen, FLOAT64)
+
+
+def rms_factors(rows: np.ndarray, epsilon: float) -> np.ndarray:
+    """``1 / sqrt(mean(row**2) + epsilon)`` in float64.
+
+    Square i of a row is added in lane i modulo 8, and the lanes in pairs, so that all sums have one order.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (..., K)
+    epsilon : float
+
+    Returns
+    -------
+    float64 ndarray of shape (..., 1)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.rms_factors(np.full((1, 3), 2.0), 12.0).tolist()
+    [[0.25]]
+    """
+    size = rows.shape[-1]
+    padded = np.zeros((*rows.shape[:-1], -(-size // 8) * 8))
+    padded[..., :size] = rows.astype(np.float64) ** 2
+    sums = np.add.accumulate(padded.reshape(*rows.shape[:-1], -1, 8), axis=-2)[..., -1, :]
+    while sums.shape[-1] > 1:
+        sums = sums[..., 0::2] + sums[..., 1::2]
+    return np.asarray(1 / np.sqrt(sums / size + epsilon))
 
 
 def _evaluate(
-    hidden_states: np.ndarray, layer: Any, input_ids: np.ndarray | None, compute: Callable[..., np.ndarray]
+    hidden_states: np.ndarray, layer: Any, chosen: tuple[np.ndarray, np.ndarray], precision: Precision
 ) -> np.ndarray:
+    """The sum of all terms, in the dtype of the precision."""
+    exact = precision is FLOAT64
+    compute = fused_experts_float64 if exact else partial(fused_experts, out_dtype=np.float32)
+    number = precision.dtype.type
     function = {"activation": layer.activation, "alpha": layer.alpha}
-    chosen = _route(hidden_states, layer, input_ids)
-    total = compute(hidden_states, layer.experts, *chosen, limit=layer.limit, **function)
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = np.asarray(total * total.dtype.type(layer.routed_scaling_factor))
+    hidden = round_bfloat16(hidden_states)
+    weights, ids = (np.asarray(array) for array in chosen)
+    zero = ids >= layer.num_experts
+    routed = partial(
+        compute,
+        experts=layer.experts,
+        topk_weights=weights,
+        topk_ids=np.where(zero, -1, ids) if layer.num_zero_experts else ids,
+        limit=layer.limit,
+        apply_router_weight_on_input=layer.apply_router_weight_on_input,
+        **function,
+    )
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if layer.latent_down is None:
+            total = routed(hidden_states)
+        else:
+            total = routed(matmul(hidden, layer.latent_down, precision))
+            if layer.latent_norm is not None:
+                total = total * rms_factors(total, layer.latent_norm_eps).astype(precision.dtype)
+                total = total * layer.latent_norm.astype(precision.dtype)
+            total = matmul(precision.round_intermediate(total), layer.latent_up, precision)
+        if layer.num_zero_experts:
+            used = np.where(zero, weights, 0).astype(np.float32).astype(precision.dtype)
+            total = total + np.add.accumulate(used, axis=-1)[..., -1:] * hidden.astype(precision.dtype)
+        total = np.asarray(total * number(layer.routed_scaling_factor))
         if layer.shared_experts is not None:
             slots = (*hidden_states.shape[:-1], 1)
-            only = np.ones(slots, np.float32), np.zeros(slots, np.int32)
+            shared_weights = np.full(slots, layer.shared_scaling_factor, np.float32)
+            if layer.shared_gate is not None:
+                gate = matmul(hidden, layer.shared_gate[None], CONTRACT)
+                shared_weights = shared_weights * sigmoid(gate).astype(np.float32)
+            only = shared_weights, np.zeros(slots, np.int32)
             total += compute(hidden_states, layer.shared_experts, *only, limit=layer.shared_limit, **function)
+        if layer.output_bias is not None:
+            total += layer.output_bias.astype(precision.dtype)
     return total
 
 
 def _route(
     hidden_states: np.ndarray, layer: Any, input_ids: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    logits = router_logits(hidden_states, layer.router_weight, layer.router_bias)
+    weight = layer.router_weight.astype(np.float32)
+    if layer.router_scale is not None:
+        weight = weight * layer.router_scale.astype(np.float32)
+    if layer.router_norm_eps is None:
+        logits = router_logits(hidden_states, weight, layer.router_bias)
+    else:
+        read = round_bfloat16(hidden_states)
+        logits = router_logits(read, weight) * rms_factors(read, layer.router_norm_eps).astype(np.float32)
+        if layer.router_bias is not None:
+            logits = logits + layer.router_bias.astype(np.float32)
     routing = layer.routing
     function = _ROUTING_FUNCTIONS[routing] if isinstance(routing, str) else routing
     second = input_ids if routing == "hash_topk" else layer.top_k
