@@ -72,7 +72,7 @@ class Experts : public Work {
     weights_ = floats(random, num_tokens_ * top_k_);
     for (int64_t i = 0; i < num_tokens_ * top_k_; ++i)
       ids_.push_back(static_cast<int32_t>(between(random, -1, shape_.num_experts - 1)));
-    activation_ = {static_cast<ActivationKind>(random() % 4), 1.702f, 7.0f};
+    activation_ = {static_cast<ActivationKind>(random() % count_of(kActivationNames)), 1.702f, 7.0f};
   }
 
   Bytes run(const KernelTable& kernels, int num_threads) const override {

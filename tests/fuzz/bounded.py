@@ -18,7 +18,8 @@ EPS32 = 2.0**-24  # half a unit in the last place, relative
 EPS16 = 2.0**-8  # of bfloat16
 TINY = 2.0**-126
 HUGE = 2.0**127  # half of what overflows in float32 and bfloat16
-FACTOR_ULPS = 16  # of an approximated sigmoid, erf or tanh, which is in [0, 1]
+FACTOR_ULPS = 16  # of an approximated sigmoid, erf or tanh, which is in [0, 1], and what a gate times it is
+SOFT_CLAMP_ULPS = 8  # of limit * tanh(x / limit)
 SLOPE = 1.13  # largest derivative of gate * factor(gate), for every activation and alpha
 
 Array = np.ndarray
@@ -128,9 +129,18 @@ def clamp(x: Bounded, low: float, high: float) -> Bounded:
     return Bounded(value, x.error + np.where(np.isfinite(value), inside, 0.0))
 
 
-def gated(gate: Bounded, factor: Callable[[Array], Array]) -> Bounded:
-    """gate * factor(gate), with a factor in [0, 1]."""
-    value = gate.value * factor(gate.value)
+def soft_clamp(x: Bounded, function: Callable[[Array], Array]) -> Bounded:
+    """limit * tanh(x / limit), which `function` is: its derivative is at most 1."""
+    value = function(x.value)
+    error = x.error + SOFT_CLAMP_ULPS * EPS32 * (abs(value) + x.error) + TINY
+    return Bounded(value, np.where(np.isinf(x.error), np.inf, _finite(error, value)))
+
+
+def gated(
+    gate: Bounded, factor: Callable[[Array], Array], of: Callable[[Array], Array] = lambda x: x
+) -> Bounded:
+    """of(gate) * factor(gate), with a factor in [0, 1], and |of(x)| at most |x|."""
+    value = of(gate.value) * factor(gate.value)
     error = SLOPE * gate.error + FACTOR_ULPS * EPS32 * gate.most + TINY * (1 + gate.most)
     return _settle(value, np.where(np.isinf(gate.error), np.inf, _finite(error, value)), gate.most)
 

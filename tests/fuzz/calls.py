@@ -19,7 +19,8 @@ BFLOAT16, E4M3 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 E5M2, E8M0 = np.dtype(ml_dtypes.float8_e5m2), np.dtype(ml_dtypes.float8_e8m0fnu)
 FLOATS = (BFLOAT16, np.dtype(np.float16), np.dtype(np.float32))
 FORMATS = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16, "fp8_block": 1, "bf16": 1}  # what K and I are multiples of
-ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh")
+ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ")
+ALPHAS = {"swigluoai": (None, 1.0, 0.3, -2.0), "situ": (None, 1.0, 0.3, 1e-3, 1e9)}
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, 3e38, -(2.0**-120))
 TABLES = [table.name for table in config._TABLES if table.supported]
 
@@ -208,7 +209,7 @@ def strided(rng: Rng, array: Array) -> Array:
 
 def random_options(rng: Rng) -> float64.Options:
     activation = choose(rng, ACTIVATIONS)
-    alpha = choose(rng, (None, 1.0, 0.3, -2.0)) if activation == "swigluoai" else None
+    alpha = choose(rng, ALPHAS.get(activation, (None,)))
     return float64.Options(
         activation, alpha, choose(rng, (None, None, 0.5, 7.0, 100.0, math.inf)), chance(rng, 0.2)
     )

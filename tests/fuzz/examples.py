@@ -156,7 +156,7 @@ def packed_files(folder: Path) -> Iterator[Example]:
         make_experts(rng, name).save(folder / f"experts-{number}.packed")
         yield _packed_example(folder, f"experts-{number}.packed", name, mx.PackedExperts.open)
     for number, name in enumerate(ROUTINGS):
-        make_layer(rng, name, FORMATS[number]).save(folder / f"layer-{number}.packed")
+        make_layer(rng, name, FORMATS[number % len(FORMATS)]).save(folder / f"layer-{number}.packed")
         yield _packed_example(folder, f"layer-{number}.packed", name, mx.MoELayer.open)
 
 

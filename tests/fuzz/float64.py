@@ -6,6 +6,7 @@ Nothing of `mxfp4moe.reference` is used, so that a fault of the definition shows
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -23,6 +24,7 @@ from fuzz.bounded import (
     gated,
     multiply,
     rounded,
+    soft_clamp,
 )
 
 ROUNDINGS = {  # unit, largest finite number, smallest positive one
@@ -145,6 +147,11 @@ def _sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
+def _soft(limit: float) -> Callable[[Array], Array]:
+    bound = float(np.float32(limit))
+    return lambda x: x if bound == math.inf else bound * np.tanh(x / bound)
+
+
 def _phi(x: Array) -> Array:
     return 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-x / math.sqrt(2))
 
@@ -157,7 +164,12 @@ def activate(gate: Bounded, up: Bounded, options: Options) -> Bounded:
     """The intermediate before it is rounded."""
     name, limit = options.activation, options.limit
     if limit is None:
-        limit = 7.0 if name == "swigluoai" else math.inf
+        limit = {"swigluoai": 7.0, "situ": 25.0}.get(name, math.inf)
+    if name == "situ":
+        alpha = 4.0 if options.alpha is None else options.alpha
+        return multiply(gated(gate, _sigmoid, _soft(alpha)), soft_clamp(up, _soft(limit)))
+    if name == "silu_clamp":
+        return multiply(clamp(gated(gate, _sigmoid), -math.inf, limit), clamp(up, -limit, limit))
     gate, up = clamp(gate, -math.inf, limit), clamp(up, -limit, limit)
     if name == "swigluoai":
         alpha = float(np.float32(1.702 if options.alpha is None else options.alpha))

@@ -9,6 +9,7 @@ from problems import (
     ACTIVATIONS,
     ARRAYS,
     BIASES,
+    EXACT_PARAMETERS,
     LAYOUTS,
     Problem,
     Shape,
@@ -27,8 +28,7 @@ DTYPES = (bfloat16, np.float16, np.float32)
 
 
 def exact_options(activation: str) -> dict:
-    # The default limit of swigluoai is below the gates of an exact case.
-    return {"activation": activation, "limit": math.inf if activation == "swigluoai" else None}
+    return {"activation": activation, **EXACT_PARAMETERS.get(activation, {})}
 
 
 @pytest.mark.emulation
@@ -87,7 +87,7 @@ def test_exact_activation_bias_layout(isa, rng, activation, bias, layout):
 
 @pytest.mark.emulation
 @pytest.mark.smoke
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "situ"])
 @pytest.mark.parametrize("limit", [18.0, 48.0, 100.0])
 def test_exact_limit(isa, rng, activation, limit):
     problem = exact_problem(rng, Shape(6, 96, 32, 4, 2), bias="w13", dtype=np.float32, router_weights=(1.0,))
@@ -111,6 +111,14 @@ def test_swigluoai_defaults(isa, rng):
     given = problem.run(activation="swigluoai", alpha=1.702, limit=7.0)
     assert_same_bits(problem.run(activation="swigluoai"), given)
     assert not np.array_equal(problem.run(activation="swigluoai", alpha=1.0), given)
+
+
+def test_situ_defaults(isa, rng):
+    problem = random_problem(rng, Shape(3, 64, 32, 2, 1), dtype=np.float32, bias="both")
+    given = problem.run(activation="situ", alpha=4.0, limit=25.0)
+    assert_same_bits(problem.run(activation="situ"), given)
+    for other in ({"alpha": 1.0}, {"limit": 1.0}):
+        assert not np.array_equal(problem.run(activation="situ", **other), given)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 2.0, 1.702])

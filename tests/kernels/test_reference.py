@@ -8,6 +8,7 @@ import pytest
 from problems import (
     ACTIVATIONS,
     BIASES,
+    EXACT_PARAMETERS,
     LAYOUTS,
     Problem,
     Shape,
@@ -86,13 +87,15 @@ def test_activate_formulas(gate):
         "gelu": gate * cdf * up,
         "gelu_tanh": gate * tanh * up,
         "swigluoai": clamped / (1 + math.exp(-1.702 * clamped)) * (up + 1),
+        "silu_clamp": gate / (1 + math.exp(-gate)) * up,
+        "situ": 4 * math.tanh(gate / 4) / (1 + math.exp(-gate)) * 25 * math.tanh(up / 25),
     }
     for activation in ACTIVATIONS:
         result = reference.activate(gates, ups, activation, None, None)
         np.testing.assert_allclose(result, [expected[activation]], rtol=1e-13)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["silu", "swigluoai", "gelu", "gelu_tanh"])
 def test_limit_clamps_gate_from_above_and_up_on_both_sides(activation):
     gate = np.array([9.0, -9.0, 1.0, 1.0], dtype=np.float32)
     up = np.array([1.0, 1.0, 9.0, -9.0], dtype=np.float32)
@@ -100,6 +103,26 @@ def test_limit_clamps_gate_from_above_and_up_on_both_sides(activation):
     clamped = reference.activate(np.minimum(gate, 4), np.clip(up, -4, 4), activation, None, math.inf)
     assert_same_bits(limited, clamped)
     assert not np.array_equal(limited, reference.activate(gate, up, activation, None, math.inf))
+
+
+def test_silu_clamp_clamps_after_the_activation():
+    gate = np.array([9.0, -9.0, 2.0, 1.0, 1.0], dtype=np.float32)
+    up = np.array([1.0, 1.0, 1.0, 9.0, -9.0], dtype=np.float32)
+    silu = gate / (1 + np.exp(-gate))
+    expected = np.minimum(silu, np.float32(1.5)) * np.clip(up, -1.5, 1.5)
+    np.testing.assert_allclose(reference.activate(gate, up, "silu_clamp", None, 1.5), expected, rtol=1e-6)
+    assert_same_bits(
+        reference.activate(gate, up, "silu_clamp", None, None),
+        reference.activate(gate, up, "silu", None, None),
+    )
+
+
+@pytest.mark.parametrize(("alpha", "limit"), [(4.0, 25.0), (0.5, 2.0), (30.0, math.inf)])
+def test_situ_parameters(alpha, limit):
+    gate, up = np.meshgrid(np.linspace(-20, 20, 41), np.linspace(-80, 80, 33))
+    soft_up = up if limit == math.inf else limit * np.tanh(up / limit)
+    expected = alpha * np.tanh(gate / alpha) / (1 + np.exp(-gate)) * soft_up
+    np.testing.assert_allclose(reference.activate(gate, up, "situ", alpha, limit), expected, rtol=1e-13)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -204,7 +227,7 @@ def test_weight_on_input_equals_scaling_the_input(rng):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_exact_problems_have_no_rounding_but_the_intermediate(rng, activation):
     problem = exact_problem(rng, Shape(7, 96, 64, 4, 3), bias="both")
-    options = {"activation": activation, "limit": math.inf}
+    options = {"activation": activation, **EXACT_PARAMETERS.get(activation, {})}
     result = problem.expected(out_dtype=np.float32, **options)
     # A float32 sum in another order: the same bits.
     reversed_k = problem._replace(
@@ -215,6 +238,6 @@ def test_exact_problems_have_no_rounding_but_the_intermediate(rng, activation):
         ),
     )
     assert_same_bits(reversed_k.expected(out_dtype=np.float32, **options), result)
-    # silu, gelu and gelu_tanh are the identity on these gates.
-    if activation != "swigluoai":
+    # The others are the identity on these gates.
+    if activation not in ("swigluoai", "situ"):
         assert_same_bits(problem.expected(out_dtype=np.float32, activation="silu"), result)

@@ -168,6 +168,16 @@ FUSED_EXPERTS = {
     "alpha_beyond_float32": Case(
         lambda p: {"activation": "swigluoai", "alpha": -1e39}, ValueError, "alpha.*float32.*got -1e\\+39"
     ),
+    "alpha_of_situ_zero": Case(
+        lambda p: {"activation": "situ", "alpha": 0}, ValueError, "alpha.*above 0.*'situ'.*got 0.0"
+    ),
+    "alpha_of_situ_negative": Case(
+        lambda p: {"activation": "situ", "alpha": -4.0}, ValueError, "alpha.*above 0.*'situ'.*got -4.0"
+    ),
+    "alpha_of_silu_clamp": Case(
+        lambda p: {"activation": "silu_clamp", "alpha": 1.0}, ValueError, "alpha.*'silu_clamp'.*got 1.0"
+    ),
+    "limit_zero_in_float32": Case(lambda p: {"limit": 1e-46}, ValueError, "limit.*float32.*got 1e-46"),
     "alpha_nan": Case(lambda p: {"activation": "swigluoai", "alpha": math.nan}, ValueError, "alpha.*got nan"),
     "limit_zero": Case(lambda p: {"limit": 0.0}, ValueError, "limit.*got 0"),
     "limit_negative": Case(lambda p: {"limit": -7}, ValueError, "limit.*got -7"),

@@ -90,6 +90,8 @@ ROUTINGS: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 2.0,
         "shared": True,
     },
+    "step": {"activation": "silu_clamp", "limit": 3.0, "shared": True, "shared_limit": 16.0},
+    "kimi": {"activation": "situ", "alpha": 3.0, "limit": np.inf},
     "phimoe": {"routing": "sparsemixer", "routing_arguments": {"jitter_eps": 0.2}},
     "ernie": {
         "routing": "select_experts",

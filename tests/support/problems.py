@@ -14,7 +14,9 @@ from mxfp4moe.reference import ExpertArrays
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float8_e8m0fnu = np.dtype(ml_dtypes.float8_e8m0fnu)
 
-ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh")
+ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ")
+# The parameters with which the factor of a gate of 17 or more is 1 in float32, and up has no limit.
+EXACT_PARAMETERS = {"swigluoai": {"limit": np.inf}, "situ": {"alpha": 1.0, "limit": np.inf}}
 LAYOUTS = ("concatenated", "interleaved")
 BIASES = ("none", "w13", "w2", "both")
 # The fields of ExpertArrays that are arrays of every format.
@@ -113,7 +115,7 @@ def exact_problem(
     """A problem that any order of float32 additions computes exactly.
 
     Hidden states are small integers, weights multiples of 1/2, and every gate is 0 or at least 17, where each
-    activation's factor is 1 in float32 (with swigluoai, as long as the limit is 10 or more). `check_exact`
+    activation's factor is 1 in float32 with `EXACT_PARAMETERS`. `check_exact`
     makes sure. `shift` multiplies the hidden states by a power of two and divides `w13` by it.
     """
     m, k, i, e, top_k = shape

@@ -22,8 +22,8 @@ constexpr const char* kMxElementNames[] = {"e2m1", "e4m3", "e5m2"};
 enum class ScaleRule : int32_t { kFloor, kCeil, kRceil, kEven };
 constexpr const char* kScaleRuleNames[] = {"floor", "ceil", "rceil", "even"};
 
-enum class ActivationKind : int32_t { kSilu, kSwigluOai, kGelu, kGeluTanh };
-constexpr const char* kActivationNames[] = {"silu", "swigluoai", "gelu", "gelu_tanh"};
+enum class ActivationKind : int32_t { kSilu, kSwigluOai, kGelu, kGeluTanh, kSiluClamp, kSitu };
+constexpr const char* kActivationNames[] = {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ"};
 
 template <size_t N>
 constexpr int count_of(const char* const (&)[N]) {
@@ -31,8 +31,7 @@ constexpr int count_of(const char* const (&)[N]) {
 }
 constexpr int kNumWeightFormats = count_of(kWeightFormatNames);
 
-// First the gate is clamped from above and the up value on both sides to `limit` (infinity clamps nothing), then `kind`
-// is applied.
+// kernels/generic/activation.h says what each kind makes of the parameters; an infinite limit clamps nothing.
 struct Activation {
   ActivationKind kind;
   float alpha;

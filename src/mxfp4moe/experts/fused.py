@@ -63,13 +63,15 @@ def fused_experts(
     topk_ids : integer array of shape (..., top_k)
         Ids in [0, num_experts), or -1 for a dropped slot. A repeated id counts each time. A token whose
         slots are all dropped gives zeros.
-    activation : {"silu", "swigluoai", "gelu", "gelu_tanh"}
-        silu(g) * u; g * sigmoid(alpha * g) * (u + 1); gelu(g) * u with erf or tanh.
+    activation : {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ"}
+        silu(g) * u; g * sigmoid(alpha * g) * (u + 1); gelu(g) * u with erf or tanh; min(silu(g), limit) * u;
+        alpha * tanh(g / alpha) * sigmoid(g) * limit * tanh(u / limit).
     alpha : float, optional
-        Of "swigluoai" only; 1.702 if not given.
+        Of "swigluoai", 1.702 if not given, and of "situ", 4.0 if not given, where it is above 0.
     limit : float, optional
-        Before the activation the gate is clamped to at most `limit`, up to [-limit, limit]. Not given: 7.0
-        for "swigluoai", no clamp otherwise; ``inf`` switches it off.
+        Before the activation the gate is clamped to at most `limit`, up to [-limit, limit]; "silu_clamp"
+        clamps silu(g) instead of the gate, "situ" has the limit in its formula. Not given: 7.0 for
+        "swigluoai", 25.0 for "situ", no clamp otherwise; ``inf`` switches it off.
     apply_router_weight_on_input : bool
         The slot's weight multiplies the float32 sums of gate and up, before the biases, and not the output.
     expert_map : integer array of shape (num_global_experts,), optional
@@ -93,7 +95,8 @@ def fused_experts(
 
     Notes
     -----
-    Activations and their parameters follow gpt-oss ("swigluoai") and DeepSeek-V4 ("silu" with a limit).
+    Activations and their parameters follow gpt-oss ("swigluoai"), DeepSeek-V4 ("silu" with a limit), Step-3.5
+    ("silu_clamp") and Kimi-K3 ("situ").
 
     Examples
     --------

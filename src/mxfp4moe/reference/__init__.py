@@ -10,7 +10,7 @@ written.
 """
 
 from mxfp4moe.reference._precision import round_bfloat16
-from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid
+from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid, soft_clamp
 from mxfp4moe.reference.layer import moe_layer, moe_layer_float64, rms_factors
 from mxfp4moe.reference.moe import (
     ExpertArrays,
@@ -71,6 +71,7 @@ __all__ = [
     "router_logits",
     "select_experts",
     "sigmoid",
+    "soft_clamp",
     "softmax",
     "sparsemixer",
     "sqrt_softplus",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,28 +77,98 @@ def normal_cdf_tanh(x: np.ndarray) -> np.ndarray:
         return np.asarray(sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def soft_clamp(x: np.ndarray, limit: float) -> np.ndarray:
+    """Return limit * tanh(x / limit), in float64 and rounded to the dtype of `x`; `x` if there is no limit.
+
+    Parameters
+    ----------
+    x : float ndarray
+    limit : float
+        Above 0; infinite for no limit.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of `x`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.soft_clamp(np.array([0.0, 1000.0]), 4.0).tolist()
+    [0.0, 4.0]
+    """
+    if limit == math.inf:
+        return x
+    bound = np.float64(limit)
+    return np.asarray(bound * np.tanh(x.astype(np.float64) / bound)).astype(x.dtype)
+
+
+class _Activation(NamedTuple):
+    """A formula, and the parameters of it that are not given."""
+
+    formula: Callable[[np.ndarray, np.ndarray, Any, Any], np.ndarray]
+    alpha: float = 0.0
+    limit: float = math.inf
+
+
+def _times(factor: Callable[[np.ndarray], np.ndarray]) -> _Activation:
+    """The formula gate * factor(gate) * up of what is clamped."""
+
+    def formula(gate: np.ndarray, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        return np.asarray(gate * factor(gate).astype(gate.dtype) * up)
+
+    return _Activation(formula)
+
+
+def _swigluoai(gate: np.ndarray, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return np.asarray(gate * sigmoid(alpha * gate).astype(gate.dtype) * (up + gate.dtype.type(1)))
+
+
+def _silu_clamp(gate: np.ndarray, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
+    silu = gate * sigmoid(gate).astype(gate.dtype)
+    return np.asarray(np.minimum(silu, limit) * np.clip(up, -limit, limit))
+
+
+def _situ(gate: np.ndarray, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
+    return np.asarray(soft_clamp(gate, alpha) * sigmoid(gate).astype(gate.dtype) * soft_clamp(up, limit))
+
+
+_ACTIVATIONS = {
+    "silu": _times(sigmoid),
+    "swigluoai": _Activation(_swigluoai, alpha=1.702, limit=7.0),
+    "gelu": _times(normal_cdf),
+    "gelu_tanh": _times(normal_cdf_tanh),
+    "silu_clamp": _Activation(_silu_clamp),
+    "situ": _Activation(_situ, alpha=4.0, limit=25.0),
+}
+
+
 def activate(
     gate: np.ndarray, up: np.ndarray, activation: str, alpha: float | None, limit: float | None
 ) -> np.ndarray:
     """The gated activation, in the dtype of `gate` and `up`.
 
-    With a limit the gate is first clamped from above and up on both sides, whatever the activation. Then
+    With g = min(gate, limit) and u = clip(up, -limit, limit), both as they are without a limit, it is
 
-    =========  =========================================
-    silu       gate * sigmoid(gate) * up
-    swigluoai  gate * sigmoid(alpha * gate) * (up + 1)
-    gelu       gate * normal_cdf(gate) * up
-    gelu_tanh  gate * normal_cdf_tanh(gate) * up
-    =========  =========================================
+    ==========  ====================================================================
+    silu        g * sigmoid(g) * u
+    swigluoai   g * sigmoid(alpha * g) * (u + 1)
+    gelu        g * normal_cdf(g) * u
+    gelu_tanh   g * normal_cdf_tanh(g) * u
+    silu_clamp  min(gate * sigmoid(gate), limit) * u
+    situ        soft_clamp(gate, alpha) * sigmoid(gate) * soft_clamp(up, limit)
+    ==========  ====================================================================
 
     Parameters
     ----------
     gate, up : float32 or float64 ndarray of shape (..., I)
-    activation : {"silu", "swigluoai", "gelu", "gelu_tanh"}
+    activation : {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ"}
     alpha : float or None
-        None means 1.702.
+        None means 1.702 for swigluoai and 4.0 for situ; the others have none.
     limit : float or None
-        None means 7.0 for swigluoai and no limit otherwise.
+        None means 7.0 for swigluoai, 25.0 for situ, and no limit otherwise.
 
     Returns
     -------
@@ -110,15 +182,11 @@ def activate(
     >>> reference.activate(gate, up, "silu", None, None).tolist()
     [0.0, 200.0]
     """
-    dtype = gate.dtype
-    if limit is None:
-        limit = 7.0 if activation == "swigluoai" else math.inf
-    bound = dtype.type(limit)
-    gate = np.minimum(gate, bound)
-    up = np.clip(up, -bound, bound)
-    if activation == "swigluoai":
-        factor = sigmoid(dtype.type(1.702 if alpha is None else alpha) * gate)
-        up = up + dtype.type(1)
-    else:
-        factor = {"silu": sigmoid, "gelu": normal_cdf, "gelu_tanh": normal_cdf_tanh}[activation](gate)
-    return np.asarray(gate * factor.astype(dtype) * up)
+    function = _ACTIVATIONS[activation]
+    number = gate.dtype.type
+    return function.formula(
+        gate,
+        up,
+        number(function.alpha if alpha is None else alpha),
+        number(function.limit if limit is None else limit),
+    )

@@ -76,7 +76,7 @@ struct GateUpEpilogue {
 
   template <class Functor>
   void run() const {
-    const ClampLimits limits = clamp_limits(args.activation);
+    const ActivationParameters parameters(args.activation);
     const float* bias = args.w13.bias != nullptr ? args.w13.bias + pair * 2 * kPanelRows : nullptr;
     const int64_t row = padded_k(args.intermediate_size);
     const int64_t rows = args.intermediate_size - pair * kPanelRows;
@@ -108,7 +108,7 @@ struct GateUpEpilogue {
             gate = add(gate, broadcast(bias[r + i]));
             up = add(up, broadcast(bias[kPanelRows + r + i]));
           }
-          rounded[i] = round_bf16(activate<Functor>(gate, up, limits, args.activation.alpha));
+          rounded[i] = round_bf16(Functor::apply(gate, up, parameters));
         }
         store_first(out, bit_or(rounded[0], shift_left<16>(rounded[1])), width);
       }

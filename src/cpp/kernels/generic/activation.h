@@ -1,47 +1,70 @@
 // The activations. Each is a functor that computes the intermediate from gate and up, in float32 over sixteen lanes.
 // Included inside a kernel table's own namespace, after math.h.
 
+// What a functor takes beside gate and up: the fields of Activation, ready for use.
+struct ActivationParameters {
+  explicit ActivationParameters(const Activation& a)
+      : alpha(a.alpha), limit(a.limit), high(broadcast(a.limit)), low(broadcast(-a.limit)) {}
+
+  // The clamps, which an infinite limit switches off. The limit stands first because min and max return their second
+  // operand if it is NaN.
+  F32 below(F32 x) const { return min(high, x); }
+  F32 within(F32 x) const { return max(low, min(high, x)); }
+
+  float alpha, limit;
+  F32 high, low;
+};
+
 inline F32 logistic_times(F32 g, F32 negated_argument) { return div(g, add(broadcast(1.0f), exp(negated_argument))); }
 
+inline F32 silu(F32 g) { return logistic_times(g, sub(broadcast(0.0f), g)); }
+
+// Computes limit tanh(x / limit). Where x is so small that this rounds to x, it is x itself; so it is for every x if
+// the limit is infinite.
+inline F32 soft_clamp(F32 x, float limit) {
+  const F32 clamped = mul(broadcast(limit), tanh(div(x, broadcast(limit))));
+  return select_less(broadcast(limit * 0x1p-12f), abs(x), clamped, x);
+}
+
 struct Silu {
-  static F32 apply(F32 gate, F32 up, float) { return mul(logistic_times(gate, sub(broadcast(0.0f), gate)), up); }
+  static F32 apply(F32 gate, F32 up, const ActivationParameters& p) { return mul(silu(p.below(gate)), p.within(up)); }
 };
 
 struct SwigluOai {
-  static F32 apply(F32 gate, F32 up, float alpha) {
-    return mul(logistic_times(gate, mul(gate, broadcast(-alpha))), add(up, broadcast(1.0f)));
+  static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
+    const F32 g = p.below(gate);
+    return mul(logistic_times(g, mul(g, broadcast(-p.alpha))), add(p.within(up), broadcast(1.0f)));
   }
 };
 
 struct Gelu {
-  static F32 apply(F32 gate, F32 up, float) {
-    const F32 magnitude = from_bits(bit_and(bits(gate), broadcast_u32(0x7fffffffu)));
-    const F32 tail = mul(broadcast(0.5f), erfc_nonnegative(mul(magnitude, broadcast(0.70710678f))));
-    const F32 cdf = select_less(gate, broadcast(0.0f), tail, sub(broadcast(1.0f), tail));
-    return mul(mul(gate, cdf), up);
+  static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
+    const F32 g = p.below(gate);
+    const F32 tail = mul(broadcast(0.5f), erfc_nonnegative(mul(abs(g), broadcast(0.70710678f))));
+    const F32 cdf = select_less(g, broadcast(0.0f), tail, sub(broadcast(1.0f), tail));
+    return mul(mul(g, cdf), p.within(up));
   }
 };
 
 struct GeluTanh {
-  static F32 apply(F32 gate, F32 up, float) {
+  static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
     // 1/2 (1 + tanh(v)) = logistic(2 v), v = sqrt(2 / pi) (g + 0.044715 g^3)
-    const F32 cubic =
-        mul_add(mul(gate, gate), broadcast(-2.0f * 0.79788456f * 0.044715f), broadcast(-2.0f * 0.79788456f));
-    return mul(logistic_times(gate, mul(gate, cubic)), up);
+    const F32 g = p.below(gate);
+    const F32 cubic = mul_add(mul(g, g), broadcast(-2.0f * 0.79788456f * 0.044715f), broadcast(-2.0f * 0.79788456f));
+    return mul(logistic_times(g, mul(g, cubic)), p.within(up));
   }
 };
 
-// Both operands are clamped to these; infinity switches the clamp off.
-struct ClampLimits {
-  F32 high, low;
+struct SiluClamp {
+  static F32 apply(F32 gate, F32 up, const ActivationParameters& p) { return mul(p.below(silu(gate)), p.within(up)); }
 };
-inline ClampLimits clamp_limits(const Activation& a) { return {broadcast(a.limit), broadcast(-a.limit)}; }
 
-// The limit stands first because min and max return their second operand if it is NaN.
-template <class Functor>
-inline F32 activate(F32 gate, F32 up, const ClampLimits& limits, float alpha) {
-  return Functor::apply(min(limits.high, gate), max(limits.low, min(limits.high, up)), alpha);
-}
+struct Situ {
+  static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
+    const F32 soft_gate = soft_clamp(gate, p.alpha);
+    return mul(logistic_times(soft_gate, sub(broadcast(0.0f), gate)), soft_clamp(up, p.limit));
+  }
+};
 
 // Calls `body.template run<Functor>()` with the functor that `kind` names.
 template <class Body>
@@ -51,5 +74,7 @@ inline void with_activation(ActivationKind kind, Body& body) {
     case ActivationKind::kSwigluOai: body.template run<SwigluOai>(); return;
     case ActivationKind::kGelu: body.template run<Gelu>(); return;
     case ActivationKind::kGeluTanh: body.template run<GeluTanh>(); return;
+    case ActivationKind::kSiluClamp: body.template run<SiluClamp>(); return;
+    case ActivationKind::kSitu: body.template run<Situ>(); return;
   }
 }

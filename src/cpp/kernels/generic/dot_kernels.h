@@ -79,7 +79,7 @@ struct GateUpEpilogue {
 
   template <class Functor>
   void run() const {
-    const ClampLimits limits = clamp_limits(args.activation);
+    const ActivationParameters parameters(args.activation);
     const int64_t row = padded_k(args.intermediate_size);
     uint16_t* out = reinterpret_cast<uint16_t*>(args.intermediate) + pair * kPanelRows;
     const float* bias = args.w13.bias != nullptr ? args.w13.bias + pair * 2 * kPanelRows : nullptr;
@@ -96,7 +96,7 @@ struct GateUpEpilogue {
         gate = add(gate, load(bias));
         up = add(up, load(bias + kPanelRows));
       }
-      store_bf16(out + t * row, activate<Functor>(gate, up, limits, args.activation.alpha));
+      store_bf16(out + t * row, Functor::apply(gate, up, parameters));
       // Padding is set to 0: computed, it would be NaN where 0 meets an infinite scale or router weight, and GEMM 2
       // would multiply that NaN by 0.
       for (int64_t r = rows < 0 ? 0 : rows; r < kPanelRows; ++r) out[t * row + r] = 0;

@@ -1,4 +1,4 @@
-// Exponential and complementary error function over sixteen lanes, for the activations.
+// Exponential, hyperbolic tangent and complementary error function over sixteen lanes, for the activations.
 // Included inside a kernel table's own namespace, after simd.h.
 
 // 1.5 * 2^23: adding it leaves an integer's value in the low mantissa bits.
@@ -25,6 +25,24 @@ inline F32 exp(F32 x) {
   // 2^n is multiplied in two factors, because 2^n alone may be out of range while the result is not.
   const F32 half = round_even(mul(n, broadcast(0.5f)));
   return mul(mul(p, pow2(half)), pow2(sub(n, half)));
+}
+
+inline F32 abs(F32 x) { return from_bits(bit_and(bits(x), broadcast_u32(0x7fffffffu))); }
+
+// Computes tanh(x) with a relative error below 3e-7. NaN stays NaN.
+inline F32 tanh(F32 x) {
+  const F32 magnitude = abs(x), one = broadcast(1.0f), two = broadcast(2.0f);
+  const F32 far = sub(one, div(two, add(exp(add(magnitude, magnitude)), one)));
+  const F32 signed_far = from_bits(bit_or(bits(far), bit_and(bits(x), broadcast_u32(0x80000000u))));
+  // That cancels near 0. q approximates (tanh x - x) / x^3 on |x| <= 5 / 8; tanh x has a minimax relative error of
+  // 9e-9.
+  const F32 square = mul(x, x);
+  F32 q = broadcast(-5.704986764e-3f);
+  q = mul_add(q, square, broadcast(2.063908703e-2f));
+  q = mul_add(q, square, broadcast(-5.373971501e-2f));
+  q = mul_add(q, square, broadcast(1.333144220e-1f));
+  q = mul_add(q, square, broadcast(-3.333328194e-1f));
+  return select_less(magnitude, broadcast(0.625f), mul_add(mul(x, square), q, x), signed_far);
 }
 
 // Computes erfc(z) for z >= 0 as e^(-z^2) t P(t) with t = 1 / (1 + 0.4 z). The minimax relative error of P is 8e-8 on
