@@ -9,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,17 +17,11 @@ from paths import ROOT
 
 import mxfp4moe as mx
 
-EXAMPLE = ROOT / "examples" / "fused_experts.py"
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "tests/README.md",
-    *(
-        str(p.relative_to(ROOT))
-        for folder in ("docs", "bench")
-        for p in sorted((ROOT / folder).rglob("*.md"))
-    ),
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "tests/**/*.md", "docs/**/*.md", "bench/*.md")
+    for path in sorted(ROOT.glob(pattern))
 ]
 MODULES = [
     module.name for module in pkgutil.walk_packages(mx.__path__, "mxfp4moe.") if "__main__" not in module.name
@@ -76,15 +71,37 @@ def test_all_holds_public_names_only(module: ModuleType) -> None:
     assert not [name for name in names if name.startswith("_") or inspect.ismodule(getattr(module, name))]
 
 
-def test_readme_shows_the_example() -> None:
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_shown_and_print_what_they_say(example: Path) -> None:
+    shown = [
+        block
+        for page in PAGES
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    ]
+    assert example.read_text() in shown
+    result = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=120)
+    said = re.findall(r"^print\(.*\)  # (.*)$", example.read_text(), flags=re.MULTILINE)
+    assert (result.returncode, result.stdout.splitlines(), result.stderr) == (0, said, "")
+
+
+def test_readme_begins_with_an_example() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert EXAMPLE.read_text().rstrip() in re.findall(r"```python\n(.*?)\n```", readme, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert blocks == [(ROOT / "examples" / "quick_start.py").read_text()]
 
 
-def test_example_prints_what_it_says() -> None:
-    result = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=120)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "(8, 512) bfloat16\n", "")
-    assert f"# {result.stdout}" in EXAMPLE.read_text()
+def test_plots_and_tables_show_the_same_figures(tmp_path: Path) -> None:
+    script = ROOT / "bench" / "speed_plots.py"
+    command = [sys.executable, script, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == ["roofline.svg", "speed.svg"]
+    for name in drawn:
+        assert (tmp_path / name).read_text() == (ROOT / "docs" / "images" / name).read_text()
+    page = (ROOT / "docs" / "performance.md").read_text()
+    tables = result.stdout.strip().split("\n\n")
+    assert len(tables) == 2
+    assert all(f"|\n{table}\n\n" in page for table in tables)
 
 
 def test_formats_page_shows_the_measured_errors() -> None:
