@@ -21,7 +21,7 @@ from packed_examples import K, make_experts, make_layer
 import mxfp4moe as mx
 from mxfp4moe import _core, checkpoint
 from mxfp4moe._file_bytes import FileBytes
-from mxfp4moe.checkpoint.gguf_file import GgufFile
+from mxfp4moe.checkpoint.gguf.file import GgufFile
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile, save_file
 from mxfp4moe.packed.container import PackedFile
 
@@ -195,12 +195,12 @@ def test_more_files_than_descriptors(tmp_path: Path, rng: np.random.Generator) -
     code = """if 1:
         import resource, sys
         import mxfp4moe as mx
-        from mxfp4moe.checkpoint.gguf import _open_files
+        from mxfp4moe.checkpoint.gguf.tensors import open_files
         from pathlib import Path
         resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
         folder = Path(sys.argv[1])
         one, many = (mx.MoELayer.from_checkpoint(folder / name) for name in ("one", "many"))
-        files = _open_files(folder / "a-00007-of-00100.gguf")
+        files = open_files(folder / "a-00007-of-00100.gguf")
         numbers = [int(file[name][0]) for file in files for name in file.infos]
         print(one.experts == many.experts, numbers == [*range(100)])
     """

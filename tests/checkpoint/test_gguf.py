@@ -15,7 +15,7 @@ from golden_layers import check_against_golden, dequantize
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
-from mxfp4moe.checkpoint.gguf_file import GgufFile
+from mxfp4moe.checkpoint.gguf.file import GgufFile
 
 gguf = pytest.importorskip("gguf", reason="the gguf package, which writes the files, is not installed")
 
@@ -269,7 +269,7 @@ GATE = "blk.0.ffn_gate_exps.weight"
 WRONG_TENSORS: dict[str, tuple[Callable[[Tensors], None], str]] = {
     "router missing": (
         _without("blk.0.ffn_gate_inp.weight"),
-        "expected a tensor blk.<layer>.ffn_gate_inp.weight",
+        "expected a tensor blk.0.ffn_gate_inp.weight, got none",
     ),
     "gate missing": (_without(GATE), f"expected a tensor {GATE}, got none among 7"),
     "down missing": (_without("blk.0.ffn_down_exps.weight"), "a tensor blk.0.ffn_down_exps.weight, got none"),
@@ -284,7 +284,7 @@ WRONG_TENSORS: dict[str, tuple[Callable[[Tensors], None], str]] = {
     ),
     "gate flat": (
         _changed(GATE, lambda a: a[0]),
-        r"ffn_gate_exps.weight: expected 3 axes, got MXFP4 \[160, 96\]",
+        r"ffn_gate_exps.weight: expected .* \[5, 160, 96\], got MXFP4 \[160, 96\]",
     ),
     "up of another size": (
         _changed("blk.0.ffn_up_exps.weight", lambda a: a[:, :32]),
@@ -296,7 +296,7 @@ WRONG_TENSORS: dict[str, tuple[Callable[[Tensors], None], str]] = {
     ),
     "integers": (
         _changed("blk.0.ffn_up_exps.weight", lambda a: np.zeros((5, 160, 96), np.int32)),
-        r"ffn_up_exps.weight: expected F32 or F16 or BF16 or MXFP4 .*, got type 26 \[5, 160, 96\]",
+        r"ffn_up_exps.weight: expected F32 or F16 or BF16 or MXFP4 .*, got I32 \[5, 160, 96\]",
     ),
     "bias integer": (
         _changed("blk.0.ffn_up_exps.bias", lambda a: a.astype(np.int16)),
@@ -324,9 +324,7 @@ def test_a_file_may_have_any_name(tmp_path: Path) -> None:
 def test_other_architectures_and_files_are_refused(tmp_path: Path) -> None:
     _, keys, tensors, _ = mixtral()
     path = write(tmp_path / "model.gguf", "bert", keys, tensors)
-    with pytest.raises(
-        ValueError, match="general.architecture: expected 'gpt-oss', 'qwen3moe', .*, got 'bert'"
-    ):
+    with pytest.raises(ValueError, match="general.architecture: expected 'afmoe', 'arctic', .*, got 'bert'"):
         checkpoint.open(path)
     big = write(tmp_path / "big.gguf", "llama", {}, {}, endianess=gguf.GGUFEndian.BIG)
     for content, message in (

@@ -20,9 +20,9 @@ import mxfp4moe as mx
 from mxfp4moe import _json, checkpoint
 from mxfp4moe._arguments import printable, value_error
 from mxfp4moe._json import parse_object, shorten
-from mxfp4moe.checkpoint import gguf_file
 from mxfp4moe.checkpoint._near import none_among
-from mxfp4moe.checkpoint.gguf_file import GgufFile
+from mxfp4moe.checkpoint.gguf import file as gguf_file
+from mxfp4moe.checkpoint.gguf.file import GgufFile
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile, save_file
 
 # --- JSON ---------------------------------------------------------------------------------------------------

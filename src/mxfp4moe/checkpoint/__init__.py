@@ -13,8 +13,7 @@ from pathlib import Path
 from mxfp4moe._arguments import check_layer_number, describe, type_error, value_error
 from mxfp4moe._json import missing_model_error
 from mxfp4moe.checkpoint._checkpoint import AnyExperts, Checkpoint, LayerInfo
-from mxfp4moe.checkpoint.gguf import GgufCheckpoint
-from mxfp4moe.checkpoint.gguf_file import is_gguf_file
+from mxfp4moe.checkpoint.gguf import GgufCheckpoint, is_gguf_file
 from mxfp4moe.checkpoint.huggingface import HuggingFaceCheckpoint
 from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.models import MODELS

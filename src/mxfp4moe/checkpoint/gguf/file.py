@@ -33,6 +33,7 @@ _MAX_HEADER_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000  # metadata keys, and tensors
 _MAX_ITEMS = 2_000_000  # strings and arrays in arrays
 _MAX_NAME_BYTES = 65_535  # of a key (as the format says) and of a tensor
+_MAX_VALUE_BYTES = 65_535  # of a string or array that is kept
 _FIRST_READ = 1 << 16
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -53,11 +54,22 @@ _SCALARS = {
 _TYPES: dict[int, tuple[str, Any, int, int]] = {
     0: ("F32", np.dtype("<f4"), 1, 4),
     1: ("F16", np.dtype("<f2"), 1, 2),
+    26: ("I32", np.dtype("<i4"), 1, 4),
     30: ("BF16", np.dtype(ml_dtypes.bfloat16), 1, 2),
     39: ("MXFP4", np.dtype(np.uint8), 32, MXFP4_BLOCK_BYTES),
 }
 _OTHER_TYPES = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
                 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 40: "NVFP4"}  # fmt: skip
+
+
+class Omitted:
+    """A value that is not kept in memory."""
+
+    def __repr__(self) -> str:
+        return "a long value, or an array of strings or arrays"
+
+
+OMITTED = Omitted()
 
 
 @dataclass(frozen=True)
@@ -92,8 +104,10 @@ class GgufFile:
     Attributes
     ----------
     path : pathlib.Path
-    metadata : dict of str to int, float, bool or str
-        Arrays and strings of more than 65535 bytes are left out.
+    metadata : dict of str to int, float, bool, str or ndarray
+        Without arrays of strings or arrays, and what has more than 65535 bytes.
+    omitted : dict of str to Omitted
+        Those, by the same keys.
     infos : dict of str to TensorInfo
     """
 
@@ -111,8 +125,9 @@ class GgufFile:
         num_tensors = cursor.count(24, "tensors", _MAX_ENTRIES)
         num_keys = cursor.count(13, "metadata keys", _MAX_ENTRIES)
         self.metadata: dict[str, Any] = {}
+        self.omitted: dict[str, Omitted] = {}
         self._read_metadata(cursor, num_keys)
-        alignment = self.metadata.get("general.alignment", _ALIGNMENT)
+        alignment = self.value("general.alignment", _ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise value_error(f"{self.path}: general.alignment", "a power of two", shorten(alignment))
         self.infos: dict[str, TensorInfo] = {}
@@ -120,6 +135,10 @@ class GgufFile:
             self._read_info(cursor, alignment)
         self._begin = -(-cursor.position // alignment) * alignment
         self._check_offsets()
+
+    def value(self, key: str, default: Any) -> Any:
+        """The value of a key, which may be `OMITTED`; `default` without one."""
+        return self.omitted.get(key) or self.metadata.get(key, default)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Return tensor `name` as a read-only view; MXFP4 as uint8, its last axis blocks of 17 bytes."""
@@ -142,10 +161,10 @@ class GgufFile:
     def _read_metadata(self, cursor: _Cursor, num_keys: int) -> None:
         for _ in range(num_keys):
             key = cursor.name()
-            if key in self.metadata:
+            if key in self.metadata or key in self.omitted:
                 raise value_error(str(self.path), "each metadata key once", f"{shorten(key)} twice")
-            self.metadata[key] = cursor.value(cursor.scalar("<I"))
-        self.metadata = {key: value for key, value in self.metadata.items() if value is not None}
+            value = cursor.value(cursor.scalar("<I"))
+            (self.omitted if value is OMITTED else self.metadata)[key] = value
 
     def _read_info(self, cursor: _Cursor, alignment: int) -> None:
         name = cursor.name()
@@ -226,30 +245,33 @@ class _Cursor:
         return _decode(self.take(self.count(1, "bytes of a name", _MAX_NAME_BYTES)), self._source)
 
     def value(self, kind: int) -> Any:
-        """A value of this type; None for arrays and long strings, which are passed over."""
+        """A value of this type, or OMITTED."""
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind == _STRING:
             data = self.take(self.count(1, "bytes of a string"))
-            return _decode(data, self._source) if len(data) <= _MAX_NAME_BYTES else None
+            return _decode(data, self._source) if len(data) <= _MAX_VALUE_BYTES else OMITTED
         if kind != _ARRAY:
             raise value_error(self._source, "a metadata type of 0 to 12", str(kind))
-        self._skip_array(_MAX_NESTING)
-        return None
+        return self._array(_MAX_NESTING)
 
-    def _skip_array(self, nesting: int) -> None:
+    def _array(self, nesting: int) -> NDArray[Any] | Omitted:
         kind = self.scalar("<I")
         if kind in _SCALARS:
-            size = struct.calcsize(_SCALARS[kind])
-            self.pass_over(size * self.count(size, "elements of an array"))
+            dtype = np.dtype(_SCALARS[kind])
+            count = self.count(dtype.itemsize, "elements of an array")
+            begin = self.pass_over(dtype.itemsize * count)
+            if dtype.itemsize * count <= _MAX_VALUE_BYTES:
+                return np.frombuffer(self._head[begin : self.position], dtype)
         elif kind == _STRING:
             for _ in range(self._items(8, "strings of an array")):
                 self.pass_over(self.scalar("<Q"))
         elif kind == _ARRAY and nesting:
             for _ in range(self._items(12, "arrays of an array")):
-                self._skip_array(nesting - 1)
+                self._array(nesting - 1)
         else:
             raise value_error(self._source, "an array of scalars, strings or arrays", f"of type {kind}")
+        return OMITTED
 
     def _items(self, item_bytes: int, what: str) -> int:
         """A number of items that are passed over one by one, so that the file may have so many in all."""
