@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
 from mxfp4moe.reference.activation import sigmoid
-from mxfp4moe.reference.moe import fused_experts, fused_experts_float64
+from mxfp4moe.reference.moe import ExpertOptions, evaluate_experts
 from mxfp4moe.reference.routing import (
     grouped_topk,
     hash_topk,
@@ -85,7 +84,7 @@ def moe_layer(
     >>> mx.reference.moe_layer(np.ones((3, 96), np.float32), layer).shape
     (3, 96)
     """
-    chosen = _route(hidden_states if router_hidden_states is None else router_hidden_states, layer, input_ids)
+    chosen = _route(_router_input(hidden_states, router_hidden_states, layer), layer, input_ids)
     result = _evaluate(hidden_states, layer, chosen, CONTRACT)
     with np.errstate(over="ignore", under="ignore"):
         return result.astype(hidden_states.dtype if out_dtype is None else out_dtype)
@@ -121,7 +120,7 @@ def moe_layer_float64(
     >>> mx.reference.moe_layer_float64(np.ones((3, 96), np.float32), layer).dtype
     dtype('float64')
     """
-    chosen = _route(hidden_states if router_hidden_states is None else router_hidden_states, layer, input_ids)
+    chosen = _route(_router_input(hidden_states, router_hidden_states, layer), layer, input_ids)
     return _evaluate(hidden_states, layer, chosen, FLOAT64)
 
 
@@ -159,46 +158,55 @@ def _evaluate(
     hidden_states: np.ndarray, layer: Any, chosen: tuple[np.ndarray, np.ndarray], precision: Precision
 ) -> np.ndarray:
     """The sum of all terms, in the dtype of the precision."""
-    exact = precision is FLOAT64
-    compute = fused_experts_float64 if exact else partial(fused_experts, out_dtype=np.float32)
-    number = precision.dtype.type
-    function = {"activation": layer.activation, "alpha": layer.alpha}
     hidden = round_bfloat16(hidden_states)
     weights, ids = (np.asarray(array) for array in chosen)
-    zero = ids >= layer.num_experts
-    routed = partial(
-        compute,
-        experts=layer.experts,
-        topk_weights=weights,
-        topk_ids=np.where(zero, -1, ids) if layer.num_zero_experts else ids,
-        limit=layer.limit,
-        apply_router_weight_on_input=layer.apply_router_weight_on_input,
-        **function,
-    )
+    is_zero = (ids >= layer.num_experts) & (layer.num_zero_experts > 0)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        if layer.latent_down is None:
-            total = routed(hidden_states)
-        else:
-            total = routed(matmul(hidden, layer.latent_down, precision))
-            if layer.latent_norm is not None:
-                total = total * rms_factors(total, layer.latent_norm_eps).astype(precision.dtype)
-                total = total * layer.latent_norm.astype(precision.dtype)
-            total = matmul(precision.round_intermediate(total), layer.latent_up, precision)
+        total = _routed_sum(hidden, layer, (weights, np.where(is_zero, -1, ids)), precision)
         if layer.num_zero_experts:
-            used = np.where(zero, weights, 0).astype(np.float32).astype(precision.dtype)
+            used = np.where(is_zero, weights, 0).astype(np.float32).astype(precision.dtype)
             total = total + np.add.accumulate(used, axis=-1)[..., -1:] * hidden.astype(precision.dtype)
-        total = np.asarray(total * number(layer.routed_scaling_factor))
+        total = np.asarray(total * precision.dtype.type(layer.routed_scaling_factor))
         if layer.shared_experts is not None:
-            slots = (*hidden_states.shape[:-1], 1)
-            shared_weights = np.full(slots, layer.shared_scaling_factor, np.float32)
-            if layer.shared_gate is not None:
-                gate = matmul(hidden, layer.shared_gate[None], CONTRACT)
-                shared_weights = shared_weights * sigmoid(gate).astype(np.float32)
-            only = shared_weights, np.zeros(slots, np.int32)
-            total += compute(hidden_states, layer.shared_experts, *only, limit=layer.shared_limit, **function)
+            total = total + _shared_expert(hidden, layer, precision)
         if layer.output_bias is not None:
-            total += layer.output_bias.astype(precision.dtype)
+            total = total + layer.output_bias.astype(precision.dtype)
     return total
+
+
+def _routed_sum(
+    hidden: np.ndarray, layer: Any, routed: tuple[np.ndarray, np.ndarray], precision: Precision
+) -> np.ndarray:
+    """That of the routed experts, in the width of the layer."""
+    on_input = layer.apply_router_weight_on_input
+    options = ExpertOptions(layer.activation, layer.alpha, layer.limit, on_input)
+    if layer.latent_down is None:
+        return evaluate_experts(hidden, layer.experts, routed, options, precision)
+    latent = precision.round_intermediate(matmul(hidden, layer.latent_down, precision))
+    total = evaluate_experts(latent, layer.experts, routed, options, precision)
+    if layer.latent_norm is not None:
+        total = total * rms_factors(total, layer.latent_norm_eps).astype(precision.dtype)
+        total = total * layer.latent_norm.astype(precision.dtype)
+    return matmul(precision.round_intermediate(total), layer.latent_up, precision)
+
+
+def _shared_expert(hidden: np.ndarray, layer: Any, precision: Precision) -> np.ndarray:
+    """The shared expert times its weight, a float32 number."""
+    slots = (*hidden.shape[:-1], 1)
+    weights = np.full(slots, layer.shared_scaling_factor, np.float32)
+    if layer.shared_gate is not None:
+        logits = matmul(hidden, layer.shared_gate[None], CONTRACT)
+        weights = weights * sigmoid(logits).astype(np.float32)
+    options = ExpertOptions(layer.activation, layer.alpha, layer.shared_limit, False)
+    routed = weights, np.zeros(slots, np.int32)
+    return evaluate_experts(hidden, layer.shared_experts, routed, options, precision)
+
+
+def _router_input(hidden_states: np.ndarray, given: np.ndarray | None, layer: Any) -> np.ndarray:
+    if (given is not None) != layer.separate_router_input:
+        expected = "an array" if given is None else "None"
+        raise TypeError(f"router_hidden_states: expected {expected}, as separate_router_input says")
+    return hidden_states if given is None else given
 
 
 def _route(

@@ -127,9 +127,10 @@ def fused_experts(
     >>> mx.reference.fused_experts(x, arrays, weights, ids).shape
     (3, 96)
     """
-    options = _Options(activation, alpha, limit, apply_router_weight_on_input)
+    options = ExpertOptions(activation, alpha, limit, apply_router_weight_on_input)
     local_ids = _local_ids(topk_ids, expert_map)
-    result = _evaluate(hidden_states, experts, topk_weights, local_ids, options, CONTRACT)
+    hidden = round_bfloat16(hidden_states)
+    result = evaluate_experts(hidden, experts, (topk_weights, local_ids), options, CONTRACT)
     with np.errstate(over="ignore", under="ignore"):
         return result.astype(hidden_states.dtype if out_dtype is None else out_dtype)
 
@@ -172,11 +173,14 @@ def fused_experts_float64(
     >>> mx.reference.fused_experts_float64(x, arrays, weights, ids).dtype
     dtype('float64')
     """
-    options = _Options(activation, alpha, limit, apply_router_weight_on_input)
-    return _evaluate(hidden_states, experts, topk_weights, _local_ids(topk_ids, expert_map), options, FLOAT64)
+    options = ExpertOptions(activation, alpha, limit, apply_router_weight_on_input)
+    routed = topk_weights, _local_ids(topk_ids, expert_map)
+    return evaluate_experts(round_bfloat16(hidden_states), experts, routed, options, FLOAT64)
 
 
-class _Options(NamedTuple):
+class ExpertOptions(NamedTuple):
+    """What all experts of a call have in common."""
+
     activation: str
     alpha: float | None
     limit: float | None
@@ -188,17 +192,18 @@ def _local_ids(topk_ids: np.ndarray, expert_map: np.ndarray | None) -> np.ndarra
     return ids if expert_map is None else np.where(ids < 0, -1, expert_map.astype(np.int64)[ids])
 
 
-def _evaluate(
+def evaluate_experts(
     hidden_states: np.ndarray,
     experts: ExpertArrays | PackableExperts,
-    topk_weights: np.ndarray,
-    local_ids: np.ndarray,
-    options: _Options,
+    routed: tuple[np.ndarray, np.ndarray],
+    options: ExpertOptions,
     precision: Precision,
 ) -> np.ndarray:
+    """The sum over the slots of each token, on hidden states as they are; `routed`: weights and local ids."""
     arrays = experts if isinstance(experts, ExpertArrays) else arrays_of(experts)
+    topk_weights, local_ids = routed
     hidden_size, top_k = hidden_states.shape[-1], local_ids.shape[-1]
-    hidden = round_bfloat16(hidden_states.reshape(-1, hidden_size))
+    hidden = hidden_states.reshape(-1, hidden_size)
     ids = local_ids.reshape(-1, top_k)
     weights = topk_weights.reshape(-1, top_k)
     result = np.zeros(hidden.shape, dtype=precision.dtype)
@@ -217,7 +222,7 @@ def _expert(
     hidden: np.ndarray,
     matrices: _ExpertWeights,
     router_weight: np.ndarray,
-    options: _Options,
+    options: ExpertOptions,
     precision: Precision,
 ) -> np.ndarray:
     gate_up = matmul(hidden, matrices.w13, precision)
