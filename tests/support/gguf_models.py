@@ -120,6 +120,9 @@ CASES: dict[str, Case] = {
         {"expert_weights_norm": True, "expert_weights_scale": 1.0, "expert_shared_count": 3}, shared="plain"
     ),
     "bailingmoe2": _noaux({**_GROUPS, **_SHARED}, groups=(4, 2, "top2_sum")),
+    "bailingmoe3": _noaux(
+        {**_GROUPS, **_limits("exp", "shexp")}, groups=(4, 2, "top2_sum"), activation=clamped_after(0.5)
+    ),
     "cohere2moe": Case(
         {**SIGMOID, "expert_weights_norm": True, "expert_shared_count": 1, "leading_dense_block_count": 1},
         scores="sigmoid",
@@ -180,6 +183,16 @@ CASES: dict[str, Case] = {
     "hy_v3": _noaux(bias="exp_probs_b"),
     "hy_v4": _noaux(_limits("exp"), activation=clamped(0.5), shared_activation=silu),
     "jamba": Case(normalize=False),
+    "kimi-k3": _noaux(
+        {
+            "expert_latent_length": LATENT,
+            "activation.situ_beta": 4.0,
+            "activation.situ_linear_beta": 25.0,
+        },
+        activation=situ,
+        latent=("ffn_routed_down", "ffn_routed_up", "ffn_routed_norm"),
+        beside=("ffn_res_score",),
+    ),
     "kimi-linear": _noaux({"leading_dense_block_count": 1}),
     "laguna": _noaux(_SHARED),
     "lfm2moe": Case(SIGMOID, scores="sigmoid", epsilon=1e-6, bias="exp_probs_b.bias"),
@@ -213,6 +226,7 @@ CASES: dict[str, Case] = {
     "qwen3next": Case(_SHARED, shared="gated"),
     "qwen3vlmoe": Case(),
     "rnd1": Case(),
+    "step35": _noaux(_limits("exp", "shexp"), activation=clamped_after(0.5)),
 }
 """By architecture; what follows a space tells several of one architecture apart."""
 

@@ -88,6 +88,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "arctic": replace(_PLAIN, models="Snowflake Arctic", beside=(*_DENSE, "ffn_norm_exps")),
         "bailingmoe": replace(_DEEPSEEK, models="Ling"),
         "bailingmoe2": replace(_ANY_GATING, models="Ling-2, Ring-2"),
+        "bailingmoe3": replace(_ANY_GATING, models="Ling-3", clamped="silu_clamp"),
         "cohere2moe": replace(
             _SIGMOID,
             models="Cohere2-MoE",
@@ -141,6 +142,14 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "hy_v3": replace(_SIGMOID, models="Hy3"),
         "hy_v4": replace(_SIGMOID, models="Hy4", clamped="silu"),
         "jamba": replace(_NOT_NORMALIZED, models="Jamba"),
+        "kimi-k3": replace(
+            _ANY_GATING,
+            models="Kimi-K3",
+            activation="situ",
+            has_situ_keys=True,
+            latent=Latent("ffn_routed_down", "ffn_routed_up", "ffn_routed_norm"),
+            beside=("ffn_res_score",),
+        ),
         "kimi-linear": replace(_SHARED, models="Kimi-Linear", gating=None),
         "laguna": replace(_SIGMOID, models="Laguna"),
         "lfm2moe": replace(_PLAIN, models="LFM2-MoE", gating=None, selection=_arguments(norm_epsilon=1e-6)),
@@ -170,6 +179,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "qwen3next": replace(_SHARED_GATE, models="Qwen3-Next"),
         "qwen3vlmoe": replace(_PLAIN, models="Qwen3-VL-MoE, Qwen3-Omni"),
         "rnd1": replace(_PLAIN, models="RND1"),
+        "step35": replace(_SIGMOID, models="Step-3.5", clamped="silu_clamp"),
     }
 )
 """By ``general.architecture``."""

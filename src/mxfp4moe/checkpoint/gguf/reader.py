@@ -160,6 +160,8 @@ class GgufCheckpoint(Checkpoint):
         """The shared expert of a layer, or None; the metadata must not contradict."""
         architecture, metadata = self._architecture, self._metadata
         if not architecture.has_shared:
+            for key in ("expert_shared_count", "expert_shared_feed_forward_length"):
+                metadata.integer(key, default=0, minimum=0, maximum=0)
             return None
         name = f"blk.{layer}.ffn_{{}}_shexp"
         matrices = Matrices(tensors, name, architecture.is_gated, architecture.fused_shared)
