@@ -30,12 +30,21 @@ myst_enable_extensions = ["attrs_block"]
 autodoc_member_order = "groupwise"
 autodoc_typehints = "none"  # docstrings say more: shapes and dtypes
 numpydoc_show_class_members = False
+toc_object_entries_show_parents = "hide"
 
 html_theme = "pydata_sphinx_theme"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 templates_path = ["_templates"]
 html_additional_pages = {"index": "redirect.html"}
+# Pages without others below them need no list of those.
+html_sidebars = {
+    page: []
+    for page in (
+        *("CONTRIBUTING", "CHANGELOG", "SECURITY", "search", "genindex", "py-modindex"),
+        *(f"docs/{page}" for page in ("install", "quickstart", "command-line", "numerics", "performance")),
+    )
+}
 html_title = f"mxfp4moe {release}"
 html_copy_source = False
 html_show_sourcelink = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +42,24 @@ def test_the_reference_has_every_public_name_once() -> None:
     assert modules == sorted(mx._MODULES)
     names = sorted(name for kind, name in directives if kind != "module")
     assert names == sorted(mx.__all__)
+    described = [
+        name
+        for page in API
+        for name in re.findall(r"^\.\. py:data:: mxfp4moe\.([\w.]+)$", page.read_text(), flags=re.MULTILINE)
+    ]
+    data = [
+        f"{module}.{name}"
+        for module in mx._MODULES
+        for name in getattr(mx, module).__all__
+        if not inspect.isroutine(value := getattr(getattr(mx, module), name)) and not inspect.isclass(value)
+    ]
+    assert sorted(described) == sorted(data)
+
+
+@pytest.mark.parametrize("page", API, ids=lambda path: path.stem)
+def test_examples_of_the_reference(page: Path) -> None:
+    failed, _ = doctest.testfile(str(page), module_relative=False)
+    assert failed == 0
 
 
 def test_the_address_of_the_project_is_written_once(project: ModuleType) -> None:
