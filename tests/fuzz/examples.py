@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gguf_models
 import numpy as np
 from checkpoints import MODELS, Written, gguf_blocks, load_golden, mixtral_weights, qwen3_weights
 from packed_examples import FORMATS, ROUTINGS, make_experts, make_layer
@@ -93,6 +94,32 @@ def gguf_files(folder: Path) -> Iterator[Example]:
         files, documents = {file: document.content()}, {file: document}
         (folder / file).write_bytes(files[file])
         yield Example(f"gguf {name} type {kind}", file, files, documents, _layer_reader(0))
+    for name in ("deepseek2", "mistral4", "step35"):
+        document, file = _gguf_model(name), f"{name}.gguf"
+        files, documents = {file: document.content()}, {file: document}
+        (folder / file).write_bytes(files[file])
+        yield Example(f"gguf {name}", file, files, documents, _layer_reader(gguf_models.LAYER))
+
+
+def _gguf_model(name: str) -> Gguf:
+    """A layer with more options than those of the golden files have."""
+
+    def typed(value: Any) -> list[Any]:
+        if isinstance(value, list):
+            return [9, [typed(value[0])[0], value]]
+        return [{bool: 7, int: 4, float: 6}[type(value)], value]
+
+    metadata: list[Any] = [["general.architecture", 8, name]]
+    metadata += [[f"{name}.{key}", *typed(value)] for key, value in gguf_models.metadata(name).items()]
+    stored = gguf_models.stored(name)
+    kinds = {key: 0 if array.dtype == np.float32 else 30 for key, array in stored.items()}
+    described = {key: gguf_tensor(array, kinds[key]) for key, array in stored.items()}
+    tree = {
+        "version": 3,
+        "metadata": metadata,
+        "tensors": [[key, *entry] for key, (entry, _) in described.items()],
+    }
+    return Gguf(tree, {key: data for key, (_, data) in described.items()})
 
 
 def _gguf(architecture: str, kind: int) -> Gguf:

@@ -19,6 +19,7 @@ from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.weights import ExpertWeights
 from mxfp4moe.layer_description import LayerDescription
 
+_EPSILON = "attention.layer_norm_rms_epsilon"
 _OF_MOE_LAYER = re.compile(r"blk\.(\d{1,9})\.ffn_(?:gate_inp|(?:gate|up|gate_up|down)_exps)\.weight")
 
 
@@ -78,79 +79,86 @@ class GgufCheckpoint(Checkpoint):
         return num_layers, moe_layers
 
     def _read_layer(self, layer: int) -> LayerDescription[ExpertWeights]:
-        architecture, num_experts = self._architecture, self.num_experts
+        architecture, metadata = self._architecture, self._metadata
         block, tensors = f"blk.{layer}", self._tensors.recording()
-        routing = read_routing(architecture, self._metadata, tensors, layer, num_experts)
-        experts, shared = self._experts(tensors, layer), self._shared(tensors, layer)
-        latent, intermediate = experts.sizes()
+        routing = read_routing(architecture, metadata, tensors, layer, self.num_experts)
+        experts = self._experts(tensors, layer)
+        width, intermediate = experts.sizes()
         self._check_size("expert_feed_forward_length", intermediate, layer)
-        if architecture.latent is None:
-            latent = self.hidden_size
+        latent = self._latent_fields(tensors, block, width)
+        sizes = (width if latent else self.hidden_size, intermediate)
         activation = self._activation(layer)
-        average = 0.5 if architecture.is_average and shared is not None else 1.0
-        shape = (num_experts, self.hidden_size)
-        more = self._around(tensors, block, latent)
-        if shared is not None:
-            shared_size = shared.sizes()[1]
-            more["shared_experts"] = shared.read(1, (self.hidden_size, shared_size))
-            more["shared_limit"] = activation.shared_limit
-        if average != 1:
-            more["shared_scaling_factor"] = average
-        if architecture.has_biases:
-            more["router_bias"] = tensors.tensor(f"{block}.ffn_gate_inp.bias", FLOATS, shape[:1])
+        fields = latent | self._router_fields(tensors, block) | self._shared_fields(tensors, layer)
         description = LayerDescription(
             top_k=self._top_k(layer),
-            experts=experts.read(num_experts, (latent, intermediate), architecture.has_biases),
-            router_weight=tensors.tensor(f"{block}.ffn_gate_inp.weight", FLOATS, shape),
+            experts=experts.read(self.num_experts, sizes, architecture.has_biases),
             routing=routing.function,
             routing_arguments=routing.arguments,
             activation=activation.activation,
             alpha=activation.alpha,
             limit=activation.limit,
-            routed_scaling_factor=routing.factor * average,
+            # Half the sum of both is the sum of half of each.
+            routed_scaling_factor=routing.factor * fields.get("shared_scaling_factor", 1.0),
+            apply_router_weight_on_input=architecture.apply_router_weight_on_input,
             layer_number=layer,
-            **more,
+            **fields,
         )
         for name in architecture.beside:
             tensors.read |= {f"{block}.{name}.{suffix}" for suffix in ("weight", "scale", "bias")}
         tensors.check_all_read([f"{block}.ffn", f"{block}.exp"])
-        self._metadata.check_all_used()
+        metadata.check_all_used()
         return description
 
-    def _around(self, tensors: Tensors, block: str, latent_size: int) -> dict[str, Any]:
-        """The fields of a description that stand for tensors which few architectures have."""
-        architecture, hidden = self._architecture, self.hidden_size
-        fields: dict[str, Any] = {}
-        if architecture.apply_router_weight_on_input:
-            fields["apply_router_weight_on_input"] = True
-        if architecture.has_shared_gate:
-            name = f"{block}.ffn_gate_inp_shexp.weight"
-            shape = (1, hidden) if tensors.num_axes(name) == 2 else (hidden,)
-            fields["shared_gate"] = tensors.tensor(name, FLOATS, shape).reshape(hidden)
+    def _router_fields(self, tensors: Tensors, block: str) -> dict[str, Any]:
+        """The fields of a description that are the router's, and what it reads."""
+        architecture, shape = self._architecture, (self.num_experts, self.hidden_size)
+        name = f"{block}.ffn_gate_inp"
+        fields: dict[str, Any] = {"router_weight": tensors.tensor(f"{name}.weight", FLOATS, shape)}
+        if architecture.has_biases:
+            fields["router_bias"] = tensors.tensor(f"{name}.bias", FLOATS, shape[:1])
         if architecture.has_router_norm:
-            scale = tensors.tensor(f"{block}.ffn_gate_inp.scale", ("F32",), (hidden,))
+            scale = tensors.tensor(f"{name}.scale", ("F32",), shape[1:])
             fields |= {
                 "separate_router_input": True,
-                "router_norm_eps": self._metadata.number("attention.layer_norm_rms_epsilon"),
-                "router_scale": scale * scale.dtype.type(1 / math.sqrt(hidden)),
+                "router_norm_eps": self._metadata.number(_EPSILON),
+                "router_scale": scale * scale.dtype.type(1 / math.sqrt(self.hidden_size)),
             }
-        latent = architecture.latent
+        return fields
+
+    def _shared_fields(self, tensors: Tensors, layer: int) -> dict[str, Any]:
+        """The fields of a description that are the shared expert's."""
+        architecture, hidden = self._architecture, self.hidden_size
+        shared = self._shared(tensors, layer)
+        if shared is None:
+            return {}
+        fields: dict[str, Any] = {
+            "shared_experts": shared.read(1, (hidden, shared.sizes()[1])),
+            "shared_limit": self._activation(layer).shared_limit,
+        }
+        if architecture.has_shared_gate:
+            name = f"blk.{layer}.ffn_gate_inp_shexp.weight"
+            shape = (1, hidden) if tensors.num_axes(name) == 2 else (hidden,)
+            fields["shared_gate"] = tensors.tensor(name, FLOATS, shape).reshape(hidden)
+        if architecture.is_average:
+            fields["shared_scaling_factor"] = 0.5
+        return fields
+
+    def _latent_fields(self, tensors: Tensors, block: str, width: int) -> dict[str, Any]:
+        """The fields of a description around experts that work on fewer numbers; none if there are none."""
+        latent, hidden = self._architecture.latent, self.hidden_size
+        fields: dict[str, Any] = {}
         if latent is not None and f"{block}.{latent.down}.weight" in tensors:
             for field, name, shape in (
-                ("latent_down", latent.down, (latent_size, hidden)),
-                ("latent_up", latent.up, (hidden, latent_size)),
+                ("latent_down", latent.down, (width, hidden)),
+                ("latent_up", latent.up, (hidden, width)),
             ):
                 fields[field] = tensors.tensor(f"{block}.{name}.weight", FLOATS, shape)
-            if latent.norm and f"{block}.{latent.norm}.weight" in tensors:
-                norm = tensors.tensor(f"{block}.{latent.norm}.weight", FLOATS, (latent_size,))
-                epsilon = self._metadata.number("attention.layer_norm_rms_epsilon")
-                fields |= {"latent_norm": norm, "latent_norm_eps": epsilon}
+            norm = f"{block}.{latent.norm}.weight"
+            if norm in tensors:
+                fields["latent_norm"] = tensors.tensor(norm, FLOATS, (width,))
+                fields["latent_norm_eps"] = self._metadata.number(_EPSILON)
         for key in ("moe_latent_size", "expert_latent_length"):
-            size = latent_size if "latent_down" in fields else 0
-            if self._metadata.integer(key, default=size, minimum=0) != size:
-                raise self._metadata.error(
-                    key, f"{size}, as the tensors have", str(self._metadata.integer(key))
-                )
+            self._check_size(key, width if fields else 0)
         return fields
 
     def _experts(self, tensors: Tensors, layer: int) -> Matrices:
@@ -196,6 +204,6 @@ class GgufCheckpoint(Checkpoint):
         return self._metadata.integer("expert_used_count", maximum=self.num_experts, layer=layer)
 
     def _check_size(self, key: str, size: int, layer: int | None = None) -> None:
-        found = self._metadata.integer(key, default=size, layer=layer)
+        found = self._metadata.integer(key, default=size, minimum=0, layer=layer)
         if found != size:
             raise self._metadata.error(key, f"{size}, as the tensors have", str(found))
