@@ -98,6 +98,11 @@ def fused_experts(
     Activations and their parameters follow gpt-oss ("swigluoai"), DeepSeek-V4 ("silu" with a limit), Step-3.5
     ("silu_clamp") and Kimi-K3 ("situ").
 
+    References
+    ----------
+    GLU Variants Improve Transformer, arXiv:2002.05202: gated projections. Outrageously Large Neural
+    Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv:1701.06538: the weighted sum.
+
     Examples
     --------
     >>> import numpy as np
@@ -198,6 +203,10 @@ def fused_moe(
     ------
     TypeError, ValueError
         As `topk_softmax` and `fused_experts` do.
+
+    References
+    ----------
+    Mixtral of Experts, arXiv:2401.04088, section 2.1: the routing. Otherwise those of `fused_experts`.
 
     Examples
     --------

@@ -35,6 +35,10 @@ def pack_e2m1(codes: ArrayLike, *, num_threads: int | None = None) -> NDArray[np
     ValueError
         `codes` has no axis or its last is odd; a uint8 is above 15.
 
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023.
+
     Examples
     --------
     >>> import ml_dtypes
@@ -76,6 +80,10 @@ def unpack_e2m1(blocks: ArrayLike, *, num_threads: int | None = None) -> NDArray
         `blocks` is of another dtype, masked, or no array.
     ValueError
         `blocks` has no axis.
+
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023.
 
     Examples
     --------

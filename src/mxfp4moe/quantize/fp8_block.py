@@ -64,6 +64,11 @@ def quantize_fp8_block(
         `w` has fewer than two axes; a block size is below 1; an option is unknown; a value is not finite and
         `nonfinite` is "raise".
 
+    References
+    ----------
+    DeepSeek-V3 Technical Report, arXiv:2412.19437, section 3.3. FP8 Formats for Deep Learning,
+    arXiv:2209.05433: E4M3.
+
     Examples
     --------
     >>> import numpy as np
@@ -132,6 +137,11 @@ def dequantize_fp8_block(
         An argument is of another dtype, masked, or no array.
     ValueError
         The shapes do not fit each other; a block size is below 1.
+
+    References
+    ----------
+    DeepSeek-V3 Technical Report, arXiv:2412.19437, section 3.3. FP8 Formats for Deep Learning,
+    arXiv:2209.05433: E4M3.
 
     Examples
     --------

@@ -66,6 +66,11 @@ def quantize_mxfp4(
         `w` has no axis or its last is no multiple of 32; an option is unknown; a value is not finite and
         `nonfinite` is "raise".
 
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023: ``floor``. The
+    other scale rules are those of the MX formats of torchao.
+
     Examples
     --------
     >>> import numpy as np
@@ -109,6 +114,10 @@ def dequantize_mxfp4(
         An argument is of another dtype, masked, or no array.
     ValueError
         The shapes do not fit each other.
+
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023.
 
     Examples
     --------

@@ -67,6 +67,10 @@ def quantize_nvfp4(
         `w` has no axis or its last is no multiple of 16; an option is unknown; a value is not finite and
         `nonfinite` is "raise".
 
+    References
+    ----------
+    Pretraining Large Language Models with NVFP4, arXiv:2509.25149.
+
     Examples
     --------
     >>> import numpy as np
@@ -131,6 +135,10 @@ def dequantize_nvfp4(
         An argument is of another dtype, masked, or no array.
     ValueError
         The shapes do not fit each other.
+
+    References
+    ----------
+    Pretraining Large Language Models with NVFP4, arXiv:2509.25149.
 
     Examples
     --------

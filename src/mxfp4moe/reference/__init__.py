@@ -1,6 +1,7 @@
 """Every operation in plain NumPy: the definition that the compiled kernels are tested against.
 
-It is written to be read, not to be fast, and calls no compiled code of this package.
+It is written to be read, not to be fast, calls no compiled code of this package, and does not check its
+arguments: those that the functions of `mxfp4moe` refuse give any result or error here.
 
 Activations are bfloat16, sums are float32. A sum here is accumulated in float64 and rounded once to float32.
 That gives the correctly rounded sum, whatever the order in which a BLAS adds. Where every partial sum is an

@@ -30,6 +30,10 @@ def round_bfloat16(x: np.ndarray) -> np.ndarray:
     -------
     float32 ndarray of the same shape
 
+    References
+    ----------
+    IEEE 754-2019, section 4.3.1: to nearest, ties to even.
+
     Examples
     --------
     >>> import numpy as np

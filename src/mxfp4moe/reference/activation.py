@@ -42,6 +42,10 @@ def normal_cdf(x: np.ndarray) -> np.ndarray:
     -------
     float64 ndarray of the same shape
 
+    References
+    ----------
+    Gaussian Error Linear Units (GELUs), arXiv:1606.08415.
+
     Examples
     --------
     >>> import numpy as np
@@ -64,6 +68,10 @@ def normal_cdf_tanh(x: np.ndarray) -> np.ndarray:
     Returns
     -------
     float64 ndarray of the same shape
+
+    References
+    ----------
+    Gaussian Error Linear Units (GELUs), arXiv:1606.08415.
 
     Examples
     --------
@@ -89,6 +97,10 @@ def soft_clamp(x: np.ndarray, limit: float) -> np.ndarray:
     Returns
     -------
     ndarray of the shape and dtype of `x`
+
+    References
+    ----------
+    The implementation that is published with Kimi-K3.
 
     Examples
     --------
@@ -173,6 +185,12 @@ def activate(
     Returns
     -------
     ndarray of shape (..., I)
+
+    References
+    ----------
+    GLU Variants Improve Transformer, arXiv:2002.05202: gated activations. Gaussian Error Linear Units
+    (GELUs), arXiv:1606.08415. "swigluoai", "silu_clamp" and "situ": the implementations that are
+    published with gpt-oss, Step-3.5 and Kimi-K3.
 
     Examples
     --------

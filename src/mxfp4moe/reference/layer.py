@@ -74,6 +74,10 @@ def moe_layer(
     -------
     ndarray of shape (..., K)
 
+    References
+    ----------
+    Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv:1701.06538.
+
     Examples
     --------
     >>> import numpy as np
@@ -110,6 +114,10 @@ def moe_layer_float64(
     -------
     float64 ndarray of shape (..., K)
 
+    References
+    ----------
+    Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv:1701.06538.
+
     Examples
     --------
     >>> import numpy as np
@@ -137,6 +145,10 @@ def rms_factors(rows: np.ndarray, epsilon: float) -> np.ndarray:
     Returns
     -------
     float64 ndarray of shape (..., 1)
+
+    References
+    ----------
+    Root Mean Square Layer Normalization, arXiv:1910.07467.
 
     Examples
     --------

@@ -116,6 +116,11 @@ def fused_experts(
     -------
     ndarray of shape (..., K)
 
+    References
+    ----------
+    GLU Variants Improve Transformer, arXiv:2002.05202: gated projections. Outrageously Large Neural
+    Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv:1701.06538: the weighted sum.
+
     Examples
     --------
     >>> import numpy as np
@@ -161,6 +166,11 @@ def fused_experts_float64(
     Returns
     -------
     float64 ndarray of shape (..., K)
+
+    References
+    ----------
+    GLU Variants Improve Transformer, arXiv:2002.05202: gated projections. Outrageously Large Neural
+    Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv:1701.06538: the weighted sum.
 
     Examples
     --------

@@ -140,6 +140,11 @@ def quantize_mxfp4(
         Two codes a byte, even k in the low nibble.
     scales : float8_e8m0fnu ndarray of shape (..., K/32)
 
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023: ``floor``. The
+    other scale rules are those of the MX formats of torchao.
+
     Examples
     --------
     >>> import numpy as np
@@ -170,6 +175,11 @@ def quantize_mxfp8(
     values : float8_e4m3fn or float8_e5m2 ndarray of shape (..., K)
     scales : float8_e8m0fnu ndarray of shape (..., K/32)
 
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023: ``floor``. The
+    other scale rules are those of the MX formats of torchao.
+
     Examples
     --------
     >>> import numpy as np
@@ -198,6 +208,10 @@ def dequantize_mxfp4(blocks: np.ndarray, scales: np.ndarray, dtype: DTypeLike = 
     -------
     ndarray of shape (..., K)
 
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023.
+
     Examples
     --------
     >>> import numpy as np
@@ -225,6 +239,10 @@ def dequantize_mxfp8(values: np.ndarray, scales: np.ndarray, dtype: DTypeLike = 
     Returns
     -------
     ndarray of shape (..., K)
+
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023.
 
     Examples
     --------
@@ -298,6 +316,11 @@ def quantize_fp8_block(
     values : float8_e4m3fn ndarray of shape (..., N, K)
     scales : float32 ndarray of shape (..., ceil(N / block_shape[0]), ceil(K / block_shape[1]))
 
+    References
+    ----------
+    DeepSeek-V3 Technical Report, arXiv:2412.19437, section 3.3. FP8 Formats for Deep Learning,
+    arXiv:2209.05433: E4M3.
+
     Examples
     --------
     >>> import numpy as np
@@ -349,6 +372,11 @@ def dequantize_fp8_block(
     -------
     ndarray of shape (..., N, K)
 
+    References
+    ----------
+    DeepSeek-V3 Technical Report, arXiv:2412.19437, section 3.3. FP8 Formats for Deep Learning,
+    arXiv:2209.05433: E4M3.
+
     Examples
     --------
     >>> import numpy as np
@@ -389,6 +417,10 @@ def quantize_nvfp4(w: np.ndarray, nonfinite: str = "raise") -> tuple[np.ndarray,
     blocks : uint8 ndarray of shape (..., N, K/2) or (K/2,)
     scales : float8_e4m3fn ndarray of shape (..., N, K/16) or (K/16,)
     tensor_scale : float32 ndarray of shape (...) or ()
+
+    References
+    ----------
+    Pretraining Large Language Models with NVFP4, arXiv:2509.25149.
 
     Examples
     --------
@@ -432,6 +464,10 @@ def dequantize_nvfp4(
     -------
     ndarray of shape (..., N, K) or (K,)
 
+    References
+    ----------
+    Pretraining Large Language Models with NVFP4, arXiv:2509.25149.
+
     Examples
     --------
     >>> import numpy as np
@@ -459,6 +495,10 @@ def pack_e2m1(codes: np.ndarray) -> np.ndarray:
     -------
     uint8 ndarray of shape (..., K/2)
 
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023.
+
     Examples
     --------
     >>> import numpy as np
@@ -480,6 +520,10 @@ def unpack_e2m1(blocks: np.ndarray) -> np.ndarray:
     Returns
     -------
     float4_e2m1fn ndarray of shape (..., K)
+
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification, version 1.0, Open Compute Project, 2023.
 
     Examples
     --------

@@ -33,6 +33,10 @@ def router_logits(
     -------
     float32 ndarray of shape (..., E)
 
+    References
+    ----------
+    Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv:1701.06538.
+
     Examples
     --------
     >>> import numpy as np
@@ -61,6 +65,10 @@ def topk_softmax(
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
 
+    References
+    ----------
+    Mixtral of Experts, arXiv:2401.04088, section 2.1.
+
     Examples
     --------
     >>> import numpy as np
@@ -88,6 +96,10 @@ def sqrt_softplus(x: np.ndarray) -> np.ndarray:
     Returns
     -------
     float64 ndarray of the same shape
+
+    References
+    ----------
+    The implementation that is published with DeepSeek-V4.
 
     Examples
     --------
@@ -184,6 +196,11 @@ def select_experts(
     topk_weights : float32 ndarray of shape (..., top_k + num_shared_experts)
     topk_ids : int32 ndarray of shape (..., top_k + num_shared_experts)
 
+    References
+    ----------
+    The implementations that are published with the models; the page "Routing" of the documentation names
+    the options of each.
+
     Examples
     --------
     >>> import numpy as np
@@ -245,6 +262,10 @@ def topk_sigmoid(
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
 
+    References
+    ----------
+    DeepSeek-V3 Technical Report, arXiv:2412.19437, section 2.1.2.
+
     Examples
     --------
     >>> import numpy as np
@@ -288,6 +309,10 @@ def topk_sqrt_softplus(
     -------
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
+
+    References
+    ----------
+    The implementation that is published with DeepSeek-V4.
 
     Examples
     --------
@@ -342,6 +367,10 @@ def grouped_topk(
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
 
+    References
+    ----------
+    DeepSeek-V3 Technical Report, arXiv:2412.19437, section 2.1.2.
+
     Examples
     --------
     >>> import numpy as np
@@ -385,6 +414,11 @@ def hash_topk(
     topk_ids : int32 ndarray of shape (..., top_k)
         In the order of the table.
 
+    References
+    ----------
+    Hash Layers For Large Sparse Models, arXiv:2106.04426. The scores: the implementation that is
+    published with DeepSeek-V4.
+
     Examples
     --------
     >>> import numpy as np
@@ -421,6 +455,10 @@ def sparsemixer(
     -------
     topk_weights : float32 ndarray of shape (..., top_k)
     topk_ids : int32 ndarray of shape (..., top_k)
+
+    References
+    ----------
+    GRIN: GRadient-INformed MoE, arXiv:2409.12136.
 
     Examples
     --------

@@ -123,6 +123,11 @@ def select_experts(
     --------
     topk_softmax : the softmax of the chosen logits, rounded once.
 
+    References
+    ----------
+    The implementations that are published with the models; the page "Routing" of the documentation names
+    the options of each.
+
     Examples
     --------
     Softmax scores, chosen with a bias, as ERNIE-4.5 has it:

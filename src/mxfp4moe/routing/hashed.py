@@ -53,6 +53,11 @@ def hash_topk(
     ValueError
         The shapes do not fit; an input id or an entry of the table is out of range; a logit is NaN or +inf.
 
+    References
+    ----------
+    Hash Layers For Large Sparse Models, arXiv:2106.04426. The scores: the implementation that is
+    published with DeepSeek-V4.
+
     Examples
     --------
     >>> import numpy as np

@@ -49,6 +49,10 @@ def sparsemixer(
     ValueError
         A number is out of range; a logit is NaN or +inf; every logit of a row is -inf.
 
+    References
+    ----------
+    GRIN: GRadient-INformed MoE, arXiv:2409.12136.
+
     Examples
     --------
     >>> import numpy as np

@@ -57,6 +57,10 @@ def topk_softmax(
     ValueError
         `top_k` is out of range; a logit is NaN or +inf; every logit of a row is -inf.
 
+    References
+    ----------
+    Mixtral of Experts, arXiv:2401.04088, section 2.1.
+
     Examples
     --------
     >>> import numpy as np
@@ -124,6 +128,10 @@ def topk_sigmoid(
     ValueError
         A number or shape is out of range; a logit or bias is NaN or +inf.
 
+    References
+    ----------
+    DeepSeek-V3 Technical Report, arXiv:2412.19437, section 2.1.2.
+
     Examples
     --------
     >>> import numpy as np
@@ -184,6 +192,10 @@ def topk_sqrt_softplus(
         An argument is of another kind or dtype.
     ValueError
         A number or shape is out of range; a logit or bias is NaN or +inf.
+
+    References
+    ----------
+    The implementation that is published with DeepSeek-V4.
 
     Examples
     --------
@@ -253,6 +265,10 @@ def grouped_topk(
         An argument is of another kind or dtype.
     ValueError
         A number or shape is out of range; a logit or bias is NaN or +inf.
+
+    References
+    ----------
+    DeepSeek-V3 Technical Report, arXiv:2412.19437, section 2.1.2.
 
     Examples
     --------
