@@ -396,6 +396,11 @@ class MoELayer(LayerDescription[PackedExperts]):
         -------
         ndarray of shape (..., num_choices), float32
 
+        Raises
+        ------
+        TypeError, ValueError
+            As `route` does, except about logits that cannot be routed.
+
         Examples
         --------
         >>> import numpy as np

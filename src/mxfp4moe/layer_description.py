@@ -64,6 +64,13 @@ class LayerDescription(Generic[_Experts]):
     >>> description = mx.checkpoint.LayerDescription(experts, np.ones((4, 96), np.float32), top_k=2)
     >>> description.hidden_size, description.routing
     (96, 'topk_softmax')
+    >>> mx.checkpoint.LayerDescription(**description.arguments()) == description
+    True
+    >>> description.later_fields()
+    {}
+    >>> topk_weights, topk_ids = description.choose(np.eye(3, 4, dtype=np.float32), None)
+    >>> topk_ids[:, 0].tolist()
+    [0, 1, 2]
     """
 
     experts: _Experts = field(metadata=_EXPERTS)
@@ -196,6 +203,11 @@ class LayerDescription(Generic[_Experts]):
         -------
         topk_weights : ndarray of shape (..., top_k), float32
         topk_ids : ndarray of shape (..., top_k), int32
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the routing function of the layer does, or if `input_ids` are missing where it needs them.
         """
         rule = self.routing
         if not isinstance(rule, str):

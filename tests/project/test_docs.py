@@ -9,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -68,6 +69,29 @@ def test_public_names_have_a_docstring_with_a_runnable_example(name: str) -> Non
         assert "Raises" in sections or not signature.parameters or name.startswith("mxfp4moe.reference.")
         computes = {"quantize", "routing", "reference", "fused"} & set(value.__module__.split("."))
         assert "References" in sections or not computes or value.__name__ in PLAIN
+
+
+def methods_of(cls: type) -> Iterator[tuple[type, str, Callable[..., object]]]:
+    """The public methods of a class that this package wrote, each with the class that defines it."""
+    for name in dir(cls):
+        owner = next(base for base in cls.__mro__ if name in vars(base))
+        if owner.__module__.startswith("mxfp4moe.") and not name.startswith("_"):
+            value = getattr(cls, name)
+            if inspect.isroutine(value):
+                yield owner, name, value
+
+
+@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if inspect.isclass(value)])
+def test_public_methods_have_a_docstring_with_all_parts(name: str) -> None:
+    """Their examples are their own or among those of their class."""
+    for cls, method, value in methods_of(PUBLIC[name]):
+        text = inspect.getdoc(value) or ""
+        sections = re.findall(r"^(\w+)\n-+$", text, flags=re.MULTILINE)
+        parameters = {*inspect.signature(value).parameters} - {"self"}
+        assert text.splitlines()[0].endswith("."), method
+        assert not parameters or {"Parameters", "Raises"} <= {*sections}, method
+        assert "Returns" in sections or inspect.signature(value).return_annotation == "None", method
+        assert "Examples" in sections or f".{method}(" in (cls.__doc__ or ""), method
 
 
 @pytest.mark.parametrize("module", [mx, mx.reference, mx.checkpoint], ids=lambda module: module.__name__)

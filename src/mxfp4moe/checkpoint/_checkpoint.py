@@ -83,8 +83,9 @@ class Checkpoint(ABC):
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "layer.packed")
     ...     layer.save(path)
-    ...     mx.checkpoint.open(path).describe_layer(0).format
-    'mxfp4'
+    ...     model = mx.checkpoint.open(path)
+    ...     model.describe_layer(model.check_layer(0)).format, model.read_layer(0).top_k
+    ('mxfp4', 2)
     """
 
     path: Path

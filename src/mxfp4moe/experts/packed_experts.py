@@ -92,6 +92,8 @@ class PackedExperts:
     >>> experts = mx.pack_experts(*w13, *w2)
     >>> experts.format, experts.num_experts, experts.hidden_size, experts.intermediate_size
     ('mxfp4', 4, 96, 64)
+    >>> mx.pack_experts(**experts.arguments()) == experts
+    True
     """
 
     __slots__ = ("_storage", "spec")

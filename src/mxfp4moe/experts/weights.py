@@ -35,6 +35,8 @@ class ExpertWeights:
     >>> weights = mx.checkpoint.ExpertWeights("bf16", "float32", (96, 32), arrays)
     >>> weights.num_experts, weights.hidden_size
     (4, 96)
+    >>> sorted(weights.arguments())
+    ['format', 'w13', 'w2']
     """
 
     format: str
