@@ -9,15 +9,19 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from mxfp4moe._dlpack import EXPORT_ERRORS, from_dlpack, is_foreign
+
 MAX_EXPERTS = 2**31 - 1
 """Ids are int32."""
 _Choice = TypeVar("_Choice", bound=str)
 
+_REGISTERED = 2  # the `isbuiltin` of dtypes that are not NumPy's own: those of ml_dtypes
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -164,7 +168,8 @@ def as_array(name: str, value: Any, dtypes: Sequence[Any]) -> np.ndarray:
     array = _as_ndarray(name, value)
     if array.dtype not in dtypes:
         expected = join_choices(np.dtype(dtype).name for dtype in dtypes)
-        raise type_error(name, f"an array of {expected}", describe(array if array.dtype != object else value))
+        got = describe(array if array.dtype != object else value)
+        raise type_error(name, f"an array of {expected}", got + _remedy(name, value, array.dtype, dtypes))
     return array if array.flags.aligned else array.copy()
 
 
@@ -199,13 +204,76 @@ def check_shape(name: str, array: np.ndarray, expected: Sequence[int | str]) -> 
         raise value_error(name, f"shape ({shape})", f"shape {array.shape}")
 
 
+def as_output(name: str, value: Any) -> np.ndarray:
+    """The memory of `value`, an array or what DLPack hands over, as a plain array to write a result to."""
+    if is_foreign(value):
+        return _from_foreign(name, value, may_copy=False)
+    if not isinstance(value, np.ndarray) or is_masked(value):
+        raise type_error(name, "an ndarray or an object with __dlpack__", describe(value))
+    return np.asarray(value)
+
+
+def frozen(name: str, value: Any) -> Any:
+    """A read-only copy of `value` if it is an array; numbers, strings, lists and all else as they are."""
+    if isinstance(value, (list, tuple)) or num_axes(value) == 0:
+        return value
+    array = _as_ndarray(name, value).copy()
+    array.flags.writeable = False
+    return array
+
+
+def num_axes(value: Any) -> int:
+    """How many axes `value` has as an array, 0 if it is none."""
+    if hasattr(value, "ndim"):
+        return int(value.ndim)
+    try:
+        return _as_ndarray("value", value).ndim
+    except (TypeError, ValueError):
+        return 0
+
+
 def _as_ndarray(name: str, value: Any) -> np.ndarray:
     if type(value) is np.ndarray and value.dtype.isnative:
         return value  # on the path of every decode step: what follows would find nothing
     if is_masked(value):
         raise type_error(name, "an array without a mask", describe(value))
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise type_error(name, "an array", f"{describe(value)} ({error})") from error
+    if is_foreign(value):
+        array = _from_foreign(name, value, may_copy=True)
+    else:
+        try:
+            array = np.asarray(value)
+        except EXPORT_ERRORS as error:
+            raise type_error(name, "an array", f"{describe(value)} ({error})") from error
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _from_foreign(name: str, value: Any, *, may_copy: bool) -> np.ndarray:
+    """The memory that `value` hands over by DLPack; where it does not, a copy if `value` can make one."""
+    try:
+        return from_dlpack(value)
+    except BufferError as error:
+        if may_copy and hasattr(value, "__array__"):
+            with suppress(*EXPORT_ERRORS):
+                return np.asarray(value)
+        raise type_error(name, "an array", f"{describe(value)} ({error})") from error
+    except (TypeError, ValueError) as error:
+        error_of = type_error if isinstance(error, TypeError) else value_error
+        raise error_of(name, "an array", f"{describe(value)} ({error})") from error
+
+
+def _remedy(name: str, value: Any, dtype: np.dtype[Any], accepted: Sequence[Any]) -> str:
+    """What makes of `value`, an array of `dtype`, one of an `accepted` dtype; empty if nothing plain does."""
+    array = name if isinstance(value, np.ndarray) else f"np.asarray({name})"
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        array = f"{name}.astype(np.{dtype.name})"
+    is_small_float = dtype.isbuiltin == _REGISTERED
+    if not is_small_float and dtype.kind in "iuV" and dtype.names is None:
+        # Files and libraries without the small floats of ml_dtypes keep their bits in such arrays.
+        same_size = [each for each in map(np.dtype, accepted) if each.itemsize == dtype.itemsize]
+        names = [each.name for each in same_size if each.isbuiltin == _REGISTERED]
+        if names:
+            ways = join_choices(f"{array}.view(ml_dtypes.{each})" for each in names)
+            return f"; if these are the bits of floats, pass {ways}"
+    if np.float32 in accepted and (is_small_float or dtype.kind in "fi"):
+        return f"; pass {array}.astype(np.float32)"
+    return ""

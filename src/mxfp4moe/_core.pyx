@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 """The binding to the C++ library: typed memoryviews in, plain numbers out. Private; callers check the arguments."""
 
-from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
+from libc.stdint cimport INTPTR_MAX, UINTPTR_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
@@ -14,6 +15,7 @@ include "_core_quantize.pxi"
 include "_core_experts.pxi"
 include "_core_routing.pxi"
 include "_core_files.pxi"
+include "_core_dlpack.pxi"
 
 # --- the numbers of the C++ enumerations, by the names that common/types.h and routing/routing.h give them -----
 

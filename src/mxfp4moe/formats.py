@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from mxfp4moe import _core
+from mxfp4moe._arguments import num_axes
 
 Format = Literal["mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16"]
 """The names of the weight formats."""
@@ -112,4 +113,4 @@ def is_pair(arrays: Any) -> bool:
     """Whether `arrays` are a (gate, up) pair: of arrays with a leading E, or of sequences of E arrays."""
     if not isinstance(arrays, (list, tuple)) or len(arrays) != 2:
         return False
-    return all(isinstance(half, (list, tuple)) or np.ndim(half) == 3 for half in arrays)
+    return all(isinstance(half, (list, tuple)) or num_axes(half) == 3 for half in arrays)

@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import checkpoint
 from mxfp4moe._arguments import as_array, cast, check_bool, check_choice, describe, type_error
+from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.checkpoint import AnyExperts
 from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.fused import check_hidden_states
-from mxfp4moe.experts.out import check_out, given_array
+from mxfp4moe.experts.out import check_out, given_array, returned
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, pack_weights
 from mxfp4moe.layer_description import ROUTER_DTYPES, LayerDescription, RoutingFunction
@@ -420,7 +421,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         input_ids: ArrayLike | None = None,
         *,
         router_hidden_states: ArrayLike | None = None,
-        out: NDArray[Any] | None = None,
+        out: NDArray[Any] | SupportsDLPack | None = None,
         num_threads: int | None = None,
     ) -> NDArray[Any]:
         """Compute the layer for every token.
@@ -453,7 +454,7 @@ class MoELayer(LayerDescription[PackedExperts]):
             inputs = {"input_ids": input_ids, "router_hidden_states": router_hidden_states}
             result = check_out(out, given_array(hidden_states, hidden), inputs)
         else:
-            out = result = np.empty(hidden.shape, hidden.dtype)
+            result = np.empty(hidden.shape, hidden.dtype)
         weights, ids, nonfinite = self._router.route(hidden, read, input_ids, num_threads)
         if self._sum.is_routed_alone:
             self._sum.compute_routed(hidden, weights, ids, result, num_threads)
@@ -461,7 +462,7 @@ class MoELayer(LayerDescription[PackedExperts]):
             self._sum.add_up(hidden, weights, ids, result, num_threads)
         if nonfinite is not None:
             result[nonfinite] = np.nan
-        return out
+        return returned(out, result)
 
 
 def _float32(name: str, value: ArrayLike | None) -> Any:

@@ -25,6 +25,7 @@ from mxfp4moe._arguments import (
     check_real,
     check_shape,
     describe,
+    frozen,
     type_error,
     value_error,
 )
@@ -148,7 +149,10 @@ class LayerDescription(Generic[_Experts]):
             )
         if not isinstance(self.routing_arguments, Mapping):
             raise type_error("routing_arguments", "a mapping", describe(self.routing_arguments))
-        arguments = {name: _frozen(value) for name, value in self.routing_arguments.items()}
+        arguments = {
+            name: frozen(f"routing_arguments[{name!r}]", value)
+            for name, value in self.routing_arguments.items()
+        }
         self._set("routing_arguments", MappingProxyType(arguments))
         self._check_routing()
 
@@ -354,14 +358,6 @@ def _check_epsilon(name: str, value: Any) -> float:
 
 def _text(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
-
-
-def _frozen(value: Any) -> Any:
-    """Arrays copied and read-only, all else as it is."""
-    if isinstance(value, np.ndarray):
-        value = value.copy()
-        value.flags.writeable = False
-    return value
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 from paths import ROOT
+from shown_code import missing_libraries
 
 import mxfp4moe as mx
 
@@ -109,6 +110,8 @@ def test_examples_are_shown_and_print_what_they_say(example: Path) -> None:
         for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     ]
     assert example.read_text() in shown
+    if missing := missing_libraries(example.read_text()):
+        pytest.skip(f"not installed: {', '.join(missing)}")
     result = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=120)
     said = re.findall(r"^print\(.*\)  # (.*)$", example.read_text(), flags=re.MULTILINE)
     assert (result.returncode, result.stdout.splitlines(), result.stderr) == (0, said, "")

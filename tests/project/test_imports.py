@@ -16,6 +16,7 @@ from mxfp4moe.quantize._common import ScaleRule
 
 ROOMS = (
     ("errors", "_core", "_startup"),
+    ("_dlpack",),
     (
         "_arguments",
         "_json",

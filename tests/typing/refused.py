@@ -12,6 +12,7 @@ mx.quantize_mxfp4(w, scale_rule="nearest")  # error: no such rule
 experts = mx.pack_experts(w, None, w, None, format="fp32")  # error: no such format
 mx.pack_experts(w, None, w, None, format="bf16", gate_up_layout="stacked")  # error: no such layout
 mx.fused_experts(w, experts, w, w, activation="relu")  # error: no such activation
+mx.fused_experts(w, experts, w, w, out=[[0.0]])  # error: no array
 mx.fused_experts(w, "experts", w, w)  # error: no PackedExperts
 mx.MoELayer.open("layer.packed", True)  # error: keyword-only
 mx.MoELayer.from_checkpoint("model", nonfinite="ignore")  # error: no such choice

@@ -18,9 +18,10 @@ from mxfp4moe._arguments import (
     type_error,
     value_error,
 )
+from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import active_kernels, resolve_num_threads
 from mxfp4moe.experts.activation import Activation, check_activation
-from mxfp4moe.experts.out import check_out, given_array, rows_view
+from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.formats import FLOAT_CODES
 from mxfp4moe.routing import topk_softmax
@@ -43,7 +44,7 @@ def fused_experts(
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
     expert_map: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
+    out: NDArray[Any] | SupportsDLPack | None = None,
     num_threads: int | None = None,
 ) -> NDArray[Any]:
     """Weighted sum of each token's chosen experts.
@@ -78,7 +79,8 @@ def fused_experts(
         `topk_ids` then index it; it holds local ids, or -1 for experts whose slots are dropped here.
     out : ndarray of the shape of hidden_states, optional
         bfloat16, float16 or float32, writeable, last axis contiguous. May be `hidden_states` itself; must not
-        overlap an input otherwise. A call that a signal ends, as Ctrl-C does, may leave anything in it.
+        overlap an input otherwise. A call that a signal ends, as Ctrl-C does, may leave anything in it. An
+        array of another library that DLPack hands over for writing is written in place, too.
     num_threads : int, optional
         For this call; see `mxfp4moe.num_threads`.
 
@@ -137,12 +139,12 @@ def fused_experts(
         }
         result = check_out(out, given_array(hidden_states, hidden), inputs)
     else:
-        out = result = np.empty(hidden.shape, hidden.dtype)
+        result = np.empty(hidden.shape, hidden.dtype)
     if hidden.size == 0:
-        return out
+        return returned(out, result)
     if local_ids.shape[1] == 0:
         result[...] = 0
-        return out
+        return returned(out, result)
     rows = hidden.reshape(-1, hidden.shape[-1])
     target = rows_view(result)
     buffer = np.empty(rows.shape, result.dtype) if target is None else target
@@ -163,7 +165,7 @@ def fused_experts(
     )
     if target is None:
         result[...] = buffer.reshape(result.shape)
-    return out
+    return returned(out, result)
 
 
 def fused_moe(
@@ -178,7 +180,7 @@ def fused_moe(
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
     expert_map: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
+    out: NDArray[Any] | SupportsDLPack | None = None,
     num_threads: int | None = None,
 ) -> NDArray[Any]:
     """Route by `topk_softmax`, then compute by `fused_experts`.

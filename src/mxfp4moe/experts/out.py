@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from mxfp4moe._arguments import describe, is_masked, type_error, value_error
+from mxfp4moe._arguments import as_output, describe, type_error, value_error
 from mxfp4moe.formats import FLOAT_CODES
 
 _MAX_OVERLAP_WORK = 100_000  # some milliseconds; two axes or three take a few steps
@@ -23,9 +23,7 @@ def check_out(value: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> 
 
     Return its memory as a plain array: what a subclass says of itself may be anything.
     """
-    if not isinstance(value, np.ndarray) or is_masked(value):
-        raise type_error("out", "an ndarray", describe(value))
-    out: np.ndarray = np.asarray(value)
+    out = as_output("out", value)
     hidden_states = np.asarray(hidden_states)
     if out.dtype not in _FLOAT_DTYPES or not out.dtype.isnative:
         raise type_error("out", "an array of float32, float16 or bfloat16", describe(out))
@@ -47,6 +45,11 @@ def check_out(value: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> 
             allowed = " (or hidden_states itself)" if name == "hidden_states" else ""
             raise value_error("out", f"memory apart from {name}{allowed}", "an overlap")
     return out
+
+
+def returned(out: Any, result: np.ndarray) -> np.ndarray:
+    """What a call returns: `out` itself, of whatever library it is, or else the result of its own."""
+    return result if out is None else cast(np.ndarray, out)
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
