@@ -167,16 +167,16 @@ class GgufCheckpoint(Checkpoint):
     def _shared(self, tensors: Tensors, layer: int) -> Matrices | None:
         """The shared expert of a layer, or None; the metadata must not contradict."""
         architecture, metadata = self._architecture, self._metadata
-        if not architecture.has_shared:
+        if architecture.shared == "never":
             for key in ("expert_shared_count", "expert_shared_feed_forward_length"):
                 metadata.integer(key, default=0, minimum=0, maximum=0)
             return None
         name = f"blk.{layer}.ffn_{{}}_shexp"
         matrices = Matrices(tensors, name, architecture.is_gated, architecture.fused_shared)
         length = metadata.integer("expert_shared_feed_forward_length", default=0, minimum=0)
-        has_any = matrices.exists
-        count = metadata.integer("expert_shared_count", default=int(has_any or length > 0), minimum=0)
-        if has_any and not count:
+        default = int(architecture.shared == "always" or matrices.exists or length > 0)
+        count = metadata.integer("expert_shared_count", default=default, minimum=0)
+        if matrices.exists and not count:
             raise metadata.error("expert_shared_count", f"at least 1, as blk.{layer} has one", "0")
         if not count:
             return None

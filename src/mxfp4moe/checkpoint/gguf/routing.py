@@ -53,7 +53,7 @@ def read_routing(
             "hash_topk", {"tid2eid": _table(tensors, layer, top_k), "routed_scaling_factor": factor}, 1.0
         )
     groups = _groups(metadata, num_experts)
-    bias = _correction_bias(tensors, layer, num_experts)
+    bias = _correction_bias(architecture, tensors, layer, num_experts)
     scoring = _SCORINGS.get(gating, "softmax")
     if scoring == "softmax" and bias and not architecture.has_softmax_bias:
         expected = f"sigmoid ({SIGMOID}) with a correction bias"
@@ -99,11 +99,17 @@ def _groups(metadata: Metadata, num_experts: int) -> dict[str, int]:
     }
 
 
-def _correction_bias(tensors: Tensors, layer: int, num_experts: int) -> dict[str, NDArray[np.float32]]:
-    for name in (f"blk.{layer}.exp_probs_b.bias", f"blk.{layer}.exp_probs_b"):  # Hy3 has the second
-        if name in tensors:
-            return {"correction_bias": cast(tensors.tensor(name, FLOATS, (num_experts,)), np.float32)}
-    return {}
+def _correction_bias(
+    architecture: Architecture, tensors: Tensors, layer: int, num_experts: int
+) -> dict[str, NDArray[np.float32]]:
+    if architecture.bias == "never":
+        return {}
+    name = f"blk.{layer}.exp_probs_b"
+    if name not in tensors:  # as Hy3 calls it
+        name = f"{name}.bias"
+    if architecture.bias == "maybe" and name not in tensors:
+        return {}
+    return {"correction_bias": cast(tensors.tensor(name, FLOATS, (num_experts,)), np.float32)}
 
 
 def _table(tensors: Tensors, layer: int, top_k: int) -> NDArray[Any]:
