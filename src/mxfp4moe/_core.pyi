@@ -102,6 +102,7 @@ class ExpertStorage:
         num_experts: int,
         hidden_size: int,
         intermediate_size: int,
+        gated: bool = True,
         has_w13_bias: bool = False,
         has_w2_bias: bool = False,
         interleaved: bool = False,

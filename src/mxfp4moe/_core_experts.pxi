@@ -23,13 +23,14 @@ cdef class ExpertStorage:
     cdef bint owned
 
     def __cinit__(self, const uint8_t[::1] bytes=None, *, int format, int64_t num_experts, int64_t hidden_size,
-                  int64_t intermediate_size, bint has_w13_bias=False, bint has_w2_bias=False, bint interleaved=False,
-                  int64_t block_rows=0, int64_t block_k=0, bint tensor_scales=False):
+                  int64_t intermediate_size, bint gated=True, bint has_w13_bias=False, bint has_w2_bias=False,
+                  bint interleaved=False, int64_t block_rows=0, int64_t block_k=0, bint tensor_scales=False):
         """Where `block_rows` or `block_k` is 0, a block of float32 scales is the whole axis."""
         self.shape.format = <cpp.WeightFormat>format
         self.shape.num_experts = num_experts
         self.shape.hidden_size = hidden_size
         self.shape.intermediate_size = intermediate_size
+        self.shape.gated = gated
         self.shape.has_w13_bias = has_w13_bias
         self.shape.has_w2_bias = has_w2_bias
         self.shape.tensor_scales = tensor_scales
@@ -89,15 +90,10 @@ cdef class ExpertStorage:
         m.format = self.shape.format
         m.dtype = dtype
         m.weights = m.scales = m.up_weights = m.up_scales = NULL
-        m.num_rows = 2 * self.shape.intermediate_size if is_w13 else self.shape.hidden_size
-        m.k = self.shape.hidden_size if is_w13 else self.shape.intermediate_size
-        m.order = self.order(is_w13)
+        m.num_rows = self.matrix(is_w13).num_rows
+        m.k = self.matrix(is_w13).k
+        m.order = self.matrix(is_w13).order
         return m
-
-    cdef cpp.RowOrder order(self, bint is_w13) noexcept:
-        if not is_w13:
-            return cpp.RowOrder.kPlain
-        return cpp.RowOrder.kInterleaved if self.shape.interleaved else cpp.RowOrder.kConcatenated
 
     cdef cpp.PackedBytes packed(self, bint is_w13, int64_t expert) noexcept:
         cdef cpp.PackedBytes p
@@ -164,11 +160,11 @@ cdef class ExpertStorage:
 
     def pack_bias(self, bint is_w13, int64_t expert, const float[::1] bias):
         """Store one expert's bias in packed row order, zeros in the padding."""
-        cpp.pack_bias(self.order(is_w13), bias.shape[0], &bias[0], self.bias(is_w13, expert))
+        cpp.pack_bias(self.matrix(is_w13).order, bias.shape[0], &bias[0], self.bias(is_w13, expert))
 
     def unpack_bias(self, bint is_w13, int64_t expert, float[::1] bias):
         """Read what `pack_bias` stored."""
-        cpp.unpack_bias(self.order(is_w13), bias.shape[0], self.bias(is_w13, expert), &bias[0])
+        cpp.unpack_bias(self.matrix(is_w13).order, bias.shape[0], self.bias(is_w13, expert), &bias[0])
 
 
 # --- fused experts ------------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         int64_t num_experts
         int64_t hidden_size
         int64_t intermediate_size
+        cbool gated
         cbool has_w13_bias
         cbool has_w2_bias
         cbool tensor_scales
@@ -168,6 +169,9 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         kBias
 
     cdef struct MatrixLayout:
+        int64_t num_rows
+        int64_t k
+        RowOrder order
         PackedMatrix sizes
         SumScaleBlocks sum_blocks
         int64_t[4] offset

@@ -124,7 +124,7 @@ class LayerDescription(Generic[_Experts]):
         self._check_latent()
         self._set("num_zero_experts", check_int("num_zero_experts", self.num_zero_experts, 0))
         self._set("top_k", check_positive_int("top_k", self.top_k, self.num_choices))
-        check_activation(self.activation, self.alpha, self.limit)
+        check_activation(self.activation, self.alpha, self.limit, self.experts.gated)
         self._set("routed_scaling_factor", _check_factor("routed_scaling_factor", self.routed_scaling_factor))
         for name in ("apply_router_weight_on_input", "separate_router_input"):
             self._set(name, check_bool(name, getattr(self, name)))
@@ -323,7 +323,10 @@ class LayerDescription(Generic[_Experts]):
             expected = f"hidden_size {self.hidden_size}, as {whose}"
             raise value_error("shared_experts", expected, str(shared.hidden_size))
         self._check_array("shared_gate", (self.hidden_size,))
-        check_activation(self.activation, self.alpha, self.shared_limit)
+        if shared.gated != self.experts.gated:
+            expected = f"gated={self.experts.gated}, as experts have"
+            raise value_error("shared_experts", expected, f"gated={shared.gated}")
+        check_activation(self.activation, self.alpha, self.shared_limit, shared.gated)
 
     def _check_routing(self) -> None:
         """Find wrong arguments of the routing function now, by routing one token, not at the first call."""

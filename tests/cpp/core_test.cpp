@@ -72,7 +72,9 @@ class Experts : public Work {
     weights_ = floats(random, num_tokens_ * top_k_);
     for (int64_t i = 0; i < num_tokens_ * top_k_; ++i)
       ids_.push_back(static_cast<int32_t>(between(random, -1, shape_.num_experts - 1)));
-    activation_ = {static_cast<ActivationKind>(random() % count_of(kActivationNames)), 1.702f, 7.0f};
+    const int gated_kinds = static_cast<int>(ActivationKind::kRelu2);  // those before it
+    const int kind = shape_.gated ? static_cast<int>(random() % gated_kinds) : gated_kinds;
+    activation_ = {static_cast<ActivationKind>(kind), 1.702f, 7.0f};
   }
 
   Bytes run(const KernelTable& kernels, int num_threads) const override {
@@ -98,6 +100,7 @@ class Experts : public Work {
     shape.num_experts = between(random, 1, 5);
     shape.hidden_size = 32 * between(random, 1, 6);
     shape.intermediate_size = 32 * between(random, 1, 6);
+    shape.gated = random() % 4 != 0;
     shape.has_w13_bias = shape.has_w2_bias = true;
     shape.tensor_scales = format == WeightFormat::kNvfp4;
     shape.interleaved = random() % 2 == 0;

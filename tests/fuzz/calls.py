@@ -19,7 +19,7 @@ BFLOAT16, E4M3 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 E5M2, E8M0 = np.dtype(ml_dtypes.float8_e5m2), np.dtype(ml_dtypes.float8_e8m0fnu)
 FLOATS = (BFLOAT16, np.dtype(np.float16), np.dtype(np.float32))
 FORMATS = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16, "fp8_block": 1, "bf16": 1}  # what K and I are multiples of
-ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ")
+ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ")  # of experts with a gate
 ALPHAS = {"swigluoai": (None, 1.0, 0.3, -2.0), "situ": (None, 1.0, 0.3, 1e-3, 1e9)}
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, 3e38, -(2.0**-120))
 TABLES = [table.name for table in config._TABLES if table.supported]
@@ -59,19 +59,23 @@ def random_experts(rng: Rng, special: bool) -> dict[str, Any]:
         "format": format,
         "gate_up_layout": choose(rng, ("concatenated", "interleaved")),
     }
+    parts = 2
+    if chance(rng, 0.2):
+        parts = 1
+        arrays |= {"gate_up_layout": "concatenated", "gated": False}
     if format == "fp8_block":
         rows = choose(rng, (None, 1, 16, 24, 32, 128, int(rng.integers(1, 200))))
         arrays["block_shape"] = (rows, choose(rng, (None, 32, 64, 128)))
     dtypes = {"mxfp8": choose(rng, (E4M3, E5M2)), "bf16": choose(rng, FLOATS)}
     tensor_scales = format == "nvfp4" or (format != "fp8_block" and chance(rng, 0.3))
-    shapes = {"w13": (2 * sizes.intermediate, sizes.hidden), "w2": (sizes.hidden, sizes.intermediate)}
+    shapes = {"w13": (parts * sizes.intermediate, sizes.hidden), "w2": (sizes.hidden, sizes.intermediate)}
     for name, (rows, k) in shapes.items():
         shape = (sizes.num_experts, rows, k)
         arrays[name] = _random_codes(rng, format, shape, dtypes.get(format), special)
         arrays[f"{name}_scales"] = _random_scales(rng, arrays, name, shape, special)
         if tensor_scales:
-            parts = (sizes.num_experts, 2) if name == "w13" else (sizes.num_experts,)
-            arrays[f"{name}_tensor_scale"] = _random_factors(rng, parts, special)
+            factors = (sizes.num_experts, parts) if name == "w13" else (sizes.num_experts,)
+            arrays[f"{name}_tensor_scale"] = _random_factors(rng, factors, special)
         if chance(rng, 0.4):
             bias = rng.standard_normal((sizes.num_experts, rows)).astype(choose(rng, (np.float32, BFLOAT16)))
             arrays[f"{name}_bias"] = spoiled(rng, bias) if special and chance(rng, 0.2) else bias
@@ -98,7 +102,8 @@ def _random_scales(rng: Rng, arrays: dict[str, Any], name: str, shape: tuple[int
         return None
     if format == "fp8_block":
         block_rows, block_k = arrays["block_shape"]
-        halves = 2 if name == "w13" and arrays["gate_up_layout"] == "concatenated" else 1
+        apart = name == "w13" and arrays["gate_up_layout"] == "concatenated" and arrays.get("gated", True)
+        halves = 2 if apart else 1
         blocks = halves * -(-(rows // halves) // (block_rows or rows)), -(-k // (block_k or k))
         return _random_factors(rng, (experts, *blocks), special)
     if format == "nvfp4":
@@ -135,7 +140,7 @@ def as_given(rng: Rng, arrays: dict[str, Any]) -> dict[str, Any]:
     given = dict(arrays)
     has_scales = given["w13_scales"] is not None
     names = [name for name in ("w13", "w13_scales") if given[name] is not None]
-    if arrays["gate_up_layout"] == "concatenated" and chance(rng, 0.3):
+    if arrays["gate_up_layout"] == "concatenated" and arrays.get("gated", True) and chance(rng, 0.3):
         for name in names:
             half = given[name].shape[1] // 2
             given[name] = given[name][:, :half], np.ascontiguousarray(given[name][:, half:])
@@ -207,8 +212,8 @@ def strided(rng: Rng, array: Array) -> Array:
     return array
 
 
-def random_options(rng: Rng) -> float64.Options:
-    activation = choose(rng, ACTIVATIONS)
+def random_options(rng: Rng, gated: bool) -> float64.Options:
+    activation = choose(rng, ACTIVATIONS) if gated else "relu2"
     alpha = choose(rng, ALPHAS.get(activation, (None,)))
     return float64.Options(
         activation, alpha, choose(rng, (None, None, 0.5, 7.0, 100.0, math.inf)), chance(rng, 0.2)
@@ -244,7 +249,7 @@ def random_target(rng: Rng, shape: tuple[int, ...]) -> Target:
 def run_call(rng: Rng) -> str:
     special = chance(rng, 0.4)
     arrays = random_experts(rng, special)
-    table, options = choose(rng, TABLES), random_options(rng)
+    table, options = choose(rng, TABLES), random_options(rng, arrays.get("gated", True))
     with config._use_kernels(table):
         experts = mx.pack_experts(**as_given(rng, arrays))
         inputs = random_inputs(rng, experts.num_experts, experts.hidden_size, special)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from packed_examples import activation_of
 
 import mxfp4moe as mx
 from fuzz import float64
@@ -162,8 +163,10 @@ def run_experts(experts: mx.PackedExperts) -> bytes:
     hidden = _hidden_states(experts.hidden_size)
     weights = np.full((NUM_TOKENS, 2), 0.5, np.float32)
     ids = np.arange(2 * NUM_TOKENS).reshape(NUM_TOKENS, 2) % experts.num_experts
-    result = mx.fused_experts(hidden, experts, weights, ids)
-    compare(result, float64.fused_experts(hidden, arguments(experts), weights, ids, float64.Options()))
+    activation = activation_of(experts)
+    result = mx.fused_experts(hidden, experts, weights, ids, activation=activation)
+    options = float64.Options(activation)
+    compare(result, float64.fused_experts(hidden, experts.arguments(), weights, ids, options))
     return result.tobytes()
 
 
@@ -173,14 +176,14 @@ def run_layer(layer: mx.MoELayer) -> bytes:
     weights, ids = layer.route(hidden, input_ids)
     result = layer(hidden, input_ids)
     options = float64.Options(layer.activation, layer.alpha, layer.limit)
-    expected = float64.fused_experts(hidden, arguments(layer.experts), weights, ids, options)
+    expected = float64.fused_experts(hidden, layer.experts.arguments(), weights, ids, options)
     with np.errstate(all="ignore"):
         expected = multiply(
             expected, exactly(np.full(expected.value.shape, np.float32(layer.routed_scaling_factor)))
         )
         if layer.shared_experts is not None:
             ones, zeros = np.ones((NUM_TOKENS, 1), np.float32), np.zeros((NUM_TOKENS, 1), np.int64)
-            shared = arguments(layer.shared_experts)
+            shared = layer.shared_experts.arguments()
             expected = add(
                 expected,
                 float64.fused_experts(
@@ -189,12 +192,6 @@ def run_layer(layer: mx.MoELayer) -> bytes:
             )
     compare(result, expected)
     return result.tobytes()
-
-
-def arguments(experts: mx.PackedExperts) -> dict[str, Any]:
-    """What `pack_experts` was given."""
-    how = {name: getattr(experts, name) for name in ("format", "gate_up_layout", "block_shape")}
-    return experts.unpack()._asdict() | how
 
 
 def compare(result: np.ndarray, expected: Bounded) -> None:

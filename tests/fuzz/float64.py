@@ -121,8 +121,10 @@ def _elements(format: str, codes: Array) -> Array:
 
 
 def _halves(arrays: dict[str, Any], rows: int) -> Array:
-    """0 for rows of gate, 1 for rows of up."""
+    """0 for rows of gate, 1 for rows of up; 0 for all without a gate."""
     row = np.arange(rows)
+    if not arrays.get("gated", True):
+        return row * 0
     return row % 2 if arrays.get("gate_up_layout") == "interleaved" else row * 2 // rows
 
 
@@ -130,7 +132,7 @@ def _block_scales(arrays: dict[str, Any], name: str, scales: Array, shape: tuple
     rows, k = shape
     block_rows, block_k = arrays.get("block_shape") or (128, 128)
     row = np.arange(rows)
-    if name == "w13" and arrays.get("gate_up_layout") != "interleaved":
+    if name == "w13" and arrays.get("gated", True) and arrays.get("gate_up_layout") != "interleaved":
         half = rows // 2
         per_half = -(-half // (block_rows or half))
         of_row = row // half * per_half + row % half // (block_rows or half)
@@ -177,6 +179,13 @@ def activate(gate: Bounded, up: Bounded, options: Options) -> Bounded:
     return multiply(gated(gate, {"silu": _sigmoid, "gelu": _phi, "gelu_tanh": _phi_tanh}[name]), up)
 
 
+def relu2(up: Bounded, options: Options) -> Bounded:
+    """The intermediate of experts without a gate, before it is rounded."""
+    limit = math.inf if options.limit is None else options.limit
+    positive = clamp(clamp(up, -limit, limit), 0.0, math.inf)
+    return multiply(positive, positive)
+
+
 def expert_output(
     x: Bounded, arrays: dict[str, Any], expert: int, weight: Bounded, options: Options
 ) -> Bounded:
@@ -187,9 +196,10 @@ def expert_output(
         sums = multiply(sums, weight)
     if arrays.get("w13_bias") is not None:
         sums = add(sums, exactly(np.asarray(arrays["w13_bias"][expert])[None]))
-    is_up = _halves(arrays, len(w13.weights)) == 1
-    gate, up = (Bounded(sums.value[:, rows], sums.error[:, rows]) for rows in (~is_up, is_up))
-    down = dot(rounded(activate(gate, up, options), *ROUNDINGS["bfloat16"]), *w2)
+    half = _halves(arrays, len(w13.weights))
+    parts = [Bounded(sums.value[:, rows], sums.error[:, rows]) for rows in (half == 0, half == 1)]
+    intermediate = activate(*parts, options) if arrays.get("gated", True) else relu2(parts[0], options)
+    down = dot(rounded(intermediate, *ROUNDINGS["bfloat16"]), *w2)
     if arrays.get("w2_bias") is not None:
         down = add(down, exactly(np.asarray(arrays["w2_bias"][expert])[None]))
     return down if options.weight_on_input else multiply(down, weight)

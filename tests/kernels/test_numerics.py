@@ -2,7 +2,18 @@
 
 import numpy as np
 import pytest
-from problems import ACTIVATIONS, LAYOUTS, Problem, Shape, bfloat16, pack_nibbles, random_problem, rel_l2
+from problems import (
+    ACTIVATIONS,
+    BIASES,
+    LAYOUTS,
+    Problem,
+    Shape,
+    bfloat16,
+    pack_nibbles,
+    random_problem,
+    rel_l2,
+    ungated,
+)
 
 from mxfp4moe import reference
 
@@ -17,14 +28,28 @@ def activation_ulps(activation: str) -> int:
     return ACTIVATION_ULPS + (SOFT_CLAMP_ULPS if activation == "situ" else 0)
 
 
+def intermediate_error(activation: str, sums: list[np.ndarray], errors: list[np.ndarray]) -> np.ndarray:
+    """Largest error of an intermediate, not yet rounded, of gate and up, or up alone, with these errors.
+
+    The derivative of gate * factor(gate) is below 1.13 for every activation, so the error of a gate enters
+    the intermediate times 1.13 * |up|. (For situ, with t = tanh(g / b), it is (1 - t^2) sigmoid(g) +
+    b t sigmoid'(g), and |b t| <= |g|: no more than that of silu for positive g; for negative g the terms have
+    opposite signs and are below 1.) relu2 is a square.
+    """
+    if activation == "relu2":
+        (up,), (error,) = sums, errors
+        return (2 * abs(up) + error) * error + EPS32 * (abs(up) + error) ** 2
+    (gate, up), (gate_error, up_error) = sums, errors
+    up_factor = abs(up) + 1 + up_error
+    approximated = activation_ulps(activation) * EPS32 * (abs(gate) + gate_error) * up_factor
+    return 1.13 * gate_error * up_factor + (abs(gate) + gate_error) * up_error + approximated
+
+
 def elementwise_bound(problem: Problem, activation: str, output_eps: float) -> np.ndarray:
     """Largest error of each output of float32 sums in any order and the roundings of the contract.
 
     A sum of n products of bfloat16 numbers is off by at most n * EPS32 * (sum of the magnitudes): each
-    product and each partial sum is rounded at most once. The derivative of gate * factor(gate) is below 1.13
-    for every activation, so the error of a gate enters the intermediate times 1.13 * |up|. (For situ, with
-    t = tanh(g / b), it is (1 - t^2) sigmoid(g) + b t sigmoid'(g), and |b t| <= |g|: no more than that of silu
-    for positive g; for negative g the terms have opposite signs and are below 1.)
+    product and each partial sum is rounded at most once.
     """
     hidden, arrays, topk_weights, topk_ids = problem
     hidden = hidden.astype(np.float64)
@@ -36,11 +61,10 @@ def elementwise_bound(problem: Problem, activation: str, output_eps: float) -> n
         if weights.w13_bias is not None:
             sums, sum_errors = sums + weights.w13_bias, sum_errors + abs(weights.w13_bias)
         sum_errors *= (hidden.shape[-1] + 2) * EPS32
-        (gate, up), (gate_error, up_error) = np.split(sums, 2), np.split(sum_errors, 2)
-        intermediate = abs(reference.activate(gate, up, activation, None, None))
-        up_factor = abs(up) + 1 + up_error
-        error = 1.13 * gate_error * up_factor + (abs(gate) + gate_error) * up_error
-        error += activation_ulps(activation) * EPS32 * (abs(gate) + gate_error) * up_factor
+        parts = 2 if arrays.gated else 1
+        (*gate, up), errors = np.split(sums, parts), np.split(sum_errors, parts)
+        intermediate = abs(reference.activate(gate[0] if gate else None, up, activation, None, None))
+        error = intermediate_error(activation, [*gate, up], errors)
         error += EPS16 * (intermediate + error)
         down_error = abs(w2) @ error + (w2.shape[1] + 2) * EPS32 * (abs(w2) @ (intermediate + error))
         if weights.w2_bias is not None:
@@ -62,6 +86,15 @@ def test_every_output_is_within_its_bound(isa, rng, activation, layout, dtype, o
     error = abs(out.astype(np.float64) - problem.float64(activation=activation))
     bound = elementwise_bound(problem, activation, output_eps)
     assert (error <= bound).all()
+
+
+@pytest.mark.parametrize("bias", BIASES)
+def test_every_output_without_a_gate_is_within_its_bound(isa, rng, bias):
+    problem = ungated(random_problem(rng, Shape(9, 96, 160, 4, 3), bias=bias))
+    out = np.empty((9, 96), dtype=np.float32)
+    problem.run(out=out, activation="relu2")
+    error = abs(out.astype(np.float64) - problem.float64(activation="relu2"))
+    assert (error <= elementwise_bound(problem, "relu2", EPS32)).all()
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from packed_bytes import with_table
-from packed_examples import FORMATS, ROUTINGS, E, K, make_experts, make_layer
+from packed_examples import FORMATS, ROUTINGS, E, K, activation_of, make_experts, make_layer
 
 import mxfp4moe as mx
 from mxfp4moe.packed.container import PackedFile
@@ -34,7 +34,7 @@ def assert_same_experts(got: mx.PackedExperts, expected: mx.PackedExperts) -> No
 def run(experts: mx.PackedExperts, rng: np.random.Generator) -> np.ndarray:
     x = rng.standard_normal((7, K), np.float32)
     ids = rng.integers(0, E, (7, 2))
-    return mx.fused_experts(x, experts, np.ones((7, 2), np.float32), ids)
+    return mx.fused_experts(x, experts, np.ones((7, 2), np.float32), ids, activation=activation_of(experts))
 
 
 # --- experts ------------------------------------------------------------------------------------------------

@@ -21,11 +21,32 @@ FORMATS = (
     "fp8_block",
     "fp8_block rows",
     "bf16",
+    "mxfp4 scaled ungated",
+    "fp8_block ungated",
+    "bf16 ungated",
 )
+
+
+UNGATED = " ungated"
+
+
+def without_gate(experts: mx.PackedExperts) -> mx.PackedExperts:
+    """The up and down projections of experts with a gate."""
+    arguments = experts.arguments() | {"gated": False}
+    for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale"):
+        if arguments.get(name) is not None:
+            arguments[name] = arguments[name][:, arguments[name].shape[1] // 2 :]
+    return mx.pack_experts(**arguments)
+
+
+def activation_of(experts: mx.PackedExperts) -> str:
+    return "silu" if experts.gated else "relu2"
 
 
 def make_experts(rng: np.random.Generator, name: str, num_experts: int = E) -> mx.PackedExperts:
     """Small experts; the names say what is special."""
+    if name.endswith(UNGATED):
+        return without_gate(make_experts(rng, name.removesuffix(UNGATED), num_experts))
     e4m3 = ml_dtypes.float8_e4m3fn
 
     def w(*shape: int) -> np.ndarray:
@@ -92,6 +113,7 @@ ROUTINGS: dict[str, dict[str, Any]] = {
     },
     "step": {"activation": "silu_clamp", "limit": 3.0, "shared": True, "shared_limit": 16.0},
     "kimi": {"activation": "situ", "alpha": 3.0, "limit": np.inf},
+    "nemotron": {"activation": "relu2", "routed_scaling_factor": 2.5, "shared": True},
     "phimoe": {"routing": "sparsemixer", "routing_arguments": {"jitter_eps": 0.2}},
     "ernie": {
         "routing": "select_experts",
@@ -113,7 +135,8 @@ ROUTINGS: dict[str, dict[str, Any]] = {
 def make_layer(rng: np.random.Generator, routing: str, format: str = "mxfp4") -> mx.MoELayer:
     """A small layer that routes to two experts."""
     options = dict(ROUTINGS[routing])
+    kind = UNGATED if options.get("activation") == "relu2" else ""
     if options.pop("shared", False):
-        options["shared_experts"] = make_experts(rng, "bf16", num_experts=1)
+        options["shared_experts"] = make_experts(rng, "bf16" + kind, num_experts=1)
     weight = rng.standard_normal((E, K), np.float32)
-    return mx.MoELayer(make_experts(rng, format), weight, top_k=2, **options)
+    return mx.MoELayer(make_experts(rng, format.removesuffix(UNGATED) + kind), weight, top_k=2, **options)

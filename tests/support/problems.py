@@ -69,6 +69,17 @@ def pack(arrays: ExpertArrays, **options: Any) -> mx.PackedExperts:
     return mx.pack_experts(arrays.w13, arrays.w13_scales, arrays.w2, arrays.w2_scales, **options)
 
 
+def ungated(problem: Problem) -> Problem:
+    """The same experts without their gate, whose rows were concatenated."""
+    arrays = problem.arrays
+    cut = {
+        name: array[:, array.shape[1] // 2 :]
+        for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale")
+        if (array := getattr(arrays, name)) is not None
+    }
+    return problem._replace(arrays=arrays._replace(**cut, gated=False))
+
+
 def random_ids(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     """Distinct experts for each token, in random order."""
     order = np.argsort(rng.random((shape.num_tokens, shape.num_experts)), axis=-1)

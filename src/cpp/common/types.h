@@ -22,8 +22,8 @@ constexpr const char* kMxElementNames[] = {"e2m1", "e4m3", "e5m2"};
 enum class ScaleRule : int32_t { kFloor, kCeil, kRceil, kEven };
 constexpr const char* kScaleRuleNames[] = {"floor", "ceil", "rceil", "even"};
 
-enum class ActivationKind : int32_t { kSilu, kSwigluOai, kGelu, kGeluTanh, kSiluClamp, kSitu };
-constexpr const char* kActivationNames[] = {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ"};
+enum class ActivationKind : int32_t { kSilu, kSwigluOai, kGelu, kGeluTanh, kSiluClamp, kSitu, kRelu2 };
+constexpr const char* kActivationNames[] = {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"};
 
 template <size_t N>
 constexpr int count_of(const char* const (&)[N]) {

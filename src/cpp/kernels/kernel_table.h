@@ -45,7 +45,8 @@ struct PackTokensArgs {
 };
 
 // GEMM 1, bias and activation, for panel pairs [pair_begin, pair_end) of one expert and one group of tokens. Panel 2 p
-// holds 16 gate rows, panel 2 p + 1 the up rows of the same intermediate values. The result is the operand of GEMM 2.
+// holds 16 gate rows, panel 2 p + 1 the up rows of the same intermediate values; without a gate all are up rows, of 32
+// intermediate values. The activation must be one for such experts. The result is the operand of GEMM 2.
 struct GateUpArgs {
   PackedMatrix w13;  // of one expert
   int64_t pair_begin, pair_end;

@@ -30,7 +30,7 @@
 //   16 bits: 256 bytes, the 32 weights of r0, then those of r1, r2 and r3.
 //
 // Gate and up rows are permuted so that panel 2 p holds 16 gate rows and panel 2 p + 1 the same 16 up rows, whatever
-// their order in the checkpoint.
+// their order in the checkpoint. Experts without a gate have up rows alone, in their order.
 //
 // Float32 scales, which multiply sums, stand in a third array, [panel][range of K][1 or 16]: one for each row, or one
 // for the panel where the rows of every panel share it. A matrix of any format may have a single one.

@@ -9,11 +9,16 @@ constexpr int64_t kAlignment = 4096;
 
 MatrixLayout matrix_layout(const StorageShape& s, bool is_w13) {
   const BlockLayout block = block_layout(s.format);
-  const int64_t rows = is_w13 ? 2 * s.intermediate_size : s.hidden_size;
+  const bool gate_up = is_w13 && s.gated;
+  const int64_t rows = (gate_up ? 2 : 1) * (is_w13 ? s.intermediate_size : s.hidden_size);
   const int64_t k = is_w13 ? s.hidden_size : s.intermediate_size;
   MatrixLayout m{};
+  m.num_rows = rows;
+  m.k = k;
+  m.order = !gate_up ? RowOrder::kPlain : s.interleaved ? RowOrder::kInterleaved : RowOrder::kConcatenated;
   PackedMatrix& sizes = m.sizes;
-  sizes.num_panels = (is_w13 ? 2 * round_up(s.intermediate_size, kBlockK) : round_up(rows, kPanelRows)) / kPanelRows;
+  const int64_t padded = is_w13 ? round_up(s.intermediate_size, kBlockK) : round_up(rows, kPanelRows);
+  sizes.num_panels = (gate_up ? 2 : 1) * padded / kPanelRows;
   sizes.k_blocks = ceil_div(k, kBlockK);
   if (block.sum_blocks || s.tensor_scales) {
     const bool per_tensor = !block.sum_blocks;
@@ -21,14 +26,14 @@ MatrixLayout matrix_layout(const StorageShape& s, bool is_w13) {
     sizes.num_ranges = ceil_div(k, block_k);
     sizes.range_blocks = ceil_div(block_k, kBlockK);
     SumScaleBlocks& blocks = m.sum_blocks;
-    blocks.order = !is_w13 ? RowOrder::kPlain : s.interleaved ? RowOrder::kInterleaved : RowOrder::kConcatenated;
-    blocks.apart = is_w13 && (per_tensor || !s.interleaved);
+    blocks.order = m.order;
+    blocks.apart = gate_up && (per_tensor || !s.interleaved);
     blocks.num_rows = rows;
     const int64_t all = blocks.apart ? rows / 2 : rows;
     blocks.block_rows = per_tensor || s.block_rows == 0 || s.block_rows > all ? all : s.block_rows;
     // One scale serves a panel if all its rows lie in one block. The rows of a panel span twice as many rows of the
     // source where gate and up alternate.
-    const int64_t span = is_w13 && !blocks.apart ? 2 * kPanelRows : kPanelRows;
+    const int64_t span = gate_up && !blocks.apart ? 2 * kPanelRows : kPanelRows;
     sizes.scale_rows = blocks.block_rows == all || blocks.block_rows % span == 0 ? 1 : kPanelRows;
   }
   const int64_t num_blocks = sizes.num_panels * sizes.k_blocks;

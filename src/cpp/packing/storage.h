@@ -10,6 +10,7 @@ struct StorageShape {
   int64_t num_experts;
   int64_t hidden_size;
   int64_t intermediate_size;
+  bool gated;  // without a gate, w13 has `intermediate_size` rows, those of up
   bool has_w13_bias;
   bool has_w2_bias;
   bool tensor_scales;  // a float32 scale for each gate, up and down; not of kFp8Block
@@ -23,6 +24,8 @@ constexpr int kNumParts = 4;
 
 // This is one matrix of all experts. Each part begins at its offset and holds expert_bytes for each expert in turn.
 struct MatrixLayout {
+  int64_t num_rows, k;  // of the source
+  RowOrder order;
   PackedMatrix sizes;  // its pointers are null
   SumScaleBlocks sum_blocks;
   int64_t offset[kNumParts];
@@ -44,8 +47,8 @@ struct PackedLayer {
   int64_t num_experts;
   int64_t hidden_size;
   int64_t intermediate_size;
-  // Both hold the matrices of all experts. w13 has a multiple of four panels, because the intermediate is padded to
-  // whole K-blocks.
+  // Both hold the matrices of all experts. w13 has a multiple of four panels, or of two without a gate, because the
+  // intermediate is padded to whole K-blocks.
   PackedMatrix w13;
   PackedMatrix w2;
 };

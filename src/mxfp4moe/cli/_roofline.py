@@ -28,6 +28,7 @@ def expert_bytes(
     hidden_size: int,
     intermediate_size: int,
     block_shape: tuple[int | None, int | None] | None = None,
+    num_w13_parts: int = 2,
 ) -> int:
     """Bytes of one expert, as the roofline counts them: weights and all scales as they are in a checkpoint.
 
@@ -35,7 +36,7 @@ def expert_bytes(
     """
     spec = FORMATS[format]
     gate_or_up = spec.nbytes(intermediate_size, hidden_size, block_shape)
-    return 2 * gate_or_up + spec.nbytes(hidden_size, intermediate_size, block_shape)
+    return num_w13_parts * gate_or_up + spec.nbytes(hidden_size, intermediate_size, block_shape)
 
 
 class Speed(NamedTuple):
@@ -173,9 +174,10 @@ def measure(
 
 def _bytes(experts: PackedExperts) -> float:
     """Bytes of one of the experts."""
-    return expert_bytes(experts.format, experts.hidden_size, experts.intermediate_size, experts.block_shape)
+    sizes = experts.hidden_size, experts.intermediate_size
+    return expert_bytes(experts.format, *sizes, experts.block_shape, experts.spec.num_w13_parts)
 
 
 def _flops(experts: PackedExperts) -> float:
     """FLOPs of one token in one of the experts."""
-    return 2.0 * 3 * experts.hidden_size * experts.intermediate_size
+    return 2.0 * (experts.spec.num_w13_parts + 1) * experts.hidden_size * experts.intermediate_size

@@ -85,8 +85,8 @@ def _describe_experts(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
     from mxfp4moe.experts import PackedExperts
 
     experts = PackedExperts.open(path)
-    names = ("format", "num_experts", "hidden_size", "intermediate_size", "gate_up_layout", "block_shape")
-    fields = {name: getattr(experts, name) for name in names}
+    names = ["format", "num_experts", "hidden_size", "intermediate_size", "gate_up_layout", "block_shape"]
+    fields = {name: getattr(experts, name) for name in names + ([] if experts.gated else ["gated"])}
     return {"model_type": "packed experts", **fields, "bytes": experts.nbytes}, []
 
 

@@ -8,14 +8,15 @@ from typing import Literal, NamedTuple, get_args
 from mxfp4moe import _core
 from mxfp4moe._arguments import check_choice, check_float32, check_real, value_error
 
-Activation = Literal["silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ"]
+Activation = Literal["silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"]
 
 _LEAST = 2.0**-149  # of what is above 0 in float32
 
 
 class _Rule(NamedTuple):
-    """The parameters of an activation that are not given; without a default alpha it takes none."""
+    """Which experts an activation is for, and its parameters if not given; without an alpha it takes none."""
 
+    gated: bool = True
     alpha: float | None = None
     limit: float = math.inf
     positive_alpha: bool = False
@@ -28,11 +29,13 @@ _RULES: dict[str, _Rule] = {
     "gelu_tanh": _Rule(),
     "silu_clamp": _Rule(),
     "situ": _Rule(alpha=4.0, limit=25.0, positive_alpha=True),
+    "relu2": _Rule(gated=False),
 }
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 class _ActivationArgs(NamedTuple):
+    gated: bool
     kind: int
     alpha: float
     limit: float
@@ -40,16 +43,22 @@ class _ActivationArgs(NamedTuple):
 
 # The calls without alpha and limit need no arithmetic: they are on the path of every decode step.
 _DEFAULTS = {
-    name: _ActivationArgs(_core.ACTIVATIONS[name], rule.alpha or 0.0, rule.limit)
+    name: _ActivationArgs(rule.gated, _core.ACTIVATIONS[name], rule.alpha or 0.0, rule.limit)
     for name, rule in _RULES.items()
 }
 
 
-def check_activation(activation: str, alpha: float | None, limit: float | None) -> _ActivationArgs:
-    """The three as the kernels take them; raise unless they are right and fit each other."""
+def check_activation(
+    activation: str, alpha: float | None, limit: float | None, gated: bool
+) -> _ActivationArgs:
+    """The three as the kernels take them; raise unless they are right and fit each other and the experts."""
     function = _DEFAULTS.get(activation) if type(activation) is str else None
     if function is None:
         function = _DEFAULTS[check_choice("activation", activation, ACTIVATIONS)]
+    if function.gated != gated:
+        names = [name for name, rule in _RULES.items() if rule.gated == gated]
+        whose = "experts with a gate" if gated else "experts without a gate (gated=False)"
+        raise value_error("activation", f"one of {names} for {whose}", repr(activation))
     if alpha is not None:
         number = check_float32("alpha", alpha)
         rule = _RULES[activation]

@@ -49,10 +49,11 @@ def fused_experts(
 ) -> NDArray[Any]:
     """Weighted sum of each token's chosen experts.
 
-    For each slot of a token with expert e and weight w: ``gate, up = w13[e] @ x + w13_bias[e]``, ``h =
-    activation(gate, up)`` rounded to bfloat16, and ``w * (w2[e] @ h + w2_bias[e])`` is added to the token's
-    result, in ascending expert id, then slot. Weights are used exactly, sums are float32, and the result is
-    rounded once. A token's result does not depend on the other tokens, on its position or on `num_threads`.
+    For each slot of a token with expert e and weight w: ``gate, up = w13[e] @ x + w13_bias[e]`` (up alone for
+    experts without a gate), ``h = activation(gate, up)`` rounded to bfloat16, and ``w * (w2[e] @ h +
+    w2_bias[e])`` is added to the token's result, in ascending expert id, then slot. Weights are used exactly,
+    sums are float32, and the result is rounded once. A token's result does not depend on the other tokens, on
+    its position or on `num_threads`.
 
     Parameters
     ----------
@@ -64,9 +65,10 @@ def fused_experts(
     topk_ids : integer array of shape (..., top_k)
         Ids in [0, num_experts), or -1 for a dropped slot. A repeated id counts each time. A token whose
         slots are all dropped gives zeros.
-    activation : {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ"}
+    activation : {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"}
         silu(g) * u; g * sigmoid(alpha * g) * (u + 1); gelu(g) * u with erf or tanh; min(silu(g), limit) * u;
-        alpha * tanh(g / alpha) * sigmoid(g) * limit * tanh(u / limit).
+        alpha * tanh(g / alpha) * sigmoid(g) * limit * tanh(u / limit). Experts without a gate take "relu2",
+        max(u, 0)**2, and no other.
     alpha : float, optional
         Of "swigluoai", 1.702 if not given, and of "situ", 4.0 if not given, where it is above 0.
     limit : float, optional
@@ -74,7 +76,8 @@ def fused_experts(
         clamps silu(g) instead of the gate, "situ" has the limit in its formula. Not given: 7.0 for
         "swigluoai", 25.0 for "situ", no clamp otherwise; ``inf`` switches it off.
     apply_router_weight_on_input : bool
-        The slot's weight multiplies the float32 sums of gate and up, before the biases, and not the output.
+        The slot's weight multiplies the float32 sums of gate and up, before the biases, and not the output:
+        as if it multiplied the input, without another rounding.
     expert_map : integer array of shape (num_global_experts,), optional
         `topk_ids` then index it; it holds local ids, or -1 for experts whose slots are dropped here.
     out : ndarray of the shape of hidden_states, optional
@@ -98,7 +101,7 @@ def fused_experts(
     Notes
     -----
     Activations and their parameters follow gpt-oss ("swigluoai"), DeepSeek-V4 ("silu" with a limit), Step-3.5
-    ("silu_clamp") and Kimi-K3 ("situ").
+    ("silu_clamp"), Kimi-K3 ("situ") and Nemotron-H ("relu2").
 
     References
     ----------
@@ -127,7 +130,7 @@ def fused_experts(
     weights = _check_slots("topk_weights", as_array("topk_weights", topk_weights, _WEIGHT_DTYPES), leading)
     if weights.shape != ids.shape:
         raise value_error("topk_weights", f"the shape {ids.shape} of topk_ids", f"shape {weights.shape}")
-    function = check_activation(activation, alpha, limit)
+    function = check_activation(activation, alpha, limit, spec.gated)
     on_input = check_bool("apply_router_weight_on_input", apply_router_weight_on_input)
     threads = resolve_num_threads(num_threads)
     local_ids = _local_ids(ids, expert_map, spec.num_experts)

@@ -28,7 +28,8 @@ class UnpackedExperts(NamedTuple):
     Attributes
     ----------
     w13 : ndarray of shape (E, 2 * I, K), or (E, 2 * I, K / 2) of two codes a byte
-        Rows in the order of the experts' `gate_up_layout`; a (gate, up) pair comes back concatenated. uint8
+        Rows in the order of the experts' `gate_up_layout`; a (gate, up) pair comes back concatenated. Experts
+        without a gate have I rows instead of 2 * I, here and below. uint8
         for 4-bit formats, else of the dtype that was packed; bfloat16 where float16 or float32 was rounded.
     w13_scales : ndarray, or None for bfloat16
         Block scales (E, 2 * I, K / 32 or K / 16) of the dtype that was packed; float32 scales of fp8_block in
@@ -38,7 +39,7 @@ class UnpackedExperts(NamedTuple):
     w13_bias : float32 or bfloat16 ndarray of shape (E, 2 * I), or None
     w2_bias : float32 or bfloat16 ndarray of shape (E, K), or None
     w13_tensor_scale : float32 ndarray of shape (E, 2), or None
-        Of gate and of up.
+        Of gate and of up; of shape (E,) without a gate.
     w2_tensor_scale : float32 ndarray of shape (E,), or None
 
     Examples
@@ -76,6 +77,8 @@ class PackedExperts:
         Row order of the `w13` that was packed.
     block_shape : tuple or None
         Rows and columns that share a float32 scale, None for the whole axis; None for all but fp8_block.
+    gated : bool
+        Whether `w13` has gate and up, or up alone.
     nbytes : int
         Size of the packed weights, scales and biases in memory.
     data : memoryview
@@ -243,6 +246,10 @@ class PackedExperts:
         return self.spec.block_shape
 
     @property
+    def gated(self) -> bool:
+        return self.spec.gated
+
+    @property
     def nbytes(self) -> int:
         return self._storage.nbytes
 
@@ -262,12 +269,13 @@ class PackedExperts:
 
     def __repr__(self) -> str:
         block_shape = "" if self.block_shape is None else f"block_shape={self.block_shape}, "
+        ungated = "" if self.gated else "gated=False, "
         biases = [name for name, has in (("w13", self.has_w13_bias), ("w2", self.has_w2_bias)) if has]
         return (
             f"PackedExperts(format={self.format!r}, num_experts={self.num_experts}, "
             f"hidden_size={self.hidden_size}, intermediate_size={self.intermediate_size}, "
-            f"gate_up_layout={self.gate_up_layout!r}, {block_shape}bias={' and '.join(biases) or None!r}, "
-            f"nbytes={self.nbytes})"
+            f"gate_up_layout={self.gate_up_layout!r}, {ungated}{block_shape}"
+            f"bias={' and '.join(biases) or None!r}, nbytes={self.nbytes})"
         )
 
     def __eq__(self, other: object) -> bool:
@@ -292,8 +300,8 @@ class PackedExperts:
         arrays = self.unpack()._asdict()
         required = ("w13", "w13_scales", "w2", "w2_scales")
         given = {name: array for name, array in arrays.items() if array is not None or name in required}
-        layout = {"gate_up_layout": self.gate_up_layout, "block_shape": self.block_shape}
-        return {**given, **layout, "format": self.format}
+        names = ("gate_up_layout", "block_shape", "gated", "format")
+        return {**given, **{name: getattr(self, name) for name in names}}
 
     def unpack(self, *, num_threads: int | None = None) -> UnpackedExperts:
         """The arrays that were packed, byte for byte, in canonical shapes.
@@ -326,8 +334,6 @@ class PackedExperts:
         threads = resolve_num_threads(num_threads)
         w13, w13_scales, w13_bias, w13_tensor_scale = self._unpack_matrix(True, threads)
         w2, w2_scales, w2_bias, w2_tensor_scale = self._unpack_matrix(False, threads)
-        if w2_tensor_scale is not None:
-            w2_tensor_scale = w2_tensor_scale[:, 0]
         return UnpackedExperts(
             w13, w13_scales, w2, w2_scales, w13_bias, w2_bias, w13_tensor_scale, w2_tensor_scale
         )
@@ -341,20 +347,21 @@ class PackedExperts:
         """Weights, scales, bias and tensor scales."""
         format, experts = self.spec.weight_format, self.num_experts
         dtypes = self.spec.w13_dtypes if is_w13 else self.spec.w2_dtypes
+        parts = self.spec.num_w13_parts if is_w13 else 1
         rows, k = self.hidden_size, self.intermediate_size
         if is_w13:
-            rows, k = 2 * self.intermediate_size, self.hidden_size
+            rows, k = parts * k, rows
         weight_dtype = BFLOAT16 if self.format == "bf16" else dtypes.weights
         weights = np.empty((experts, rows, *format.row_shapes(k)[1]), weight_dtype)
         block_scales = sum_scales = bias = None
         if format.scale_block:
             block_scales = np.empty((experts, rows, k // format.scale_block), np.uint8)
         if format.has_block_shape:
-            half = 2 if is_w13 and self.gate_up_layout == "concatenated" else 1
-            shape = scale_shape(format, self.block_shape, (rows // half, k), half)
+            apart = parts if self.gate_up_layout == "concatenated" else 1
+            shape = scale_shape(format, self.block_shape, (rows // apart, k), apart)
             sum_scales = np.empty((experts, *shape), np.float32)
         if self.spec.has_tensor_scales:
-            sum_scales = np.empty((experts, 2 if is_w13 else 1, 1), np.float32)
+            sum_scales = np.empty((experts, parts, 1), np.float32)
         if dtypes.bias is not None:
             bias = np.empty((experts, rows), np.float32)
         for expert in range(experts):
@@ -375,7 +382,7 @@ class PackedExperts:
         if block_scales is not None and dtypes.scales is not None:
             typed_scales = block_scales.view(dtypes.scales)
         if self.spec.has_tensor_scales and sum_scales is not None:
-            return weights, typed_scales, bias, sum_scales[:, :, 0]
+            return weights, typed_scales, bias, sum_scales[:, :, 0] if parts == 2 else sum_scales[:, 0, 0]
         return weights, sum_scales if typed_scales is None else typed_scales, bias, None
 
 

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import check_choice, describe, type_error, value_error
+from mxfp4moe._arguments import check_bool, check_choice, describe, type_error, value_error
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.sources import Bias, Matrix, describe_experts, tensor_scales
 from mxfp4moe.experts.spec import (
-    GATE_UP_LAYOUTS,
     BlockShape,
     ExpertsSpec,
     MatrixDtypes,
     block_shape_of,
+    check_gate_up_layout,
     scale_shape,
 )
 from mxfp4moe.formats import FLOAT_CODES, FORMATS, Format, GateUpLayout, is_pair
@@ -40,6 +40,7 @@ def pack_experts(
     block_shape: BlockShape | None = None,
     w13_tensor_scale: ArrayLike | None = None,
     w2_tensor_scale: ArrayLike | None = None,
+    gated: bool = True,
     num_threads: int | None = None,
 ) -> PackedExperts:
     """Pack the weights of E experts of hidden size K and intermediate size I.
@@ -89,6 +90,9 @@ def pack_experts(
         nvfp4 needs them, fp8_block has none.
     w2_tensor_scale : float32 array of shape (E,), optional
         Of down.
+    gated : bool, default True
+        False for experts that have no gate and so compute ``w2 @ activation(w13 @ x)``: `w13`, its scales and
+        its bias then have I rows instead of 2 * I, and `w13_tensor_scale` has the shape (E,) or (E, 1).
     num_threads : int, optional
         For this call; see `mxfp4moe.num_threads`.
 
@@ -116,10 +120,12 @@ def pack_experts(
     """
     threads = resolve_num_threads(num_threads)
     spec = FORMATS[check_choice("format", format, tuple(FORMATS))]
-    check_choice("gate_up_layout", gate_up_layout, GATE_UP_LAYOUTS)
+    check_gate_up_layout(gate_up_layout, check_bool("gated", gated))
     blocks = block_shape_of(spec, block_shape)
 
     if is_pair(w13_scales if spec.has_scales else w13):
+        if not gated:
+            raise value_error("w13", "one matrix for each expert with gated=False", "a (gate, up) pair")
         if not isinstance(w13, (list, tuple)) or len(w13) != 2:
             raise value_error("w13", "a (gate, up) pair like w13_scales", describe_experts(w13))
         if gate_up_layout != "concatenated":
@@ -134,9 +140,10 @@ def pack_experts(
 
     num_experts, hidden, intermediate = len(down), down.rows, down.k
     inferred = _check_sizes(down)
-    apart = gate_up_layout == "concatenated"
+    parts = 2 if gated else 1
     for matrix in gate_up:
-        rows, halves = 2 // len(gate_up) * intermediate, 2 if apart and len(gate_up) == 1 else 1
+        of_matrix = parts // len(gate_up)
+        rows, halves = of_matrix * intermediate, of_matrix if gate_up_layout == "concatenated" else 1
         scales_shape = scale_shape(spec, blocks, (rows // halves, hidden), halves)
         matrix.check(num_experts, (rows, hidden), scales_shape, inferred)
     down_scales = scale_shape(spec, blocks, (hidden, intermediate))
@@ -151,10 +158,10 @@ def pack_experts(
                 f"{matrix.dtype} and {matrix.scale_dtype}",
             )
     biases = (
-        Bias("w13_bias", w13_bias, (num_experts, 2 * intermediate), inferred),
+        Bias("w13_bias", w13_bias, (num_experts, parts * intermediate), inferred),
         Bias("w2_bias", w2_bias, (num_experts, hidden), inferred),
     )
-    per_tensor = tensor_scales(spec, w13_tensor_scale, w2_tensor_scale, num_experts)
+    per_tensor = tensor_scales(spec, w13_tensor_scale, w2_tensor_scale, num_experts, gated)
 
     w13_dtypes, w2_dtypes = (
         MatrixDtypes(_unpacked_dtype(matrix.dtype), matrix.scale_dtype, bias.dtype)
@@ -170,6 +177,7 @@ def pack_experts(
         w13_dtypes=w13_dtypes,
         w2_dtypes=w2_dtypes,
         has_tensor_scales=per_tensor is not None,
+        gated=gated,
     )
     storage = experts_spec.make_storage()
     for expert in range(num_experts):

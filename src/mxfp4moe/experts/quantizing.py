@@ -50,37 +50,45 @@ def quantize_weights(weights: ExpertWeights, name: QuantizeFormat) -> ExpertWeig
         raise value_error("quantize", f"None for a checkpoint in {weights.source}", repr(name))
     arrays = weights.arrays
     quantizer = _QUANTIZERS[name]
-    gate, up, down = ([quantizer(matrix) for matrix in half] for half in _scaled_matrices(arrays))
+    *gate_up, down = ([quantizer(matrix) for matrix in part] for part in _scaled_matrices(arrays))
+
+    def w13(index: int) -> Any:
+        parts = tuple([q[index] for q in part] for part in gate_up)
+        return parts if weights.gated else parts[0]
+
     result: dict[str, Any] = {
-        "w13": ([q[0] for q in gate], [q[0] for q in up]),
-        "w13_scales": ([q[1] for q in gate], [q[1] for q in up]),
+        "w13": w13(0),
+        "w13_scales": w13(1),
         "w2": [q[0] for q in down],
         "w2_scales": [q[1] for q in down],
         "w2_bias": arrays.get("w2_bias"),
         "w13_bias": _concatenated_bias(arrays),
+        "gated": weights.gated,
     }
     if name == "fp8_block":
         result["block_shape"] = _BLOCK_SHAPE
     if name == "nvfp4":
-        result["w13_tensor_scale"] = np.array(
-            [(g[2], u[2]) for g, u in zip(gate, up, strict=True)], np.float32
-        )
+        result["w13_tensor_scale"] = np.array([[q[2] for q in part] for part in gate_up], np.float32).T
         result["w2_tensor_scale"] = np.array([q[2] for q in down], np.float32)
     return ExpertWeights(name, f"{weights.source}, quantized to {name}", weights.sizes, result)
 
 
 def _scaled_matrices(arrays: dict[str, Any]) -> Iterator[Iterator[Any]]:
-    """Gate, up and down of every expert, times the float32 scale of the matrix where there are such."""
-    scales: Any = [itertools.repeat(None)] * 3
+    """Gate (if any), up and down of every expert, times the float32 scale of the matrix if it has one."""
+    parts = (*_gate_up(arrays), arrays["w2"])
+    scales: Any = [itertools.repeat(None)] * len(parts)
     if "w13_tensor_scale" in arrays:
-        scales = [*arrays["w13_tensor_scale"].T, arrays["w2_tensor_scale"]]
-    for matrices, factors in zip((*_gate_up(arrays), arrays["w2"]), scales, strict=True):
+        w13_scales = arrays["w13_tensor_scale"]
+        scales = [*w13_scales.reshape(len(w13_scales), -1).T, arrays["w2_tensor_scale"]]
+    for matrices, factors in zip(parts, scales, strict=True):
         yield (w if s is None else cast(w, np.float32) * s for w, s in zip(matrices, factors, strict=False))
 
 
-def _gate_up(arrays: dict[str, Any]) -> tuple[Any, Any]:
-    """Gate and up matrices of every expert, whatever the order of their rows."""
+def _gate_up(arrays: dict[str, Any]) -> tuple[Any, ...]:
+    """Gate and up matrices of every expert, whatever the order of their rows; those of up without a gate."""
     w13 = arrays["w13"]
+    if not arrays.get("gated", True):
+        return (w13,)
     if isinstance(w13, tuple):
         return w13
     if arrays.get("gate_up_layout") == "interleaved":

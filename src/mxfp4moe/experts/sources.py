@@ -145,10 +145,12 @@ class Bias:
 
 
 def tensor_scales(
-    format: WeightFormat, w13: Any, w2: Any, num_experts: int
+    format: WeightFormat, w13: Any, w2: Any, num_experts: int, gated: bool
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The float32 scales of gate and up, and of down, [experts, 2 and 1], or None without any."""
-    given = {"w13_tensor_scale": (w13, (num_experts, 2)), "w2_tensor_scale": (w2, (num_experts,))}
+    """The float32 scales of gate (if any) and up, and of down, [experts, 2 or 1], or None without any."""
+    each = (num_experts,)
+    w13_shapes: tuple[tuple[int, ...], ...] = ((num_experts, 2),) if gated else (each, (num_experts, 1))
+    given = {"w13_tensor_scale": (w13, w13_shapes), "w2_tensor_scale": (w2, (each,))}
     if format.has_block_shape:
         for name, (value, _) in given.items():
             if value is not None:
@@ -156,12 +158,13 @@ def tensor_scales(
     if not format.has_tensor_scale and w13 is None and w2 is None:
         return None
     arrays = []
-    for name, (value, shape) in given.items():
+    for name, (value, shapes) in given.items():
+        expected = " or ".join(map(str, shapes))
         if value is None:
             needed = f"with format {format.name!r}" if format.has_tensor_scale else "with the other one"
-            raise value_error(name, f"a float32 array of shape {shape} {needed}", "None")
+            raise value_error(name, f"a float32 array of shape {expected} {needed}", "None")
         array = as_array(name, value, _FLOAT32)
-        if array.shape != shape:
-            raise value_error(name, f"shape {shape}", f"shape {array.shape}")
+        if array.shape not in shapes:
+            raise value_error(name, f"shape {expected}", f"shape {array.shape}")
         arrays.append(array.reshape(num_experts, -1))
     return arrays[0], arrays[1]

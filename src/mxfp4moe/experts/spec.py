@@ -48,6 +48,8 @@ class ExpertsSpec:
     w13_dtypes, w2_dtypes : MatrixDtypes
     has_tensor_scales : bool
         Whether each matrix has a float32 scale of its own.
+    gated : bool
+        Whether `w13` has gate and up, or up alone.
     """
 
     format: Format
@@ -59,6 +61,12 @@ class ExpertsSpec:
     w13_dtypes: MatrixDtypes
     w2_dtypes: MatrixDtypes
     has_tensor_scales: bool
+    gated: bool = True
+
+    @property
+    def num_w13_parts(self) -> int:
+        """How many matrices `w13` is: gate and up, or up alone."""
+        return 2 if self.gated else 1
 
     @property
     def weight_format(self) -> WeightFormat:
@@ -74,6 +82,7 @@ class ExpertsSpec:
             num_experts=self.num_experts,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
+            gated=self.gated,
             has_w13_bias=self.w13_dtypes.bias is not None,
             has_w2_bias=self.w2_dtypes.bias is not None,
             interleaved=self.gate_up_layout == "interleaved",
@@ -88,9 +97,11 @@ class ExpertsSpec:
         def names(dtypes: MatrixDtypes) -> list[str | None]:
             return [None if dtype is None else dtype.name for dtype in dtypes]
 
-        # The field is written only where the format does not imply it, so that older files stay as they are.
+        # These are written only where they are not what they were before they existed, so that files stay as
+        # they are.
         implied = self.has_tensor_scales == self.weight_format.has_tensor_scale
         optional = {} if implied else {"tensor_scales": self.has_tensor_scales}
+        optional |= {} if self.gated else {"gated": self.gated}
         return optional | {
             "format": self.format,
             "num_experts": self.num_experts,
@@ -108,8 +119,9 @@ class ExpertsSpec:
 
         Every field is checked: a TypeError or ValueError names the first that is not as expected.
         """
-        names = [name for name in cls.__dataclass_fields__ if name != "has_tensor_scales"]
-        if not isinstance(fields, dict) or sorted(fields.keys() - {"tensor_scales"}) != sorted(names):
+        names = [name for name in cls.__dataclass_fields__ if name not in ("has_tensor_scales", "gated")]
+        optional = {"tensor_scales", "gated"}
+        if not isinstance(fields, dict) or sorted(fields.keys() - optional) != sorted(names):
             raise value_error("fields", ", ".join(names), shorten(fields))
         format = FORMATS[check_choice("format", fields["format"], tuple(FORMATS))]
         for name in ("num_experts", "hidden_size", "intermediate_size"):
@@ -119,7 +131,10 @@ class ExpertsSpec:
             size = fields[name]
             if type(size) is not int or not 1 <= size <= maximum or size % multiple:
                 raise value_error(name, f"a multiple of {multiple} in [1, {maximum}]", shorten(size))
-        check_choice("gate_up_layout", fields["gate_up_layout"], GATE_UP_LAYOUTS)
+        gated = fields.get("gated", True)
+        if type(gated) is not bool:
+            raise value_error("gated", "true or false", shorten(gated))
+        check_gate_up_layout(fields["gate_up_layout"], gated)
         blocks = fields["block_shape"]
         if format.has_block_shape and not isinstance(blocks, list):
             raise value_error("block_shape", "a list of two sizes or nulls", shorten(blocks))
@@ -132,7 +147,14 @@ class ExpertsSpec:
             raise value_error("tensor_scales", "true or false, as the format has it", shorten(tensor_scales))
         given = {name: fields[name] for name in names} | dtypes
         given["block_shape"] = block_shape_of(format, blocks)
-        return cls(**given, has_tensor_scales=tensor_scales)
+        return cls(**given, has_tensor_scales=tensor_scales, gated=gated)
+
+
+def check_gate_up_layout(layout: Any, gated: bool) -> None:
+    """Raise unless it is an order of rows; where there is no gate, nothing can alternate."""
+    check_choice("gate_up_layout", layout, GATE_UP_LAYOUTS)
+    if not gated and layout != "concatenated":
+        raise value_error("gate_up_layout", "'concatenated' with gated=False", describe(layout))
 
 
 def block_shape_of(format: WeightFormat, block_shape: Any) -> BlockShape | None:

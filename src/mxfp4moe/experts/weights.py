@@ -57,8 +57,13 @@ class ExpertWeights:
 
     @property
     def intermediate_size(self) -> int:
-        """Rows of gate, and of up."""
+        """Rows of up, and of gate if there is one."""
         return self.sizes[1]
+
+    @property
+    def gated(self) -> bool:
+        """Whether they have gate and up, or up alone."""
+        return bool(self.arrays.get("gated", True))
 
     @property
     def nbytes(self) -> int:

@@ -118,9 +118,10 @@ def soft_clamp(x: np.ndarray, limit: float) -> np.ndarray:
 class _Activation(NamedTuple):
     """A formula, and the parameters of it that are not given."""
 
-    formula: Callable[[np.ndarray, np.ndarray, Any, Any], np.ndarray]
+    formula: Callable[[Any, np.ndarray, Any, Any], np.ndarray]
     alpha: float = 0.0
     limit: float = math.inf
+    gated: bool = True
 
 
 def _times(factor: Callable[[np.ndarray], np.ndarray]) -> _Activation:
@@ -147,6 +148,10 @@ def _situ(gate: np.ndarray, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarra
     return np.asarray(soft_clamp(gate, alpha) * sigmoid(gate).astype(gate.dtype) * soft_clamp(up, limit))
 
 
+def _relu2(gate: None, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
+    return np.asarray(np.square(np.maximum(np.clip(up, -limit, limit), up.dtype.type(0))))
+
+
 _ACTIVATIONS = {
     "silu": _times(sigmoid),
     "swigluoai": _Activation(_swigluoai, alpha=1.702, limit=7.0),
@@ -154,13 +159,14 @@ _ACTIVATIONS = {
     "gelu_tanh": _times(normal_cdf_tanh),
     "silu_clamp": _Activation(_silu_clamp),
     "situ": _Activation(_situ, alpha=4.0, limit=25.0),
+    "relu2": _Activation(_relu2, gated=False),
 }
 
 
 def activate(
-    gate: np.ndarray, up: np.ndarray, activation: str, alpha: float | None, limit: float | None
+    gate: np.ndarray | None, up: np.ndarray, activation: str, alpha: float | None, limit: float | None
 ) -> np.ndarray:
-    """The gated activation, in the dtype of `gate` and `up`.
+    """The activation, in the dtype of `up`.
 
     With g = min(gate, limit) and u = clip(up, -limit, limit), both as they are without a limit, it is
 
@@ -171,12 +177,14 @@ def activate(
     gelu_tanh   g * normal_cdf_tanh(g) * u
     silu_clamp  min(gate * sigmoid(gate), limit) * u
     situ        soft_clamp(gate, alpha) * sigmoid(gate) * soft_clamp(up, limit)
+    relu2       max(u, 0)**2, of experts without a gate
     ==========  ====================================================================
 
     Parameters
     ----------
     gate, up : float32 or float64 ndarray of shape (..., I)
-    activation : {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ"}
+        `gate` is None for experts without a gate.
+    activation : {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"}
     alpha : float or None
         None means 1.702 for swigluoai and 4.0 for situ; the others have none.
     limit : float or None
@@ -201,7 +209,11 @@ def activate(
     [0.0, 200.0]
     """
     function = _ACTIVATIONS[activation]
-    number = gate.dtype.type
+    if function.gated is (gate is None):
+        raise ValueError(
+            f"activation: {activation} is for experts {'with' if function.gated else 'without'} a gate"
+        )
+    number = up.dtype.type
     return function.formula(
         gate,
         up,

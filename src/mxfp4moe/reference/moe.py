@@ -29,7 +29,8 @@ class ExpertArrays(NamedTuple):
     ----------
     w13 : ndarray
         Of the format: MXFP4 and NVFP4 codes uint8 [E, 2I, K/2]; FP8 [E, 2I, K] of a float8 dtype, or uint8
-        that are e4m3; else weights [E, 2I, K] of any float dtype, used as they are.
+        that are e4m3; else weights [E, 2I, K] of any float dtype, used as they are. Gate and up; experts
+        without a gate have up alone, I rows instead of 2I here and below.
     w13_scales : ndarray or None
         [E, 2I, K/32] (MX formats), [E, 2I, K/16] (nvfp4), float32 scales of blocks (fp8_block).
     w2 : ndarray
@@ -48,7 +49,9 @@ class ExpertArrays(NamedTuple):
         Of fp8_block: rows and columns that share a scale, None for a whole axis. Gate and up are blocked
         apart if they are concatenated.
     w13_tensor_scale, w2_tensor_scale : ndarray or None
-        float32 [E, 2], of gate and of up, and [E].
+        float32 [E, 2], of gate and of up, and [E]; without a gate [E] or [E, 1] and [E].
+    gated : bool
+        Whether there is a gate.
 
     Examples
     --------
@@ -71,6 +74,7 @@ class ExpertArrays(NamedTuple):
     block_shape: tuple[int | None, int | None] | None = None
     w13_tensor_scale: np.ndarray | None = None
     w2_tensor_scale: np.ndarray | None = None
+    gated: bool = True
 
 
 def fused_experts(
@@ -92,6 +96,7 @@ def fused_experts(
     bfloat16 intermediate,
 
     - gate, up = w13 . hidden + w13_bias (the sums times the router weight first, if it applies to the input),
+      or up alone, without a gate,
     - intermediate = bfloat16(activate(gate, up)),
     - down = w2 . intermediate + w2_bias (times the router weight, unless it applied to the input).
 
@@ -240,8 +245,8 @@ def _expert(
         gate_up = gate_up * router_weight
     if matrices.w13_bias is not None:
         gate_up = gate_up + matrices.w13_bias.astype(precision.dtype)
-    gate, up = np.split(gate_up, 2, axis=-1)
-    intermediate = activate(gate, up, options.activation, options.alpha, options.limit)
+    *gate, up = np.split(gate_up, len(matrices.w13) // matrices.w2.shape[1], axis=-1)
+    intermediate = activate(gate[0] if gate else None, up, options.activation, options.alpha, options.limit)
     down = matmul(precision.round_intermediate(intermediate), matrices.w2, precision)
     if matrices.w2_bias is not None:
         down = down + matrices.w2_bias.astype(precision.dtype)
@@ -311,8 +316,8 @@ class _Matrices(Sequence[np.ndarray]):
 
 
 def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
-    interleaved = arrays.gate_up_layout == "interleaved"
-    halves = 1 if interleaved else 2
+    interleaved = arrays.gated and arrays.gate_up_layout == "interleaved"
+    halves = 2 if arrays.gated and not interleaved else 1
     w13 = _dequantize(arrays, arrays.w13[expert], _of(arrays.w13_scales, expert), halves)
     w2 = _dequantize(arrays, arrays.w2[expert], _of(arrays.w2_scales, expert), 1)
     w13_bias = _of(arrays.w13_bias, expert)
@@ -320,9 +325,9 @@ def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
         w13 = np.concatenate([w13[0::2], w13[1::2]])
         w13_bias = None if w13_bias is None else np.concatenate([w13_bias[0::2], w13_bias[1::2]])
     if arrays.w13_tensor_scale is not None and arrays.w2_tensor_scale is not None:
-        gate_up = np.repeat(arrays.w13_tensor_scale[expert].astype(np.float64), len(w13) // 2)
+        scales = np.ravel(arrays.w13_tensor_scale[expert]).astype(np.float64)
         with np.errstate(invalid="ignore"):
-            w13 = w13 * gate_up[:, None]
+            w13 = w13 * np.repeat(scales, len(w13) // len(scales))[:, None]
             w2 = w2 * np.float64(arrays.w2_tensor_scale[expert])
     return _ExpertWeights(w13, w2, w13_bias, _of(arrays.w2_bias, expert))
 

@@ -68,6 +68,7 @@ inline void pack_tokens(const PackTokensArgs& args) {
   }
 }
 
+// Makes intermediates of the sums of a pair of panels: sixteen of gate and up, or twice sixteen where there is no gate.
 struct GateUpEpilogue {
   const GateUpArgs& args;
   const TokenBlocks& blocks;  // those of GEMM 1; the intermediate has the same numbers of tokens
@@ -76,18 +77,24 @@ struct GateUpEpilogue {
 
   template <class Functor>
   void run() const {
+    for (int first = 0; first < 2; first += Functor::kInputs) store_panel<Functor>(first);
+  }
+
+  // Stores the intermediates that come of the panel `first` of the pair and those after it.
+  template <class Functor>
+  void store_panel(int first) const {
+    constexpr int kInputs = Functor::kInputs;
     const ActivationParameters parameters(args.activation);
-    const float* bias = args.w13.bias != nullptr ? args.w13.bias + pair * 2 * kPanelRows : nullptr;
-    const int64_t row = padded_k(args.intermediate_size);
-    const int64_t rows = args.intermediate_size - pair * kPanelRows;
+    const int64_t row = padded_k(args.intermediate_size), begin = (2 * pair + first) / kInputs * kPanelRows;
+    const float* bias = args.w13.bias != nullptr ? args.w13.bias + (2 * pair + first) * kPanelRows : nullptr;
+    const int64_t rows = args.intermediate_size - begin;
     for (int64_t b = 0; b < blocks.count; ++b) {
       const int64_t width = blocks.tokens(b);
       const int64_t real = args.num_tokens - b * kTokenTile < width ? args.num_tokens - b * kTokenTile : width;
       const F32 weights =
           args.input_weights != nullptr ? load_first(args.input_weights + b * kTokenTile, real) : broadcast(1.0f);
-      const float* c = sums + b * kSumFloats;
-      uint32_t* out =
-          reinterpret_cast<uint32_t*>(args.intermediate) + b * kTokenTile * row / 2 + pair * kPanelRows / 2 * width;
+      const float* c = sums + b * kSumFloats + first * (kSumFloats / 2);
+      uint32_t* out = reinterpret_cast<uint32_t*>(args.intermediate) + b * kTokenTile * row / 2 + begin / 2 * width;
       // Two rows, rounded and side by side, are one row of the B tile of GEMM 2.
       for (int r = 0; r < kPanelRows; r += 2, out += width) {
         U32 rounded[2];
@@ -98,17 +105,13 @@ struct GateUpEpilogue {
             rounded[i] = broadcast_u32(0);
             continue;
           }
-          F32 gate = load(c + (r + i) * kTokenTile);
-          F32 up = load(c + kSumFloats / 2 + (r + i) * kTokenTile);
-          if (args.input_weights != nullptr) {
-            gate = mul(gate, weights);
-            up = mul(up, weights);
+          F32 x[kInputs];
+          for (int p = 0; p < kInputs; ++p) {
+            x[p] = load(c + p * (kSumFloats / 2) + (r + i) * kTokenTile);
+            if (args.input_weights != nullptr) x[p] = mul(x[p], weights);
+            if (bias != nullptr) x[p] = add(x[p], broadcast(bias[p * kPanelRows + r + i]));
           }
-          if (bias != nullptr) {
-            gate = add(gate, broadcast(bias[r + i]));
-            up = add(up, broadcast(bias[kPanelRows + r + i]));
-          }
-          rounded[i] = round_bf16(Functor::apply(gate, up, parameters));
+          rounded[i] = round_bf16(activate<Functor>(x, parameters));
         }
         store_first(out, bit_or(rounded[0], shift_left<16>(rounded[1])), width);
       }

@@ -1,7 +1,14 @@
-// The activations. Each is a functor that computes the intermediate from gate and up, in float32 over sixteen lanes.
-// Included inside a kernel table's own namespace, after math.h.
+// The activations. Each is a functor that computes the intermediate, in float32 over sixteen lanes, from gate and up,
+// or from up alone if experts have no gate. Included inside a kernel table's own namespace, after math.h.
 
-// What a functor takes beside gate and up: the fields of Activation, ready for use.
+struct Gated {
+  static constexpr int kInputs = 2;
+};
+struct Ungated {
+  static constexpr int kInputs = 1;
+};
+
+// What a functor takes beside these: the fields of Activation, ready for use.
 struct ActivationParameters {
   explicit ActivationParameters(const Activation& a)
       : alpha(a.alpha), limit(a.limit), high(broadcast(a.limit)), low(broadcast(-a.limit)) {}
@@ -26,18 +33,18 @@ inline F32 soft_clamp(F32 x, float limit) {
   return select_less(broadcast(limit * 0x1p-12f), abs(x), clamped, x);
 }
 
-struct Silu {
+struct Silu : Gated {
   static F32 apply(F32 gate, F32 up, const ActivationParameters& p) { return mul(silu(p.below(gate)), p.within(up)); }
 };
 
-struct SwigluOai {
+struct SwigluOai : Gated {
   static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
     const F32 g = p.below(gate);
     return mul(logistic_times(g, mul(g, broadcast(-p.alpha))), add(p.within(up), broadcast(1.0f)));
   }
 };
 
-struct Gelu {
+struct Gelu : Gated {
   static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
     const F32 g = p.below(gate);
     const F32 tail = mul(broadcast(0.5f), erfc_nonnegative(mul(abs(g), broadcast(0.70710678f))));
@@ -46,7 +53,7 @@ struct Gelu {
   }
 };
 
-struct GeluTanh {
+struct GeluTanh : Gated {
   static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
     // 1/2 (1 + tanh(v)) = logistic(2 v), v = sqrt(2 / pi) (g + 0.044715 g^3)
     const F32 g = p.below(gate);
@@ -55,16 +62,32 @@ struct GeluTanh {
   }
 };
 
-struct SiluClamp {
+struct SiluClamp : Gated {
   static F32 apply(F32 gate, F32 up, const ActivationParameters& p) { return mul(p.below(silu(gate)), p.within(up)); }
 };
 
-struct Situ {
+struct Situ : Gated {
   static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
     const F32 soft_gate = soft_clamp(gate, p.alpha);
     return mul(logistic_times(soft_gate, sub(broadcast(0.0f), gate)), soft_clamp(up, p.limit));
   }
 };
+
+struct Relu2 : Ungated {
+  static F32 apply(F32 up, const ActivationParameters& p) {
+    const F32 positive = max(broadcast(0.0f), p.within(up));
+    return mul(positive, positive);
+  }
+};
+
+template <class Functor>
+inline F32 activate(const F32 (&x)[Functor::kInputs], const ActivationParameters& p) {
+  if constexpr (Functor::kInputs == 2) {
+    return Functor::apply(x[0], x[1], p);
+  } else {
+    return Functor::apply(x[0], p);
+  }
+}
 
 // Calls `body.template run<Functor>()` with the functor that `kind` names.
 template <class Body>
@@ -76,5 +99,6 @@ inline void with_activation(ActivationKind kind, Body& body) {
     case ActivationKind::kGeluTanh: body.template run<GeluTanh>(); return;
     case ActivationKind::kSiluClamp: body.template run<SiluClamp>(); return;
     case ActivationKind::kSitu: body.template run<Situ>(); return;
+    case ActivationKind::kRelu2: body.template run<Relu2>(); return;
   }
 }

@@ -71,32 +71,34 @@ inline TokenRows widen_operand(const uint8_t* operand, int64_t num_tokens, int64
   return {widened, k, num_tokens};
 }
 
+// Makes intermediates of the sums of a pair of panels: sixteen of gate and up, or twice sixteen where there is no gate.
 struct GateUpEpilogue {
   const GateUpArgs& args;
   int64_t pair;
-  const float* gate_sums;
-  const float* up_sums;
+  const float* const* sums;  // of both panels
 
   template <class Functor>
   void run() const {
+    for (int first = 0; first < 2; first += Functor::kInputs) store_panel<Functor>(first);
+  }
+
+  // Stores the intermediates that come of the panel `first` of the pair and those after it.
+  template <class Functor>
+  void store_panel(int first) const {
+    constexpr int kInputs = Functor::kInputs;
     const ActivationParameters parameters(args.activation);
-    const int64_t row = padded_k(args.intermediate_size);
-    uint16_t* out = reinterpret_cast<uint16_t*>(args.intermediate) + pair * kPanelRows;
-    const float* bias = args.w13.bias != nullptr ? args.w13.bias + pair * 2 * kPanelRows : nullptr;
-    const int64_t rows = args.intermediate_size - pair * kPanelRows;
+    const int64_t row = padded_k(args.intermediate_size), begin = (2 * pair + first) / kInputs * kPanelRows;
+    uint16_t* out = reinterpret_cast<uint16_t*>(args.intermediate) + begin;
+    const float* bias = args.w13.bias != nullptr ? args.w13.bias + (2 * pair + first) * kPanelRows : nullptr;
+    const int64_t rows = args.intermediate_size - begin;
     for (int64_t t = 0; t < args.num_tokens; ++t) {
-      F32 gate = load(gate_sums + t * kPanelRows);
-      F32 up = load(up_sums + t * kPanelRows);
-      if (args.input_weights != nullptr) {
-        const F32 weight = broadcast(args.input_weights[t]);
-        gate = mul(gate, weight);
-        up = mul(up, weight);
+      F32 x[kInputs];
+      for (int i = 0; i < kInputs; ++i) {
+        x[i] = load(sums[first + i] + t * kPanelRows);
+        if (args.input_weights != nullptr) x[i] = mul(x[i], broadcast(args.input_weights[t]));
+        if (bias != nullptr) x[i] = add(x[i], load(bias + i * kPanelRows));
       }
-      if (bias != nullptr) {
-        gate = add(gate, load(bias));
-        up = add(up, load(bias + kPanelRows));
-      }
-      store_bf16(out + t * row, Functor::apply(gate, up, parameters));
+      store_bf16(out + t * row, activate<Functor>(x, parameters));
       // Padding is set to 0: computed, it would be NaN where 0 meets an infinite scale or router weight, and GEMM 2
       // would multiply that NaN by 0.
       for (int64_t r = rows < 0 ? 0 : rows; r < kPanelRows; ++r) out[t * row + r] = 0;
@@ -114,7 +116,7 @@ void gate_up(const GateUpArgs& args) {
     for (int half = 0; half < 2; ++half) {
       panel_sums<Decoder>(panel_of<Decoder>(args.w13, 2 * pair + half), tokens, s.slab, s.lanes, s.sums[half]);
     }
-    GateUpEpilogue epilogue{args, pair, s.sums[0], s.sums[1]};
+    GateUpEpilogue epilogue{args, pair, s.sums};
     with_activation(args.activation.kind, epilogue);
   }
 }
