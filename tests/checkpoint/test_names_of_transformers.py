@@ -179,7 +179,7 @@ def test_one_layout_is_never_taken_for_the_other(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_normalized_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     config, tensors = qwen3_vl(random_matrices(rng, 64, 32), True, norm_topk_prob=False)
-    with pytest.raises(ValueError, match="text_config.norm_topk_prob: expected true, as Qwen3-VL-MoE"):
+    with pytest.raises(ValueError, match="text_config.norm_topk_prob: expected True, got False"):
         checkpoint.read_layer(Written(config, tensors, 1, {}).write(tmp_path), 1)
 
 

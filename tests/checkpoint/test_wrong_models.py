@@ -266,7 +266,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "m2 factor": (
         "minimax-m2",
         {"routed_scaling_factor": 2.0},
-        "routed_scaling_factor: expected 1.0, 1 or None",
+        "routed_scaling_factor: expected 1, got 2.0",
     ),
     "m3 scoring": (
         "minimax-m3",

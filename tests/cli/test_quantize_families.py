@@ -76,7 +76,7 @@ FAMILIES = {
         (Style(_VL), Style(_VL, is_transposed=True)),
     ),
     "deepseek_v3": Family(
-        {"model_type": "deepseek_v3", **_MANY, "first_k_dense_replace": 1},
+        {"model_type": "deepseek_v3", **_MANY, "first_k_dense_replace": 1, "n_group": 1},
         Style("model.layers.{}.mlp", PROJ),
         (_FUSED,),
         moe_layers=(1, 2),  # the second is one that predicts further tokens
@@ -266,7 +266,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -
     return line
 
 
-@pytest.mark.parametrize("model_type", ["llama4", "openai_privacy_filter", "anything"])
+@pytest.mark.parametrize("model_type", ["doge", "openai_privacy_filter", "anything"])
 @pytest.mark.parametrize("style", [_FUSED, Style("model.layers.{}.mlp", PROJ)])
 def test_experts_of_an_unknown_model_type_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str, style: Style

@@ -5,27 +5,33 @@ A field that is null is missing: `Config` leaves it out, in objects within objec
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mxfp4moe._arguments import join_choices, value_error
 from mxfp4moe._json import read_object, shorten
 from mxfp4moe.checkpoint._unread import HARMLESS_MEMBERS, says_nothing
 
 _REQUIRED: Any = object()
+_FLOAT32_MIN, _FLOAT32_MAX = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class Config:
     """The fields of a config.json, or of an object in it; each method returns one field, checked.
 
-    Those that are asked for by name are kept account of.
+    Those that are asked for by name are kept account of. A name with dots is of a field in objects in it; of
+    several names for one field, the first one found counts, and the others must not contradict it.
     """
 
     def __init__(self, path: Path, fields: dict[str, Any], prefix: str = "") -> None:
-        self.path, self._prefix = path, prefix
+        self.path, self.prefix = path, prefix
         self.fields = {name: value for name, value in fields.items() if value is not None}
+        self._nulls = fields.keys() - self.fields.keys()
+        self.list_lengths: tuple[int, ...] = ()
+        """How long a list with an item for each layer may be; () if that is not known."""
         self._read: set[str] = set()
         self._sections: dict[str, Config] = {}
 
@@ -36,8 +42,20 @@ class Config:
 
     def get(self, name: str) -> Any:
         """A field as it is; None if it is missing."""
+        head, _, tail = name.partition(".")
+        if tail:
+            return self.section(head).get(tail)
         self._read.add(name)
         return self.fields.get(name)
+
+    def is_null(self, name: str) -> bool:
+        """Whether a field is there and null."""
+        head, _, tail = name.partition(".")
+        return self.section(head).is_null(tail) if tail else name in self._nulls
+
+    def unread(self) -> dict[str, Any]:
+        """The fields that were not asked for."""
+        return {name: value for name, value in self.fields.items() if name not in self._read}
 
     def integer(
         self,
@@ -53,21 +71,25 @@ class Config:
         name, value = self._find(names, expected, default)
         if type(value) is not int or not minimum <= value <= maximum or value % multiple_of:
             raise self.error(name, expected, shorten(value))
+        self._check_same(names, value)
         return value
 
-    def positive_number(self, name: str, default: float = _REQUIRED) -> float:
-        """A real, finite field above 0."""
-        expected = "a finite number above 0"
-        _, value = self._find((name,), expected, default)
-        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+    def number(self, *names: str, default: Any = _REQUIRED, minimum: float | None = None) -> float:
+        """A real field that float32 can hold: above 0, or at least `minimum`."""
+        expected = f"a finite number {'above 0' if minimum is None else f'of at least {minimum:g}'}"
+        name, value = self._find(names, expected, default)
+        least = _FLOAT32_MIN if minimum is None else minimum
+        if type(value) not in (int, float) or not least <= value <= _FLOAT32_MAX:
             raise self.error(name, expected, shorten(value))
+        self._check_same(names, value)
         return float(value)
 
-    def boolean(self, name: str, default: bool = _REQUIRED) -> bool:
+    def boolean(self, *names: str, default: bool = _REQUIRED) -> bool:
         """A field that is true or false."""
-        _, value = self._find((name,), "true or false", default)
+        name, value = self._find(names, "true or false", default)
         if not isinstance(value, bool):
             raise self.error(name, "true or false", shorten(value))
+        self._check_same(names, value)
         return value
 
     def string(self, name: str) -> str:
@@ -77,13 +99,15 @@ class Config:
             raise self.error(name, "a string", shorten(value))
         return value
 
-    def choice(self, name: str, choices: Sequence[object], default: Any = _REQUIRED) -> Any:
-        """A field that must have one of the values `choices`."""
+    def choice(self, name: str | Sequence[str], choices: Sequence[object], default: Any = _REQUIRED) -> Any:
+        """A field, by one or several names, that must have one of the values `choices`."""
         expected = join_choices(map(repr, choices))
-        _, value = self._find((name,), expected, default)
+        names = (name,) if isinstance(name, str) else name
+        name, value = self._find(names, expected, default)
         # 1 and true are equal to Python.
         if not any(type(value) is type(choice) and value == choice for choice in choices):
             raise self.error(name, expected, shorten(value))
+        self._check_same(names, value)
         return value
 
     def list_of(self, name: str, kind: type, length: int | None = None) -> list[Any] | None:
@@ -106,7 +130,7 @@ class Config:
         if not isinstance(value, dict | None):
             raise self.error(name, "an object", shorten(value))
         if name not in self._sections:
-            self._sections[name] = Config(self.path, value or {}, f"{self._prefix}{name}.")
+            self._sections[name] = Config(self.path, value or {}, f"{self.prefix}{name}.")
         return self._sections[name]
 
     def check_all_read(self) -> None:
@@ -120,13 +144,19 @@ class Config:
 
     def error(self, name: str, expected: str, got: str) -> ValueError:
         """The ValueError of field `name`."""
-        return value_error(f"{self.path}: {self._prefix}{name}", expected, got)
+        return value_error(f"{self.path}: {self.prefix}{name}", expected, got)
 
     def _find(self, names: Sequence[str], expected: str, default: Any) -> tuple[str, Any]:
-        self._read.update(names)
         for name in names:
-            if name in self.fields:
-                return name, self.fields[name]
+            if (value := self.get(name)) is not None:
+                return name, value
         if default is not _REQUIRED:
             return names[0], default
         raise self.error(" or ".join(names), expected, "no such field")
+
+    def _check_same(self, names: Sequence[str], value: Any) -> None:
+        """Raise if another name of a field has another value."""
+        for name in names:
+            other = self.get(name)
+            if other is not None and (isinstance(other, bool), other) != (isinstance(value, bool), value):
+                raise self.error(name, f"{shorten(value)}, as in a field of the same meaning", shorten(other))

@@ -1,95 +1,21 @@
-"""What a model type says of its MoE layers: sizes, names, routing, activation."""
+"""The MoE layers of a model, as its type and its configuration say: sizes, names, routing, activation."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mxfp4moe.checkpoint._fused import FusedExperts, FusedLayout, read_fused
+from mxfp4moe.checkpoint._fused import ExpertSizes, FusedExperts, read_fused
+from mxfp4moe.checkpoint._names import Block, Names
 from mxfp4moe.checkpoint.schemes import Scheme
 from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.weights import ExpertWeights
 
 if TYPE_CHECKING:
-    from mxfp4moe.checkpoint._config import Config
     from mxfp4moe.checkpoint.model_folder import ModelFolder
-
-# No model has as many; lists of layers and of experts are made before the tensors can contradict.
-_MAX_LAYERS = 100_000
-_MAX_EXPERTS = 65_536
-
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-"""`hidden_act` of config.json by the name that this package has."""
-
-
-@dataclass(frozen=True)
-class Names:
-    """A style of naming the tensors of a MoE block, without what a quantization scheme appends."""
-
-    block: str = "mlp"
-    """The name of the block in its layer; the names below follow it."""
-    experts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    """Gate, up and down of ``experts.<number>``, where each matrix has a tensor of its own."""
-    shared: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
-    """The names of gate, up and down in ``shared_experts``."""
-    router: str = "gate"
-    routing: Mapping[str, str] = field(
-        default_factory=lambda: {
-            "correction_bias": "gate.e_score_correction_bias",
-            "tid2eid": "gate.tid2eid",
-        }
-    )
-    """Tensors that are arguments of a routing function, by argument."""
-
-
-class Block(NamedTuple):
-    """The MoE block of a layer under the names of one style."""
-
-    layer: str
-    """Prefix of the tensors of the layer, with a dot at its end unless it is empty."""
-    names: Names
-
-    @property
-    def path(self) -> str:
-        """Prefix of the tensors of the block."""
-        return f"{self.layer}{self.names.block}"
-
-    @property
-    def router(self) -> str:
-        """Name of the router, without what follows it."""
-        return f"{self.path}.{self.names.router}"
-
-    @property
-    def experts(self) -> str:
-        """Prefix of the tensors of the experts."""
-        return f"{self.path}.experts"
-
-    @property
-    def shared(self) -> str:
-        """Prefix of the tensors of the shared expert."""
-        return f"{self.path}.shared_experts"
-
-    def expert_matrices(self, expert: int) -> tuple[str, ...]:
-        """Names of gate, up and down of an expert."""
-        return tuple(f"{self.experts}.{expert}.{name}" for name in self.names.experts)
-
-    @property
-    def shared_gate_up(self) -> str:
-        """Gate rows, then up rows of the shared expert in one tensor, as transformers has some."""
-        return f"{self.shared}.gate_up_proj.weight"
-
-    def shared_matrices(self) -> tuple[str, ...]:
-        """Names of gate, up and down of the shared expert."""
-        return tuple(f"{self.shared}.{name}" for name in self.names.shared)
 
 
 class TensorSpec(NamedTuple):
@@ -103,7 +29,7 @@ class TensorSpec(NamedTuple):
 class Rule:
     """How a layer routes: a function of `mxfp4moe`, its keyword arguments, those in tensors apart.
 
-    The names of the tensors are those of `Names.routing`.
+    The names of the tensors are those of `Block.tensor`. An argument that is both is the product.
     """
 
     name: str
@@ -111,6 +37,10 @@ class Rule:
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     """Arguments that the configuration turns off, whose tensors may be there all the same."""
+
+
+def _same_for_all(layer: int) -> Mapping[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -129,8 +59,6 @@ class Model:
     """The routing of a layer."""
     layers: tuple[str, ...] = ("model.layers.{layer}.",)
     """Prefixes of the tensors of a layer; any may go with any style of names."""
-    fused_layouts: tuple[FusedLayout, ...] = (FusedLayout(),)
-    """The layouts that tensors with the matrices of all experts may have, if a checkpoint has such."""
     storage_fields: tuple[str, ...] = ()
     """Fields of config.json, apart from quantization_config, that say how the experts are stored."""
     is_stacked: bool = False
@@ -138,7 +66,8 @@ class Model:
     num_layers: int | None = None
     """The number of layers; None if only the tensors show which layers there are."""
     is_dense: Callable[[int], bool] = lambda layer: False
-    router_bias: bool = False
+    is_gated: bool = True
+    """Whether experts have a gate."""
     activation: Activation = "silu"
     alpha: float | None = None
     limit: float | None = None
@@ -151,22 +80,57 @@ class Model:
     shared_scheme: Scheme | None = None
     """How its weights are stored, if otherwise than those of the experts."""
     shared_limit: float | None = None
+    latent_size: int = 0
+    """The width that the experts work on, 0 if it is the hidden size."""
+    num_router_rows: int = 0
+    """Rows of the router, 0 if they are as many as the experts."""
+    tensors: Mapping[str, TensorSpec] = field(default_factory=dict)
+    """Fields of a layer that are tensors, apart from the router."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of a layer, all of them the same in each."""
+    by_layer: Callable[[int], Mapping[str, Any]] = _same_for_all
+    """Fields of a layer that are not the same in each."""
+    sizes_text: str = ""
+    """The fields of the configuration that sizes come from, for errors of tensors."""
+    layer_fields: tuple[str, ...] = ()
+    """The fields of the configuration that say which layers have experts."""
     read_experts: Callable[[ModelFolder, Block, Model], ExpertWeights] | None = None
     """Reads the experts of a block, where no scheme does."""
+
+    @property
+    def expert_sizes(self) -> ExpertSizes:
+        """The sizes of the matrices of the experts."""
+        hidden = self.latent_size or self.hidden_size
+        return ExpertSizes(self.num_experts, hidden, self.intermediate_size, self.is_gated)
+
+    def without_shared(self) -> Model:
+        """The same model without a shared expert."""
+        tensors = {name: spec for name, spec in self.tensors.items() if name != "shared_gate"}
+        return replace(self, shared_size=0, tensors=tensors)
 
     def blocks(self, layer: int) -> list[Block]:
         """The MoE block of a layer by each prefix and style of names."""
         return [Block(prefix.format(layer=layer), names) for names in self.names for prefix in self.layers]
 
-    def find_block(self, folder: ModelFolder, layer: int) -> Block:
-        """The first block whose router is in the folder; the first of all if there is none."""
-        blocks = self.blocks(layer)
-        return next((block for block in blocks if f"{block.router}.weight" in folder), blocks[0])
+    def has_block(self, folder: ModelFolder, layer: int) -> bool:
+        """Whether the router of a layer is in the folder."""
+        return any(f"{block.router}.weight" in folder for block in self.blocks(layer))
 
-    def read_fused(self, folder: ModelFolder, experts: str) -> FusedExperts:
-        """The tensors that hold the matrices of all experts with this prefix."""
-        sizes = (self.num_experts, self.hidden_size, self.intermediate_size)
-        return read_fused(folder, experts, sizes, self.fused_layouts)
+    def find_block(self, folder: ModelFolder, layer: int) -> Block:
+        """The block whose router and most of whose other tensors are in the folder; else the first of all."""
+        blocks = self.blocks(layer)
+        found = [block for block in blocks if f"{block.router}.weight" in folder]
+        return max(found, key=lambda block: self._num_found(folder, block)) if found else blocks[0]
+
+    def _num_found(self, folder: ModelFolder, block: Block) -> int:
+        prefixes = [block.fused[0], f"{block.expert_matrices(0)[0]}."]
+        prefixes += [f"{block.shared}."] if self.shared_size else []
+        prefixes += [block.tensor(name) for name in (*self.tensors, *self.rule(_layer_of(block)).tensors)]
+        return sum(any(True for _ in folder.names_with(prefix)) for prefix in prefixes)
+
+    def read_fused(self, folder: ModelFolder, block: Block) -> FusedExperts:
+        """The tensors of a block that hold the matrices of all experts."""
+        return read_fused(folder, block.fused, self.expert_sizes, block.names.layouts)
 
     def find_layers(self, folder: ModelFolder) -> list[int]:
         """The layers whose router is in the folder, also those beyond `num_layers`."""
@@ -178,29 +142,5 @@ class Model:
         return sorted(layers)
 
 
-def language_model(config: Config) -> tuple[Config, Config]:
-    """Return the configuration of the language model, and the one that says how its weights are quantized.
-
-    A model for several kinds of input has a ``text_config``. Without one, both are `config` itself.
-    """
-    text = config.section("text_config")
-    if not text.fields:
-        return config, config
-    return text, text if "quantization_config" in text.fields else config
-
-
-def read_activation(config: Config) -> Activation:
-    """The activation that ``hidden_act`` names."""
-    return ACTIVATIONS[config.choice("hidden_act", tuple(ACTIVATIONS), default="silu")]
-
-
-def read_num_layers(config: Config) -> int | None:
-    """``num_hidden_layers``, if the configuration has it."""
-    if "num_hidden_layers" not in config.fields:
-        return None
-    return config.integer("num_hidden_layers", maximum=_MAX_LAYERS)
-
-
-def read_num_experts(config: Config, *names: str) -> int:
-    """The number of experts; of several names of its field, the first one found counts."""
-    return config.integer(*names, maximum=_MAX_EXPERTS)
+def _layer_of(block: Block) -> int:
+    return int(re.findall(r"\d+", block.layer)[-1])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mxfp4moe._arguments import cast, value_error
+from mxfp4moe._arguments import cast, message, value_error
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
-from mxfp4moe.checkpoint._fused import fused_names
-from mxfp4moe.checkpoint._model import Block, Model, Rule
-from mxfp4moe.checkpoint.model_folder import ModelFolder
+from mxfp4moe.checkpoint._fused import ExpertSizes
+from mxfp4moe.checkpoint._model import Model, Rule, TensorSpec
+from mxfp4moe.checkpoint._names import Block
+from mxfp4moe.checkpoint.model_folder import ModelFolder, TensorError
 from mxfp4moe.checkpoint.models import read_model
 from mxfp4moe.checkpoint.schemes import FLOATS, Matrix, Scheme, plain
 from mxfp4moe.experts.weights import ExpertWeights
@@ -40,7 +41,19 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.num_layers = layers[-1] + 1
         self.moe_layers = tuple(layer for layer in layers if not model.is_dense(layer))
         if model.shared_is_optional and not any(map(self._has_shared, self.moe_layers[:1])):
-            self._model, self.shared_intermediate_size = replace(model, shared_size=0), 0
+            self._model, self.shared_intermediate_size = model.without_shared(), 0
+
+    def check_layer(self, layer: int) -> int:
+        """Return `layer` as an int, if it is the number of a layer that has experts."""
+        try:
+            number = super().check_layer(layer)
+        except ValueError as error:
+            found = self._model.has_block(self._folder, layer) if layer >= 0 else False
+            fields = self._model.layer_fields if layer < self.num_layers else ("num_hidden_layers",)
+            says = f"; config.json says so ({', '.join(fields) or 'by default'})"
+            contradicts = ", and a router of it is in the tensors" if found else ""
+            raise ValueError(f"{error}{says}{contradicts}") from None
+        return number
 
     def _has_shared(self, layer: int) -> bool:
         prefix = f"{self._model.find_block(self._folder, layer).shared}."
@@ -49,79 +62,98 @@ class HuggingFaceCheckpoint(Checkpoint):
     def _read_layer(self, layer: int) -> LayerDescription[ExpertWeights]:
         folder, model = self._folder.recording(), self._model
         block = model.find_block(folder, layer)
-        num_experts, hidden = model.num_experts, model.hidden_size
-        read_experts = model.read_experts or _read_experts
-        shared = _read_shared(folder, block, model)
-        rule = model.rule(layer)
-        description = LayerDescription(
-            top_k=model.top_k,
-            experts=read_experts(folder, block, model),
-            router_weight=folder.tensor(f"{block.router}.weight", FLOATS, (num_experts, hidden)),
-            router_bias=folder.tensor(f"{block.router}.bias", FLOATS, (num_experts,))
-            if model.router_bias
-            else None,
-            routing=rule.name,
-            routing_arguments=self._routing_arguments(folder, block, rule),
-            activation=model.activation,
-            alpha=model.alpha,
-            limit=model.limit,
-            routed_scaling_factor=model.routed_scaling_factor,
-            shared_experts=shared,
-            shared_limit=model.shared_limit if shared is not None else None,
-            layer_number=layer,
-        )
-        folder.check_all_read([f"{each.path}." for each in model.blocks(layer)])
+        try:
+            description = LayerDescription(**self._parts(folder, block, layer))
+        except TensorError as error:
+            sizes = f"{model.sizes_text}, layers with experts: {', '.join(model.layer_fields) or 'all'}"
+            raise ValueError(f"{error}; config.json has {sizes}") from None
+        folder.check_all_read(sorted({prefix for each in model.blocks(layer) for prefix in each.prefixes()}))
         return description
+
+    def _parts(self, folder: ModelFolder, block: Block, layer: int) -> dict[str, Any]:
+        """The fields of a layer."""
+        model, rule = self._model, self._model.rule(layer)
+        shared = _read_shared(folder, block, model)
+        router = (model.num_router_rows or model.num_experts, model.hidden_size)
+        return {
+            "experts": (model.read_experts or _read_experts)(folder, block, model),
+            "router_weight": folder.tensor(f"{block.router}.weight", FLOATS, router),
+            "top_k": model.top_k,
+            "routing": rule.name,
+            "routing_arguments": self._routing_arguments(folder, block, rule),
+            "activation": model.activation,
+            "alpha": model.alpha,
+            "limit": model.limit,
+            "routed_scaling_factor": model.routed_scaling_factor,
+            "shared_experts": shared,
+            "shared_limit": model.shared_limit if shared is not None else None,
+            "layer_number": layer,
+            **{name: _read_tensor(folder, block, name, spec) for name, spec in model.tensors.items()},
+            **model.options,
+            **model.by_layer(layer),
+        }
 
     def _routing_arguments(self, folder: ModelFolder, block: Block, rule: Rule) -> dict[str, Any]:
         arguments = dict(rule.arguments)
-        for argument, (dtypes, shape) in rule.tensors.items():
-            array = folder.tensor(f"{block.path}.{block.names.routing[argument]}", dtypes, shape)
+        for argument, spec in rule.tensors.items():
+            array = _read_tensor(folder, block, argument, spec)
             # The routing functions compute with these dtypes; converting here saves it in each call.
-            arguments[argument] = cast(array, np.int64 if array.dtype.kind in "iu" else np.float32)
-        folder.read.update(f"{block.path}.{block.names.routing[argument]}" for argument in rule.unused)
+            array = cast(array, np.int64 if array.dtype.kind in "iu" else np.float32)
+            arguments[argument] = float(array[0]) * arguments[argument] if argument in arguments else array
+        folder.read.update(block.tensor(argument) for argument in rule.unused)
         table = arguments.get("tid2eid")
         if table is not None and table.size and not 0 <= table.min() <= table.max() < self.num_experts:
-            place = f"{self.path}: tensor {block.path}.{block.names.routing['tid2eid']}"
+            place = f"{self.path}: tensor {block.tensor('tid2eid')}"
             expected = f"expert ids in [0, {self.num_experts - 1}]"
             raise value_error(place, expected, f"{table.min()} to {table.max()}")
         return arguments
 
 
+def _read_tensor(folder: ModelFolder, block: Block, name: str, spec: TensorSpec) -> NDArray[Any]:
+    """A tensor by the argument or field that it is; a vector may be the only row of a matrix."""
+    full, shape = block.tensor(name), spec.shape
+    if len(shape) == 1 and full in folder and len(folder.shape(full)) == 2:
+        return folder.tensor(full, spec.dtypes, (1, *shape)).reshape(shape)
+    return folder.tensor(full, spec.dtypes, shape)
+
+
 def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights:
-    if fused_names(block.experts)[0] in folder:
-        arrays = plain.with_scales(model.read_fused(folder, block.experts).arrays())
-        sizes = model.hidden_size, model.intermediate_size
-        return ExpertWeights("bf16", "plain floats, fused", sizes, arrays, plain.to_bfloat16)
+    sizes = model.expert_sizes
+    if block.fused[0] in folder:
+        arrays = plain.with_scales(model.read_fused(folder, block).arrays())
+        return _plain_experts(arrays, "plain floats, fused", sizes)
     matrices = [block.expert_matrices(expert) for expert in range(model.num_experts)]
-    return _read_matrices(folder, matrices, (model.hidden_size, model.intermediate_size), model.scheme)
+    return _read_matrices(folder, matrices, sizes, model.scheme)
 
 
 def _read_shared(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights | None:
     names, size = block.shared_matrices(), model.shared_size
-    gate_up = block.shared_gate_up
+    gate_up, down = block.shared_fused
     if not size:
         possible = (f"{names[0]}.weight", f"{names[0]}.weight_packed", gate_up)
         if found := [name for name in possible if name in folder]:
             expected = "no shared experts, as config.json says"
-            raise value_error(str(folder.path), expected, f"a tensor {found[0]}")
+            raise TensorError(message(str(folder.path), expected, f"a tensor {found[0]}"))
         return None
-    hidden = model.hidden_size
+    sizes = model.expert_sizes._replace(num_experts=1, hidden=model.hidden_size, intermediate=size)
     if gate_up not in folder:
-        return _read_matrices(folder, [names], (hidden, size), model.shared_scheme or model.scheme)
+        return _read_matrices(folder, [names], sizes, model.shared_scheme or model.scheme)
     arrays = {
-        "w13": folder.tensor(gate_up, FLOATS, (2 * size, hidden))[None],
-        "w2": folder.tensor(f"{names[2]}.weight", FLOATS, (hidden, size))[None],
+        "w13": folder.tensor(gate_up, FLOATS, (sizes.rows, sizes.hidden))[None],
+        "w2": folder.tensor(down, FLOATS, (sizes.hidden, size))[None],
     }
-    arrays = plain.with_scales(arrays)
-    return ExpertWeights("bf16", "plain floats, fused", (hidden, size), arrays, plain.to_bfloat16)
+    return _plain_experts(plain.with_scales(arrays), "plain floats, fused", sizes)
+
+
+def _plain_experts(arrays: dict[str, Any], source: str, sizes: ExpertSizes) -> ExpertWeights:
+    return ExpertWeights("bf16", source, (sizes.hidden, sizes.intermediate), arrays, plain.to_bfloat16)
 
 
 def _read_matrices(
-    folder: ModelFolder, triples: Sequence[tuple[str, ...]], sizes: tuple[int, int], scheme: Scheme
+    folder: ModelFolder, triples: Sequence[tuple[str, ...]], sizes: ExpertSizes, scheme: Scheme
 ) -> ExpertWeights:
     """Experts with a tensor or a few for each matrix; `triples` are the names of gate, up and down."""
-    hidden, intermediate = sizes
+    hidden, intermediate = sizes.hidden, sizes.intermediate
     scheme = _common_scheme(folder, [name for names in triples for name in names], scheme)
     shapes = ((intermediate, hidden), (intermediate, hidden), (hidden, intermediate))
     gate, up, down = (
@@ -134,14 +166,14 @@ def _read_matrices(
         "w2_scales": _scales(down),
     }
     if scheme.format == "bf16":
-        return ExpertWeights("bf16", scheme.name, sizes, plain.with_scales(arrays), plain.to_bfloat16)
+        return _plain_experts(plain.with_scales(arrays), scheme.name, sizes)
     if scheme.block_shape is not None:
         arrays["block_shape"] = scheme.block_shape
     if down[0].tensor_scale is not None:
         pairs = [(g.tensor_scale, u.tensor_scale) for g, u in zip(gate, up, strict=True)]
         arrays["w13_tensor_scale"] = np.array(pairs, np.float32)
         arrays["w2_tensor_scale"] = np.array([d.tensor_scale for d in down], np.float32)
-    return ExpertWeights(scheme.format, scheme.name, sizes, arrays)
+    return ExpertWeights(scheme.format, scheme.name, (hidden, intermediate), arrays)
 
 
 def _common_scheme(folder: ModelFolder, matrices: Sequence[str], scheme: Scheme) -> Scheme:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe._arguments import printable, value_error
+from mxfp4moe._arguments import message, printable, value_error
 from mxfp4moe._dtypes import DTYPES
 from mxfp4moe._file_bytes import FileBytes
 from mxfp4moe._json import MissingFileError, bad_path_error, missing_model_error, read_object, shorten
@@ -22,6 +22,10 @@ from mxfp4moe.checkpoint.safetensors import SafetensorsFile
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+
+
+class TensorError(ValueError):
+    """A tensor is missing, or of another shape or dtype than the configuration says."""
 
 
 class ModelFolder(Recording):
@@ -68,9 +72,13 @@ class ModelFolder(Recording):
         if info.dtype not in dtypes or not fits:
             sizes = ", ".join("any" if size is None else str(size) for size in shape)
             expected = f"{' or '.join(dtypes)} [{sizes}]"
-            raise value_error(f"{file.path}: tensor {name}", expected, str(info)[:80])
+            raise TensorError(message(f"{file.path}: tensor {name}", expected, str(info)[:80]))
         self.read.add(name)
         return file[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of tensor `name`."""
+        return self._file_with(name).infos[name].shape
 
     def shards(self) -> dict[str, tuple[SafetensorsFile, list[str]]]:
         """Each safetensors file, by name, with the names of its tensors, also those that no index has."""
@@ -98,7 +106,8 @@ class ModelFolder(Recording):
     def _file_with(self, name: str) -> SafetensorsFile:
         file_name = self._file_of_tensor.get(name)
         if file_name is None:
-            raise value_error(str(self._source), f"a tensor {name}", none_among(name, self._file_of_tensor))
+            found = none_among(name, self._file_of_tensor)
+            raise TensorError(message(str(self._source), f"a tensor {name}", found))
         file = self._file(file_name)
         if name not in file.infos:
             raise self._missing_error(name, file)

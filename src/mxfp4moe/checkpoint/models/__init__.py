@@ -1,36 +1,45 @@
-"""Facts of model types: one module each, with `MODEL_TYPES` and ``read_model(config)``.
+"""Model types: rows of data by the kind of their routing, and functions for what is really different.
 
-`MODEL_TYPES` are values of ``model_type`` in config.json. How weights are quantized is not said here, but in
-`mxfp4moe.checkpoint.schemes`, since any model may come in several quantizations.
+How weights are quantized is not said here, but in `mxfp4moe.checkpoint.schemes`, since any model may come in
+several quantizations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from mxfp4moe._arguments import describe, join_choices
+from mxfp4moe._arguments import describe, type_error, value_error
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._model import Model
-from mxfp4moe.checkpoint.models import (
-    deepseek_v3,
-    deepseek_v4,
-    gpt_oss,
-    minimax_m2,
-    minimax_m3,
-    mixtral,
-    qwen3_moe,
-)
+from mxfp4moe.checkpoint._read_model import read_model as read_row
+from mxfp4moe.checkpoint.model_type import ModelType
+from mxfp4moe.checkpoint.models import deepseek_v4, gpt_oss, sigmoid, softmax
 
-_MODULES = (gpt_oss, deepseek_v3, deepseek_v4, qwen3_moe, mixtral, minimax_m2, minimax_m3)
-
-MODELS: dict[str, Callable[[Config], Model]] = {
-    model_type: module.read_model for module in _MODULES for model_type in module.MODEL_TYPES
+MODELS: dict[str, ModelType] = {
+    name: row
+    for module in (gpt_oss, deepseek_v4, softmax, sigmoid)
+    for row in module.MODEL_TYPES
+    for name in row.model_types
 }
+
+
+def find_row(config: Config) -> ModelType:
+    """The row of the model type of a configuration."""
+    model_type = config.string("model_type")
+    if model_type not in MODELS:
+        expected = "'gpt_oss', 'mixtral' or another of mxfp4moe.checkpoint.supported_model_types()"
+        raise config.error("model_type", expected, describe(model_type))
+    return MODELS[model_type]
 
 
 def read_model(config: Config) -> Model:
     """What the model type of a configuration says, applied to its fields."""
-    model_type = config.string("model_type")
-    if model_type not in MODELS:
-        raise config.error("model_type", join_choices(map(repr, MODELS)), describe(model_type))
-    return MODELS[model_type](config)
+    return read_row(find_row(config), config)
+
+
+def add_row(row: ModelType) -> None:
+    """Make a model type known; `mxfp4moe.register_model` for the rest."""
+    if not isinstance(row, ModelType):
+        raise type_error("row", "a mxfp4moe.checkpoint.ModelType", describe(row))
+    for name in row.model_types:
+        if name in MODELS:
+            raise value_error("row.model_types", "names that are not registered", repr(name))
+    MODELS.update(dict.fromkeys(row.model_types, row))

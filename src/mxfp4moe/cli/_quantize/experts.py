@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe.checkpoint._fused import fused_names
-from mxfp4moe.checkpoint._model import Block, Model
+from mxfp4moe.checkpoint._fused import FusedExperts
+from mxfp4moe.checkpoint._model import Model
+from mxfp4moe.checkpoint._names import Block, Names
 from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.schemes import FLOATS
 from mxfp4moe.cli._quantize.targets import Floats, Matrices, Spec, Target
@@ -115,9 +117,9 @@ def block_conversions(folder: ModelFolder, model: Model, layer: int, target: Tar
         if name in folder:
             result[name] = Copy(new_name, folder.spec(name))
     result |= _shared_conversions(folder, model, block, published)
-    if fused_names(block.experts)[0] in folder:
+    if block.fused[0] in folder:
         return result | _fused_conversions(folder, model, (block, published), target)
-    shapes = _matrix_shapes(model.hidden_size, model.intermediate_size)
+    shapes = _matrix_shapes(model)
     for expert in range(model.num_experts):
         names = zip(block.expert_matrices(expert), published.expert_matrices(expert), shapes, strict=True)
         for name, new_name, shape in names:
@@ -126,20 +128,17 @@ def block_conversions(folder: ModelFolder, model: Model, layer: int, target: Tar
     return result
 
 
-def _matrix_shapes(hidden: int, intermediate: int) -> tuple[tuple[int, int], ...]:
-    """Return rows and columns of gate, up and down."""
-    return (intermediate, hidden), (intermediate, hidden), (hidden, intermediate)
+def _matrix_shapes(model: Model) -> tuple[tuple[int, int], ...]:
+    """Return rows and columns of gate, up and down, or of up and down."""
+    _, hidden, intermediate, is_gated = model.expert_sizes
+    return ((intermediate, hidden),) * (1 + is_gated) + ((hidden, intermediate),)
 
 
 def _kept_names(block: Block, published: Block, model: Model, layer: int) -> Iterator[tuple[str, str]]:
     """Yield the old and the new name of each tensor of the block that is not quantized."""
-    for suffix in ("weight", "bias"):
-        yield f"{block.router}.{suffix}", f"{published.router}.{suffix}"
-    for argument in model.rule(layer).tensors:
-        yield (
-            f"{block.path}.{block.names.routing[argument]}",
-            f"{published.path}.{published.names.routing[argument]}",
-        )
+    yield f"{block.router}.weight", f"{published.router}.weight"
+    for argument in (*model.tensors, *model.rule(layer).tensors):
+        yield block.tensor(argument), published.tensor(argument)
     for name, new_name in zip(block.shared_matrices(), published.shared_matrices(), strict=True):
         yield f"{name}.weight", f"{new_name}.weight"
 
@@ -147,34 +146,59 @@ def _kept_names(block: Block, published: Block, model: Model, layer: int) -> Ite
 def _shared_conversions(
     folder: ModelFolder, model: Model, block: Block, published: Block
 ) -> dict[str, Conversion]:
-    """Split gate and up of the shared expert, if they are one tensor."""
-    name, size = block.shared_gate_up, model.shared_size
-    if name not in folder:
+    """Split gate and up of the shared expert, if they are one tensor and were published apart."""
+    gate_up, down = block.shared_fused
+    if gate_up not in folder:
         return {}
-    dtype, _ = folder.spec(name)
-    gate, up, _ = published.shared_matrices()
+    if block.names.shared_fused == published.names.shared_fused != Names().shared_fused:
+        return {
+            name: Copy(new_name, folder.spec(name))
+            for name, new_name in zip(block.shared_fused, published.shared_fused, strict=True)
+        }
+    dtype, _ = folder.spec(gate_up)
+    size = model.shared_size
+    gate, up, new_down = published.shared_matrices()
     halves = {gate: lambda array: array[:size], up: lambda array: array[size:]}
-    return {name: Split(Floats(dtype), (size, model.hidden_size), halves, quantizes=False)}
+    return {
+        gate_up: Split(Floats(dtype), (size, model.hidden_size), halves, quantizes=False),
+        down: Copy(f"{new_down}.weight", folder.spec(down)),
+    }
 
 
 def _fused_conversions(
     folder: ModelFolder, model: Model, blocks: tuple[Block, Block], target: Target
 ) -> dict[str, Conversion]:
-    """Convert experts in two tensors; `blocks` has their own names, then the published ones."""
+    """Convert experts in fused tensors; `blocks` has their own names, then the published ones."""
     block, published = blocks
-    gate_up, down = fused_names(block.experts)
-    layout, *arrays = model.read_fused(folder, block.experts)
+    fused = model.read_fused(folder, block)
     if model.is_stacked:
-        names = zip((gate_up, down), fused_names(published.experts), arrays, strict=True)
+        layout, sizes, last = fused.layout, fused.sizes, len(block.fused) - 1
+        names = zip(block.fused, published.fused, fused.by_rows(), strict=True)
         return {
-            name: Stack(target, new_name, layout.by_rows(array).shape, layout.by_rows)
-            for name, new_name, array in names
+            name: Stack(
+                target,
+                new_name,
+                (array.shape[0], array.shape[1], array.shape[2]),
+                partial(layout.by_rows, sizes=sizes, is_down=i == last),
+            )
+            for i, (name, new_name, array) in enumerate(names)
         }
-    gates, ups, downs = {}, {}, {}
-    for expert in range(model.num_experts):
-        gate, up, last = published.expert_matrices(expert)
-        gates[gate] = lambda array, expert=expert: layout.gate_and_up(array)[0][expert]
-        ups[up] = lambda array, expert=expert: layout.gate_and_up(array)[1][expert]
-        downs[last] = lambda array, expert=expert: layout.by_rows(array)[expert]
-    gate_shape, _, down_shape = _matrix_shapes(model.hidden_size, model.intermediate_size)
-    return {gate_up: Split(target, gate_shape, gates | ups), down: Split(target, down_shape, downs)}
+    new_names = [published.expert_matrices(expert) for expert in range(model.num_experts)]
+    parts = range(len(published.names.matrices))
+    is_apart = len(block.fused) == len(parts)
+    result: dict[str, Conversion] = {}
+    for i, name in enumerate(block.fused):
+        group = parts[i : i + 1] if is_apart else (parts[:-1], parts[-1:])[i]
+        matrices = {
+            new_names[expert][part]: partial(_take, fused, (i, part, expert))
+            for part in group
+            for expert in range(model.num_experts)
+        }
+        result[name] = Split(target, _matrix_shapes(model)[group[0]], matrices)
+    return result
+
+
+def _take(fused: FusedExperts, place: tuple[int, int, int], tensor: NDArray[Any]) -> NDArray[Any]:
+    """One matrix of fused experts out of a tensor of them; `place`: number of tensor, part and expert."""
+    index, part, expert = place
+    return fused.replaced(index, tensor).matrices()[part][expert]

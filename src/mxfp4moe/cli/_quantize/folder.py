@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4moe._json import read_object
-from mxfp4moe.checkpoint._model import language_model
+from mxfp4moe.checkpoint._read_model import language_model
 from mxfp4moe.checkpoint.huggingface import HuggingFaceCheckpoint
 from mxfp4moe.checkpoint.model_folder import ModelFolder
-from mxfp4moe.checkpoint.models import read_model
+from mxfp4moe.checkpoint.models import find_row, read_model
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter
 from mxfp4moe.cli._quantize.experts import Conversion, Copy, block_conversions
 from mxfp4moe.cli._quantize.targets import Fp8Block, GptOssMxfp4, Mxfp4, Target
@@ -56,7 +56,7 @@ class Quantization:
     def __init__(self, source: Path, format: str, layout: str | None, scale_rule: str) -> None:
         self.folder, self.format = ModelFolder(source), format
         config = self.folder.config
-        _, quantized = language_model(config)
+        _, quantized = language_model(config, find_row(config).section)
         for name in ("quantization_config", "compression_config"):
             if quantized.section(name).fields:
                 raise quantized.error(name, "none: a checkpoint in bfloat16", "one")

@@ -1,0 +1,162 @@
+"""Which layers of a model have experts, as data: each class is one way in which config.json says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from mxfp4moe._arguments import join_choices
+from mxfp4moe._json import shorten
+from mxfp4moe.checkpoint._checkpoint import format_ranges
+from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint._fields import Count, Field, Value, read_value
+
+Predicate: TypeAlias = Callable[[int], bool]
+
+
+class LayerRule:
+    """One way to say it: `names` are the fields, `find` tells by them whether a layer has experts."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all fields of this rule."""
+        raise NotImplementedError
+
+    def find(self, config: Config) -> Predicate:
+        """What tells whether a layer has experts."""
+        raise NotImplementedError
+
+    def is_in(self, config: Config) -> bool:
+        """Whether the configuration says it in this way."""
+        return any(config.get(name) is not None for name in self.names)
+
+
+@dataclass(frozen=True)
+class LayerTypes(LayerRule):
+    """A list with the kind of each layer by name, or a string with a letter for each."""
+
+    field: str = "mlp_layer_types"
+    sparse: tuple[str, ...] = ("sparse",)
+    dense: tuple[str, ...] = ("dense",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.field.split("|"))
+
+    def find(self, config: Config) -> Predicate:
+        name = next(name for name in self.names if config.get(name) is not None)
+        value = config.get(name)
+        types = list(value) if isinstance(value, str) else layer_list(config, name, str)
+        _check_length(config, name, types)
+        known = (*self.sparse, *self.dense)
+        if wrong := [kind for kind in types if kind not in known]:
+            raise config.error(name, f"{join_choices(map(repr, known))} for each layer", shorten(wrong[0]))
+        return lambda layer: layer >= len(types) or types[layer] in self.sparse
+
+
+@dataclass(frozen=True)
+class LayerFlags(LayerRule):
+    """A list with a number for each layer, 0 if it is dense; or one number, of each so many layers one."""
+
+    field: str = "moe_layer_freq"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    def find(self, config: Config) -> Predicate:
+        if not isinstance(config.get(self.field), list):
+            step = config.integer(self.field)
+            return lambda layer: layer % step == 0
+        flags = layer_list(config, self.field, int)
+        return lambda layer: layer >= len(flags) or bool(flags[layer])
+
+
+@dataclass(frozen=True)
+class LayerNumbers(LayerRule):
+    """The numbers of the layers that have experts: a list, or text with commas."""
+
+    field: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.field,)
+
+    def find(self, config: Config) -> Predicate:
+        value = config.get(self.field)
+        if isinstance(value, str):
+            texts = [text.strip() for text in value.split(",")]
+            if not all(text.isdecimal() and len(text) < 10 for text in texts):
+                raise config.error(self.field, "layer numbers with commas between them", shorten(value))
+            value = [int(text) for text in texts]
+        else:
+            value = config.list_of(self.field, int)
+        numbers, lengths = set(value or ()), config.list_lengths
+        if numbers and lengths and not 0 <= min(numbers) <= max(numbers) < max(lengths):
+            raise config.error(self.field, f"numbers in [0, {max(lengths) - 1}]", shorten(sorted(numbers)))
+        return lambda layer: layer in numbers or bool(lengths and layer >= max(lengths))
+
+
+@dataclass(frozen=True)
+class LayersFrom(LayerRule):
+    """Layers from `first` to `last`, of each `step` one, but not those in the list `dense`.
+
+    These are the layers with ``(layer + offset) % step == 0``.
+    """
+
+    first: Value = 0
+    last: Count | None = None
+    """-1, or no such field, stands for the last layer."""
+    step: Value = 1
+    offset: Value = 0
+    dense: str | None = None
+    dense_default: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        values = (self.first, self.last, self.step, self.offset)
+        names = [name for value in values if isinstance(value, Field) for name in value.alternatives]
+        return (*names, self.dense) if self.dense else tuple(names)
+
+    def find(self, config: Config) -> Predicate:
+        first, step, offset = (read_value(field, config) for field in (self.first, self.step, self.offset))
+        last = -1 if self.last is None else self.last.read(config)
+        listed = config.list_of(self.dense, int) if self.dense else None
+        dense = set(self.dense_default if listed is None else listed)
+
+        def has_experts(layer: int) -> bool:
+            in_range = first <= layer and (last < 0 or layer <= last)
+            return in_range and (layer + offset) % step == 0 and layer not in dense
+
+        return has_experts
+
+
+def find_moe_layers(rules: Sequence[LayerRule], config: Config, num_layers: int | None) -> Predicate:
+    """Apply the first rule whose fields are there, or the last one; raise if another contradicts it."""
+    present = [rule for rule in rules if rule.is_in(config)] or [rules[-1]]
+    found = [rule.find(config) for rule in present]
+    for rule, has_experts in zip(present[1:], found[1:], strict=True):
+        sets = [
+            [layer for layer in range(num_layers or 0) if each(layer)] for each in (found[0], has_experts)
+        ]
+        if sets[0] != sets[1]:
+            first, second = (format_ranges(numbers) or "no" for numbers in sets)
+            name = next(name for name in rule.names if config.get(name) is not None)
+            other = next(name for name in present[0].names if config.get(name) is not None)
+            raise config.error(name, f"layers {first} with experts, as {other} says", f"layers {second}")
+    return found[0]
+
+
+def layer_list(config: Config, name: str, kind: type) -> list[Any]:
+    """A list with an item for each layer."""
+    lengths = config.list_lengths
+    value = config.get(name)
+    length = lengths[0] if lengths and not (isinstance(value, list) and len(value) in lengths) else None
+    return config.list_of(name, kind, length) or []
+
+
+def _check_length(config: Config, name: str, items: Sequence[Any]) -> None:
+    if config.list_lengths and len(items) not in config.list_lengths:
+        sizes = join_choices(map(str, config.list_lengths))
+        raise config.error(name, f"an item for each of {sizes} layers", f"{len(items)} items")
