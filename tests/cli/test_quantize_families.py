@@ -266,7 +266,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -
     return line
 
 
-@pytest.mark.parametrize("model_type", ["doge", "openai_privacy_filter", "anything"])
+@pytest.mark.parametrize("model_type", ["llama", "openai_privacy_filter", "anything"])
 @pytest.mark.parametrize("style", [_FUSED, Style("model.layers.{}.mlp", PROJ)])
 def test_experts_of_an_unknown_model_type_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str, style: Style

@@ -29,6 +29,11 @@ class ExpertSizes(NamedTuple):
         """The rows of gate and up together, or of up alone where there is no gate."""
         return (1 + self.is_gated) * self.intermediate
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `mxfp4moe.pack_experts` that say so."""
+        return {} if self.is_gated else {"gated": False}
+
 
 @dataclass(frozen=True)
 class FusedLayout:
@@ -94,9 +99,8 @@ class FusedExperts(NamedTuple):
         """Return the arguments of `mxfp4moe.pack_experts`."""
         *first, down = self.by_rows()
         w13 = first[0] if len(first) == 1 else tuple(map(list, first))
-        return {"w13": w13, "w2": down} | (
-            {"gate_up_layout": "interleaved"} if self.layout.is_interleaved else {}
-        )
+        layout = {"gate_up_layout": "interleaved"} if self.layout.is_interleaved else {}
+        return {"w13": w13, "w2": down, **layout, **self.sizes.options}
 
 
 def read_fused(

@@ -45,8 +45,10 @@ class LayerTypes(LayerRule):
         return tuple(self.field.split("|"))
 
     def find(self, config: Config) -> Predicate:
-        name = next(name for name in self.names if config.get(name) is not None)
+        name = next((name for name in self.names if config.get(name) is not None), self.names[0])
         value = config.get(name)
+        if value is None:
+            raise config.error(name, "the kind of each layer", "no such field")
         types = list(value) if isinstance(value, str) else layer_list(config, name, str)
         _check_length(config, name, types)
         known = (*self.sparse, *self.dense)

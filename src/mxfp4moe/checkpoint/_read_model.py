@@ -14,7 +14,6 @@ from mxfp4moe.checkpoint._options import check_options
 from mxfp4moe.checkpoint.model_type import Groups, ModelType, Routing
 from mxfp4moe.checkpoint.schemes import FLOATS
 
-
 _FURTHER_LAYERS = Count("num_nextn_predict_layers|num_mtp_layers", 0, minimum=0, maximum=1024)
 """Layers that predict further tokens, which lists for each layer may have as well."""
 
@@ -71,8 +70,10 @@ def read_model(row: ModelType, config: Config) -> Model:
         routed_scaling_factor=read_value(row.routed_scaling_factor, text),
         latent_size=latent,
         num_router_rows=num_experts + num_zero,
-        tensors={name: spec for name in row.tensors if all((spec := _spec(name, sizes)).shape)},
-        options=_read_options(row, text, num_zero),
+        tensors={
+            name: spec for name in read_value(row.tensors, text) if all((spec := _spec(name, sizes)).shape)
+        },
+        options=_read_options(row, text, latent, num_zero),
         by_layer=_by_layer({"top_k": top_k, "limit": _read_layers(row.limit, text)}),
         layer_fields=tuple(
             name for each in row.moe_layers for name in each.names if text.get(name) is not None
@@ -160,9 +161,10 @@ def _read_shared(row: ModelType, text: Config, model: Model) -> Model:
     return model
 
 
-def _read_options(row: ModelType, text: Config, num_zero: int) -> dict[str, Any]:
+def _read_options(row: ModelType, text: Config, latent: int, num_zero: int) -> dict[str, Any]:
     options = {name: read_value(value, text) for name, value in row.options.items()}
-    options |= {"num_zero_experts": num_zero} if num_zero else {}
+    options["num_zero_experts"] = num_zero or None
+    options["latent_norm_eps"] = options.get("latent_norm_eps") if latent else None
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -183,6 +185,8 @@ def _spec(name: str, sizes: Mapping[str, int]) -> TensorSpec:
 
 
 def _read_layers(value: Value, text: Config) -> Callable[[int], Any]:
+    while isinstance(value, Choice):
+        value = value.read(text)
     if isinstance(value, Field):
         return value.read_layers(text)
     return lambda layer: value

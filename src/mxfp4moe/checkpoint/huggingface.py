@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,10 +88,19 @@ class HuggingFaceCheckpoint(Checkpoint):
             "shared_experts": shared,
             "shared_limit": model.shared_limit if shared is not None else None,
             "layer_number": layer,
-            **{name: _read_tensor(folder, block, name, spec) for name, spec in model.tensors.items()},
+            **self._tensors(folder, block),
             **model.options,
             **model.by_layer(layer),
         }
+
+    def _tensors(self, folder: ModelFolder, block: Block) -> dict[str, NDArray[Any]]:
+        """The fields of a layer that are tensors, apart from the router."""
+        model = self._model
+        tensors = {name: _read_tensor(folder, block, name, spec) for name, spec in model.tensors.items()}
+        if "router_scale" in tensors:
+            # Gemma-4, which has it, also divides by the root of the hidden size.
+            tensors["router_scale"] = cast(tensors["router_scale"], np.float32) * model.hidden_size**-0.5
+        return tensors
 
     def _routing_arguments(self, folder: ModelFolder, block: Block, rule: Rule) -> dict[str, Any]:
         arguments = dict(rule.arguments)
@@ -113,7 +122,7 @@ def _read_tensor(folder: ModelFolder, block: Block, name: str, spec: TensorSpec)
     """A tensor by the argument or field that it is; a vector may be the only row of a matrix."""
     full, shape = block.tensor(name), spec.shape
     if len(shape) == 1 and full in folder and len(folder.shape(full)) == 2:
-        return folder.tensor(full, spec.dtypes, (1, *shape)).reshape(shape)
+        return folder.tensor(full, spec.dtypes, (1, *shape)).reshape(-1)
     return folder.tensor(full, spec.dtypes, shape)
 
 
@@ -150,30 +159,36 @@ def _plain_experts(arrays: dict[str, Any], source: str, sizes: ExpertSizes) -> E
 
 
 def _read_matrices(
-    folder: ModelFolder, triples: Sequence[tuple[str, ...]], sizes: ExpertSizes, scheme: Scheme
+    folder: ModelFolder, experts: Sequence[tuple[str, ...]], sizes: ExpertSizes, scheme: Scheme
 ) -> ExpertWeights:
-    """Experts with a tensor or a few for each matrix; `triples` are the names of gate, up and down."""
+    """Experts with a tensor or a few for each matrix; `experts` are the names of each one's matrices."""
     hidden, intermediate = sizes.hidden, sizes.intermediate
-    scheme = _common_scheme(folder, [name for names in triples for name in names], scheme)
-    shapes = ((intermediate, hidden), (intermediate, hidden), (hidden, intermediate))
-    gate, up, down = (
-        [scheme.read(folder, names[i], *shape) for names in triples] for i, shape in enumerate(shapes)
+    scheme = _common_scheme(folder, [name for names in experts for name in names], scheme)
+    shapes = [(intermediate, hidden)] * (1 + sizes.is_gated) + [(hidden, intermediate)]
+    *first, down = (
+        [scheme.read(folder, names[i], *shape) for names in experts] for i, shape in enumerate(shapes)
     )
     arrays: dict[str, Any] = {
-        "w13": (_weights(gate), _weights(up)),
-        "w13_scales": (_scales(gate), _scales(up)),
+        "w13": _both(first, _weights),
+        "w13_scales": _both(first, _scales),
         "w2": _weights(down),
         "w2_scales": _scales(down),
+        **sizes.options,
     }
     if scheme.format == "bf16":
         return _plain_experts(plain.with_scales(arrays), scheme.name, sizes)
     if scheme.block_shape is not None:
         arrays["block_shape"] = scheme.block_shape
     if down[0].tensor_scale is not None:
-        pairs = [(g.tensor_scale, u.tensor_scale) for g, u in zip(gate, up, strict=True)]
-        arrays["w13_tensor_scale"] = np.array(pairs, np.float32)
+        scales = [tuple(each.tensor_scale for each in matrices) for matrices in zip(*first, strict=True)]
+        arrays["w13_tensor_scale"] = np.array(scales, np.float32).reshape(len(down), *[2] * sizes.is_gated)
         arrays["w2_tensor_scale"] = np.array([d.tensor_scale for d in down], np.float32)
     return ExpertWeights(scheme.format, scheme.name, (hidden, intermediate), arrays)
+
+
+def _both(parts: Sequence[Sequence[Matrix]], take: Callable[[Sequence[Matrix]], list[Any]]) -> Any:
+    """What `take` makes of gate and up, as a pair; or of up, where there is no gate."""
+    return tuple(map(take, parts)) if len(parts) > 1 else take(parts[0])
 
 
 def _common_scheme(folder: ModelFolder, matrices: Sequence[str], scheme: Scheme) -> Scheme:

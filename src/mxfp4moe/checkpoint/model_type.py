@@ -131,8 +131,8 @@ class ModelType:
     routed_scaling_factor: Value = 1.0
     """Of the routed sum; a factor of the weights is an argument of the routing."""
     shared: Shared | None = None
-    tensors: tuple[str, ...] = ()
-    """The fields of `LayerDescription` that are tensors, apart from the router."""
+    tensors: Value = ()
+    """The names of the fields of `LayerDescription` that are tensors, apart from the router."""
     options: Mapping[str, Value] = field(default_factory=dict)
     """Other fields of `LayerDescription`: constants or fields of the configuration."""
     latent_size: Value = 0

@@ -11,14 +11,23 @@ from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._model import Model
 from mxfp4moe.checkpoint._read_model import read_model as read_row
 from mxfp4moe.checkpoint.model_type import ModelType
-from mxfp4moe.checkpoint.models import deepseek_v4, gpt_oss, sigmoid, softmax
+from mxfp4moe.checkpoint.models import deepseek_v4, gpt_oss, inkling, latent, sigmoid, softmax
 
 MODELS: dict[str, ModelType] = {
     name: row
-    for module in (gpt_oss, deepseek_v4, softmax, sigmoid)
+    for module in (gpt_oss, deepseek_v4, softmax, sigmoid, latent, inkling)
     for row in module.MODEL_TYPES
     for name in row.model_types
 }
+
+
+REFUSED = {
+    "axk1": "a norm follows its MoE block",
+    "doge": "its router takes the tokens of a batch together",
+    "inkling2_text": "its activation has two caps",
+    "muse_spark_text": "a norm precedes its experts",
+}
+"""Model types that are known and not read, and why."""
 
 
 def find_row(config: Config) -> ModelType:
@@ -26,7 +35,8 @@ def find_row(config: Config) -> ModelType:
     model_type = config.string("model_type")
     if model_type not in MODELS:
         expected = "'gpt_oss', 'mixtral' or another of mxfp4moe.checkpoint.supported_model_types()"
-        raise config.error("model_type", expected, describe(model_type))
+        why = f", which is not supported: {REFUSED[model_type]}" if model_type in REFUSED else ""
+        raise config.error("model_type", expected, describe(model_type) + why)
     return MODELS[model_type]
 
 

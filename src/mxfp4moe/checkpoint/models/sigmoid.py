@@ -105,12 +105,6 @@ BEAM = replace(
     routed_scaling_factor=Number("routed_scaling_factor", 2.5),
     shared=None,
 )
-KIMI_LINEAR = replace(
-    GLM4_MOE,
-    model_types=("kimi_linear",),
-    routing=noaux(2.446),
-    names=(BLOCK_SPARSE, Names()),
-)
 BAILING = replace(
     GLM4_MOE,
     model_types=("bailing_hybrid", "bailing_moe", "bailing_moe_v2"),
@@ -295,6 +289,6 @@ LLAMA4 = ModelType(
 
 MODEL_TYPES = (
     DEEPSEEK_V3, DOTS1, GLM4_MOE, GLM4_MOE_LITE, GLM_MOE_DSA, SOLAR_OPEN, EXAONE_MOE, GLM5_NEXT, HY_V4, BEAM,
-    KIMI_LINEAR, BAILING, SARVAM_MOE, MIMO_V2_FLASH, AFMOE, HY_V3, MINIMAX_M2, MINIMAX_M3, LAGUNA, LFM2_MOE,
+    BAILING, SARVAM_MOE, MIMO_V2_FLASH, AFMOE, HY_V3, MINIMAX_M2, MINIMAX_M3, LAGUNA, LFM2_MOE,
     FLINT, KOLIBRI1, COHERE2_MOE, LLAMA4,
 )  # fmt: skip

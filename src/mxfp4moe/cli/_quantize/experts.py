@@ -201,4 +201,5 @@ def _fused_conversions(
 def _take(fused: FusedExperts, place: tuple[int, int, int], tensor: NDArray[Any]) -> NDArray[Any]:
     """One matrix of fused experts out of a tensor of them; `place`: number of tensor, part and expert."""
     index, part, expert = place
-    return fused.replaced(index, tensor).matrices()[part][expert]
+    matrix: NDArray[Any] = fused.replaced(index, tensor).matrices()[part][expert]
+    return matrix
