@@ -44,6 +44,7 @@ from mxfp4moe.routing import (
 if _typing.TYPE_CHECKING:
     from mxfp4moe import checkpoint as checkpoint
     from mxfp4moe import reference as reference
+    from mxfp4moe.checkpoint import register_model as register_model
 
 __all__ = [
     "IsaError",
@@ -70,6 +71,7 @@ __all__ = [
     "quantize_mxfp4",
     "quantize_mxfp8",
     "quantize_nvfp4",
+    "register_model",
     "select_experts",
     "set_num_threads",
     "show_config",
@@ -90,8 +92,12 @@ def __getattr__(name: str) -> _typing.Any:
         import importlib
 
         return importlib.import_module(f"mxfp4moe.{name}")
+    if name == "register_model":
+        from mxfp4moe.checkpoint import register_model
+
+        return register_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *_MODULES, "register_model"})

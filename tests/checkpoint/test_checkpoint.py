@@ -143,7 +143,7 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "model_type a number": (setting(model_type=3), "model_type: expected a string, got 3"),
     "model_type unknown": (
         setting(model_type="llama"),
-        "model_type: expected 'gpt_oss', .* or another of .*supported_model_types.., got 'llama', none among",
+        "model_type: expected 'gpt_oss', .* or another of .*supported_model_types.., got 'llama'",
     ),
     "model_type empty": (setting(model_type=""), "model_type: expected 'gpt_oss', .*, got ''"),
     "hidden_size missing": (without("hidden_size"), "hidden_size: expected an integer .*, got no such field"),

@@ -16,7 +16,8 @@ from mxfp4moe.checkpoint._checkpoint import AnyExperts, Checkpoint, LayerInfo
 from mxfp4moe.checkpoint.gguf import GgufCheckpoint, is_gguf_file
 from mxfp4moe.checkpoint.huggingface import HuggingFaceCheckpoint
 from mxfp4moe.checkpoint.model_folder import ModelFolder
-from mxfp4moe.checkpoint.models import MODELS
+from mxfp4moe.checkpoint.model_type import ModelType
+from mxfp4moe.checkpoint.models import MODELS, add_row
 from mxfp4moe.checkpoint.packed import PackedCheckpoint, is_packed
 from mxfp4moe.experts.weights import ExpertWeights
 from mxfp4moe.layer_description import LayerDescription
@@ -27,8 +28,11 @@ __all__ = [
     "ExpertWeights",
     "LayerDescription",
     "LayerInfo",
+    "ModelType",
+    "get_model_type",
     "open",
     "read_layer",
+    "register_model",
     "supported_model_types",
 ]
 
@@ -47,6 +51,72 @@ def supported_model_types() -> tuple[str, ...]:
     True
     """
     return tuple(MODELS)
+
+
+def get_model_type(name: str) -> ModelType:
+    """Return the row of data that a model type is, for one of your own to be made from it.
+
+    Parameters
+    ----------
+    name : str
+        One of `supported_model_types`.
+
+    Returns
+    -------
+    ModelType
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such type.
+
+    Examples
+    --------
+    >>> import mxfp4moe as mx
+    >>> mx.checkpoint.get_model_type("mixtral").names[0].block
+    'block_sparse_moe'
+    """
+    if not isinstance(name, str):
+        raise type_error("name", "a str", describe(name))
+    if name not in MODELS:
+        raise value_error("name", "one of mxfp4moe.checkpoint.supported_model_types()", describe(name))
+    return MODELS[name]
+
+
+def register_model(row: ModelType) -> None:
+    """Make a model type known, so that checkpoints of it can be read.
+
+    Parameters
+    ----------
+    row : ModelType
+        All that the configuration and the tensors leave unsaid: from scratch, or `dataclasses.replace` of
+        what `get_model_type` returns. Its parts are in `mxfp4moe.checkpoint.model_type`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one of its names is registered already, or one of its attributes is wrong, which is named.
+
+    Examples
+    --------
+    A type that is like Mixtral, but whose weights are not normalized unless its configuration says so, and
+    with a gated shared expert:
+
+    >>> import dataclasses
+    >>> import mxfp4moe as mx
+    >>> from mxfp4moe.checkpoint.model_type import Count, Flag, Routing, Shared
+    >>> mx.register_model(
+    ...     dataclasses.replace(
+    ...         mx.checkpoint.get_model_type("mixtral"),
+    ...         model_types=("my_mixtral",),
+    ...         routing=Routing("topk_softmax", {"renormalize": Flag("norm_topk_prob", False)}),
+    ...         shared=Shared(1, Count("shared_size"), is_gated=True),
+    ...     )
+    ... )
+    >>> "my_mixtral" in mx.checkpoint.supported_model_types()
+    True
+    """
+    add_row(row)
 
 
 def open(path: str | os.PathLike[str]) -> Checkpoint:

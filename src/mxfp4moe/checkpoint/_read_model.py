@@ -168,7 +168,7 @@ def _read_options(row: ModelType, text: Config, latent: int, num_zero: int) -> d
     return {name: value for name, value in options.items() if value is not None}
 
 
-_SHAPES = {
+FIELD_SHAPES = {
     "router_bias": ("experts",),
     "shared_gate": ("hidden",),
     "router_scale": ("hidden",),
@@ -181,7 +181,7 @@ _SHAPES = {
 
 
 def _spec(name: str, sizes: Mapping[str, int]) -> TensorSpec:
-    return TensorSpec(FLOATS, tuple(sizes[size] for size in _SHAPES[name]))
+    return TensorSpec(FLOATS, tuple(sizes[size] for size in FIELD_SHAPES[name]))
 
 
 def _read_layers(value: Value, text: Config) -> Callable[[int], Any]:

@@ -6,14 +6,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mxfp4moe.checkpoint._fields import Choice, Count, Value
-from mxfp4moe.checkpoint._moe_layers import LayerRule, LayersFrom
+from mxfp4moe.checkpoint._fields import Choice, Count, Field, Flag, Number, Value
+from mxfp4moe.checkpoint._fused import FusedLayout
+from mxfp4moe.checkpoint._moe_layers import LayerFlags, LayerNumbers, LayerRule, LayersFrom, LayerTypes
 from mxfp4moe.checkpoint._names import Names
 from mxfp4moe.checkpoint.schemes import Scheme, find_scheme
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint._config import Config
     from mxfp4moe.checkpoint._model import Model
+
+__all__ = [
+    "Choice",
+    "Count",
+    "Field",
+    "Flag",
+    "FusedLayout",
+    "Groups",
+    "LayerFlags",
+    "LayerNumbers",
+    "LayerTypes",
+    "LayersFrom",
+    "ModelType",
+    "Names",
+    "Number",
+    "Routing",
+    "Shared",
+]
 
 # No model has as many; lists of layers and of experts are made before the tensors can contradict.
 MAX_LAYERS = 100_000
@@ -103,7 +122,7 @@ class ModelType:
     Examples
     --------
     >>> import mxfp4moe as mx
-    >>> mx.checkpoint.model_type("qwen3_moe").model_types
+    >>> mx.checkpoint.get_model_type("qwen3_moe").model_types
     ('qwen3_moe',)
     """
 

@@ -7,6 +7,7 @@ several quantizations.
 from __future__ import annotations
 
 from mxfp4moe._arguments import describe, type_error, value_error
+from mxfp4moe.checkpoint._check_row import check_row
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._model import Model
 from mxfp4moe.checkpoint._read_model import read_model as read_row
@@ -49,6 +50,7 @@ def add_row(row: ModelType) -> None:
     """Make a model type known; `mxfp4moe.register_model` for the rest."""
     if not isinstance(row, ModelType):
         raise type_error("row", "a mxfp4moe.checkpoint.ModelType", describe(row))
+    check_row(row)
     for name in row.model_types:
         if name in MODELS:
             raise value_error("row.model_types", "names that are not registered", repr(name))
