@@ -61,8 +61,8 @@ def check_row(row: ModelType) -> None:
         _check_items(f"constants[{name!r}]", values, object)
     for name in ("scheme", "change"):
         function = getattr(row, name)
-        if not callable(function) and (name == "scheme" or function is not None):
-            raise type_error(f"row.{name}", "a function", describe(function))
+        if not callable(function) and function is not None:
+            raise type_error(f"row.{name}", "a function or None", describe(function))
 
 
 def _possible(name: str, value: Any) -> Iterator[tuple[str, Any]]:

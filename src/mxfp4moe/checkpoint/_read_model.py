@@ -12,7 +12,7 @@ from mxfp4moe.checkpoint._model import Model, Rule, TensorSpec
 from mxfp4moe.checkpoint._moe_layers import Predicate, find_moe_layers
 from mxfp4moe.checkpoint._options import check_options
 from mxfp4moe.checkpoint.model_type import Groups, ModelType, Routing
-from mxfp4moe.checkpoint.schemes import FLOATS
+from mxfp4moe.checkpoint.schemes import FLOATS, find_scheme
 
 _FURTHER_LAYERS = Count("num_nextn_predict_layers|num_mtp_layers", 0, minimum=0, maximum=1024)
 """Layers that predict further tokens, which lists for each layer may have as well."""
@@ -38,7 +38,7 @@ def read_model(row: ModelType, config: Config) -> Model:
     _check_nested_type(row, config, text)
     for name, values in row.constants.items():
         text.choice(name, values, default=values[0])
-    scheme = row.scheme(quantized)
+    scheme = (row.scheme or find_scheme)(quantized)
     num_layers = row.num_layers.read(text)
     if num_layers is not None:
         further = read_value(_FURTHER_LAYERS, text)

@@ -10,11 +10,11 @@ from mxfp4moe.checkpoint._fields import Choice, Count, Field, Flag, Number, Valu
 from mxfp4moe.checkpoint._fused import FusedLayout
 from mxfp4moe.checkpoint._moe_layers import LayerFlags, LayerNumbers, LayerRule, LayersFrom, LayerTypes
 from mxfp4moe.checkpoint._names import Names
-from mxfp4moe.checkpoint.schemes import Scheme, find_scheme
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint._config import Config
     from mxfp4moe.checkpoint._model import Model
+    from mxfp4moe.checkpoint.schemes import Scheme
 
 __all__ = [
     "Choice",
@@ -158,7 +158,7 @@ class ModelType:
     num_zero_experts: Value = 0
     constants: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Fields that may be missing or have these values; another one would change what is computed."""
-    scheme: Callable[[Config], Scheme] = find_scheme
-    """What finds out how the weights of the experts are stored."""
+    scheme: Callable[[Config], Scheme] | None = None
+    """What finds out how the weights of the experts are stored, if not ``quantization_config`` says it."""
     change: Callable[[Model, Config], Model] | None = None
     """What no data says."""
