@@ -105,4 +105,4 @@ STEP3P5 = ModelType(
     constants={"use_moe": (True,)},
 )
 
-MODEL_TYPES = (KIMI_LINEAR, STEP3P5)
+MODEL_TYPES = (NEMOTRON_H, KIMI_LINEAR, STEP3P5)
