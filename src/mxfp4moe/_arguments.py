@@ -194,6 +194,11 @@ def cast(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
         return array.astype(dtype, copy=False)
 
 
+def as_rows(array: np.ndarray) -> np.ndarray:
+    """`array` of any leading axes with one in their place; copied only if its strides need that."""
+    return array if array.ndim == 2 else array.reshape(-1, array.shape[-1])
+
+
 def check_shape(name: str, array: np.ndarray, expected: Sequence[int | str]) -> None:
     """Raise unless `array` has the `expected` shape, in which a string names an axis of any size."""
     fits = array.ndim == len(expected) and all(

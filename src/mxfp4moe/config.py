@@ -261,6 +261,8 @@ def resolve_num_threads(value: int | None) -> int:
     """The ``num_threads`` argument of a call, or if it is None the number that holds here."""
     if value is None:
         return _num_threads_and_source()[0]
+    if type(value) is int and 0 < value <= MAX_THREADS:  # the most common numbers, checked with one look
+        return value
     return check_positive_int("num_threads", value, MAX_THREADS)
 
 

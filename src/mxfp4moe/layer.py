@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import checkpoint
-from mxfp4moe._arguments import as_array, cast, check_bool, check_choice, describe, type_error
+from mxfp4moe._arguments import as_rows, check_bool, check_choice, describe, type_error
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.checkpoint import AnyExperts
+from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.activation import Activation
-from mxfp4moe.experts.fused import check_hidden_states
-from mxfp4moe.experts.out import check_out, given_array, returned
+from mxfp4moe.experts.fused import as_slots, check_hidden_states, check_slots
+from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, pack_weights
-from mxfp4moe.layer_description import ROUTER_DTYPES, LayerDescription, RoutingFunction
+from mxfp4moe.layer_description import LayerDescription, RoutingFunction, float32_copy, frozen_copy
 from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.layer_routing import NONFINITE, LayerRouter, Nonfinite
 from mxfp4moe.layer_sum import LayerSum
@@ -158,8 +159,8 @@ class MoELayer(LayerDescription[PackedExperts]):
                 raise type_error(name, "PackedExperts", describe(value))
         super().__init__(
             experts,
-            _float32("router_weight", router_weight),
-            _float32("router_bias", router_bias),
+            float32_copy("router_weight", router_weight),
+            float32_copy("router_bias", router_bias),
             top_k=top_k,
             routing=routing,
             routing_arguments=routing_arguments or {},
@@ -171,21 +172,22 @@ class MoELayer(LayerDescription[PackedExperts]):
             shared_limit=shared_limit,
             layer_number=layer_number,
             apply_router_weight_on_input=apply_router_weight_on_input,
-            shared_gate=_float32("shared_gate", shared_gate),
+            shared_gate=float32_copy("shared_gate", shared_gate),
             shared_scaling_factor=shared_scaling_factor,
             num_zero_experts=num_zero_experts,
             router_norm_eps=router_norm_eps,
-            router_scale=_float32("router_scale", router_scale),
+            router_scale=float32_copy("router_scale", router_scale),
             separate_router_input=separate_router_input,
-            latent_down=_copied("latent_down", latent_down),
-            latent_norm=_float32("latent_norm", latent_norm),
+            latent_down=frozen_copy("latent_down", latent_down),
+            latent_norm=float32_copy("latent_norm", latent_norm),
             latent_norm_eps=latent_norm_eps,
-            latent_up=_copied("latent_up", latent_up),
-            output_bias=_float32("output_bias", output_bias),
+            latent_up=frozen_copy("latent_up", latent_up),
+            output_bias=float32_copy("output_bias", output_bias),
         )
         self._router = LayerRouter(self, nonfinite)
         self._sum = LayerSum(self)
         self._nonfinite: Nonfinite = nonfinite
+        self._hidden_size = self.hidden_size
         self._path: str | None = None
 
     @property
@@ -448,35 +450,30 @@ class MoELayer(LayerDescription[PackedExperts]):
         TypeError, ValueError
             As `route` and `fused_experts`.
         """
-        hidden = check_hidden_states(hidden_states, self.hidden_size)
+        hidden = check_hidden_states(hidden_states, self._hidden_size)
         read = self._router.input(hidden, router_hidden_states)
+        threads = resolve_num_threads(num_threads)
         if out is not None:
-            inputs = {"input_ids": input_ids, "router_hidden_states": router_hidden_states}
+            inputs: dict[str, Any] = {"input_ids": input_ids}
+            if router_hidden_states is not None:
+                inputs["router_hidden_states"] = given_array(router_hidden_states, read)
             result = check_out(out, given_array(hidden_states, hidden), inputs)
         else:
             result = np.empty(hidden.shape, hidden.dtype)
-        weights, ids, nonfinite = self._router.route(hidden, read, input_ids, num_threads)
-        if self._sum.is_routed_alone:
-            self._sum.compute_routed(hidden, weights, ids, result, num_threads)
+        weights, ids, nonfinite = self._router.route(hidden, read, input_ids, threads)
+        if isinstance(self.routing, str):
+            slots = as_rows(weights), as_rows(ids)
         else:
-            self._sum.add_up(hidden, weights, ids, result, num_threads)
+            slots = check_slots(*as_slots(weights, ids), hidden.shape[:-1], self.num_choices)
+        rows = as_rows(hidden)
+        target = rows_view(result)
+        buffer = np.empty(rows.shape, result.dtype) if target is None else target
+        self._sum.add_up(rows, slots, buffer, threads)
+        if target is None:
+            result[...] = buffer.reshape(result.shape)
         if nonfinite is not None:
             result[nonfinite] = np.nan
         return returned(out, result)
-
-
-def _float32(name: str, value: ArrayLike | None) -> Any:
-    """A read-only float32 copy of an array that is given."""
-    return None if value is None else _copied(name, cast(as_array(name, value, ROUTER_DTYPES), np.float32))
-
-
-def _copied(name: str, value: ArrayLike | None) -> Any:
-    """A read-only copy of an array that is given."""
-    if value is None:
-        return None
-    result = np.array(as_array(name, value, ROUTER_DTYPES), order="C")
-    result.flags.writeable = False
-    return result
 
 
 def _make(layer_class: type[_Layer], arguments: dict[str, Any], path: str | None) -> _Layer:

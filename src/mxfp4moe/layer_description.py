@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe._arguments import (
     as_array,
+    cast,
     check_bool,
     check_choice,
     check_int,
@@ -361,6 +362,22 @@ def _check_epsilon(name: str, value: Any) -> float:
 
 def _text(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
+
+
+def float32_copy(name: str, value: ArrayLike | None) -> Any:
+    """A read-only float32 copy of array `name` of a layer, or None."""
+    return (
+        None if value is None else frozen_copy(name, cast(as_array(name, value, ROUTER_DTYPES), np.float32))
+    )
+
+
+def frozen_copy(name: str, value: ArrayLike | None) -> Any:
+    """A read-only copy of array `name` of a layer in its own dtype, or None."""
+    if value is None:
+        return None
+    result = np.array(as_array(name, value, ROUTER_DTYPES), order="C")
+    result.flags.writeable = False
+    return result
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -11,8 +10,8 @@ from numpy.typing import NDArray
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import cast
-from mxfp4moe.experts.fused import fused_experts
-from mxfp4moe.experts.out import rows_view
+from mxfp4moe.experts.activation import check_activation
+from mxfp4moe.experts.fused import ExpertOptions, Slots, expert_options, run_experts
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer_description import LayerDescription
 from mxfp4moe.linear.packed_linear import PackedLinear
@@ -24,132 +23,91 @@ Floats = NDArray[np.float32]
 
 
 class LayerSum:
-    """Everything that a layer adds up for a token, each term in float32 and in one place.
+    """Everything that a layer adds up for a token: each term is float32, and a line of `_sum`.
 
     Parameters
     ----------
     layer : LayerDescription
-        Its arrays are float32, those of the latent projections may be other floats.
-
-    Attributes
-    ----------
-    is_routed_alone : bool
-        Whether the result is that of `compute_routed` with the routed experts, and nothing else.
+        Its arrays are float32; those of the latent projections may be other floats.
     """
 
     def __init__(self, layer: LayerDescription[PackedExperts]) -> None:
         self._layer = layer
-        function: dict[str, Any] = {"activation": layer.activation, "alpha": layer.alpha}
-        self._routed = function | {
-            "limit": layer.limit,
-            "apply_router_weight_on_input": layer.apply_router_weight_on_input,
-        }
-        self._shared = function | {"limit": layer.shared_limit}
-        if layer.num_zero_experts:
-            self._routed["expert_map"] = np.arange(layer.num_choices)
-            self._routed["expert_map"][layer.num_experts :] = -1
+        self._experts = layer.experts
+        self._options = self._expert_options(layer.experts, layer.limit, layer.apply_router_weight_on_input)
+        self._shared = layer.shared_experts
+        if self._shared is not None:
+            self._shared_options = self._expert_options(self._shared, layer.shared_limit, False)
+        self._shared_factor = np.float32(layer.shared_scaling_factor)
+        self._factor = None if layer.routed_scaling_factor == 1 else np.float32(layer.routed_scaling_factor)
         self._down = None if layer.latent_down is None else PackedLinear(layer.latent_down)
         self._up = None if layer.latent_up is None else PackedLinear(layer.latent_up)
         self._gate = None if layer.shared_gate is None else PackedLinear(layer.shared_gate[None])
-        self.is_routed_alone = (
-            layer.routed_scaling_factor == 1
-            and layer.shared_experts is None
-            and layer.output_bias is None
-            and not layer.num_zero_experts
-            and self._down is None
+        self._bias = layer.output_bias
+        self._num_experts, self._has_zero = layer.num_experts, layer.num_zero_experts > 0
+        self._is_routed_alone = not self._has_zero and all(
+            term is None for term in (self._factor, self._shared, self._down, self._bias)
         )
 
-    def compute_routed(
-        self,
-        tokens: NDArray[Any],
-        weights: NDArray[Any],
-        ids: NDArray[Any],
-        out: NDArray[Any] | None,
-        num_threads: int | None,
-    ) -> NDArray[Any]:
-        """The weighted sum of the routed experts, in their own width."""
-        return fused_experts(
-            tokens, self._layer.experts, weights, ids, out=out, num_threads=num_threads, **self._routed
-        )
+    def _expert_options(self, experts: PackedExperts, limit: float | None, on_input: bool) -> ExpertOptions:
+        function = check_activation(self._layer.activation, self._layer.alpha, limit, experts.gated)
+        return expert_options(function, on_input)
 
-    def add_up(
-        self,
-        hidden: NDArray[Any],
-        weights: NDArray[Any],
-        ids: NDArray[Any],
-        result: NDArray[Any],
-        num_threads: int | None,
-    ) -> None:
-        """Write the whole sum of each token to `result`, which may be `hidden`."""
-        for tokens, some_weights, some_ids, target in self._parts(hidden, weights, ids, result):
-            # Overflow and NaN are for the caller to find in the result, as with fused_experts.
-            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                target[...] = self._sum(tokens, some_weights, some_ids, num_threads)
+    def add_up(self, rows: NDArray[Any], slots: Slots, out: NDArray[Any], threads: int) -> None:
+        """Write the whole sum of each token to `out`, which may be `rows`; both have two axes.
 
-    def _sum(
-        self, tokens: NDArray[Any], weights: NDArray[Any], ids: NDArray[Any], num_threads: int | None
-    ) -> Floats:
-        layer = self._layer
-        total = self._sum_routed(tokens, weights, ids, num_threads)
-        if layer.num_zero_experts:
-            total += self._zero_weights(weights, ids) * cast(cast(tokens, ml_dtypes.bfloat16), np.float32)
-        if layer.routed_scaling_factor != 1:
-            total *= np.float32(layer.routed_scaling_factor)
-        if layer.shared_experts is not None:
-            total += self._compute_shared(layer.shared_experts, tokens, num_threads)
-        if layer.output_bias is not None:
-            total += layer.output_bias
+        Ids that are not those of packed experts are those of experts that give the token itself.
+        """
+        if self._is_routed_alone:
+            run_experts(self._experts, rows, slots, self._options, out, threads)
+            return
+        weights, ids = slots
+        # Some tokens at a time: the float32 sums of all would be much memory.
+        step = max(1, _SUM_BYTES // (4 * rows.shape[1]))
+        # Overflow and NaN are for the caller to find in the result, as with fused_experts.
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for first in range(0, len(rows), step):
+                part = slice(first, first + step)
+                out[part] = self._sum(rows[part], weights[part], ids[part], threads)
+
+    def _sum(self, rows: NDArray[Any], weights: Floats, ids: NDArray[np.int32], threads: int) -> Floats:
+        if self._has_zero:
+            zero = ids >= self._num_experts
+            total = self._sum_routed(rows, (weights, np.where(zero, np.int32(-1), ids)), threads)
+            # The weights are added from slot to slot, for any number of tokens.
+            zero_weights = np.add.accumulate(np.where(zero, weights, np.float32(0)), axis=-1)[:, -1:]
+            total += zero_weights * cast(cast(rows, ml_dtypes.bfloat16), np.float32)
+        else:
+            total = self._sum_routed(rows, (weights, ids), threads)
+        if self._factor is not None:
+            total *= self._factor
+        if self._shared is not None:
+            total += self._compute_shared(self._shared, rows, threads)
+        if self._bias is not None:
+            total += self._bias
         return total
 
-    def _sum_routed(
-        self, tokens: NDArray[Any], weights: NDArray[Any], ids: NDArray[Any], num_threads: int | None
-    ) -> Floats:
-        """The routed sum in the layer's own width."""
+    def _sum_routed(self, rows: NDArray[Any], slots: Slots, threads: int) -> Floats:
+        """The sum of the routed experts, in the width of the layer."""
         if self._down is None or self._up is None:
-            sums = np.empty(tokens.shape, np.float32)
-            return self.compute_routed(tokens, weights, ids, sums, num_threads)
-        latent = self._down(tokens, None, num_threads)
-        self.compute_routed(latent, weights, ids, latent, num_threads)
+            total = np.empty(rows.shape, np.float32)
+            run_experts(self._experts, rows, slots, self._options, total, threads)
+            return total
+        latent = self._down(rows, None, threads)
+        run_experts(self._experts, latent, slots, self._options, latent, threads)
         layer = self._layer
         if layer.latent_norm is not None and layer.latent_norm_eps is not None:
-            latent *= rms_factors(latent, layer.latent_norm_eps, num_threads)
+            latent *= rms_factors(latent, layer.latent_norm_eps, threads)
             latent *= layer.latent_norm
-        return self._up(latent, None, num_threads)
+        return self._up(latent, None, threads)
 
-    def _zero_weights(self, weights: NDArray[Any], ids: NDArray[Any]) -> Floats:
-        """The sum of each token's weights for experts that give the token itself, added from slot to slot."""
-        used = np.where(np.asarray(ids) >= self._layer.num_experts, cast(np.asarray(weights), np.float32), 0)
-        return np.add.accumulate(used, axis=-1)[..., -1:]
-
-    def _compute_shared(self, shared: PackedExperts, tokens: NDArray[Any], num_threads: int | None) -> Floats:
-        slots = (*tokens.shape[:-1], 1)
-        weights = np.full(slots, self._layer.shared_scaling_factor, np.float32)
+    def _compute_shared(self, shared: PackedExperts, rows: NDArray[Any], threads: int) -> Floats:
+        weights = np.full((len(rows), 1), self._shared_factor)
         if self._gate is not None:
-            logits = self._gate(tokens, None, num_threads)
-            if logits.size:
-                _core.sigmoid(logits.reshape(-1), logits.reshape(-1))
-            weights *= logits
-        return fused_experts(
-            tokens,
-            shared,
-            weights,
-            np.zeros(slots, np.int32),
-            out=np.empty(tokens.shape, np.float32),
-            num_threads=num_threads,
-            **self._shared,
-        )
-
-    def _parts(
-        self, hidden: NDArray[Any], weights: NDArray[Any], ids: NDArray[Any], result: NDArray[Any]
-    ) -> Iterator[tuple[NDArray[Any], ...]]:
-        """The arrays of some tokens at a time: float32 sums of all would be much memory."""
-        rows = rows_view(result)
-        limit = max(1, _SUM_BYTES // (4 * hidden.shape[-1]))
-        # What the caller's own routing function returns has not been checked yet, so it is not cut in parts.
-        if rows is None or len(rows) <= limit or not isinstance(self._layer.routing, str):
-            yield hidden, weights, ids, result
-            return
-        slots = (len(rows), weights.shape[-1])
-        arrays = hidden.reshape(rows.shape), weights.reshape(slots), ids.reshape(slots), rows
-        for first in range(0, len(rows), limit):
-            yield tuple(array[first : first + limit] for array in arrays)
+            gate = self._gate(rows, None, threads)[:, 0]
+            _core.sigmoid(gate, gate)
+            weights[:, 0] *= gate
+        result = np.empty(rows.shape, np.float32)
+        slots = weights, np.zeros((len(rows), 1), np.int32)
+        run_experts(shared, rows, slots, self._shared_options, result, threads)
+        return result

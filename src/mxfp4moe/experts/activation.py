@@ -34,7 +34,9 @@ _RULES: dict[str, _Rule] = {
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
-class _ActivationArgs(NamedTuple):
+class ActivationArgs(NamedTuple):
+    """An activation as the kernels take it."""
+
     gated: bool
     kind: int
     alpha: float
@@ -43,14 +45,14 @@ class _ActivationArgs(NamedTuple):
 
 # The calls without alpha and limit need no arithmetic: they are on the path of every decode step.
 _DEFAULTS = {
-    name: _ActivationArgs(rule.gated, _core.ACTIVATIONS[name], rule.alpha or 0.0, rule.limit)
+    name: ActivationArgs(rule.gated, _core.ACTIVATIONS[name], rule.alpha or 0.0, rule.limit)
     for name, rule in _RULES.items()
 }
 
 
 def check_activation(
     activation: str, alpha: float | None, limit: float | None, gated: bool
-) -> _ActivationArgs:
+) -> ActivationArgs:
     """The three as the kernels take them; raise unless they are right and fit each other and the experts."""
     function = _DEFAULTS.get(activation) if type(activation) is str else None
     if function is None:

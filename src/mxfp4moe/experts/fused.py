@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +11,7 @@ from mxfp4moe import _core
 from mxfp4moe._arguments import (
     as_array,
     as_integer_array,
+    as_rows,
     check_bool,
     check_num_experts,
     describe,
@@ -20,7 +21,7 @@ from mxfp4moe._arguments import (
 )
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import active_kernels, resolve_num_threads
-from mxfp4moe.experts.activation import Activation, check_activation
+from mxfp4moe.experts.activation import Activation, ActivationArgs, check_activation
 from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.formats import FLOAT_CODES
@@ -125,15 +126,11 @@ def fused_experts(
         raise type_error("experts", "PackedExperts", describe(experts))
     spec = experts.spec
     hidden = check_hidden_states(hidden_states, spec.hidden_size)
-    leading = hidden.shape[:-1]
-    ids = _check_slots("topk_ids", as_integer_array("topk_ids", topk_ids), leading)
-    weights = _check_slots("topk_weights", as_array("topk_weights", topk_weights, _WEIGHT_DTYPES), leading)
-    if weights.shape != ids.shape:
-        raise value_error("topk_weights", f"the shape {ids.shape} of topk_ids", f"shape {weights.shape}")
+    weights, ids = as_slots(topk_weights, topk_ids)
+    slots = check_slots(weights, ids, hidden.shape[:-1], spec.num_experts, expert_map)
     function = check_activation(activation, alpha, limit, spec.gated)
-    on_input = check_bool("apply_router_weight_on_input", apply_router_weight_on_input)
+    options = expert_options(function, apply_router_weight_on_input)
     threads = resolve_num_threads(num_threads)
-    local_ids = _local_ids(ids, expert_map, spec.num_experts)
     if out is not None:
         inputs = {
             "topk_weights": given_array(topk_weights, weights),
@@ -143,29 +140,10 @@ def fused_experts(
         result = check_out(out, given_array(hidden_states, hidden), inputs)
     else:
         result = np.empty(hidden.shape, hidden.dtype)
-    if hidden.size == 0:
-        return returned(out, result)
-    if local_ids.shape[1] == 0:
-        result[...] = 0
-        return returned(out, result)
-    rows = hidden.reshape(-1, hidden.shape[-1])
+    rows = as_rows(hidden)
     target = rows_view(result)
     buffer = np.empty(rows.shape, result.dtype) if target is None else target
-    _core.fused_experts(
-        experts._storage,
-        active_kernels(),
-        rows.view(np.uint8),
-        FLOAT_CODES[rows.dtype],
-        _as_float32(weights.reshape(local_ids.shape)),
-        local_ids,
-        buffer.view(np.uint8),
-        FLOAT_CODES[result.dtype],
-        threads,
-        activation=function.kind,
-        alpha=function.alpha,
-        limit=function.limit,
-        apply_router_weight_on_input=on_input,
-    )
+    run_experts(experts, rows, slots, options, buffer, threads)
     if target is None:
         result[...] = buffer.reshape(result.shape)
     return returned(out, result)
@@ -262,6 +240,81 @@ def check_hidden_states(value: Any, hidden_size: int, name: str = "hidden_states
     return hidden if hidden.strides[-1] == hidden.itemsize else np.ascontiguousarray(hidden)
 
 
+class ExpertOptions(TypedDict):
+    """What a call says of all its slots, as the kernels take it."""
+
+    activation: int
+    alpha: float
+    limit: float
+    apply_router_weight_on_input: bool
+
+
+Slots = tuple[NDArray[np.float32], NDArray[np.int32]]
+"""Weights and local ids of shape (num_tokens, top_k), contiguous; an id is -1 or that of an expert."""
+
+
+def expert_options(function: ActivationArgs, apply_router_weight_on_input: bool) -> ExpertOptions:
+    """The options of a call, of an activation that has been checked."""
+    on_input = check_bool("apply_router_weight_on_input", apply_router_weight_on_input)
+    return {
+        "activation": function.kind,
+        "alpha": function.alpha,
+        "limit": function.limit,
+        "apply_router_weight_on_input": on_input,
+    }
+
+
+def as_slots(topk_weights: ArrayLike, topk_ids: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments of `fused_experts` of these names as arrays, of dtypes that it takes."""
+    ids = as_integer_array("topk_ids", topk_ids)
+    return as_array("topk_weights", topk_weights, _WEIGHT_DTYPES), ids
+
+
+def check_slots(
+    weights: np.ndarray,
+    ids: np.ndarray,
+    leading: tuple[int, ...],
+    num_experts: int,
+    expert_map: ArrayLike | None = None,
+) -> Slots:
+    """What `as_slots` gives, for hidden states of shape (*leading, hidden_size)."""
+    _check_shape("topk_ids", ids, leading)
+    _check_shape("topk_weights", weights, leading)
+    if weights.shape != ids.shape:
+        raise value_error("topk_weights", f"the shape {ids.shape} of topk_ids", f"shape {weights.shape}")
+    local = _local_ids(ids, expert_map, num_experts)
+    return _as_float32(weights if weights.ndim == 2 else weights.reshape(local.shape)), local
+
+
+def run_experts(
+    experts: PackedExperts,
+    rows: NDArray[Any],
+    slots: Slots,
+    options: ExpertOptions,
+    out: NDArray[Any],
+    threads: int,
+) -> None:
+    """Compute `fused_experts` of arguments that have been checked; `rows` and `out` have two axes."""
+    weights, local_ids = slots
+    if rows.size == 0:
+        return
+    if local_ids.shape[1] == 0:
+        out[...] = 0
+        return
+    _core.fused_experts(
+        experts._storage,
+        active_kernels(),
+        rows.view(np.uint8),
+        FLOAT_CODES[rows.dtype],
+        weights,
+        local_ids,
+        out.view(np.uint8),
+        FLOAT_CODES[out.dtype],
+        threads,
+        **options,
+    )
+
+
 def _as_float32(weights: np.ndarray) -> np.ndarray:
     if weights.dtype == np.float32:
         return np.ascontiguousarray(weights)
@@ -270,11 +323,10 @@ def _as_float32(weights: np.ndarray) -> np.ndarray:
         return weights.astype(np.float32, order="C")
 
 
-def _check_slots(name: str, array: np.ndarray, leading: tuple[int, ...]) -> np.ndarray:
+def _check_shape(name: str, array: np.ndarray, leading: tuple[int, ...]) -> None:
     if array.ndim == 0 or array.shape[:-1] != leading:
         expected = ", ".join([*map(str, leading), "top_k"])
         raise value_error(name, f"shape ({expected})", f"shape {array.shape}")
-    return array
 
 
 def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray:
@@ -297,8 +349,10 @@ def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray
         mapping = np.ascontiguousarray(original, dtype=np.int64)
         num_ids = len(mapping)
     numbers = ids if ids.dtype == np.int32 or ids.dtype == np.int64 else to_int64(ids)
-    top_k = ids.shape[-1]
-    flat = numbers.reshape(ids.size // top_k if top_k else 0, top_k)
+    flat = numbers
+    if ids.ndim != 2:
+        top_k = ids.shape[-1]
+        flat = numbers.reshape(ids.size // top_k if top_k else 0, top_k)
     local = np.empty(flat.shape, np.int32)
     if local.size:
         bad = _core.local_ids(flat, mapping, num_ids, local)

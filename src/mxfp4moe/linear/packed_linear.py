@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import cast
+from mxfp4moe._arguments import as_rows, cast
 from mxfp4moe.config import active_kernels, resolve_num_threads
 from mxfp4moe.formats import FLOAT_CODES
 
@@ -34,7 +34,7 @@ class PackedLinear:
     weight : ndarray
     """
 
-    __slots__ = ("_storage", "weight")
+    __slots__ = ("_num_rows", "_storage", "weight")
 
     def __init__(self, weight: NDArray[Any]) -> None:
         num_rows, k = weight.shape
@@ -47,6 +47,7 @@ class PackedLinear:
         panels = np.swapaxes(rows.reshape(len(terms), num_panels, _PANEL_ROWS, k), 0, 1)
         packed = np.ascontiguousarray(panels).reshape(-1, k).view(np.uint8)
         self.weight = weight
+        self._num_rows = num_rows
         self._storage = _core.LinearStorage(packed, num_rows, len(terms), resolve_num_threads(None))
 
     def __reduce__(self) -> tuple[type[PackedLinear], tuple[NDArray[Any]]]:
@@ -68,13 +69,12 @@ class PackedLinear:
         num_threads : int, optional
         """
         threads = resolve_num_threads(num_threads)
-        num_rows, k = self.weight.shape
-        rows = hidden_states.reshape(-1, k)
-        out = np.empty((len(rows), num_rows), np.float32)
+        rows = as_rows(hidden_states)
+        out = np.empty((len(rows), self._num_rows), np.float32)
         if len(rows):
             code = FLOAT_CODES[rows.dtype]
             _core.linear(self._storage, active_kernels(), rows.view(np.uint8), code, bias, out, threads)
-        return out.reshape(*hidden_states.shape[:-1], num_rows)
+        return out if rows is hidden_states else out.reshape(*hidden_states.shape[:-1], self._num_rows)
 
 
 def split_bfloat16(weight: NDArray[np.float32]) -> list[NDArray[np.uint16]]:

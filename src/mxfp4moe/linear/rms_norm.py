@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
+from mxfp4moe._arguments import as_rows
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.formats import FLOAT_CODES
 
@@ -29,8 +30,7 @@ def mean_squares(rows: NDArray[Any], num_threads: int | None = None) -> NDArray[
     threads = resolve_num_threads(num_threads)
     means = np.empty(rows.shape[:-1], np.float64)
     if means.size:
-        flat = rows.reshape(-1, rows.shape[-1])
-        _core.mean_squares(flat.view(np.uint8), FLOAT_CODES[rows.dtype], means.reshape(-1), threads)
+        _core.mean_squares(as_rows(rows).view(np.uint8), FLOAT_CODES[rows.dtype], means.reshape(-1), threads)
     return means
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import as_array, check_num_experts, check_positive_int, value_error
+from mxfp4moe._arguments import as_array, as_rows, check_num_experts, check_positive_int, value_error
 from mxfp4moe.config import resolve_num_threads
 
 Routed: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int32]]
@@ -79,13 +79,12 @@ def route(
     """Weights and ids by `rule`; `slots` is their number for each token, or the ids where they are given."""
     topk_ids = np.empty((*logits.shape[:-1], slots), np.int32) if isinstance(slots, int) else slots
     topk_weights = np.empty(topk_ids.shape, np.float32)
-    num_slots = topk_ids.shape[-1]
     bad_row = _core.route(
-        logits.reshape(-1, logits.shape[-1]),
+        as_rows(logits),
         correction_bias,
         expert_scale,
-        topk_weights.reshape(-1, num_slots),
-        topk_ids.reshape(-1, num_slots),
+        as_rows(topk_weights),
+        as_rows(topk_ids),
         resolve_num_threads(num_threads),
         **rule,
     )
