@@ -10,7 +10,7 @@ import gguf_models
 import numpy as np
 import pytest
 from gguf_bytes import Value
-from gguf_models import CASES, HIDDEN, INTERMEDIATE, LAYER, NUM_EXPERTS, NUM_LAYERS, SHARED, Inputs
+from gguf_models import CASES, HIDDEN, INTERMEDIATE, LAYER, NUM_EXPERTS, NUM_LAYERS, SHARED, Case, Inputs
 from golden_layers import BOUNDS
 from paths import ROOT
 from problems import rel_l2
@@ -82,6 +82,19 @@ def test_names_are_those_of_the_gguf_package(name: str) -> None:
     assert (
         apart <= allowed or in_file <= allowed
     )  # it knows gate_up for few of those that llama.cpp reads it for
+
+
+def test_keys_are_those_of_the_gguf_package() -> None:
+    gguf = pytest.importorskip("gguf", reason="the gguf package, which knows the keys, is not installed")
+    sections = [section for section in vars(gguf.Keys).values() if isinstance(section, type)]
+    known = {str(key).removeprefix("{arch}.") for section in sections for key in vars(section).values()}
+    later = {
+        "expert_latent_length",
+        "hash_layer_count",
+        "activation.situ_beta",
+        "activation.situ_linear_beta",
+    }
+    assert {key for name in CASES for key in gguf_models.metadata(name)} <= known | later
 
 
 @pytest.mark.parametrize("name", GATED)
@@ -175,6 +188,7 @@ SIGMOID_BY_DEFAULT = {
     "hy_v3",
     "hy_v4",
     "laguna",
+    "llama4",
     "mimo2",
     "nemotron_h_moe",
     "step35",
@@ -212,6 +226,70 @@ def test_how_scores_are_made_by_default(tmp_path: Path, rng: np.random.Generator
     path = gguf_models.write(tmp_path / "b.gguf", name, keys | {"expert_gating_func": 5})
     with pytest.raises(ValueError, match=f"b.gguf: {kind}.expert_gating_func: expected .*, got 5"):
         checkpoint.read_layer(path, LAYER)
+
+
+SCORES = {1: "softmax", 2: "sigmoid", 3: "chosen", 4: "sqrt_softplus"}
+CHANGES: dict[str, tuple[Value | None, ...]] = {
+    "expert_gating_func": (None, 0, 1, 2, 3, 4),
+    "expert_weights_norm": (None, False, True),
+    "expert_weights_scale": (None, 0.0, 1.0, 3.0),
+    "expert_used_count": (1, 2, 4, 9),
+    "expert_group_count": (None, 0, 1, 2, 3, 4),
+    "expert_group_used_count": (None, 0, 1, 2, 3),
+}
+
+
+def with_routing(name: str, keys: dict[str, Any]) -> tuple[Case, set[str]]:
+    """The case with the routing that these keys say, and the keys for which it is refused."""
+    case, kind = CASES[name], gguf_models.architecture(name)
+    default = {"gpt-oss": 3}.get(kind, 2 if kind in SIGMOID_BY_DEFAULT else 0 if kind in REQUIRED else 1)
+    gating = keys.get("expert_gating_func", 0) or default
+    if kind == "cohere2moe" and gating == 1:
+        gating = 3
+    is_keyed = kind in map(gguf_models.architecture, KEYED) and kind != "kimi-linear"
+    normalize = keys.get("expert_weights_norm", case.normalize and not is_keyed)
+    count, kept = keys.get("expert_group_count", 1) or 1, keys.get("expert_group_used_count", 0)
+    top_k = keys["expert_used_count"]
+    wrong = {
+        "expert_gating_func": gating not in ((4,) if kind == "deepseek4" else (1, 2, 3))
+        or (case.bias and gating in (1, 3) and kind != "ernie4_5-moe"),
+        "expert_group_count": NUM_EXPERTS % count or (count > 1 and kind in ("cohere2moe", "llama4")),
+        "expert_group_used_count": count > 1 and not 1 <= kept <= count,
+        "expert_used_count": top_k > (NUM_EXPERTS if count == 1 else min(kept, count) * NUM_EXPERTS // count),
+    }
+    how = "max" if kind == "deepseek2" and gating in (1, 3) else "top2_sum"
+    return replace(
+        case,
+        keys=keys,
+        scores=SCORES.get(gating, ""),
+        normalize=normalize or gating == 3,
+        factor=keys.get("expert_weights_scale", 0.0) or 1.0,
+        groups=(count, kept, how) if count > 1 else None,
+    ), {key for key, is_wrong in wrong.items() if is_wrong}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if not case.is_mixer and not case.table]
+)
+def test_other_routing(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Metadata of other models of an architecture: right numbers, or an error that names a key."""
+    for number in range(12):
+        keys: dict[str, Any] = gguf_models.metadata(name)
+        keys |= {
+            key: values[rng.integers(len(values))] for key, values in CHANGES.items() if rng.random() < 0.5
+        }
+        keys = {key: value for key, value in keys.items() if value is not None}
+        path = gguf_models.write(tmp_path / f"{number}.gguf", name, keys)
+        case, wrong = with_routing(name, keys)
+        if wrong:
+            with pytest.raises(ValueError, match=f"{number}.gguf: .*[.]({'|'.join(wrong)}): expected "):
+                checkpoint.read_layer(path, LAYER)
+            continue
+        with monkeypatch.context() as context:
+            context.setitem(CASES, name, case)
+            check(mx.MoELayer.from_checkpoint(path, layer=LAYER), name, rng)
 
 
 @pytest.mark.parametrize("name", CASES)

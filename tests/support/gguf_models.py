@@ -218,6 +218,15 @@ CASES: dict[str, Case] = {
         groups=(4, 2, "top2_sum"),
         shared="plain",
     ),
+    "nemotron_h_moe": _noaux(
+        {**_SHARED, "expert_group_count": 1, "expert_group_used_count": 1}, gated=False, activation=relu2
+    ),
+    "nemotron_h_moe (latent)": _noaux(
+        {**_SHARED, "moe_latent_size": LATENT},
+        gated=False,
+        activation=relu2,
+        latent=("ffn_latent_down", "ffn_latent_up", ""),
+    ),
     "olmoe": Case(normalize=False),
     "phimoe": Case({"expert_used_count": 2}, is_mixer=True),
     "qwen2moe": Case(_SHARED, normalize=False, shared="gated"),

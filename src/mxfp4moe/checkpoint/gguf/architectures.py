@@ -186,7 +186,15 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             _ANY_GATING, models="MiniMax-M3", activation="swigluoai", limit=7.0, bias="always"
         ),
         "mistral3": replace(_MAYBE_SHARED, models="Mistral-3"),
-        "mistral4": replace(_DEEPSEEK, models="Mistral-4"),
+        "mistral4": replace(_DEEPSEEK, models="Mistral-4", bias="maybe"),
+        "nemotron_h_moe": replace(
+            _SIGMOID,
+            models="Nemotron-3",
+            is_gated=False,
+            activation="relu2",
+            latent=Latent("ffn_latent_down", "ffn_latent_up"),
+            bias="always",
+        ),
         "olmoe": replace(_NOT_NORMALIZED, models="OLMoE"),
         "phimoe": replace(
             _PLAIN, models="Phi-3.5-MoE", routing="sparsemixer", selection=_arguments(jitter_eps=0.01)

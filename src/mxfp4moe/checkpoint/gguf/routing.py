@@ -52,8 +52,11 @@ def read_routing(
         return Routing(
             "hash_topk", {"tid2eid": _table(tensors, layer, top_k), "routed_scaling_factor": factor}, 1.0
         )
-    groups = _groups(metadata, num_experts)
+    groups = _groups(metadata, layer, num_experts)
     bias = _correction_bias(architecture, tensors, layer, num_experts)
+    if groups and architecture.selection.get("select_by") == "logit":
+        expected = "at most 1 where experts are chosen by their logits"
+        raise metadata.error("expert_group_count", expected, str(groups["num_groups"]))
     scoring = _SCORINGS.get(gating, "softmax")
     if scoring == "softmax" and bias and not architecture.has_softmax_bias:
         expected = f"sigmoid ({SIGMOID}) with a correction bias"
@@ -85,7 +88,7 @@ def _gating(architecture: Architecture, metadata: Metadata) -> int:
     return architecture.softmax if gating == SOFTMAX else gating
 
 
-def _groups(metadata: Metadata, num_experts: int) -> dict[str, int]:
+def _groups(metadata: Metadata, layer: int, num_experts: int) -> dict[str, int]:
     count = metadata.integer("expert_group_count", default=1, minimum=0) or 1
     if num_experts % count:
         expected = f"a divisor of {num_experts} experts"
@@ -93,10 +96,11 @@ def _groups(metadata: Metadata, num_experts: int) -> dict[str, int]:
     if count == 1:
         metadata.integer("expert_group_used_count", default=1, minimum=0)  # of the one group that there is
         return {}
-    return {
-        "num_groups": count,
-        "topk_group": metadata.integer("expert_group_used_count", maximum=count),
-    }
+    kept = metadata.integer("expert_group_used_count", maximum=count)
+    top_k, most = metadata.integer("expert_used_count", layer=layer), kept * num_experts // count
+    if top_k > most:
+        raise metadata.error("expert_used_count", f"at most {most}, the experts of {kept} groups", str(top_k))
+    return {"num_groups": count, "topk_group": kept}
 
 
 def _correction_bias(
