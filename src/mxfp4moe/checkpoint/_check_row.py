@@ -90,7 +90,7 @@ def _check_names(place: str, names: Names, is_gated: bool) -> None:
         else:
             _check_items(name, value, str)
             most = 2 + is_gated
-            counts = (2,) if each.name == "shared_fused" else (2, most) if each.name == "fused" else (most,)
+            counts = (2, most) if each.name in ("fused", "shared_fused") else (most,)
             if len(value) not in counts:
                 expected = f"{join_choices(dict.fromkeys(map(str, counts)))} names"
                 raise value_error(f"row.{name}", expected, str(len(value)))

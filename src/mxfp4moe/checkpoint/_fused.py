@@ -23,6 +23,8 @@ class ExpertSizes(NamedTuple):
     """The width of what the experts read and write."""
     intermediate: int
     is_gated: bool = True
+    num_zero: int = 0
+    """Experts that are the identity, which come after the others."""
 
     @property
     def rows(self) -> int:
@@ -47,19 +49,24 @@ class FusedLayout:
     """Whether down is [E, I, H] instead of [E, H, I]; None: as `is_transposed` says."""
     is_flat: bool = False
     """Whether the first two axes are one."""
+    has_zero_experts: bool = False
+    """Whether gate and up also have matrices of zero experts, which nothing computes with."""
 
     def shapes(self, sizes: ExpertSizes, num_tensors: int = 2) -> tuple[Shape, ...]:
         """Return the shape of each tensor; three have gate, up and down apart."""
         rows = [sizes.rows] if num_tensors == 2 else [sizes.intermediate] * 2
         first = [(n, sizes.hidden)[:: -1 if self.is_transposed else 1] for n in rows]
         last = (sizes.hidden, sizes.intermediate)[:: -1 if self._turns_down else 1]
-        shapes = [(sizes.num_experts, *shape) for shape in (*first, last)]
+        count = sizes.num_experts
+        counts = (*[count + self.has_zero_experts * sizes.num_zero] * len(first), count)
+        shapes = [(n, *shape) for n, shape in zip(counts, (*first, last), strict=True)]
         return tuple((a * b, c) if self.is_flat else (a, b, c) for a, b, c in shapes)
 
     def by_rows(self, array: NDArray[Any], sizes: ExpertSizes, is_down: bool = False) -> NDArray[Any]:
         """Return a tensor as [E, N, K], viewing a transposed one the other way round."""
         if self.is_flat:
             array = array.reshape(sizes.num_experts, -1, array.shape[-1])
+        array = array[: sizes.num_experts]
         return array.swapaxes(1, 2) if (self._turns_down if is_down else self.is_transposed) else array
 
     @property
@@ -95,12 +102,20 @@ class FusedExperts(NamedTuple):
         """Return the same with another array in the place of one of the tensors."""
         return self._replace(tensors=(*self.tensors[:index], tensor, *self.tensors[index + 1 :]))
 
-    def arrays(self) -> dict[str, Any]:
-        """Return the arguments of `mxfp4moe.pack_experts`."""
+    def _arrays(self) -> dict[str, Any]:
         *first, down = self.by_rows()
         w13 = first[0] if len(first) == 1 else tuple(map(list, first))
         layout = {"gate_up_layout": "interleaved"} if self.layout.is_interleaved else {}
         return {"w13": w13, "w2": down, **layout, **self.sizes.options}
+
+
+def fused_arrays(groups: Sequence[FusedExperts]) -> dict[str, Any]:
+    """Return the arguments of `mxfp4moe.pack_experts` for the experts of all these tensors."""
+    if len(groups) == 1:
+        return groups[0]._arrays()
+    parts = zip(*(group.matrices() for group in groups), strict=True)
+    *first, down = ([matrix for matrices in part for matrix in matrices] for part in parts)
+    return {"w13": tuple(first) if len(first) > 1 else first[0], "w2": down, **groups[0].sizes.options}
 
 
 def read_fused(

@@ -80,6 +80,8 @@ class Model:
     shared_scheme: Scheme | None = None
     """How its weights are stored, if otherwise than those of the experts."""
     shared_limit: float | None = None
+    num_weighted_shared: int = 0
+    """Shared experts that the router weighs instead, which are packed after the others."""
     latent_size: int = 0
     """The width that the experts work on, 0 if it is the hidden size."""
     num_router_rows: int = 0
@@ -101,7 +103,8 @@ class Model:
     def expert_sizes(self) -> ExpertSizes:
         """The sizes of the matrices of the experts."""
         hidden = self.latent_size or self.hidden_size
-        return ExpertSizes(self.num_experts, hidden, self.intermediate_size, self.is_gated)
+        num_zero = self.options.get("num_zero_experts", 0)
+        return ExpertSizes(self.num_experts, hidden, self.intermediate_size, self.is_gated, num_zero)
 
     def without_shared(self) -> Model:
         """The same model without a shared expert."""
@@ -124,13 +127,23 @@ class Model:
 
     def _num_found(self, folder: ModelFolder, block: Block) -> int:
         prefixes = [block.fused[0], f"{block.expert_matrices(0)[0]}."]
-        prefixes += [f"{block.shared}."] if self.shared_size else []
+        prefixes += [f"{block.shared}."] if self.shared_size or self.num_weighted_shared else []
         prefixes += [block.tensor(name) for name in (*self.tensors, *self.rule(_layer_of(block)).tensors)]
         return sum(any(True for _ in folder.names_with(prefix)) for prefix in prefixes)
 
-    def read_fused(self, folder: ModelFolder, block: Block) -> FusedExperts:
-        """The tensors of a block that hold the matrices of all experts."""
-        return read_fused(folder, block.fused, self.expert_sizes, block.names.layouts)
+    def expert_matrices(self, block: Block) -> list[tuple[str, ...]]:
+        """Names of the matrices of each expert, those of shared experts that the router weighs last."""
+        names = [block.expert_matrices(expert) for expert in range(self.num_experts)]
+        return names + [block.shared_matrices(str(i)) for i in range(self.num_weighted_shared)]
+
+    def read_fused(self, folder: ModelFolder, block: Block) -> list[FusedExperts]:
+        """The tensors that hold the matrices of all experts; those of weighted shared ones last."""
+        sizes, layouts = self.expert_sizes, block.names.layouts
+        groups = [read_fused(folder, block.fused, sizes, layouts)]
+        if self.num_weighted_shared:
+            sizes = sizes._replace(num_experts=self.num_weighted_shared)
+            groups.append(read_fused(folder, block.shared_fused, sizes, layouts))
+        return groups
 
     def find_layers(self, folder: ModelFolder) -> list[int]:
         """The layers whose router is in the folder, also those beyond `num_layers`."""

@@ -18,6 +18,9 @@ Predicate: TypeAlias = Callable[[int], bool]
 class LayerRule:
     """One way to say it: `names` are the fields, `find` tells by them whether a layer has experts."""
 
+    overrides: bool = False
+    """Whether other fields that contradict these count for nothing."""
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all fields of this rule."""
@@ -80,6 +83,7 @@ class LayerNumbers(LayerRule):
     """The numbers of the layers that have experts: a list, or text with commas."""
 
     field: str
+    overrides: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,7 +108,7 @@ class LayerNumbers(LayerRule):
 class LayersFrom(LayerRule):
     """Layers from `first` to `last`, of each `step` one, but not those in the list `dense`.
 
-    These are the layers with ``(layer + offset) % step == 0``.
+    These are the layers with ``layer % step == offset % step``.
     """
 
     first: Value = 0
@@ -129,14 +133,18 @@ class LayersFrom(LayerRule):
 
         def has_experts(layer: int) -> bool:
             in_range = first <= layer and (last < 0 or layer <= last)
-            return in_range and (layer + offset) % step == 0 and layer not in dense
+            return in_range and (layer - offset) % step == 0 and layer not in dense
 
         return has_experts
 
 
 def find_moe_layers(rules: Sequence[LayerRule], config: Config, num_layers: int | None) -> Predicate:
-    """Apply the first rule whose fields are there, or the last one; raise if another contradicts it."""
+    """Apply the first rule whose fields are there, or the last one; raise if others contradict it.
+
+    They may contradict one that overrides them.
+    """
     present = [rule for rule in rules if rule.is_in(config)] or [rules[-1]]
+    present = present[:1] if present[0].overrides else present
     found = [rule.find(config) for rule in present]
     for rule, has_experts in zip(present[1:], found[1:], strict=True):
         sets = [

@@ -37,8 +37,9 @@ class Names:
     """What the axes of these may be."""
     shared: str = "shared_experts"
     shared_matrices: tuple[str, ...] = GATE_UP_DOWN
-    shared_fused: tuple[str, str] = ("gate_up_proj.weight", "down_proj.weight")
-    """Gate rows and then up rows of the shared expert in one tensor, as some have it."""
+    shared_fused: tuple[str, ...] = ("gate_up_proj.weight", "down_proj.weight")
+    """Gate rows and then up rows of the shared expert in one tensor, as some have it; as `fused`, if the
+    router weighs the shared experts."""
     tensors: Mapping[str, str] = field(default_factory=dict)
     """Other tensors, by the argument of the routing function or the field of the layer that they are."""
 
@@ -87,15 +88,14 @@ class Block(NamedTuple):
         """Names of gate, up and down of an expert, or of up and down."""
         return tuple(self.full(self.names.experts, str(expert), name) for name in self.names.matrices)
 
-    def shared_matrices(self) -> tuple[str, ...]:
-        """Names of gate, up and down of the shared expert, or of up and down."""
-        return tuple(f"{self.shared}.{name}" for name in self.names.shared_matrices)
+    def shared_matrices(self, *number: str) -> tuple[str, ...]:
+        """Names of gate, up and down of the shared expert, or of up and down; `number`: of several."""
+        return tuple(".".join((self.shared, *number, name)) for name in self.names.shared_matrices)
 
     @property
-    def shared_fused(self) -> tuple[str, str]:
+    def shared_fused(self) -> tuple[str, ...]:
         """Gate rows, then up rows of the shared expert in one tensor, and its down projection."""
-        gate_up, down = self.names.shared_fused
-        return f"{self.shared}.{gate_up}", f"{self.shared}.{down}"
+        return tuple(f"{self.shared}.{name}" for name in self.names.shared_fused)
 
     def prefixes(self) -> Iterator[str]:
         """What the names of all tensors of the block begin with."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mxfp4moe._arguments import cast, message, value_error
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
-from mxfp4moe.checkpoint._fused import ExpertSizes
+from mxfp4moe.checkpoint._fused import ExpertSizes, FusedLayout, fused_arrays, read_fused
 from mxfp4moe.checkpoint._model import Model, Rule, TensorSpec
 from mxfp4moe.checkpoint._names import Block
 from mxfp4moe.checkpoint.model_folder import ModelFolder, TensorError
@@ -129,29 +129,38 @@ def _read_tensor(folder: ModelFolder, block: Block, name: str, spec: TensorSpec)
 def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights:
     sizes = model.expert_sizes
     if block.fused[0] in folder:
-        arrays = plain.with_scales(model.read_fused(folder, block).arrays())
+        arrays = plain.with_scales(fused_arrays(model.read_fused(folder, block)))
         return _plain_experts(arrays, "plain floats, fused", sizes)
-    matrices = [block.expert_matrices(expert) for expert in range(model.num_experts)]
-    return _read_matrices(folder, matrices, sizes, model.scheme)
+    # Transformers saves matrices of LongCat's zero experts too, which nothing computes with.
+    for expert in range(sizes.num_zero):
+        names = block.expert_matrices(model.num_experts + expert)
+        folder.read.update(f"{name}.weight" for name in names)
+    return _read_matrices(folder, model.expert_matrices(block), sizes, model.scheme)
 
 
 def _read_shared(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights | None:
     names, size = block.shared_matrices(), model.shared_size
-    gate_up, down = block.shared_fused
+    if model.num_weighted_shared:
+        return None
     if not size:
-        possible = (f"{names[0]}.weight", f"{names[0]}.weight_packed", gate_up)
-        if found := [name for name in possible if name in folder]:
-            expected = "no shared experts, as config.json says"
-            raise TensorError(message(str(folder.path), expected, f"a tensor {found[0]}"))
+        _check_no_shared(folder, block)
         return None
     sizes = model.expert_sizes._replace(num_experts=1, hidden=model.hidden_size, intermediate=size)
-    if gate_up not in folder:
+    if block.shared_fused[0] not in folder:
         return _read_matrices(folder, [names], sizes, model.shared_scheme or model.scheme)
-    arrays = {
-        "w13": folder.tensor(gate_up, FLOATS, (sizes.rows, sizes.hidden))[None],
-        "w2": folder.tensor(down, FLOATS, (sizes.hidden, size))[None],
-    }
-    return _plain_experts(plain.with_scales(arrays), "plain floats, fused", sizes)
+    fused = read_fused(folder, block.shared_fused, sizes, (FusedLayout(is_flat=True),))
+    return _plain_experts(plain.with_scales(fused_arrays([fused])), "plain floats, fused", sizes)
+
+
+def _check_no_shared(folder: ModelFolder, block: Block) -> None:
+    """Raise if there is a shared expert; transformers saves one of no rows in some models without one."""
+    weights = [f"{name}.weight" for name in block.shared_matrices()]
+    for name in (*weights, f"{block.shared_matrices()[0]}.weight_packed", *block.shared_fused):
+        if name in folder:
+            if 0 not in folder.shape(name):
+                expected = "no shared experts, as config.json says"
+                raise TensorError(message(str(folder.path), expected, f"a tensor {name}"))
+            folder.read.add(name)
 
 
 def _plain_experts(arrays: dict[str, Any], source: str, sizes: ExpertSizes) -> ExpertWeights:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mxfp4moe._arguments import cast
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._fields import Count, Number
-from mxfp4moe.checkpoint._fused import FusedLayout
+from mxfp4moe.checkpoint._fused import FusedLayout, fused_arrays
 from mxfp4moe.checkpoint._model import Model
 from mxfp4moe.checkpoint._names import Block, Names
 from mxfp4moe.checkpoint.model_folder import ModelFolder
@@ -41,7 +41,7 @@ def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeig
         return {key: cast(a, np.float32) if a.dtype == np.float16 else a for key, a in arrays.items()}
 
     if gate_up in folder:
-        arrays = model.read_fused(folder, block).arrays() | biases()
+        arrays = fused_arrays(model.read_fused(folder, block)) | biases()
         arrays = plain.with_scales(arrays)
         return ExpertWeights("bf16", "plain floats, transposed", sizes, arrays, plain.to_bfloat16)
 

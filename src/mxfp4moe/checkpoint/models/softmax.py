@@ -61,7 +61,7 @@ QWEN3_OMNI_MOE = replace(
     model_types=("qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_omni_moe_text"),
     routing=UNLESS,
     section="thinker_config.text_config",
-    layers=("thinker.model.layers.{layer}.", *TEXT_LAYERS),
+    layers=("thinker.model.layers.{layer}.", "thinker.model.language_model.layers.{layer}.", *TEXT_LAYERS),
 )
 MELLUM = ModelType(("mellum",), UNLESS, moe_layers=(LayerTypes(), QWEN_LAYERS))
 
@@ -251,7 +251,14 @@ LONGCAT_FLASH = ModelType(
         {"renormalize": False, "routed_scaling_factor": Number("routed_scaling_factor", 6.0)},
         tensors=("correction_bias",),
     ),
-    names=(Names(router="router.classifier", tensors={"correction_bias": "router.e_score_correction_bias"}),),
+    names=(
+        Names(
+            router="router.classifier",
+            # Transformers has rows for zero experts in one of the fused tensors.
+            layouts=(FusedLayout(), FusedLayout(has_zero_experts=True)),
+            tensors={"correction_bias": "router.e_score_correction_bias"},
+        ),
+    ),
     intermediate_size=Count("expert_ffn_hidden_size|moe_intermediate_size"),
     num_layers=Count("num_layers", None, maximum=100_000),
     num_zero_experts=Count("zero_expert_num", 256, minimum=0, maximum=65_536),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -120,9 +121,9 @@ def block_conversions(folder: ModelFolder, model: Model, layer: int, target: Tar
     if block.fused[0] in folder:
         return result | _fused_conversions(folder, model, (block, published), target)
     shapes = _matrix_shapes(model)
-    for expert in range(model.num_experts):
-        names = zip(block.expert_matrices(expert), published.expert_matrices(expert), shapes, strict=True)
-        for name, new_name, shape in names:
+    experts = zip(model.expert_matrices(block), model.expert_matrices(published), strict=True)
+    for old_names, new_names in experts:
+        for name, new_name, shape in zip(old_names, new_names, shapes, strict=True):
             folder.tensor(f"{name}.weight", FLOATS, shape)
             result[f"{name}.weight"] = Split(target, shape, {new_name: lambda array: array})
     return result
@@ -130,14 +131,16 @@ def block_conversions(folder: ModelFolder, model: Model, layer: int, target: Tar
 
 def _matrix_shapes(model: Model) -> tuple[tuple[int, int], ...]:
     """Return rows and columns of gate, up and down, or of up and down."""
-    _, hidden, intermediate, is_gated = model.expert_sizes
-    return ((intermediate, hidden),) * (1 + is_gated) + ((hidden, intermediate),)
+    sizes = model.expert_sizes
+    first, last = (sizes.intermediate, sizes.hidden), (sizes.hidden, sizes.intermediate)
+    return (first,) * (1 + sizes.is_gated) + (last,)
 
 
 def _kept_names(block: Block, published: Block, model: Model, layer: int) -> Iterator[tuple[str, str]]:
     """Yield the old and the new name of each tensor of the block that is not quantized."""
     yield f"{block.router}.weight", f"{published.router}.weight"
-    for argument in (*model.tensors, *model.rule(layer).tensors):
+    rule = model.rule(layer)
+    for argument in (*model.tensors, *rule.tensors, *rule.unused):
         yield block.tensor(argument), published.tensor(argument)
     for name, new_name in zip(block.shared_matrices(), published.shared_matrices(), strict=True):
         yield f"{name}.weight", f"{new_name}.weight"
@@ -147,21 +150,23 @@ def _shared_conversions(
     folder: ModelFolder, model: Model, block: Block, published: Block
 ) -> dict[str, Conversion]:
     """Split gate and up of the shared expert, if they are one tensor and were published apart."""
-    gate_up, down = block.shared_fused
-    if gate_up not in folder:
+    if not model.shared_size or block.shared_fused[0] not in folder:
         return {}
+    names = block.shared_fused
+    new_names = [f"{name}.weight" for name in published.shared_matrices()]
     if block.names.shared_fused == published.names.shared_fused != Names().shared_fused:
+        new_names = list(published.shared_fused)
+    if len(names) == len(new_names):
         return {
-            name: Copy(new_name, folder.spec(name))
-            for name, new_name in zip(block.shared_fused, published.shared_fused, strict=True)
+            name: Copy(new_name, folder.spec(name)) for name, new_name in zip(names, new_names, strict=True)
         }
-    dtype, _ = folder.spec(gate_up)
+    dtype, _ = folder.spec(names[0])
     size = model.shared_size
-    gate, up, new_down = published.shared_matrices()
+    gate, up, _ = published.shared_matrices()
     halves = {gate: lambda array: array[:size], up: lambda array: array[size:]}
     return {
-        gate_up: Split(Floats(dtype), (size, model.hidden_size), halves, quantizes=False),
-        down: Copy(f"{new_down}.weight", folder.spec(down)),
+        names[0]: Split(Floats(dtype), (size, model.hidden_size), halves, quantizes=False),
+        names[1]: Copy(new_names[-1], folder.spec(names[1])),
     }
 
 
@@ -170,32 +175,38 @@ def _fused_conversions(
 ) -> dict[str, Conversion]:
     """Convert experts in fused tensors; `blocks` has their own names, then the published ones."""
     block, published = blocks
-    fused = model.read_fused(folder, block)
+    groups = model.read_fused(folder, block)
     if model.is_stacked:
-        layout, sizes, last = fused.layout, fused.sizes, len(block.fused) - 1
-        names = zip(block.fused, published.fused, fused.by_rows(), strict=True)
-        return {
-            name: Stack(
-                target,
-                new_name,
-                (array.shape[0], array.shape[1], array.shape[2]),
-                partial(layout.by_rows, sizes=sizes, is_down=i == last),
-            )
-            for i, (name, new_name, array) in enumerate(names)
-        }
-    new_names = [published.expert_matrices(expert) for expert in range(model.num_experts)]
-    parts = range(len(published.names.matrices))
-    is_apart = len(block.fused) == len(parts)
+        return _stacks(groups[0], blocks, target)
+    new_names = iter(model.expert_matrices(published))
     result: dict[str, Conversion] = {}
-    for i, name in enumerate(block.fused):
-        group = parts[i : i + 1] if is_apart else (parts[:-1], parts[-1:])[i]
-        matrices = {
-            new_names[expert][part]: partial(_take, fused, (i, part, expert))
-            for part in group
-            for expert in range(model.num_experts)
-        }
-        result[name] = Split(target, _matrix_shapes(model)[group[0]], matrices)
+    for fused, names in zip(groups, (block.fused, block.shared_fused), strict=False):
+        experts = list(islice(new_names, fused.sizes.num_experts))
+        parts = range(len(experts[0]))
+        for i, name in enumerate(names):
+            group = parts[i : i + 1] if len(names) == len(parts) else (parts[:-1], parts[-1:])[i]
+            matrices = {
+                matrix_names[part]: partial(_take, fused, (i, part, expert))
+                for part in group
+                for expert, matrix_names in enumerate(experts)
+            }
+            result[name] = Split(target, _matrix_shapes(model)[group[0]], matrices)
     return result
+
+
+def _stacks(fused: FusedExperts, blocks: tuple[Block, Block], target: Target) -> dict[str, Conversion]:
+    layout, sizes = fused.layout, fused.sizes
+    old, new = (block.fused for block in blocks)
+    names = zip(old, new, fused.by_rows(), strict=True)
+    return {
+        name: Stack(
+            target,
+            new_name,
+            (array.shape[0], array.shape[1], array.shape[2]),
+            partial(layout.by_rows, sizes=sizes, is_down=name == old[-1]),
+        )
+        for name, new_name, array in names
+    }
 
 
 def _take(fused: FusedExperts, place: tuple[int, int, int], tensor: NDArray[Any]) -> NDArray[Any]:

@@ -62,6 +62,9 @@ class Quantization:
                 raise quantized.error(name, "none: a checkpoint in bfloat16", "one")
         self.model = read_model(config)
         is_stacked = self.model.is_stacked
+        if self.model.read_experts is not None and not is_stacked:
+            raise config.error("model_type", "one whose experts are written matrix by matrix",
+                               f"{config.string('model_type')!r}, which has a layout of its own")  # fmt: skip
         self.layout = layout or ("gpt-oss" if is_stacked else "compressed-tensors")
         if (self.layout == "gpt-oss") != is_stacked or (is_stacked and format != "mxfp4"):
             expected = "gpt-oss with mxfp4" if is_stacked else "compressed-tensors"

@@ -18,7 +18,7 @@ Arrays = dict[str, "NDArray[Any]"]
 _U8 = np.dtype(np.uint8)
 _BLOCK = 32
 _FP8_BLOCK = (128, 128)
-_EXPERTS = r"re:.*\.experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)$"
+_EXPERTS = r"re:.*\.(shared_)?experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)$"
 
 
 class Matrices(Protocol):
