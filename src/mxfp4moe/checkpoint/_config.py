@@ -156,7 +156,8 @@ class Config:
 
     def _check_same(self, names: Sequence[str], value: Any) -> None:
         """Raise if another name of a field has another value."""
-        for name in names:
+        found = [name for name in names if self.get(name) is not None]
+        for name in found[1:]:
             other = self.get(name)
-            if other is not None and (isinstance(other, bool), other) != (isinstance(value, bool), value):
-                raise self.error(name, f"{shorten(value)}, as in a field of the same meaning", shorten(other))
+            if (isinstance(other, bool), other) != (isinstance(value, bool), value):
+                raise self.error(name, f"{shorten(value)}, as {found[0]} says", shorten(other))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from mxfp4moe._arguments import join_choices
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
 
@@ -76,9 +75,7 @@ class Field:
         value = config.get(name)
         if not self.per_layer or not isinstance(value, list):
             return name, None
-        if len(value) not in config.list_lengths and config.list_lengths:
-            sizes = join_choices(map(str, config.list_lengths))
-            raise config.error(name, f"a list with an item for each of {sizes} layers", f"{len(value)} items")
+        check_length(config, name, value)
         return name, value or None
 
     def _check(self, config: Config) -> Any:
@@ -137,6 +134,14 @@ class Choice(Field):
         if self.otherwise is REQUIRED:
             return config.choice(self.alternatives, tuple(self.of))
         return next(value for name in self.alternatives if (value := config.get(name)) is not None)
+
+
+def check_length(config: Config, name: str, items: Sequence[Any], kind: type | None = None) -> None:
+    """Raise if a field has not one item for each layer."""
+    lengths = config.list_lengths
+    if lengths and len(items) not in lengths:
+        expected = f"a list of {lengths[0]}{f' {kind.__name__}' if kind else ''}"
+        raise config.error(name, expected, f"{shorten(items)} with {lengths[0]} layers (num_hidden_layers)")
 
 
 Value: TypeAlias = Any

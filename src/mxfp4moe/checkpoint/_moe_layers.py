@@ -10,7 +10,7 @@ from mxfp4moe._arguments import join_choices
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._checkpoint import format_ranges
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint._fields import Count, Field, Value, read_value
+from mxfp4moe.checkpoint._fields import Count, Field, Value, check_length, read_value
 
 Predicate: TypeAlias = Callable[[int], bool]
 
@@ -53,7 +53,7 @@ class LayerTypes(LayerRule):
         if value is None:
             raise config.error(name, "the kind of each layer", "no such field")
         types = list(value) if isinstance(value, str) else layer_list(config, name, str)
-        _check_length(config, name, types)
+        check_length(config, name, types, str)
         known = (*self.sparse, *self.dense)
         if wrong := [kind for kind in types if kind not in known]:
             raise config.error(name, f"{join_choices(map(repr, known))} for each layer", shorten(wrong[0]))
@@ -154,19 +154,13 @@ def find_moe_layers(rules: Sequence[LayerRule], config: Config, num_layers: int 
             first, second = (format_ranges(numbers) or "no" for numbers in sets)
             name = next(name for name in rule.names if config.get(name) is not None)
             other = next(name for name in present[0].names if config.get(name) is not None)
-            raise config.error(name, f"layers {first} with experts, as {other} says", f"layers {second}")
+            expected = f"layers {first} with experts, as {other} says"
+            raise config.error(name, expected, f"layers {second} (num_hidden_layers = {num_layers})")
     return found[0]
 
 
 def layer_list(config: Config, name: str, kind: type) -> list[Any]:
     """A list with an item for each layer."""
-    lengths = config.list_lengths
-    value = config.get(name)
-    length = lengths[0] if lengths and not (isinstance(value, list) and len(value) in lengths) else None
-    return config.list_of(name, kind, length) or []
-
-
-def _check_length(config: Config, name: str, items: Sequence[Any]) -> None:
-    if config.list_lengths and len(items) not in config.list_lengths:
-        sizes = join_choices(map(str, config.list_lengths))
-        raise config.error(name, f"an item for each of {sizes} layers", f"{len(items)} items")
+    items = config.list_of(name, kind) or []
+    check_length(config, name, items, kind)
+    return items

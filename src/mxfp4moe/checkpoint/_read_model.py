@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._fields import Choice, Count, Field, Value, read_value
 from mxfp4moe.checkpoint._model import Model, Rule, TensorSpec
@@ -75,14 +76,13 @@ def read_model(row: ModelType, config: Config) -> Model:
         },
         options=_read_options(row, text, latent, num_zero),
         by_layer=_by_layer({"top_k": top_k, "limit": _read_layers(row.limit, text)}),
-        layer_fields=tuple(
-            name for each in row.moe_layers for name in each.names if text.get(name) is not None
-        ),
+        layer_fields=_layer_fields(row, text),
     )
     model = _read_shared(row, text, model)
     model = model if row.change is None else row.change(model, text)
     check_options(text, model.rule(0))
-    return replace(model, sizes_text=", ".join(_texts(row, text)))
+    texts = [*_texts(row, text), *([model.sizes_text] if model.sizes_text else [])]
+    return replace(model, sizes_text=", ".join(dict.fromkeys(texts)))
 
 
 def _check_nested_type(row: ModelType, config: Config, text: Config) -> None:
@@ -105,7 +105,7 @@ def _read_rule(row: ModelType, text: Config, num_rows: int, top_k: int) -> Rule:
     arguments = {name: value for name, value in values.items() if value is not None}
     name = routing.function
     if routing.groups is not None:
-        groups = _read_groups(routing.groups, text, num_rows)
+        groups = _read_groups(routing.groups, text, (row.num_experts.name_in(text), num_rows))
         if groups:
             name, arguments = routing.groups.function, {**groups, **arguments, **routing.groups.arguments}
             _check_groups(routing.groups, text, arguments, (num_rows, top_k))
@@ -114,13 +114,13 @@ def _read_rule(row: ModelType, text: Config, num_rows: int, top_k: int) -> Rule:
     return Rule(name, arguments, tensors, routing.unused)
 
 
-def _read_groups(groups: Groups, text: Config, num_experts: int) -> dict[str, int]:
-    """The arguments of routing by groups, none if there is one group."""
-    field = groups.num_groups
+def _read_groups(groups: Groups, text: Config, experts: tuple[str, int]) -> dict[str, int]:
+    """The arguments of routing by groups, none if there is one group; `experts`: their field and number."""
+    field, num_experts = groups.num_groups, experts[1]
     num_groups = read_value(replace(field, maximum=num_experts), text)
     if num_experts % num_groups:
         name = field.name_in(text)
-        raise text.error(name, f"a divisor of n_routed_experts = {num_experts}", str(num_groups))
+        raise text.error(name, f"a divisor of {experts[0]} = {num_experts}", str(num_groups))
     kept = read_value(replace(groups.topk_group, maximum=num_groups), text) if num_groups > 1 else 1
     return {"num_groups": num_groups, "topk_group": kept} if num_groups > 1 else {}
 
@@ -130,7 +130,8 @@ def _check_groups(groups: Groups, text: Config, arguments: Mapping[str, Any], si
     kept, each, top_k = arguments["topk_group"], sizes[0] // arguments["num_groups"], sizes[1]
     if top_k > kept * each and arguments.get("masked_groups") != "zero":
         expected = f"at least {top_k} experts (num_experts_per_tok) in the groups that are kept"
-        raise text.error(groups.topk_group.name_in(text), expected, f"{kept} groups of {each}")
+        got = f"{kept} groups of {each}, with {groups.num_groups.name_in(text)} = {arguments['num_groups']}"
+        raise text.error(groups.topk_group.name_in(text), expected, got)
 
 
 def _read_shared(row: ModelType, text: Config, model: Model) -> Model:
@@ -201,13 +202,18 @@ def _by_layer(
     }
 
 
+def _layer_fields(row: ModelType, text: Config) -> tuple[str, ...]:
+    """The fields that say which layers have experts, or those that are missing for that."""
+    names = tuple(name for rule in row.moe_layers for name in rule.names)
+    return tuple(name if text.get(name) is not None else f"no {name}" for name in names)
+
+
 def _texts(row: ModelType, text: Config) -> Iterator[str]:
     """The fields that shapes follow from, each with its value."""
     shared = () if row.shared is None else (row.shared.count, row.shared.size)
-    fields = (row.hidden_size, row.intermediate_size, row.num_experts, *shared, row.latent_size, row.routing)
-    for field in (*fields, row.num_zero_experts):
+    sizes = (row.hidden_size, row.intermediate_size, row.num_experts, row.num_zero_experts, row.top_k)
+    arguments = read_value(row.routing, text).arguments.values()
+    for field in (*sizes, *shared, row.latent_size, row.tensors, row.routing, *arguments):
         if isinstance(field, Field):
-            name = field.name_in(text)
-            value = text.get(name)
-            if value is not None or not isinstance(field, Choice):
-                yield f"{name} = {'missing' if value is None else value}"
+            name, value = field.name_in(text), text.get(field.name_in(text))
+            yield f"no {field.names}" if value is None else f"{name} = {shorten(value)}"

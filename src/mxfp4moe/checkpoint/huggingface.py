@@ -50,7 +50,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         except ValueError as error:
             found = self._model.has_block(self._folder, layer) if layer >= 0 else False
             fields = self._model.layer_fields if layer < self.num_layers else ("num_hidden_layers",)
-            says = f"; config.json says so ({', '.join(fields) or 'by default'})"
+            says = f"; config.json says so ({', '.join(fields) or 'all layers'})"
             contradicts = ", and a router of it is in the tensors" if found else ""
             raise ValueError(f"{error}{says}{contradicts}") from None
         return number

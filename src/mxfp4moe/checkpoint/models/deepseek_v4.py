@@ -35,6 +35,7 @@ def _change(model: Model, config: Config) -> Model:
     return replace(
         model,
         storage_fields=("expert_dtype",),
+        sizes_text=f"vocab_size = {vocab_size}",
         shared_scheme=shared_scheme,
         rule=lambda layer: by_hash if layer in is_hash else by_score,
     )
