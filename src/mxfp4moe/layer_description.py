@@ -251,6 +251,15 @@ class LayerDescription(Generic[_Experts]):
         values = {each.name: (getattr(self, each.name), each.default) for each in later}
         return {name: value for name, (value, default) in values.items() if not _same(value, default)}
 
+    def later_texts(self) -> list[str]:
+        """Return the same fields as ``name=value``, for a person to read.
+
+        Returns
+        -------
+        list of str
+        """
+        return [f"{name}={_text(value)}" for name, value in self.later_fields().items()]
+
     def _field_texts(self) -> list[str]:
         """Sizes and options as ``name=value``, as far as they are given, for a person to read."""
         texts: dict[str, Any] = {} if self.layer_number is None else {"layer": self.layer_number}
@@ -271,8 +280,7 @@ class LayerDescription(Generic[_Experts]):
         if self.shared_experts is not None:
             shared = self.shared_experts
             texts["shared_experts"] = f"{shared.intermediate_size} of {shared.format!r}"
-        texts |= {name: _text(value) for name, value in self.later_fields().items()}
-        return [f"{name}={value}" for name, value in texts.items()]
+        return [*(f"{name}={value}" for name, value in texts.items()), *self.later_texts()]
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -299,6 +307,8 @@ class LayerDescription(Generic[_Experts]):
         if self.latent_down is None:
             return
         self._check_array("latent_down", (latent, "hidden_size"))
+        if not self.hidden_size:
+            raise value_error("latent_down", "a hidden_size of at least 1", "0")
         self._check_array("latent_up", (self.hidden_size, latent))
         self._check_array("latent_norm", (latent,))
         if self.latent_norm is not None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_fields import BF16, COMBINATIONS, EXPERTS, HIDDEN, LATENT, ZERO, exact_call, random_call
+from layer_fields import BF16, COMBINATIONS, EXPERTS, FIELDS, HIDDEN, LATENT, ZERO, exact_call, random_call
 from packed_bytes import with_table
 from problems import assert_same_bits, rel_l2
 
 import mxfp4moe as mx
 from mxfp4moe import reference
+from mxfp4moe.cli import main
 from mxfp4moe.packed.container import PackedFile
 
 ALL = COMBINATIONS[-2:]  # with zero experts, or with latent ones
@@ -32,6 +33,18 @@ def test_exact_layers_are_equal_bit_for_bit(isa: str, rng: np.random.Generator, 
     assert_same_bits(call.run(), expected)
     for dtype in (np.float16, BF16):
         assert_same_bits(call.cast(dtype).run(), expected.astype(dtype))
+
+
+def test_any_exact_layer_is_equal_bit_for_bit(isa: str) -> None:
+    @settings(max_examples=12)
+    @given(st.sets(st.sampled_from(FIELDS)), st.integers(0, 18), st.integers(0, 2**32))
+    def check(names: set[str], num_tokens: int, seed: int) -> None:
+        if names & {"latent", "latent norm"}:
+            names = names - {"zero experts"}
+        call = exact_call(np.random.default_rng(seed), names, num_tokens)
+        assert_same_bits(call.run(), call.reference())
+
+    check()
 
 
 @every_combination
@@ -149,6 +162,17 @@ def test_wrong_files_are_refused(tmp_path: Path, rng: np.random.Generator, case:
         mx.MoELayer.open(path)
 
 
+def test_inspect_shows_what_few_layers_have(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random_call(rng, ["shared gate", "zero experts"], 1).layer.save(tmp_path / "a")
+    assert main(["inspect", str(tmp_path / "a")]) == 0
+    assert "All layers: shared_gate=float32[72], num_zero_experts=3\n" in capsys.readouterr().out
+    random_call(rng, ["shared"], 1).layer.save(tmp_path / "b")
+    assert main(["inspect", str(tmp_path / "b")]) == 0
+    assert "All layers" not in capsys.readouterr().out
+
+
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
@@ -209,6 +233,8 @@ WRONG: dict[str, tuple[tuple[str, ...], dict[str, Any], type[Exception], str]] =
         r"latent_norm: expected shape \(40,\), got shape \(72,\)"),
     "down transposed": (("latent",), {"latent_down": floats(HIDDEN, LATENT)}, ValueError,
         r"latent_down: expected shape \(40, hidden_size\), got shape \(72, 40\)"),
+    "down of no columns": (("latent",), {"latent_down": floats(LATENT, 0), "latent_up": floats(0, LATENT)},
+        ValueError, "latent_down: expected a hidden_size of at least 1, got 0"),
     "up transposed": (("latent",), {"latent_up": floats(LATENT, HIDDEN)}, ValueError,
         r"latent_up: expected shape \(72, 40\), got shape \(40, 72\)"),
     "router of the latent width": (("latent",), {"router_weight": floats(EXPERTS, LATENT)}, ValueError,

@@ -35,6 +35,8 @@ class LayerInfo:
         How the checkpoint stores the shared expert, in words.
     shared_nbytes : int
         Size of the shared expert, 0 without one.
+    special : str
+        The arguments of `MoELayer` that few layers have, as far as this one has them, in words.
 
     Examples
     --------
@@ -51,6 +53,7 @@ class LayerInfo:
     nbytes: int
     shared_source: str | None
     shared_nbytes: int
+    special: str = ""
 
 
 class Checkpoint(ABC):
@@ -149,6 +152,7 @@ class Checkpoint(ABC):
             nbytes=description.nbytes,
             shared_source=None if shared is None else _stored(shared),
             shared_nbytes=0 if shared is None else shared.nbytes,
+            special=", ".join(description.later_texts()),
         )
 
     def check_layer(self, layer: int) -> int:

@@ -131,3 +131,7 @@ def _print(path: Path, fields: dict[str, Any], rows: list[dict[str, Any]]) -> No
     if not any(columns["shared"]):
         del columns["shared"]
     print(f"\n{table(columns, numbers=('layer', 'MB'))}")
+    for special in dict.fromkeys(row["special"] for row in rows if row["special"]):
+        layers = [str(row["layer"]) for row in rows if row["special"] == special]
+        which = "All layers" if len(layers) == len(rows) else f"Layers {', '.join(layers)}"
+        print(f"{which}: {printable(special)}")

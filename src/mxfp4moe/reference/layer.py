@@ -158,9 +158,10 @@ def rms_factors(rows: np.ndarray, epsilon: float) -> np.ndarray:
     [[0.25]]
     """
     size = rows.shape[-1]
-    padded = np.zeros((*rows.shape[:-1], -(-size // 8) * 8))
+    steps = -(-size // 8)
+    padded = np.zeros((*rows.shape[:-1], steps * 8))
     padded[..., :size] = rows.astype(np.float64) ** 2
-    sums = np.add.accumulate(padded.reshape(*rows.shape[:-1], -1, 8), axis=-2)[..., -1, :]
+    sums = np.add.accumulate(padded.reshape(*rows.shape[:-1], steps, 8), axis=-2)[..., -1, :]
     while sums.shape[-1] > 1:
         sums = sums[..., 0::2] + sums[..., 1::2]
     return np.asarray(1 / np.sqrt(sums / size + epsilon))

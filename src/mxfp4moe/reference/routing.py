@@ -502,14 +502,15 @@ def _selection_scores(logits: np.ndarray, values: np.ndarray, bias: np.ndarray |
 
 def _in_best_groups(selection: np.ndarray, num_groups: int, topk_group: int, group_score: str) -> np.ndarray:
     """Which experts are in the best groups."""
-    best = np.sort(selection.reshape(*selection.shape[:-1], num_groups, -1), axis=-1)[..., -2:]
+    size = selection.shape[-1] // num_groups
+    best = np.sort(selection.reshape(*selection.shape[:-1], num_groups, size), axis=-1)[..., -2:]
     group_scores = best[..., -1]
     if group_score == "top2_sum":
         with np.errstate(over="ignore"):
             pair = best.sum(axis=-1, dtype=np.float32)
         group_scores = np.where(best[..., 0] == -np.inf, group_scores, pair)
     kept_groups = _descending(group_scores)[..., :topk_group]
-    group_of_expert = np.arange(selection.shape[-1]) // (selection.shape[-1] // num_groups)
+    group_of_expert = np.arange(selection.shape[-1]) // size
     return np.asarray((group_of_expert[:, None] == kept_groups[..., None, :]).any(axis=-1))
 
 
