@@ -214,6 +214,7 @@ def _texts(row: ModelType, text: Config) -> Iterator[str]:
     sizes = (row.hidden_size, row.intermediate_size, row.num_experts, row.num_zero_experts, row.top_k)
     arguments = read_value(row.routing, text).arguments.values()
     for field in (*sizes, *shared, row.latent_size, row.tensors, row.routing, *arguments):
-        if isinstance(field, Field):
+        while isinstance(field, Field):
             name, value = field.name_in(text), text.get(field.name_in(text))
             yield f"no {field.names}" if value is None else f"{name} = {shorten(value)}"
+            field = field.read(text) if isinstance(field, Choice) else None
