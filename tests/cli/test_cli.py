@@ -327,7 +327,9 @@ def test_roofline_counts_shared_experts(rng: np.random.Generator) -> None:
     shared = layer.shared_experts
     assert shared is not None
     batch, ids = rng.standard_normal((3, layer.hidden_size), np.float32), np.array([0, 1, 3])
-    (call,) = _roofline.measure(layer, _roofline.Roofline(layer.experts, 1), [batch], [ids]).calls
+    (call,) = _roofline.measure(
+        layer, _roofline.Roofline(layer.experts, 1), [batch], [{"input_ids": ids}]
+    ).calls
     num_distinct = len(set(layer.route(batch, ids)[1].ravel().tolist()))
 
     def nbytes(experts: mx.PackedExperts) -> float:

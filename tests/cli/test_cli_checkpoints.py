@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from bfloat16_models import EXPERTS, HIDDEN, LAYERS, TOP_K, write_model
+from model_folders import NAMES, load
 from packed_examples import make_experts, make_layer
 
 import mxfp4moe as mx
@@ -220,6 +221,34 @@ def test_run_takes_token_ids(
     assert np.array_equal(np.load(tmp_path / "y.npy"), layer(x, ids))
     assert main(command) == 1
     assert f"{tmp_path / 'x.npy'}: input_ids: expected token ids" in error_of(capsys)
+
+
+def test_run_takes_what_the_router_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load("gemma4")
+    folder, inputs = model.write(tmp_path / "model"), model.inputs(np.float32)
+    command = ["run", "--checkpoint", str(folder), "--output", str(tmp_path / "y.npy")]
+    for option, name in (("--input", "hidden_states"), ("--router-hidden-states", "router_hidden_states")):
+        np.save(tmp_path / f"{name}.npy", inputs[name])
+        command += [option, str(tmp_path / f"{name}.npy")]
+    assert main(command) == 0
+    layer = mx.MoELayer.from_checkpoint(folder, model.layer)
+    assert np.array_equal(np.load(tmp_path / "y.npy"), layer(**inputs))
+    assert main(command[:-2]) == 1
+    assert "hidden_states.npy: router_hidden_states: expected the array" in error_of(capsys)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inspect_shows_every_model_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    model = load(name)
+    folder = model.write(tmp_path)
+    if len(mx.checkpoint.open(folder).moe_layers) > 1:  # of others, the folder has but one layer
+        return
+    assert main(["inspect", str(folder), "--json"]) == 0
+    (layer,) = json.loads(capsys.readouterr().out)["layers"]
+    assert layer["layer"] == model.layer
+    assert layer["routing"] == mx.checkpoint.read_layer(folder, model.layer).routing_text
 
 
 def as_pickle(path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bfloat16_models import LAYERS, write_model
 from checkpoints import MODELS
+from model_folders import NAMES, load
 from packed_examples import ROUTINGS, make_experts, make_layer
 
 import mxfp4moe as mx
@@ -31,6 +32,12 @@ def test_model_is_correct(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
         r"Check of 4 tokens against the float64 reference: .*: correct\n", out.replace("\n  ", " ")
     )
     assert err == ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_type_is_correct(tmp_path: Path, name: str) -> None:
+    model = load(name)
+    assert demo(model.write(tmp_path), "--layer", str(model.layer)) == 0
 
 
 @pytest.mark.parametrize("kind", ROUTINGS)
@@ -74,8 +81,10 @@ def test_wrong_results_are_found(
     folder = written.write(tmp_path)
     compute = mx.MoELayer.__call__
 
-    def wrong(self: mx.MoELayer, x: Any, ids: Any = None, **how: Any) -> Any:
-        return compute(self, x, None if ids is None else ids[::-1], **how) * x.dtype.type(1.0 + 2.0**-5)
+    def wrong(self: mx.MoELayer, x: Any, input_ids: Any = None, **how: Any) -> Any:
+        return compute(self, x, None if input_ids is None else input_ids[::-1], **how) * x.dtype.type(
+            1.0 + 2.0**-5
+        )
 
     monkeypatch.setattr(mx.MoELayer, "__call__", wrong)
     assert demo(folder, "--layer", str(written.layer)) == 1

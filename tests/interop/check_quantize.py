@@ -7,6 +7,8 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,13 @@ from safetensors.torch import load_file
 import mxfp4moe as mx
 from mxfp4moe.cli import main as mxfp4moe_command
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from model_folders import load
+
 BF16 = ml_dtypes.bfloat16
 Arrays = dict[str, np.ndarray]
 
+FORMATS = ("mxfp4", "fp8_block")
 COMMON = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
@@ -79,7 +85,42 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **COMMON, num_local_experts=4, intermediate_size=256, layer_types=["full_attention"] * 2
     ),
 }  # fmt: skip
-FIRST_MOE_LAYER = {"deepseek_v3": 1, "minimax_m3_vl": 1, "minimax_m3_vl_text": 1}
+# Configurations of tests/data/models, with sizes of multiples of 32: the other styles of names.
+FOLDERS: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {"shared_expert_intermediate_size": 64},
+    "qwen3_5_moe": {"text_config": {"shared_expert_intermediate_size": 64}},  # published fused
+    "qwen3_omni_moe": {},
+    "llama4_text": {},  # published fused and transposed
+    "nemotron_h": {"moe_shared_expert_intermediate_size": 64},  # no gate
+    "jamba": {"intermediate_size": 64},
+    "phimoe": {},
+    "hunyuan_v1_moe": {},
+    "ernie4_5_moe": {},
+    "kimi_linear": {},
+    "lfm2_moe": {},
+    "afmoe": {},
+    "granitemoe": {},
+    "dbrx": {},
+    "aria_text": {},
+    "step3p7": {"text_config": {"share_expert_dim": 64}},
+    "gemma4": {},
+    "mistral4": {},
+    "jetmoe": {},
+    "inkling_text": {},
+    "longcat_flash": {},
+}
+
+
+def folder_config(model_type: str) -> Any:
+    text = json.dumps(load(model_type).config).replace('{"__float__": "Infinity"}', "Infinity")
+    fields = json.loads(text)  # which transformers itself writes so
+    for name, value in FOLDERS[model_type].items():
+        fields[name] = {**fields[name], **value} if isinstance(value, dict) else value
+    fields.pop("transformers_version", None)
+    return transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+CONFIGS |= {name: partial(folder_config, name) for name in FOLDERS}
 # Transformers 5.24 has no conversion for them, or one that fails; mxfp4moe and compressed-tensors read them.
 NOT_OF_TRANSFORMERS = {
     ("qwen3_vl_moe", "mxfp4"),
@@ -87,9 +128,18 @@ NOT_OF_TRANSFORMERS = {
     ("minimax_m3_vl", "mxfp4"),
     ("minimax_m3_vl_text", "mxfp4"),
     ("minimax_m3_vl_text", "fp8_block"),
+    ("kimi_linear", "mxfp4"),
+    ("llama4_text", "fp8_block"),
+    # It has no names for a tensor of each expert of these, which are published with fused ones.
+    *product(
+        ("granitemoe", "dbrx", "aria_text", "step3p7", "gemma4", "mistral4", "jetmoe", "inkling_text"),
+        FORMATS,
+    ),
+    *product(("longcat_flash",), FORMATS),  # its own names of zero experts
 }
+TRANSPOSED = ("gpt_oss",)
 PARTS = {"gate": ("gate_proj", "w1"), "up": ("up_proj", "w3"), "down": ("down_proj", "w2")}
-EXPERT = re.compile(r"(.*layers\.(\d+)\.\w+\.experts\.\d+\.\w+)\.weight(?:_packed)?")
+EXPERT = re.compile(r"(.*layers\.(\d+)\.\w+\.experts\.(\d+)\.\w+)\.weight(?:_packed)?")
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -99,6 +149,8 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def auto_class(model_type: str) -> Any:
+    if model_type in FOLDERS:
+        return getattr(transformers, load(model_type).config["architectures"][0])
     if model_type in ("qwen3_vl_moe", "minimax_m3_vl"):
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
@@ -107,7 +159,9 @@ def auto_class(model_type: str) -> Any:
 def make_model(folder: Path, model_type: str, dtype: torch.dtype, published: bool) -> torch.nn.Module:
     """A model with random weights, as `transformers` saves it: with published names, or with its own."""
     torch.manual_seed(0)
-    model = auto_class(model_type).from_config(CONFIGS[model_type](), dtype=dtype)
+    config, make = CONFIGS[model_type](), auto_class(model_type)
+    from_config = make._from_config if model_type in FOLDERS else make.from_config
+    model = from_config(config, dtype=dtype)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
         parameter.data.flatten()[:64] = 0  # blocks of zeros
@@ -138,20 +192,28 @@ def dequantize(tensors: dict[str, torch.Tensor], name: str) -> np.ndarray:
     return (values.astype(np.float32) * each).astype(BF16)
 
 
-def expected_experts(tensors: dict[str, torch.Tensor], model_type: str, layer: int) -> tuple[np.ndarray, ...]:
-    """gate_up_proj and down_proj of all experts in the shapes that `transformers` keeps them in."""
+def expected_experts(tensors: dict[str, torch.Tensor], model_type: str, layer: int) -> dict[str, np.ndarray]:
+    """The parameters of all experts, by name, in the shapes that `transformers` keeps them in."""
     if model_type == "gpt_oss":
         prefix = f"model.layers.{layer}.mlp.experts"
-        matrices = (dequantize(tensors, f"{prefix}.{name}") for name in ("gate_up_proj", "down_proj"))
-        return tuple(matrix.transpose(0, 2, 1) for matrix in matrices)
-    found = [match[1] for name in tensors if (match := EXPERT.fullmatch(name)) and int(match[2]) == layer]
-    parts = {
-        part: [dequantize(tensors, name) for name in sorted(set(found)) if name.endswith(names)]
-        for part, names in PARTS.items()
+        both = {name: dequantize(tensors, f"{prefix}.{name}") for name in ("gate_up_proj", "down_proj")}
+    else:
+        matches = [match for name in tensors if (match := EXPERT.fullmatch(name)) and int(match[2]) == layer]
+        found = {match[1]: int(match[3]) for match in matches}
+        parts = {
+            part: [dequantize(tensors, n) for n in sorted(found, key=found.__getitem__) if n.endswith(names)]
+            for part, names in PARTS.items()
+        }
+        up = parts["up"]
+        if parts["gate"]:
+            up = [np.concatenate(pair) for pair in zip(parts["gate"], up, strict=True)]
+        both = {
+            "gate_up_proj" if parts["gate"] else "up_proj": np.stack(up),
+            "down_proj": np.stack(parts["down"]),
+        }
+    return {
+        name: array.transpose(0, 2, 1) if model_type in TRANSPOSED else array for name, array in both.items()
     }
-    assert all(len(matrices) == 4 for matrices in parts.values())
-    gate_up = [np.concatenate(pair) for pair in zip(parts["gate"], parts["up"], strict=True)]
-    return np.stack(gate_up), np.stack(parts["down"])
 
 
 def read_with_transformers(folder: Path, model_type: str, format: str) -> tuple[Any, dict[str, Any]]:
@@ -177,10 +239,17 @@ def compare_transformers(
     model, info = read_with_transformers(folder, model_type, format)
     yield "transformers: nothing missing, nothing left over", not any(info.values())
     read = dict(model.named_parameters()) | dict(model.named_buffers())
-    for layer in range(FIRST_MOE_LAYER.get(model_type, 0), 2):
-        expected = expected_experts(tensors, model_type, layer)
-        for part, array in zip(("gate_up_proj", "down_proj"), expected, strict=True):
-            (name,) = (n for n in read if n.endswith(f"layers.{layer}.mlp.experts.{part}"))
+    if apart := [name for name in read if EXPERT.fullmatch(name)]:  # of Llama-4, experts become modules
+        matrices = {name: as_numpy(read.pop(name)) for name in apart}
+        same = all(
+            array.tobytes() == dequantize(tensors, name.removesuffix(".weight")).tobytes()
+            for name, array in matrices.items()
+        )
+        yield f"transformers: {len(apart)} matrices", same
+    for layer in () if apart else mx.checkpoint.open(folder).moe_layers:
+        for part, array in expected_experts(tensors, model_type, layer).items():
+            place = re.compile(rf".*layers\.{layer}\.\w+\.experts\.{part}")
+            (name,) = filter(place.fullmatch, read)
             got = as_numpy(read.pop(name))
             same = got.shape == array.shape and got.tobytes() == array.tobytes()
             yield f"transformers: layer {layer} {part} {list(got.shape)}", same
@@ -192,7 +261,7 @@ def compare_transformers(
 def compare_mxfp4moe(folder: Path, source: Path, format: str) -> Iterator[tuple[str, bool]]:
     """Every layer, against the source quantized while it is loaded."""
     got, expected = mx.load_layers(folder), mx.load_layers(source, quantize=format)
-    x = np.random.default_rng(0).standard_normal((8, COMMON["hidden_size"])).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((8, got[0].hidden_size)).astype(np.float32)
     ids, weights = np.tile(np.arange(4, dtype=np.int32), (8, 1)), np.ones((8, 4), np.float32)
     same = bool(got) and len(got) == len(expected)
     for ours, theirs in zip(got, expected, strict=True):
@@ -219,7 +288,10 @@ def compare_compressed_tensors(folder: Path, model_type: str) -> Iterator[tuple[
         state = {part: tensors[f"{name}.{part}"] for part in ("weight_packed", "weight_scale")}
         got = as_numpy(compressor.decompress(state, scheme)["weight"].to(torch.bfloat16))
         same &= got.tobytes() == dequantize(tensors, name).tobytes()
-    yield f"compressed-tensors: {len(packed)} matrices", same and len(packed) in (12, 24)
+    model = mx.checkpoint.open(folder)
+    num_experts = model.read_layer(model.moe_layers[0]).experts.num_experts
+    num_matrices = len(model.moe_layers) * num_experts * (2 if model.activation == "relu2" else 3)
+    yield f"compressed-tensors: {len(packed)} matrices", same and len(packed) == num_matrices
     targeted = [name for name in packed if any(match_name(name, target) for target in scheme.targets)]
     yield "compressed-tensors: every matrix is a target", targeted == packed
     rest = [n.removesuffix(".weight") for n, t in tensors.items() if n.endswith(".weight") and t.ndim == 2]
@@ -249,7 +321,8 @@ def main() -> int:
         for model_type in CONFIGS
         for dtype in ("bfloat16", "float16")[: 1 + (model_type == "gpt_oss")]
         for published in (True, False)
-        for format in ("mxfp4", "fp8_block")[: 1 + (model_type != "gpt_oss")]
+        for format in FORMATS[: 1 + (model_type != "gpt_oss")]
+        if not sys.argv[1:] or model_type in sys.argv[1:]
     ]
     for model_type, dtype, published, format in runs:
         with tempfile.TemporaryDirectory() as temporary:

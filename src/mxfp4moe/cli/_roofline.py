@@ -111,7 +111,8 @@ class Run:
     results: list[np.ndarray[Any, Any]]
     calls: list[Call]
     speeds: list[Speed]
-    input_ids: list[np.ndarray[Any, Any] | None] = field(default_factory=list)
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """What else each call was given, by the name of the argument."""
 
     @property
     def typical(self) -> Call:
@@ -151,20 +152,23 @@ def measure(
     layer: MoELayer,
     roofline: Roofline,
     batches: list[np.ndarray[Any, Any]],
-    input_ids: list[np.ndarray[Any, Any] | None] | None = None,
+    others: list[dict[str, Any]] | None = None,
 ) -> Run:
-    """Call `layer` once for each batch of hidden states, each time after a sample of the roofline."""
+    """Call `layer` once for each batch of hidden states, each time after a sample of the roofline.
+
+    `others` are further arguments of each call, by name.
+    """
     num_threads = roofline.num_threads
-    run = Run(batches, [], [], [], input_ids or [None] * len(batches))
-    layer(batches[0], run.input_ids[0], num_threads=num_threads)  # wakes threads, touches the workspace
-    for hidden_states, ids in zip(batches, run.input_ids, strict=True):
+    run = Run(batches, [], [], [], others or [{} for _ in batches])
+    layer(batches[0], **run.others[0], num_threads=num_threads)  # wakes threads, touches the workspace
+    for hidden_states, other in zip(batches, run.others, strict=True):
         run.speeds.append(roofline.sample())
         begin = perf_counter()
-        run.results.append(layer(hidden_states, ids, num_threads=num_threads))
+        run.results.append(layer(hidden_states, **other, num_threads=num_threads))
         seconds = perf_counter() - begin
-        num_distinct = np.unique(layer.route(hidden_states, ids)[1]).size
-        slots = len(hidden_states) * layer.top_k
-        nbytes, flops = num_distinct * _bytes(layer.experts), slots * _flops(layer.experts)
+        ids = layer.route(hidden_states, **other)[1]
+        ids = ids[ids < layer.experts.num_experts]  # the others are zero experts, which cost nothing
+        nbytes, flops = np.unique(ids).size * _bytes(layer.experts), ids.size * _flops(layer.experts)
         if layer.shared_experts is not None:
             nbytes += _bytes(layer.shared_experts)
             flops += len(hidden_states) * _flops(layer.shared_experts)

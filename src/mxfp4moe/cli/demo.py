@@ -140,15 +140,21 @@ def _run_layer(args: argparse.Namespace, path: Path) -> int:
     return 0 if correct else 1
 
 
-def _draw_tokens(rng: np.random.Generator, layer: MoELayer, num_tokens: int) -> tuple[_Array, _Array | None]:
-    """Hidden states in bfloat16, and token ids if the layer routes by them."""
-    hidden_states = rng.standard_normal((num_tokens, layer.hidden_size), np.float32).astype(
-        ml_dtypes.bfloat16
-    )
-    if layer.routing != "hash_topk":
-        return hidden_states, None
-    vocab_size = len(layer.routing_arguments["tid2eid"])
-    return hidden_states, rng.integers(vocab_size, size=num_tokens)
+def _draw_tokens(
+    rng: np.random.Generator, layer: MoELayer, num_tokens: int
+) -> tuple[_Array, dict[str, _Array]]:
+    """Hidden states in bfloat16, and what else the layer needs, by the name of the argument."""
+
+    def draw() -> _Array:
+        shape = num_tokens, layer.hidden_size
+        return rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
+
+    hidden_states, others = draw(), {}
+    if layer.routing == "hash_topk":
+        others["input_ids"] = rng.integers(len(layer.routing_arguments["tid2eid"]), size=num_tokens)
+    if layer.separate_router_input:
+        others["router_hidden_states"] = draw()
+    return hidden_states, others
 
 
 def _print_table(runs: dict[str, Run], best: Speed) -> None:
@@ -189,9 +195,8 @@ def _check(layer: LayerDescription[AnyExperts], runs: list[Run]) -> _Check:
     tokens, results = (
         np.concatenate([getattr(one, name) for one in samples]) for name in _Sample._fields[:2]
     )
-    ids = [one.input_ids for one in samples if one.input_ids is not None]
-    input_ids = np.concatenate(ids) if ids else None
-    expected = reference.moe_layer_float64(tokens, layer, input_ids)
+    others = {name: np.concatenate([one.others[name] for one in samples]) for name in samples[0].others}
+    expected = reference.moe_layer_float64(tokens, layer, **others)
 
     def relative_error(result: _Array) -> float:
         size = float(np.linalg.norm(expected)) or 1.0
@@ -200,7 +205,7 @@ def _check(layer: LayerDescription[AnyExperts], runs: list[Run]) -> _Check:
     error, allowed = relative_error(results), ERROR_BOUND
     if error > allowed:
         # That is for large layers; over few numbers the roundings of the contract do not average out.
-        allowed = max(allowed, 1.1 * relative_error(reference.moe_layer(tokens, layer, input_ids)))
+        allowed = max(allowed, 1.1 * relative_error(reference.moe_layer(tokens, layer, **others)))
     return _Check(error, allowed, len(tokens))
 
 
@@ -209,16 +214,14 @@ class _Sample(NamedTuple):
 
     hidden_states: _Array
     result: _Array
-    input_ids: _Array | None
+    others: dict[str, _Array]
 
 
 def _sample(run: Run) -> _Sample:
     rows = np.concatenate(run.hidden_states)
     chosen = np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows))).astype(int)
-    ids = [ids for ids in run.input_ids if ids is not None]
-    return _Sample(
-        rows[chosen], np.concatenate(run.results)[chosen], np.concatenate(ids)[chosen] if ids else None
-    )
+    others = {name: np.concatenate([each[name] for each in run.others])[chosen] for name in run.others[0]}
+    return _Sample(rows[chosen], np.concatenate(run.results)[chosen], others)
 
 
 @contextmanager

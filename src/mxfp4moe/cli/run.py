@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from mxfp4moe.cli._arguments import add_layer, add_quantize, add_threads, chosen_layer, path_or_dash
+from mxfp4moe.cli._arguments import add_layer, add_quantize, add_threads, chosen_layer, flag, path_or_dash
 from mxfp4moe.cli._streams import is_null
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ the standard output. The input holds hidden states of shape (..., hidden_size) i
 bfloat16, the latter as np.save writes arrays of ml_dtypes.bfloat16 (dtype V2). The output has the same dtype
 and shape.
 """
+
+_OTHERS = {
+    "input_ids": "Token ids, for layers that route by them. Default: none.",
+    "router_hidden_states": "What the router reads, if that is not --input. Default: none.",
+}
+"""Further arguments of a layer, by name."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,10 +48,10 @@ def add_parser(subparsers: Any) -> None:
     for option, what in (
         ("--input", "The hidden states. Required."),
         ("--output", "Where to write the result. Required."),
-        ("--input-ids", "Token ids, for layers that route by them. Default: none."),
     ):
-        required = option != "--input-ids"
-        parser.add_argument(option, type=path_or_dash, required=required, metavar="FILE", help=what)
+        parser.add_argument(option, type=path_or_dash, required=True, metavar="FILE", help=what)
+    for name, what in _OTHERS.items():
+        parser.add_argument(flag(name), type=path_or_dash, metavar="FILE", help=what)
     add_quantize(parser)
     add_threads(parser)
     parser.set_defaults(run=run, parser=parser)
@@ -57,22 +63,23 @@ def run(args: argparse.Namespace) -> int:
     from mxfp4moe._files import check_target
     from mxfp4moe.layer import MoELayer
 
-    if args.input == args.input_ids == "-":
-        args.parser.error("argument --input-ids: expected a file, for --input is the standard input already")
+    inputs = {name: path for name in ("input", *_OTHERS) if (path := getattr(args, name)) is not None}
+    first, *more = [name for name, path in inputs.items() if path == "-"] or [""]
+    if more:
+        expected = f"expected a file, for {flag(first)} is the standard input already"
+        args.parser.error(f"argument {flag(more[0])}: {expected}")
     if args.output == "-":  # before all is computed
         _check_stdout()
     else:
         check_target(args.output)
-    hidden_states = _read_array(args.input)
-    input_ids = None if args.input_ids is None else _read_array(args.input_ids)
+    arrays: dict[str, Any] = {name: _read_array(path) for name, path in inputs.items()}
     model = checkpoint.open(args.checkpoint)
     description = model.read_layer(chosen_layer(args, model))
     layer = MoELayer._of_description(description, args.quantize, str(args.checkpoint))
     try:
-        result = layer(hidden_states, input_ids)
+        result = layer(arrays.pop("input"), **arrays)
     except (TypeError, ValueError) as error:
-        files = f"{_name(args.input)}" + (f", {_name(args.input_ids)}" if args.input_ids else "")
-        raise ValueError(f"{files}: {error}") from None
+        raise ValueError(f"{', '.join(map(_name, inputs.values()))}: {error}") from None
     _write_array(args.output, result)
     return 0
 
