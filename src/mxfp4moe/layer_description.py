@@ -66,6 +66,8 @@ class LayerDescription(Generic[_Experts]):
     >>> description = mx.checkpoint.LayerDescription(experts, np.ones((4, 96), np.float32), top_k=2)
     >>> description.hidden_size, description.routing
     (96, 'topk_softmax')
+    >>> description.later_texts()
+    []
     >>> mx.checkpoint.LayerDescription(**description.arguments()) == description
     True
     >>> description.later_fields()

@@ -63,8 +63,9 @@ def check_options(config: Config, rule: Rule) -> None:
     """Raise for a field that would change what is computed and that was not asked for."""
     arguments = rule.arguments
     neutral: dict[str, tuple[Any, ...]] = dict.fromkeys(_SWITCHED_OFF, (False,))
-    neutral |= dict.fromkeys(_NUMBERS_OF_NONE, (0, [], {}))
-    neutral |= dict.fromkeys(_FACTORS, (1,))
+    # Some configurations switch a number off by false.
+    neutral |= dict.fromkeys(_NUMBERS_OF_NONE, (0, False, [], {}))
+    neutral |= dict.fromkeys(_FACTORS, (1, False))
     neutral |= dict.fromkeys(_SCORING, (_SCORES.get(rule.name, arguments.get("scoring", "softmax")),))
     neutral |= dict.fromkeys(_RENORMALIZE, (arguments.get("renormalize", True),))
     neutral |= dict.fromkeys(_ACTIVATION, ("silu", "swish", {"name": "silu"}))

@@ -80,7 +80,7 @@ KIMI_LINEAR = replace(
 )
 
 STEP3P5 = ModelType(
-    ("step3p5", "step3p7"),
+    ("step3p5", "step3p7", "step3p7_text"),
     Routing("topk_sigmoid", tensors=BIAS),
     section="text_config",
     layers=("model.layers.{layer}.", *TEXT_LAYERS),
