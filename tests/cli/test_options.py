@@ -14,7 +14,7 @@ from packed_examples import K, make_layer
 import mxfp4moe as mx
 from mxfp4moe import cli
 
-COMMANDS = ("info", "demo", "bench", "inspect", "quantize", "pack", "run")
+COMMANDS = ("info", "selftest", "demo", "bench", "inspect", "quantize", "pack", "run")
 ALIASES = {"--num-threads": "--threads", "--experts": "--num-experts"}
 
 
