@@ -92,7 +92,7 @@ def beside_peers(layer: dict[str, Any]) -> str:
                 f' fill="{colours[name]}"/>'
             )
             if name != "mxfp4moe":
-                parts.append(text(x + bar / 2 - 1, y - 4, f"{value:.1f}", size=12))
+                parts.append(text(x + bar / 2 - 1, y - 4, f"{value:.2f}", size=11))
     return document(title, [*parts, *legend(colours), *token_axis(places)])
 
 
