@@ -14,6 +14,7 @@ from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint.models import read_model
 
 LAYERS = 8
+DENSE, SPARSE = ["dense"] * LAYERS, ["sparse"] * LAYERS
 # What the code of transformers says, by hand. A step of two hides the sign of an offset, so it is three here.
 CASES: list[tuple[str, dict[str, Any], list[int]]] = [
     ("qwen2_moe", {"decoder_sparse_step": 3}, [2, 5]),
@@ -30,8 +31,11 @@ CASES: list[tuple[str, dict[str, Any], list[int]]] = [
     ("ernie4_5_moe", {"moe_layer_interval": 3, "moe_layer_end_index": 4}, [2]),
     ("deepseek_v2", {"moe_layer_freq": 3, "first_k_dense_replace": 1}, [3, 6]),
     ("llama4_text", {"interleave_moe_layer_step": 3, "moe_layers": None}, [2, 5]),
-    # Transformers writes the default step beside the list, which overrides it.
+    # Transformers writes defaults beside a list, which counts instead.
     ("llama4_text", {"interleave_moe_layer_step": 1, "moe_layers": [0, 2]}, [0, 2]),
+    ("glm_moe_dsa", {"first_k_dense_replace": 3, "mlp_layer_types": DENSE[:7] + SPARSE[:1]}, [7]),
+    ("exaone_moe", {"first_k_dense_replace": 1, "mlp_layer_types": SPARSE}, [*range(LAYERS)]),
+    ("bailing_hybrid", {"first_k_dense_replace": 2, "mlp_layer_types": SPARSE[:1] + DENSE[:7]}, [0]),
 ]
 LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
@@ -42,6 +46,20 @@ def test_steps_and_offsets(name: str, fields: dict[str, Any], expected: list[int
     config |= {"num_hidden_layers": LAYERS, **fields}
     model = read_model(Config(Path("config.json"), config))
     assert [layer for layer in range(LAYERS) if not model.is_dense(layer)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("glm_moe_dsa", {"first_k_dense_replace": 2, "mlp_layer_types": SPARSE}),
+        ("llama4_text", {"interleave_moe_layer_step": 2, "moe_layers": [0]}),
+        ("mellum", {"mlp_only_layers": [1], "mlp_layer_types": SPARSE}),
+    ],
+)
+def test_fields_that_contradict_a_list(name: str, fields: dict[str, Any]) -> None:
+    config = {key: value for key, value in load(name).config.items() if key not in LISTS}
+    with pytest.raises(ValueError, match=f"{next(iter(fields))}: expected .* as {list(fields)[1]} says"):
+        read_model(Config(Path("config.json"), config | {"num_hidden_layers": LAYERS, **fields}))
 
 
 def same_without(model: ModelFolder, tmp_path: Path, part: str, **fields: Any) -> None:

@@ -18,9 +18,6 @@ Predicate: TypeAlias = Callable[[int], bool]
 class LayerRule:
     """One way to say it: `names` are the fields, `find` tells by them whether a layer has experts."""
 
-    overrides: bool = False
-    """Whether other fields that contradict these count for nothing."""
-
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all fields of this rule."""
@@ -33,6 +30,10 @@ class LayerRule:
     def is_in(self, config: Config) -> bool:
         """Whether the configuration says it in this way."""
         return any(config.get(name) is not None for name in self.names)
+
+    def is_default(self, config: Config) -> bool:
+        """Whether the fields say what they would if they were missing, as transformers writes them."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,6 @@ class LayerNumbers(LayerRule):
     """The numbers of the layers that have experts: a list, or text with commas."""
 
     field: str
-    overrides: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -125,6 +125,13 @@ class LayersFrom(LayerRule):
         names = [name for value in values if isinstance(value, Field) for name in value.alternatives]
         return (*names, self.dense) if self.dense else tuple(names)
 
+    def is_default(self, config: Config) -> bool:
+        fields = [
+            value for value in (self.first, self.last, self.step, self.offset) if isinstance(value, Field)
+        ]
+        listed = (config.get(self.dense) or []) if self.dense else []
+        return not listed and all(each.read(config) == each.default for each in fields)
+
     def find(self, config: Config) -> Predicate:
         first, step, offset = (read_value(field, config) for field in (self.first, self.step, self.offset))
         last = -1 if self.last is None else self.last.read(config)
@@ -139,12 +146,12 @@ class LayersFrom(LayerRule):
 
 
 def find_moe_layers(rules: Sequence[LayerRule], config: Config, num_layers: int | None) -> Predicate:
-    """Apply the first rule whose fields are there, or the last one; raise if others contradict it.
+    """Apply the first rule whose fields are there, or the last one; raise if another contradicts it.
 
-    They may contradict one that overrides them.
+    A default does not: transformers writes those of fields that a list has made superfluous.
     """
     present = [rule for rule in rules if rule.is_in(config)] or [rules[-1]]
-    present = present[:1] if present[0].overrides else present
+    present = present[:1] + [rule for rule in present[1:] if not rule.is_default(config)]
     found = [rule.find(config) for rule in present]
     for rule, has_experts in zip(present[1:], found[1:], strict=True):
         sets = [

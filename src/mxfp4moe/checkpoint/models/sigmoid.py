@@ -280,7 +280,7 @@ LLAMA4 = ModelType(
     ),
     intermediate_size=INTERMEDIATE,
     moe_layers=(
-        LayerNumbers("moe_layers", overrides=True),
+        LayerNumbers("moe_layers"),
         LayersFrom(step=Count("interleave_moe_layer_step", 1), offset=-1),
     ),
     shared=Shared(1),

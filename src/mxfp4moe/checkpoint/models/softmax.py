@@ -131,6 +131,8 @@ ARIA = ModelType(
         for fused in (("experts.fc1.weight", "experts.fc2.weight"), Names().fused)
     ),
     intermediate_size=INTERMEDIATE,
+    # With another activation, its experts would still have silu, and its shared expert would not.
+    activation=Choice("hidden_act", "silu", of={"silu": "silu", "swish": "silu"}),
     shared=Shared(Count(NUM_SHARED, 2, minimum=0, maximum=1024)),
 )
 HUNYUAN_V1_MOE = ModelType(
