@@ -99,19 +99,24 @@ class PackedExperts:
     True
     """
 
-    __slots__ = ("_storage", "spec")
+    __slots__ = ("_place", "_storage", "spec")
 
     spec: ExpertsSpec
     _storage: _core.ExpertStorage
+    _place: str | None
+    """Where the packed bytes come from, for errors."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         raise TypeError("PackedExperts: expected to be made by pack_experts(), got a direct call")
 
     @classmethod
-    def _make(cls, spec: ExpertsSpec, storage: _core.ExpertStorage) -> PackedExperts:
+    def _make(
+        cls, spec: ExpertsSpec, storage: _core.ExpertStorage, place: str | None = None
+    ) -> PackedExperts:
         self = object.__new__(cls)
         object.__setattr__(self, "spec", spec)
         object.__setattr__(self, "_storage", storage)
+        object.__setattr__(self, "_place", place)
         return self
 
     @classmethod
@@ -119,7 +124,7 @@ class PackedExperts:
         """Experts as `ExpertsSpec.to_json` describes them, of packed bytes; `place` names both in errors."""
         try:
             spec = ExpertsSpec.from_json(fields)
-            return cls._make(spec, spec.make_storage(data))
+            return cls._make(spec, spec.make_storage(data), place)
         except (TypeError, ValueError) as error:
             raise PackedFormatError(f"{place}: {error}") from None
 
@@ -339,7 +344,10 @@ class PackedExperts:
         )
 
     def _unpack_error(self, is_w13: bool, expected: str, got: str) -> PackedFormatError:
-        return PackedFormatError(message(f"packed {'w13' if is_w13 else 'w2'}", expected, got))
+        matrix = f"packed {'w13' if is_w13 else 'w2'}"
+        return PackedFormatError(
+            message(f"{self._place}: {matrix}" if self._place else matrix, expected, got)
+        )
 
     def _unpack_matrix(
         self, is_w13: bool, threads: int
