@@ -9,6 +9,7 @@ from mxfp4moe import _core
 from mxfp4moe._arguments import check_choice, check_float32, check_real, value_error
 
 Activation = Literal["silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 _LEAST = 2.0**-149  # of what is above 0 in float32
 
@@ -22,16 +23,12 @@ class _Rule(NamedTuple):
     positive_alpha: bool = False
 
 
-_RULES: dict[str, _Rule] = {
-    "silu": _Rule(),
+_SPECIAL_RULES = {
     "swigluoai": _Rule(alpha=1.702, limit=7.0),
-    "gelu": _Rule(),
-    "gelu_tanh": _Rule(),
-    "silu_clamp": _Rule(),
     "situ": _Rule(alpha=4.0, limit=25.0, positive_alpha=True),
     "relu2": _Rule(gated=False),
 }
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+_RULES: dict[str, _Rule] = {name: _SPECIAL_RULES.get(name, _Rule()) for name in ACTIVATIONS}
 
 
 class ActivationArgs(NamedTuple):

@@ -66,16 +66,22 @@ def fused_experts(
     topk_ids : integer array of shape (..., top_k)
         Ids in [0, num_experts), or -1 for a dropped slot. A repeated id counts each time. A token whose
         slots are all dropped gives zeros.
-    activation : {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"}
-        silu(g) * u; g * sigmoid(alpha * g) * (u + 1); gelu(g) * u with erf or tanh; min(silu(g), limit) * u;
-        alpha * tanh(g / alpha) * sigmoid(g) * limit * tanh(u / limit). Experts without a gate take "relu2",
-        max(u, 0)**2, and no other.
+    activation : str
+        The name of a formula of g, which is min(gate, limit), and u, which is clip(up, -limit, limit):
+
+        ============  =========================================================================
+        "silu"        silu(g) * u
+        "swigluoai"   g * sigmoid(alpha * g) * (u + 1)
+        "gelu"        gelu(g) * u, with erf
+        "gelu_tanh"   gelu(g) * u, with tanh
+        "silu_clamp"  min(silu(gate), limit) * u
+        "situ"        alpha * tanh(gate / alpha) * sigmoid(gate) * limit * tanh(up / limit)
+        "relu2"       max(u, 0)**2, for experts without a gate, which take no other
+        ============  =========================================================================
     alpha : float, optional
         Of "swigluoai", 1.702 if not given, and of "situ", 4.0 if not given, where it is above 0.
     limit : float, optional
-        Before the activation the gate is clamped to at most `limit`, up to [-limit, limit]; "silu_clamp"
-        clamps silu(g) instead of the gate, "situ" has the limit in its formula. Not given: 7.0 for
-        "swigluoai", 25.0 for "situ", no clamp otherwise; ``inf`` switches it off.
+        Not given: 7.0 for "swigluoai", 25.0 for "situ", no clamp otherwise; ``inf`` switches it off.
     apply_router_weight_on_input : bool
         The slot's weight multiplies the float32 sums of gate and up, before the biases, and not the output:
         as if it multiplied the input, without another rounding.

@@ -134,18 +134,21 @@ def _times(factor: Callable[[np.ndarray], np.ndarray]) -> _Activation:
     return _Activation(formula)
 
 
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return sigmoid(x).astype(x.dtype)
+
+
 def _swigluoai(gate: np.ndarray, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
     gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
-    return np.asarray(gate * sigmoid(alpha * gate).astype(gate.dtype) * (up + gate.dtype.type(1)))
+    return np.asarray(gate * _sigmoid(alpha * gate) * (up + gate.dtype.type(1)))
 
 
 def _silu_clamp(gate: np.ndarray, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
-    silu = gate * sigmoid(gate).astype(gate.dtype)
-    return np.asarray(np.minimum(silu, limit) * np.clip(up, -limit, limit))
+    return np.asarray(np.minimum(gate * _sigmoid(gate), limit) * np.clip(up, -limit, limit))
 
 
 def _situ(gate: np.ndarray, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
-    return np.asarray(soft_clamp(gate, alpha) * sigmoid(gate).astype(gate.dtype) * soft_clamp(up, limit))
+    return np.asarray(soft_clamp(gate, alpha) * _sigmoid(gate) * soft_clamp(up, limit))
 
 
 def _relu2(gate: None, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
@@ -184,7 +187,8 @@ def activate(
     ----------
     gate, up : float32 or float64 ndarray of shape (..., I)
         `gate` is None for experts without a gate.
-    activation : {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"}
+    activation : str
+        A name of this table.
     alpha : float or None
         None means 1.702 for swigluoai and 4.0 for situ; the others have none.
     limit : float or None

@@ -75,8 +75,9 @@ struct GateUpEpilogue {
   int64_t pair;
   const float* sums;
 
+  // It is a function of its own, so that the code of the GEMM does not depend on how many activations there are.
   template <class Functor>
-  void run() const {
+  MXFP4MOE_NOINLINE void run() const {
     for (int first = 0; first < 2; first += Functor::kInputs) store_panel<Functor>(first);
   }
 

@@ -33,32 +33,38 @@ inline F32 soft_clamp(F32 x, float limit) {
   return select_less(broadcast(limit * 0x1p-12f), abs(x), clamped, x);
 }
 
-struct Silu : Gated {
-  static F32 apply(F32 gate, F32 up, const ActivationParameters& p) { return mul(silu(p.below(gate)), p.within(up)); }
-};
-
-struct SwigluOai : Gated {
+// The activation of gate and up that are clamped first.
+template <class Product>
+struct Clamped : Gated {
   static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
-    const F32 g = p.below(gate);
-    return mul(logistic_times(g, mul(g, broadcast(-p.alpha))), add(p.within(up), broadcast(1.0f)));
+    return Product::apply(p.below(gate), p.within(up), p);
   }
 };
 
-struct Gelu : Gated {
+struct Silu {
+  static F32 apply(F32 gate, F32 up, const ActivationParameters&) { return mul(silu(gate), up); }
+};
+
+struct SwigluOai {
   static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
-    const F32 g = p.below(gate);
-    const F32 tail = mul(broadcast(0.5f), erfc_nonnegative(mul(abs(g), broadcast(0.70710678f))));
-    const F32 cdf = select_less(g, broadcast(0.0f), tail, sub(broadcast(1.0f), tail));
-    return mul(mul(g, cdf), p.within(up));
+    return mul(logistic_times(gate, mul(gate, broadcast(-p.alpha))), add(up, broadcast(1.0f)));
   }
 };
 
-struct GeluTanh : Gated {
-  static F32 apply(F32 gate, F32 up, const ActivationParameters& p) {
+struct Gelu {
+  static F32 apply(F32 gate, F32 up, const ActivationParameters&) {
+    const F32 tail = mul(broadcast(0.5f), erfc_nonnegative(mul(abs(gate), broadcast(0.70710678f))));
+    const F32 cdf = select_less(gate, broadcast(0.0f), tail, sub(broadcast(1.0f), tail));
+    return mul(mul(gate, cdf), up);
+  }
+};
+
+struct GeluTanh {
+  static F32 apply(F32 gate, F32 up, const ActivationParameters&) {
     // 1/2 (1 + tanh(v)) = logistic(2 v), v = sqrt(2 / pi) (g + 0.044715 g^3)
-    const F32 g = p.below(gate);
-    const F32 cubic = mul_add(mul(g, g), broadcast(-2.0f * 0.79788456f * 0.044715f), broadcast(-2.0f * 0.79788456f));
-    return mul(logistic_times(g, mul(g, cubic)), p.within(up));
+    const F32 cubic =
+        mul_add(mul(gate, gate), broadcast(-2.0f * 0.79788456f * 0.044715f), broadcast(-2.0f * 0.79788456f));
+    return mul(logistic_times(gate, mul(gate, cubic)), up);
   }
 };
 
@@ -93,10 +99,10 @@ inline F32 activate(const F32 (&x)[Functor::kInputs], const ActivationParameters
 template <class Body>
 inline void with_activation(ActivationKind kind, Body& body) {
   switch (kind) {
-    case ActivationKind::kSilu: body.template run<Silu>(); return;
-    case ActivationKind::kSwigluOai: body.template run<SwigluOai>(); return;
-    case ActivationKind::kGelu: body.template run<Gelu>(); return;
-    case ActivationKind::kGeluTanh: body.template run<GeluTanh>(); return;
+    case ActivationKind::kSilu: body.template run<Clamped<Silu>>(); return;
+    case ActivationKind::kSwigluOai: body.template run<Clamped<SwigluOai>>(); return;
+    case ActivationKind::kGelu: body.template run<Clamped<Gelu>>(); return;
+    case ActivationKind::kGeluTanh: body.template run<Clamped<GeluTanh>>(); return;
     case ActivationKind::kSiluClamp: body.template run<SiluClamp>(); return;
     case ActivationKind::kSitu: body.template run<Situ>(); return;
     case ActivationKind::kRelu2: body.template run<Relu2>(); return;

@@ -77,8 +77,9 @@ struct GateUpEpilogue {
   int64_t pair;
   const float* const* sums;  // of both panels
 
+  // It is a function of its own, so that the code of the GEMM does not depend on how many activations there are.
   template <class Functor>
-  void run() const {
+  MXFP4MOE_NOINLINE void run() const {
     for (int first = 0; first < 2; first += Functor::kInputs) store_panel<Functor>(first);
   }
 
@@ -90,12 +91,15 @@ struct GateUpEpilogue {
     const int64_t row = padded_k(args.intermediate_size), begin = (2 * pair + first) / kInputs * kPanelRows;
     uint16_t* out = reinterpret_cast<uint16_t*>(args.intermediate) + begin;
     const float* bias = args.w13.bias != nullptr ? args.w13.bias + (2 * pair + first) * kPanelRows : nullptr;
-    const int64_t rows = args.intermediate_size - begin;
-    for (int64_t t = 0; t < args.num_tokens; ++t) {
+    const float* weights = args.input_weights;
+    const float* inputs[kInputs];
+    for (int i = 0; i < kInputs; ++i) inputs[i] = sums[first + i];
+    const int64_t rows = args.intermediate_size - begin, num_tokens = args.num_tokens;
+    for (int64_t t = 0; t < num_tokens; ++t) {
       F32 x[kInputs];
       for (int i = 0; i < kInputs; ++i) {
-        x[i] = load(sums[first + i] + t * kPanelRows);
-        if (args.input_weights != nullptr) x[i] = mul(x[i], broadcast(args.input_weights[t]));
+        x[i] = load(inputs[i] + t * kPanelRows);
+        if (weights != nullptr) x[i] = mul(x[i], broadcast(weights[t]));
         if (bias != nullptr) x[i] = add(x[i], load(bias + i * kPanelRows));
       }
       store_bf16(out + t * row, activate<Functor>(x, parameters));

@@ -2,6 +2,7 @@
 // template argument or an immediate of an instruction. Included inside a kernel table's own namespace.
 
 #define MXFP4MOE_INLINE inline __attribute__((always_inline))
+#define MXFP4MOE_NOINLINE __attribute__((noinline))
 #define MXFP4MOE_INLINE_LAMBDA __attribute__((always_inline))
 
 template <int I>
