@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -51,6 +51,24 @@ _LATER_OPTION = {"kind": "option", "later": True}
 _LATER_ARRAY = {"kind": "array", "later": True}
 
 
+class Chooser(NamedTuple):
+    """How a layer makes experts and weights of logits."""
+
+    routing: str | RoutingFunction
+    top_k: int
+    arguments: dict[str, Any]
+
+    def __call__(
+        self, router_logits: NDArray[np.float32], input_ids: ArrayLike | None, num_threads: int | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        rule = self.routing
+        if not isinstance(rule, str):
+            return rule(router_logits, self.top_k, **self.arguments)
+        second = input_ids if rule == "hash_topk" else self.top_k
+        function: RoutingFunction = ROUTING_FUNCTIONS[rule]
+        return function(router_logits, second, num_threads=num_threads, **self.arguments)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerDescription(Generic[_Experts]):
     """One mixture-of-experts layer, its experts packed or not; the fields are the arguments of `MoELayer`.
@@ -66,12 +84,8 @@ class LayerDescription(Generic[_Experts]):
     >>> description = mx.checkpoint.LayerDescription(experts, np.ones((4, 96), np.float32), top_k=2)
     >>> description.hidden_size, description.routing
     (96, 'topk_softmax')
-    >>> description.later_texts()
-    []
     >>> mx.checkpoint.LayerDescription(**description.arguments()) == description
     True
-    >>> description.later_fields()
-    {}
     >>> topk_weights, topk_ids = description.choose(np.eye(3, 4, dtype=np.float32), None)
     >>> topk_ids[:, 0].tolist()
     [0, 1, 2]
@@ -216,12 +230,12 @@ class LayerDescription(Generic[_Experts]):
         TypeError, ValueError
             As the routing function of the layer does, or if `input_ids` are missing where it needs them.
         """
-        rule = self.routing
-        if not isinstance(rule, str):
-            return rule(router_logits, self.top_k, **self.routing_arguments)
-        second = input_ids if rule == "hash_topk" else self.top_k
-        function: RoutingFunction = ROUTING_FUNCTIONS[rule]
-        return function(router_logits, second, num_threads=num_threads, **self.routing_arguments)
+        return self.chooser(router_logits, input_ids, num_threads)
+
+    @property
+    def chooser(self) -> Chooser:
+        """What `choose` calls."""
+        return Chooser(self.routing, self.top_k, dict(self.routing_arguments))
 
     def __eq__(self, other: object) -> bool:
         """Whether both compute the same: equal experts, router and options, whatever file they come from."""
@@ -241,26 +255,6 @@ class LayerDescription(Generic[_Experts]):
         dict
         """
         return {each.name: getattr(self, each.name) for each in fields(LayerDescription)}
-
-    def later_fields(self) -> dict[str, Any]:
-        """Return those fields of this layer that most layers do not have, by name.
-
-        Returns
-        -------
-        dict
-        """
-        later = [each for each in fields(LayerDescription) if each.metadata.get("later")]
-        values = {each.name: (getattr(self, each.name), each.default) for each in later}
-        return {name: value for name, (value, default) in values.items() if not _same(value, default)}
-
-    def later_texts(self) -> list[str]:
-        """Return the same fields as ``name=value``, for a person to read.
-
-        Returns
-        -------
-        list of str
-        """
-        return [f"{name}={_text(value)}" for name, value in self.later_fields().items()]
 
     def _field_texts(self) -> list[str]:
         """Sizes and options as ``name=value``, as far as they are given, for a person to read."""
@@ -282,7 +276,7 @@ class LayerDescription(Generic[_Experts]):
         if self.shared_experts is not None:
             shared = self.shared_experts
             texts["shared_experts"] = f"{shared.intermediate_size} of {shared.format!r}"
-        return [*(f"{name}={value}" for name, value in texts.items()), *self.later_texts()]
+        return [*(f"{name}={value}" for name, value in texts.items()), *later_texts(self)]
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -349,6 +343,18 @@ class LayerDescription(Generic[_Experts]):
         _, ids = self.choose(np.zeros((1, self.num_choices), np.float32), np.zeros(1, np.int64))
         if self.routing == "hash_topk" and ids.shape[-1] != self.top_k:
             raise value_error("top_k", f"{ids.shape[-1]}, as in tid2eid", str(self.top_k))
+
+
+def later_fields(layer: LayerDescription[Any]) -> dict[str, Any]:
+    """Those fields of a layer that most layers do not have, by name."""
+    later = [each for each in fields(LayerDescription) if each.metadata.get("later")]
+    values = {each.name: (getattr(layer, each.name), each.default) for each in later}
+    return {name: value for name, (value, default) in values.items() if not _same(value, default)}
+
+
+def later_texts(layer: LayerDescription[Any]) -> list[str]:
+    """The same as ``name=value``, for a person to read."""
+    return [f"{name}={_text(value)}" for name, value in later_fields(layer).items()]
 
 
 def _check_experts(name: str, value: object) -> None:

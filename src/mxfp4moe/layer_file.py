@@ -13,7 +13,7 @@ from mxfp4moe._arguments import describe, type_error
 from mxfp4moe._json import shorten
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
-from mxfp4moe.layer_description import LayerDescription
+from mxfp4moe.layer_description import LayerDescription, later_fields
 from mxfp4moe.packed.container import PackedFile, Part, write_packed_file
 from mxfp4moe.packed.kinds import LAYER, file_meta, open_packed_file
 
@@ -27,7 +27,7 @@ def save_layer(layer: LayerDescription[PackedExperts], path: str | os.PathLike[s
         got = describe(layer.routing)
         raise type_error("routing", "the name of a routing function, for a layer to be saved", got)
     values = layer.arguments()
-    later = layer.later_fields()
+    later = later_fields(layer)
     options: dict[str, Any] = {}
     specs: dict[str, Any] = {}
     parts: list[Part] = []

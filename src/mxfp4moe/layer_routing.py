@@ -40,51 +40,53 @@ class LayerRouter:
     nonfinite : {"raise", "propagate"}
     """
 
-    __slots__ = ("_epsilon", "_layer", "_linear", "_nonfinite")
+    __slots__ = ("_bias", "_chooser", "_epsilon", "_hidden_size", "_is_separate", "_linear", "_nonfinite")
 
     def __init__(self, layer: LayerDescription[PackedExperts], nonfinite: Nonfinite) -> None:
         weight = layer.router_weight
         if layer.router_scale is not None:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 weight = weight * layer.router_scale
-        self._layer = layer
+        # It refers to no layer that refers to it: layers are large, and should be freed at once.
         self._linear = PackedLinear(weight)
+        self._bias = layer.router_bias
+        self._chooser = layer.chooser
+        self._hidden_size = layer.hidden_size
+        self._is_separate = layer.separate_router_input
         self._epsilon = layer.router_norm_eps
         self._nonfinite = nonfinite
 
     def input(self, hidden_states: NDArray[Any], given: ArrayLike | None) -> NDArray[Any]:
         """What the router reads: `hidden_states`, or `given` where it has an input of its own."""
-        if not self._layer.separate_router_input:
+        if not self._is_separate:
             if given is None:
                 return hidden_states
             expected = "None, for the router of this layer reads hidden_states"
             raise type_error("router_hidden_states", expected, describe(given))
         if given is None:
             raise type_error("router_hidden_states", "the array that the router of this layer reads", "None")
-        result = check_hidden_states(given, self._layer.hidden_size, "router_hidden_states")
+        result = check_hidden_states(given, self._hidden_size, "router_hidden_states")
         check_shape("router_hidden_states", result, hidden_states.shape)
         return result
 
     def logits(self, read: NDArray[Any], num_threads: int | None) -> NDArray[np.float32]:
         """The logits of what the router reads."""
-        bias = self._layer.router_bias
         if self._epsilon is None:
-            return self._linear(read, bias, num_threads)
+            return self._linear(read, self._bias, num_threads)
         # The factor of the norm multiplies the sums, so that what the router reads is rounded but once.
         read = cast(read, ml_dtypes.bfloat16)
         logits = self._linear(read, None, num_threads)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             logits *= rms_factors(read, self._epsilon, num_threads)
-            if bias is not None:
-                logits += bias
+            if self._bias is not None:
+                logits += self._bias
         return logits
 
     def route(
         self, hidden: NDArray[Any], read: NDArray[Any], input_ids: ArrayLike | None, num_threads: int | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_] | None]:
         """Weights, ids, and which tokens are not finite, if there are any and they propagate."""
-        layer = self._layer
-        if layer.routing == "hash_topk":
+        if self._chooser.routing == "hash_topk":
             if input_ids is None:
                 raise type_error("input_ids", "token ids, by which this layer routes", "None")
             input_ids = as_integer_array("input_ids", input_ids)
@@ -96,7 +98,7 @@ class LayerRouter:
                 nonfinite |= nonfinite_rows(hidden)
             if nonfinite.any():
                 return *self._choose_finite(logits, input_ids, nonfinite, num_threads), nonfinite
-            return *layer.choose(logits, input_ids, num_threads), None
+            return *self._chooser(logits, input_ids, num_threads), None
         if read is not hidden:  # whose logits say nothing of the hidden states
             check_finite("hidden_states", hidden)
         return *self._choose_or_raise(read, logits, input_ids, num_threads), None
@@ -109,18 +111,17 @@ class LayerRouter:
         num_threads: int | None,
     ) -> Chosen:
         """Choose experts; where a token cannot be routed, the error names what the router read."""
-        layer = self._layer
-        name = "router_hidden_states" if layer.separate_router_input else "hidden_states"
+        name = "router_hidden_states" if self._is_separate else "hidden_states"
         expected = "values to route by that are finite in bfloat16"
         try:
-            chosen = layer.choose(logits, input_ids, num_threads)
+            chosen = self._chooser(logits, input_ids, num_threads)
         except ValueError as error:
             got = nonfinite_value(read, logits)
             if got is None:
                 raise
             raise value_error(name, expected, f"{got} ({error})") from error
         # The other functions do not refuse logits that are -inf throughout.
-        if layer.routing != "topk_softmax" and (got := nonfinite_value(read, logits)) is not None:
+        if self._chooser.routing != "topk_softmax" and (got := nonfinite_value(read, logits)) is not None:
             raise value_error(name, expected, got)
         return chosen
 
@@ -133,9 +134,9 @@ class LayerRouter:
     ) -> Chosen:
         """Choose experts for the finite tokens; the slots of the others are dropped, with NaN as weight."""
         logits[nonfinite] = 0
-        if input_ids is not None and self._layer.routing == "hash_topk":
+        if input_ids is not None and self._chooser.routing == "hash_topk":
             input_ids = np.where(nonfinite, 0, input_ids)
-        weights, ids = self._layer.choose(logits, input_ids, num_threads)
+        weights, ids = self._chooser(logits, input_ids, num_threads)
         weights, ids = np.array(weights), np.array(ids)
         if ids.dtype.kind == "u":  # a routing function of the caller's may return any integers
             ids = to_int64(ids)

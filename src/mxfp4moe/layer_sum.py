@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mxfp4moe import _core
 from mxfp4moe._arguments import cast
 from mxfp4moe.experts.activation import check_activation
-from mxfp4moe.experts.fused import ExpertOptions, Slots, expert_options, run_experts
+from mxfp4moe.experts.fused import Slots, expert_options, run_experts
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer_description import LayerDescription
 from mxfp4moe.linear.packed_linear import PackedLinear
@@ -32,26 +32,24 @@ class LayerSum:
     """
 
     def __init__(self, layer: LayerDescription[PackedExperts]) -> None:
-        self._layer = layer
-        self._experts = layer.experts
-        self._options = self._expert_options(layer.experts, layer.limit, layer.apply_router_weight_on_input)
-        self._shared = layer.shared_experts
+        # It refers to no layer that refers to it: layers are large, and should be freed at once.
+        self._experts, self._shared = layer.experts, layer.shared_experts
+        function = check_activation(layer.activation, layer.alpha, layer.limit, layer.experts.gated)
+        self._options = expert_options(function, layer.apply_router_weight_on_input)
         if self._shared is not None:
-            self._shared_options = self._expert_options(self._shared, layer.shared_limit, False)
+            function = check_activation(layer.activation, layer.alpha, layer.shared_limit, self._shared.gated)
+            self._shared_options = expert_options(function, False)
         self._shared_factor = np.float32(layer.shared_scaling_factor)
         self._factor = None if layer.routed_scaling_factor == 1 else np.float32(layer.routed_scaling_factor)
         self._down = None if layer.latent_down is None else PackedLinear(layer.latent_down)
         self._up = None if layer.latent_up is None else PackedLinear(layer.latent_up)
         self._gate = None if layer.shared_gate is None else PackedLinear(layer.shared_gate[None])
+        self._latent_norm, self._latent_epsilon = layer.latent_norm, layer.latent_norm_eps
         self._bias = layer.output_bias
         self._num_experts, self._has_zero = layer.num_experts, layer.num_zero_experts > 0
         self._is_routed_alone = not self._has_zero and all(
             term is None for term in (self._factor, self._shared, self._down, self._bias)
         )
-
-    def _expert_options(self, experts: PackedExperts, limit: float | None, on_input: bool) -> ExpertOptions:
-        function = check_activation(self._layer.activation, self._layer.alpha, limit, experts.gated)
-        return expert_options(function, on_input)
 
     def add_up(self, rows: NDArray[Any], slots: Slots, out: NDArray[Any], threads: int) -> None:
         """Write the whole sum of each token to `out`, which may be `rows`; both have two axes.
@@ -95,10 +93,9 @@ class LayerSum:
             return total
         latent = self._down(rows, None, threads)
         run_experts(self._experts, latent, slots, self._options, latent, threads)
-        layer = self._layer
-        if layer.latent_norm is not None and layer.latent_norm_eps is not None:
-            latent *= rms_factors(latent, layer.latent_norm_eps, threads)
-            latent *= layer.latent_norm
+        if self._latent_norm is not None and self._latent_epsilon is not None:
+            latent *= rms_factors(latent, self._latent_epsilon, threads)
+            latent *= self._latent_norm
         return self._up(latent, None, threads)
 
     def _compute_shared(self, shared: PackedExperts, rows: NDArray[Any], threads: int) -> Floats:

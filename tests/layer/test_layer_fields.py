@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from problems import assert_same_bits, rel_l2
 import mxfp4moe as mx
 from mxfp4moe import reference
 from mxfp4moe.cli import main
+from mxfp4moe.layer_description import later_fields
 from mxfp4moe.packed.container import PackedFile
 
 ALL = COMBINATIONS[-2:]  # with zero experts, or with latent ones
@@ -108,12 +111,12 @@ def test_files_and_pickles(tmp_path: Path, rng: np.random.Generator, names: Any)
         assert_same_bits(call._replace(layer=again).run(), expected)
         for name, value in again.arguments().items():
             assert not isinstance(value, np.ndarray) or not value.flags.writeable, name
-    for name in call.layer.later_fields():
+    for name in later_fields(call.layer):
         assert f"{name}=" in repr(call.layer)
 
 
 def test_files_name_only_what_a_layer_has(tmp_path: Path, rng: np.random.Generator) -> None:
-    later = {name for names in ALL for name in random_call(rng, names, 1).layer.later_fields()}
+    later = {name for names in ALL for name in later_fields(random_call(rng, names, 1).layer)}
     assert len(later) == 12
     for names, expected in (
         (["factor", "shared", "router bias"], set()),
@@ -171,6 +174,18 @@ def test_inspect_shows_what_few_layers_have(
     random_call(rng, ["shared"], 1).layer.save(tmp_path / "b")
     assert main(["inspect", str(tmp_path / "b")]) == 0
     assert "All layers" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", ALL, ids=["zero experts", "latent"])
+def test_a_layer_is_freed_when_it_is_no_longer_used(rng: np.random.Generator, names: Any) -> None:
+    layer = random_call(rng, names, 1).layer
+    reference_to_it = weakref.ref(layer)
+    gc.disable()  # which also ends what refers to itself, but later
+    try:
+        del layer
+        assert reference_to_it() is None
+    finally:
+        gc.enable()
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from mxfp4moe._arguments import check_layer_number, value_error
 from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.weights import ExpertWeights
-from mxfp4moe.layer_description import LayerDescription
+from mxfp4moe.layer_description import LayerDescription, later_texts
 
 AnyExperts = ExpertWeights | PackedExperts
 
@@ -152,7 +152,7 @@ class Checkpoint(ABC):
             nbytes=description.nbytes,
             shared_source=None if shared is None else _stored(shared),
             shared_nbytes=0 if shared is None else shared.nbytes,
-            special=", ".join(description.later_texts()),
+            special=", ".join(later_texts(description)),
         )
 
     def check_layer(self, layer: int) -> int:
