@@ -11,7 +11,6 @@ import pickle
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +165,7 @@ def test_damaged_layers_are_refused_or_equal(tmp_path: Path, rng: np.random.Gene
 def test_damage_that_is_not_looked_for_changes_weights_alone(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    """Without `verify`, what is accepted has the right sizes, and can be used.
-
-    Unpacking notices if the copies of a scale, which panels hold of their own, do not agree any more.
-    """
+    """Without `verify`, what is accepted has the right sizes, and can be used."""
     experts = make_experts(rng, "nvfp4")
     experts.save(tmp_path / "good")
     x, ids = rng.standard_normal((2, K), np.float32), rng.integers(0, E, (2, 2))
@@ -177,8 +173,7 @@ def test_damage_that_is_not_looked_for_changes_weights_alone(
     def read(path: Path) -> None:
         opened = mx.PackedExperts.open(path)
         assert repr(opened) == repr(experts)
-        with suppress(mx.PackedFormatError):
-            opened.unpack()
+        opened.unpack()
         mx.fused_experts(x, opened, np.ones((2, 2), np.float32), ids)
 
     num_refused, num_read = try_each(
