@@ -42,9 +42,11 @@ def _change(model: Model, config: Config) -> Model:
 
 
 def _hash_layers(config: Config) -> set[int]:
+    # A list of the kinds of layers overrides the number.
+    number = config.integer("num_hash_layers", minimum=0, maximum=100_000, default=3)
     types = config.get("mlp_layer_types")
     if types is None:
-        return set(range(config.integer("num_hash_layers", minimum=0, maximum=100_000, default=3)))
+        return set(range(number))
     return {layer for layer, kind in enumerate(types) if kind == "hash_moe"}
 
 
