@@ -22,5 +22,5 @@ if command -v actionlint >/dev/null; then
 else
   echo "left out: actionlint, which no package of setup brings, is not installed"
 fi
-check bash -n .ci/run .ci/*.sh bench/*.sh
+check bash -n .ci/run .ci/release .ci/*.sh .ci/wheels/*.sh bench/*.sh
 exit "$status"

@@ -6,6 +6,8 @@ command -v qemu-x86_64 >/dev/null || missing+=(qemu-user)
 command -v aarch64-linux-gnu-g++ >/dev/null || missing+=(g++-aarch64-linux-gnu)
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
 command -v clang++ >/dev/null || missing+=(clang)
+command -v debootstrap >/dev/null || missing+=(debootstrap)
+command -v curl >/dev/null || missing+=(curl)
 command -v objdump >/dev/null || missing+=(binutils)
 
 retry() {

@@ -41,7 +41,7 @@ html_additional_pages = {"index": "redirect.html"}
 html_sidebars = {
     page: []
     for page in (
-        *("CONTRIBUTING", "CHANGELOG", "SECURITY", "search", "genindex", "py-modindex"),
+        *("CONTRIBUTING", "CHANGELOG", "RELEASING", "SECURITY", "search", "genindex", "py-modindex"),
         *(f"docs/{page}" for page in ("install", "quickstart", "command-line", "numerics", "performance")),
     )
 }
