@@ -68,20 +68,13 @@ inline void pack_tokens(const PackTokensArgs& args) {
   }
 }
 
-// Makes intermediates of the sums of a pair of panels: sixteen of gate and up, or twice sixteen where there is no gate.
+// What store_pair needs.
 struct GateUpEpilogue {
   const GateUpArgs& args;
   const TokenBlocks& blocks;  // those of GEMM 1; the intermediate has the same numbers of tokens
   int64_t pair;
   const float* sums;
 
-  // It is a function of its own, so that the code of the GEMM does not depend on how many activations there are.
-  template <class Functor>
-  MXFP4MOE_NOINLINE void run() const {
-    for (int first = 0; first < 2; first += Functor::kInputs) store_panel<Functor>(first);
-  }
-
-  // Stores the intermediates that come of the panel `first` of the pair and those after it.
   template <class Functor>
   void store_panel(int first) const {
     constexpr int kInputs = Functor::kInputs;
@@ -127,7 +120,7 @@ void gate_up(const GateUpArgs& args) {
   configure_for(blocks);
   for (int64_t pair = args.pair_begin; pair < args.pair_end; ++pair) {
     pair_sums<Decoder>(panel_pair<Decoder>(args.w13, 2 * pair, 2 * pair + 1), blocks, s.slab, s.sums);
-    GateUpEpilogue epilogue{args, blocks, pair, s.sums};
+    const GateUpEpilogue epilogue{args, blocks, pair, s.sums};
     with_activation(args.activation.kind, epilogue);
   }
   tile_release();

@@ -95,16 +95,24 @@ inline F32 activate(const F32 (&x)[Functor::kInputs], const ActivationParameters
   }
 }
 
-// Calls `body.template run<Functor>()` with the functor that `kind` names.
-template <class Body>
-inline void with_activation(ActivationKind kind, Body& body) {
+// Stores the intermediates of the sums of a pair of panels: sixteen of gate and up, or twice sixteen where there is no
+// gate. `epilogue.template store_panel<Functor>(first)` stores those of the panel `first` of the pair and those after
+// it. This is a function of its own, so that the code of the GEMM does not depend on how many activations there are.
+template <class Functor, class Epilogue>
+MXFP4MOE_NOINLINE void store_pair(const Epilogue& epilogue) {
+  for (int first = 0; first < 2; first += Functor::kInputs) epilogue.template store_panel<Functor>(first);
+}
+
+// Calls that with the functor that `kind` names.
+template <class Epilogue>
+inline void with_activation(ActivationKind kind, const Epilogue& epilogue) {
   switch (kind) {
-    case ActivationKind::kSilu: body.template run<Clamped<Silu>>(); return;
-    case ActivationKind::kSwigluOai: body.template run<Clamped<SwigluOai>>(); return;
-    case ActivationKind::kGelu: body.template run<Clamped<Gelu>>(); return;
-    case ActivationKind::kGeluTanh: body.template run<Clamped<GeluTanh>>(); return;
-    case ActivationKind::kSiluClamp: body.template run<SiluClamp>(); return;
-    case ActivationKind::kSitu: body.template run<Situ>(); return;
-    case ActivationKind::kRelu2: body.template run<Relu2>(); return;
+    case ActivationKind::kSilu: store_pair<Clamped<Silu>>(epilogue); return;
+    case ActivationKind::kSwigluOai: store_pair<Clamped<SwigluOai>>(epilogue); return;
+    case ActivationKind::kGelu: store_pair<Clamped<Gelu>>(epilogue); return;
+    case ActivationKind::kGeluTanh: store_pair<Clamped<GeluTanh>>(epilogue); return;
+    case ActivationKind::kSiluClamp: store_pair<SiluClamp>(epilogue); return;
+    case ActivationKind::kSitu: store_pair<Situ>(epilogue); return;
+    case ActivationKind::kRelu2: store_pair<Relu2>(epilogue); return;
   }
 }

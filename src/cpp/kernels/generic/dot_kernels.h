@@ -71,19 +71,12 @@ inline TokenRows widen_operand(const uint8_t* operand, int64_t num_tokens, int64
   return {widened, k, num_tokens};
 }
 
-// Makes intermediates of the sums of a pair of panels: sixteen of gate and up, or twice sixteen where there is no gate.
+// What store_pair needs.
 struct GateUpEpilogue {
   const GateUpArgs& args;
   int64_t pair;
   const float* const* sums;  // of both panels
 
-  // It is a function of its own, so that the code of the GEMM does not depend on how many activations there are.
-  template <class Functor>
-  MXFP4MOE_NOINLINE void run() const {
-    for (int first = 0; first < 2; first += Functor::kInputs) store_panel<Functor>(first);
-  }
-
-  // Stores the intermediates that come of the panel `first` of the pair and those after it.
   template <class Functor>
   void store_panel(int first) const {
     constexpr int kInputs = Functor::kInputs;
@@ -120,7 +113,7 @@ void gate_up(const GateUpArgs& args) {
     for (int half = 0; half < 2; ++half) {
       panel_sums<Decoder>(panel_of<Decoder>(args.w13, 2 * pair + half), tokens, s.slab, s.lanes, s.sums[half]);
     }
-    GateUpEpilogue epilogue{args, pair, s.sums};
+    const GateUpEpilogue epilogue{args, pair, s.sums};
     with_activation(args.activation.kind, epilogue);
   }
 }
