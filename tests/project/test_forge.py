@@ -27,10 +27,11 @@ def test_workflows_do_nothing_that_the_scripts_do_not(path: Path) -> None:
     assert used <= {"actions/checkout", "actions/upload-artifact"}
 
 
-def test_both_tiers_run() -> None:
+def test_both_tiers_and_the_recipe_of_wheels_run() -> None:
     text = "".join(path.read_text() for path in WORKFLOWS)
     assert "run: bash .ci/run\n" in text
     assert "run: bash .ci/run nightly\n" in text
+    assert "run: bash .ci/run setup aarch64 wheels\n" in text
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
