@@ -342,7 +342,8 @@ class MoELayer(LayerDescription[PackedExperts]):
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Choose each token's experts, in float32 on the hidden states rounded to bfloat16.
 
-        A token's logits are the same bits in any batch and for any number of threads.
+        A token's logits are the same bits in any batch and for any number of threads. Shared experts, which
+        every token goes to, are not among those chosen, also where the router weighs them.
 
         Parameters
         ----------
@@ -379,7 +380,11 @@ class MoELayer(LayerDescription[PackedExperts]):
         """
         hidden = check_hidden_states(hidden_states, self.hidden_size)
         read = self._router.input(hidden, router_hidden_states)
-        return self._router.route(hidden, read, input_ids, num_threads)[:2]
+        weights, ids, _ = self._router.route(hidden, read, input_ids, num_threads)
+        if isinstance(self.routing, str) and ids.shape[-1] > self.top_k:
+            # Shared experts that the router weighs come after those that are chosen.
+            return weights[..., : self.top_k].copy(), ids[..., : self.top_k].copy()
+        return weights, ids
 
     def router_logits(
         self,
