@@ -413,10 +413,7 @@ cdef extern from "files/crc32.h" namespace "mxfp4moe" nogil:
     uint32_t crc32(uint32_t crc, const uint8_t* data, int64_t nbytes, int num_threads)
 
 
-cdef extern from "files/exchange.h" namespace "mxfp4moe" nogil:
+cdef extern from "platform/system.h" namespace "mxfp4moe::platform" nogil:
     cbool exchange_names(const char* a, const char* b)
-
-
-cdef extern from "files/map_file.h" namespace "mxfp4moe" nogil:
     int map_file(int descriptor, int64_t begin, int64_t nbytes, uint8_t** data)
     void unmap_file(uint8_t* data, int64_t nbytes)

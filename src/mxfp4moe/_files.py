@@ -241,7 +241,7 @@ def _keep_permissions(descriptor: int, former: Path) -> None:
         mode &= ~0o070 | (mode & 0o007) << 3  # the rights of that group are not for another
     if stat.S_IMODE(now.st_mode) != mode:
         os.chmod(descriptor, mode)
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):  # Python has these functions on Linux alone
         os.setxattr(descriptor, _ACCESS_LIST, os.getxattr(former, _ACCESS_LIST))
 
 

@@ -11,6 +11,7 @@ SOURCES = ROOT / "src" / "cpp"
 
 # From the ground up: a folder may include itself and what stands before it.
 FOLDERS = (
+    "platform",
     "common",
     "cpu",
     "formats",
@@ -39,4 +40,4 @@ def test_includes_point_down(folder: str) -> None:
         for included in re.findall(r'^\s*#\s*include "(\w+)/', path.read_text(), re.MULTILINE):
             assert included in below, f"{path.relative_to(SOURCES)} includes {included}/"
             count += 1
-    assert count > 0 or folder in ("common", "cpu"), "nothing was read"
+    assert count > 0 or folder in ("common",), "nothing was read"

@@ -58,6 +58,7 @@ def test_pool_stress(tmp_path: Path) -> None:
     if compiler is None or not CPP.is_dir():
         pytest.skip("needs a C++ compiler and the sources")
     sources = [ROOT / "tests/cpp/pool_test.cpp", CPP / "threads/pool.cpp", CPP / "threads/cpus.cpp"]
+    sources += (CPP / "platform" / "linux").glob("*.cpp")
     program = tmp_path / "pool_test"
     options = ["-std=c++17", "-O1", "-pthread", f"-I{CPP}"]
     subprocess.run([compiler, *options, *sources, "-o", program], check=True)

@@ -6,11 +6,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
-#endif
+
+#include "platform/system.h"
 
 namespace mxfp4moe {
 namespace {
@@ -46,22 +44,12 @@ bool is_amd() {
   return std::memcmp(vendor, "AuthenticAMD", 12) == 0;
 }
 
-// Linux gives the tile registers only to processes that ask for them.
-bool request_amx_permission() {
-#if defined(__linux__) && defined(SYS_arch_prctl)
-  constexpr int kArchReqXcompPerm = 0x1023, kXfeatureXtiledata = 18;
-  return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtiledata) == 0;
-#else
-  return false;
-#endif
-}
-
 // Returns null if AMX can be used.
 const char* why_no_amx(const CpuidLeaf& extended, uint64_t states) {
   if (!bit(extended.edx, 22) || !bit(extended.edx, 24)) return "the CPU has no AMX tiles with bfloat16";
   constexpr uint64_t kTileStates = 3ull << 17;
   if ((states & kTileStates) != kTileStates) return "the operating system does not save the AMX tile registers";
-  if (!request_amx_permission()) return "the operating system refused the permission to use AMX tiles";
+  if (!platform::request_amx_permission()) return "the operating system refused the permission to use AMX tiles";
   return nullptr;
 }
 

@@ -1,9 +1,9 @@
 // Which processors this process may use.
 #pragma once
 
-#include <pthread.h>
-
 #include <cstddef>
+#include <cstdint>
+#include <thread>
 
 namespace mxfp4moe {
 
@@ -17,10 +17,10 @@ class AffinityMask {
   AffinityMask without(int cpu) const;
 
   // Binds a thread to these processors, unless there are none; false if it cannot be done.
-  bool bind(pthread_t thread) const;
+  bool bind(std::thread& thread) const;
 
  private:
-  using Word = unsigned long;                                             // the kernel's own
+  using Word = uint64_t;
   static constexpr int kWordBits = 8 * sizeof(Word), kMaxCpus = 1 << 13;  // no Linux kernel is built for more
 
   size_t num_words_ = 0;

@@ -1,11 +1,11 @@
 // How a long call ends early: after Ctrl-C, say.
 #pragma once
 
-#include <pthread.h>
-#include <time.h>
-
 #include <atomic>
 #include <cstdint>
+#include <thread>
+
+#include "platform/system.h"
 
 namespace mxfp4moe {
 
@@ -34,18 +34,8 @@ class InterruptibleCall {
  private:
   friend bool keep_going();
 
-  static int64_t now_ms() {
-    timespec now;
-#if defined(CLOCK_MONOTONIC_COARSE)
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);  // it takes a quarter of the time of the exact clock
-#else
-    clock_gettime(CLOCK_MONOTONIC, &now);
-#endif
-    return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1000000;
-  }
-
   void ask() {
-    const int64_t now = now_ms();
+    const int64_t now = platform::clock_ms();
     if (now < next_ms_) return;
     const Check check = check_.load(std::memory_order_relaxed);
     // The first look only starts the period.
@@ -57,7 +47,7 @@ class InterruptibleCall {
   static inline std::atomic<Check> check_{nullptr};
 
   InterruptibleCall* const outer_;
-  const pthread_t caller_ = pthread_self();
+  const std::thread::id caller_ = std::this_thread::get_id();
   int64_t next_ms_ = 0;
   std::atomic<bool> interrupted_{false};
 };
@@ -67,7 +57,7 @@ class InterruptibleCall {
 inline bool keep_going() {
   InterruptibleCall* call = InterruptibleCall::current();
   if (call == nullptr) return true;
-  if (!call->interrupted() && pthread_equal(call->caller_, pthread_self())) call->ask();
+  if (!call->interrupted() && call->caller_ == std::this_thread::get_id()) call->ask();
   return !call->interrupted();
 }
 

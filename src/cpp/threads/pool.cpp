@@ -1,20 +1,16 @@
 #include "threads/pool.h"
 
-#include <pthread.h>
-#include <signal.h>
-#if defined(__linux__)
-#include <sched.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <new>
+#include <thread>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
 
+#include "platform/system.h"
 #include "threads/cpus.h"
 #include "threads/interrupt.h"
 
@@ -53,7 +49,7 @@ enum : uint32_t {
 
 struct Worker {
   WaitWord word;
-  pthread_t handle;
+  std::thread handle;
   AffinityMask affinity;  // the affinity of the last caller, or of the thread that made the worker
   Job job;
   int thread;
@@ -76,7 +72,7 @@ Pool& pool() { return *std::launder(reinterpret_cast<Pool*>(g_pool_storage)); }
 // A child of fork has no workers, and the lock may be held by a thread that the child does not have. So the child
 // starts with a new pool; the objects of its parent's workers are left alone.
 void reset_pool() { ::new (g_pool_storage) Pool; }
-[[maybe_unused]] const int g_registered = (reset_pool(), pthread_atfork(nullptr, nullptr, reset_pool));
+[[maybe_unused]] const int g_registered = (reset_pool(), platform::call_in_forked_children(reset_pool), 0);
 
 // Sets the default floating-point environment for as long as this object lives, so that no result depends on a caller's
 // rounding mode or flushing of subnormals, and no caller sees the flags of this arithmetic.
@@ -109,12 +105,6 @@ void run(const Job& job, int thread) {
   job.task(job.context, thread, job.num_threads);
 }
 
-#if defined(__linux__)
-int current_cpu() { return sched_getcpu(); }
-#else
-int current_cpu() { return -1; }
-#endif
-
 // A scheduler may wake a worker on the processor that its caller keeps busy, and run the two one after the other, in
 // this call and in the next ones. So a worker that fell asleep there is woken with that processor barred.
 void wake_elsewhere(Worker& worker, int busy_cpu) {
@@ -126,7 +116,7 @@ void wake_elsewhere(Worker& worker, int busy_cpu) {
 uint32_t wait_for_work(Worker& worker) {
   WaitWord& word = worker.word;
   uint32_t state = word.spin_while(kIdle);
-  worker.cpu.store(current_cpu(), std::memory_order_relaxed);
+  worker.cpu.store(platform::current_cpu(), std::memory_order_relaxed);
   if (state == kIdle && word.value.compare_exchange_strong(state, kAsleep, std::memory_order_acq_rel)) {
     state = kAsleep;
   }
@@ -137,17 +127,14 @@ uint32_t wait_for_work(Worker& worker) {
   return state;
 }
 
-void* worker_main(void* argument) {
+void worker_main(void* argument) {
   Worker& worker = *static_cast<Worker*>(argument);
-#if defined(__linux__)
-  pthread_setname_np(pthread_self(), "mxfp4moe");
-#endif
+  platform::name_this_thread("mxfp4moe");
   while (wait_for_work(worker) != kQuit) {
     InterruptibleCall::work_for(worker.job.call);
     run(worker.job, worker.thread);
     if (worker.word.value.exchange(kIdle, std::memory_order_acq_rel) == kAwaited) worker.word.wake_all();
   }
-  return nullptr;
 }
 
 // Spins for as long as is useful among `num_threads` threads that wait for each other.
@@ -166,7 +153,7 @@ void sleep_while_others_work(WaitWord& word, uint32_t expected) {
 // Sets the state of a waiting worker, which gives it work or ends it, and wakes it if it sleeps.
 void hand_over(Worker& worker, uint32_t state) {
   if (worker.word.value.exchange(state, std::memory_order_acq_rel) != kAsleep) return;
-  const int cpu = current_cpu();
+  const int cpu = platform::current_cpu();
   if (cpu >= 0 && cpu == worker.cpu.load(std::memory_order_relaxed)) {
     wake_elsewhere(worker, cpu);
   } else {
@@ -185,26 +172,13 @@ void wait_until_done(WaitWord& word, int num_threads) {
   }
 }
 
-// Signals are meant for the threads of the application, so workers block them, except that a fault of the worker itself
-// must reach its handlers.
-sigset_t worker_signal_mask() {
-  sigset_t mask;
-  sigfillset(&mask);
-  for (int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT}) sigdelset(&mask, fault);
-  return mask;
-}
-
 // Makes a worker with the affinity of the calling thread, which is `affinity`. Returns null if the system refuses.
 Worker* make_worker(const AffinityMask& affinity) {
   Worker* worker = new (std::nothrow) Worker{};
   if (worker == nullptr) return nullptr;
   worker->affinity = affinity;
-  const sigset_t mask = worker_signal_mask();
-  sigset_t saved;
-  pthread_sigmask(SIG_SETMASK, &mask, &saved);
-  const int error = pthread_create(&worker->handle, nullptr, worker_main, worker);
-  pthread_sigmask(SIG_SETMASK, &saved, nullptr);
-  if (error == 0) return worker;
+  worker->handle = platform::start_thread(worker_main, worker);
+  if (worker->handle.joinable()) return worker;
   delete worker;
   return nullptr;
 }
@@ -306,7 +280,7 @@ void release_workers() {
   for (Worker* w = worker; w != nullptr; w = w->next) hand_over(*w, kQuit);
   while (worker != nullptr) {
     Worker* next = worker->next;
-    pthread_join(worker->handle, nullptr);
+    worker->handle.join();
     delete worker;
     worker = next;
   }

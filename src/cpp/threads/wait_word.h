@@ -5,19 +5,7 @@
 #include <chrono>
 #include <cstdint>
 
-#if defined(__linux__)
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-#endif
-#if defined(__linux__) && defined(SYS_futex)
-#define MXFP4MOE_FUTEX 1
-#else
-#define MXFP4MOE_FUTEX 0
-#include <condition_variable>
-#include <mutex>
-#endif
+#include "platform/sleepers.h"
 
 namespace mxfp4moe {
 
@@ -44,32 +32,11 @@ class WaitWord {
     return expected;
   }
 
-#if MXFP4MOE_FUTEX
   // Sleeps if the value is `expected`, for at most `limit_ms`, or without a limit if it is 0; may return at any time.
-  void sleep_while(uint32_t expected, int limit_ms = 0) {
-    const timespec limit{limit_ms / 1000, limit_ms % 1000 * 1000000};
-    syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, expected, limit_ms > 0 ? &limit : nullptr, nullptr, 0);
-  }
+  void sleep_while(uint32_t expected, int limit_ms = 0) { sleepers_.sleep_while(value, expected, limit_ms); }
 
   // Wakes every thread that sleeps here; the value must have been changed before.
-  void wake_all() { syscall(SYS_futex, &value, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0); }
-#else
-  void sleep_while(uint32_t expected, int limit_ms = 0) {
-    std::unique_lock<std::mutex> hold(lock_);
-    if (value.load(std::memory_order_acquire) != expected) return;
-    if (limit_ms > 0) {
-      changed_.wait_for(hold, std::chrono::milliseconds(limit_ms));
-    } else {
-      changed_.wait(hold);
-    }
-  }
-
-  void wake_all() {
-    // The lock closes the gap between a sleeper's look at the value and its wait.
-    std::lock_guard<std::mutex> hold(lock_);
-    changed_.notify_all();
-  }
-#endif
+  void wake_all() { sleepers_.wake_all(value); }
 
  private:
   static void relax() {
@@ -80,12 +47,7 @@ class WaitWord {
 #endif
   }
 
-#if !MXFP4MOE_FUTEX
-  std::mutex lock_;
-  std::condition_variable changed_;
-#endif
+  platform::Sleepers sleepers_;
 };
-
-static_assert(!MXFP4MOE_FUTEX || sizeof(WaitWord) == 4, "a futex is 32 bits");
 
 }  // namespace mxfp4moe
