@@ -224,6 +224,7 @@ class LayerDescription(Generic[_Experts]):
         -------
         topk_weights : ndarray of shape (..., top_k), float32
         topk_ids : ndarray of shape (..., top_k), int32
+            More than `top_k` where the router weighs shared experts, which then come last.
 
         Raises
         ------

@@ -173,7 +173,7 @@ def run_experts(experts: mx.PackedExperts) -> bytes:
 def run_layer(layer: mx.MoELayer) -> bytes:
     hidden = _hidden_states(layer.hidden_size)
     input_ids = np.zeros(NUM_TOKENS, np.int64)
-    weights, ids = layer.route(hidden, input_ids)
+    weights, ids = layer.choose(layer.router_logits(hidden), input_ids)
     result = layer(hidden, input_ids)
     options = float64.Options(layer.activation, layer.alpha, layer.limit)
     expected = float64.fused_experts(hidden, layer.experts.arguments(), weights, ids, options)

@@ -166,7 +166,10 @@ def measure(
         begin = perf_counter()
         run.results.append(layer(hidden_states, **other, num_threads=num_threads))
         seconds = perf_counter() - begin
-        ids = layer.route(hidden_states, **other)[1]
+        ids = layer.choose(
+            layer.router_logits(hidden_states, router_hidden_states=other.get("router_hidden_states")),
+            other.get("input_ids"),
+        )[1]  # with the shared experts that the router weighs
         ids = ids[ids < layer.experts.num_experts]  # the others are zero experts, which cost nothing
         nbytes, flops = np.unique(ids).size * _bytes(layer.experts), ids.size * _flops(layer.experts)
         if layer.shared_experts is not None:
