@@ -37,8 +37,8 @@ wheel() { # interpreter, architecture
     hook "$1" build_wheel "'$made', {'build-dir': '$tree/build'}"
   )
   rm -rf "$tree/build"
-  # Fails if a symbol is not in glibc 2.28.
-  .venv-ci/bin/auditwheel repair --plat "manylinux_2_28_$2" --only-plat --wheel-dir "$out" "$made"/*.whl
+  # Names the oldest glibc that has all symbols, whose architecture need not be that of this machine.
+  .venv-ci/bin/auditwheel repair --plat auto --only-plat --wheel-dir "$out" "$made"/*.whl
 }
 
 for what; do

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from check_objects import missing_of, output_of
 
 MAX_WHEEL, MAX_SDIST = 2_000_000, 1_500_000
+MAX_GLIBC = 28  # 2.28
 BIN = Path(sys.executable).parent
 
 
@@ -25,6 +26,9 @@ def problems_of(wheel: Path, extension: Path) -> Iterator[str]:
     """What is wrong with a wheel whose extension is unpacked at `extension`."""
     if wheel.stat().st_size >= MAX_WHEEL:
         yield f"{wheel.stat().st_size} bytes, expected less than {MAX_WHEEL}"
+    glibc = re.search(r"-manylinux_2_(\d+)_\w+\.whl$", wheel.name)
+    if not glibc or int(glibc[1]) > MAX_GLIBC:
+        yield f"expected a tag of manylinux_2_{MAX_GLIBC} or older"
     yield from missing_of(extension)
     dynamic = output_of("readelf", "-W", "-d", extension)
     if re.search(r"\(R(?:UN)?PATH\)", dynamic):

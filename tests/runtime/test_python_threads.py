@@ -100,5 +100,5 @@ def test_a_subinterpreter_computes_or_is_refused(first: str) -> None:
         timeout=120,
         check=False,
     )
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr  # to which NumPy writes why it refuses
     assert result.stdout in ("refused\nended\n", "works\nended\n")
