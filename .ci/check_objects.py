@@ -68,15 +68,15 @@ HARDENING = [
 ]
 if platform.libc_ver()[0] == "glibc":
     HARDENING.append(("--dyn-syms", "checked C functions", r"\b__(?!stack_)\w+_chk\b"))
-if X86_64:
-    HARDENING.append(("-n", "a note that it keeps to shadow stacks", r"x86 feature: .*SHSTK"))
+SHADOW_STACKS = ("-n", "a note that it keeps to shadow stacks", r"x86 feature: .*SHSTK")
 
 
 def missing_of(extension: Path) -> list[str]:
     """What an extension lacks of its hardening."""
+    x86 = "X86-64" in output_of("readelf", "-h", extension)
     return [
         f"lacks: {what}"
-        for option, what, pattern in HARDENING
+        for option, what, pattern in [*HARDENING, *([SHADOW_STACKS] if x86 else [])]
         if not re.search(pattern, output_of("readelf", "-W", option, extension))
     ]
 

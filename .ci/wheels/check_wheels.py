@@ -26,7 +26,7 @@ def problems_of(wheel: Path, extension: Path) -> Iterator[str]:
     """What is wrong with a wheel whose extension is unpacked at `extension`."""
     if wheel.stat().st_size >= MAX_WHEEL:
         yield f"{wheel.stat().st_size} bytes, expected less than {MAX_WHEEL}"
-    glibc = re.search(r"-manylinux_2_(\d+)_\w+\.whl$", wheel.name)
+    glibc = re.search(r"[-.]manylinux_2_(\d+)_\w+\.whl$", wheel.name)
     if not glibc or int(glibc[1]) > MAX_GLIBC:
         yield f"expected a tag of manylinux_2_{MAX_GLIBC} or older"
     yield from missing_of(extension)
