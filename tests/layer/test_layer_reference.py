@@ -44,7 +44,7 @@ def test_definition_is_routed_sum_times_factor_plus_shared(rng: np.random.Genera
     layer = make_layer(rng, kind)
     x = rng.standard_normal((5, K)).astype(BF16)
     ids = token_ids(layer, rng, 5)
-    weights, chosen = layer.route(x, ids)
+    weights, chosen = layer.choose(layer.router_logits(x), ids)
     how: dict[str, Any] = {"activation": layer.activation, "alpha": layer.alpha, "out_dtype": np.float32}
     total = reference.fused_experts(x, layer.experts, weights, chosen, limit=layer.limit, **how)
     total = total * np.float32(layer.routed_scaling_factor)
