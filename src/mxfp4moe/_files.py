@@ -22,6 +22,7 @@ from mxfp4moe import _core
 
 _NEW = "tmp"  # what is not yet complete, or no longer needed
 _FORMER = "old"  # what had the name; only where two names cannot change places
+_NUM_SPARES = 4  # for a folder in a folder: each is opened and listed
 _ACCESS_LIST = "system.posix_acl_access"
 
 
@@ -144,8 +145,12 @@ def _temporary(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, 
     remove_abandoned(path)
     names: list[Path] = []
     descriptor = -1
+    # Removing a folder opens it. These are given back before, for the error may be that there are no more.
+    spares: list[int] = []
 
     def remove() -> None:
+        while spares:
+            os.close(spares.pop())
         for name in names:
             with suppress(OSError):  # which would hide an error before it; the next run tries again
                 _remove(name)
@@ -159,6 +164,8 @@ def _temporary(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, 
                     # Another run has just taken it for abandoned.
                     taken, descriptor = descriptor, -1
                     os.close(taken)
+            for _ in range(_NUM_SPARES):
+                spares.append(os.dup(descriptor))
             yield names[-1], descriptor
     finally:
         if descriptor >= 0:
@@ -216,7 +223,13 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError:
+            with suppress(OSError):
+                path.rmdir()  # which opens nothing
+                return
+            raise
     else:
         path.unlink(missing_ok=True)
 
