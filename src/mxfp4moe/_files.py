@@ -16,13 +16,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from mxfp4moe import _core
 
 _NEW = "tmp"  # what is not yet complete, or no longer needed
 _FORMER = "old"  # what had the name; only where two names cannot change places
-_NUM_SPARES = 4  # for a folder in a folder: each is opened and listed
+_NUM_SPARES = 4  # A folder in a folder is removed with both opened and listed.
 _ACCESS_LIST = "system.posix_acl_access"
 
 
@@ -63,12 +63,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     mode = 0o600 if path.exists() else 0o666
     with (
         errors_name(path),
-        _temporary(path, lambda name: os.open(name, flags, mode)) as (temporary, descriptor),
+        _temporary(path, lambda name: os.open(name, flags, mode)) as new,
     ):
-        with os.fdopen(descriptor, "wb", closefd=False) as file:
+        with os.fdopen(new.descriptor, "wb", closefd=False) as file:
             yield file
-        _finish(descriptor, path)
-        os.replace(temporary, path)
+        new.give_back()
+        _finish(new.descriptor, path)
+        os.replace(new.path, path)
         _sync(path.parent)
 
 
@@ -80,8 +81,10 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     files; without, there must be none, or an empty one.
     """
     path = Path(os.path.realpath(path))  # `a/../a` would be nowhere while `a` has another name
-    with temporary_folder(path, 0o700 if path.exists() else 0o777) as folder:
+    with _temporary(path, _folder_of(0o700 if path.exists() else 0o777)) as new:
+        folder = new.path
         yield folder
+        new.give_back()
         for root, _, files in os.walk(folder, topdown=False):
             for entry in [*(Path(root, name) for name in files), Path(root)]:
                 with _opened(entry) as descriptor:
@@ -94,15 +97,20 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(path: Path, mode: int = 0o700) -> Iterator[Path]:
+def temporary_folder(path: Path) -> Iterator[Path]:
     """Make a folder beside `path` that is removed at the end if it is still there."""
+    with _temporary(path, _folder_of(0o700)) as new:
+        yield new.path
+
+
+def _folder_of(mode: int) -> Callable[[Path], int]:
+    """What makes a folder with these permissions and opens it."""
 
     def make(name: Path) -> int:
         name.mkdir(mode)
         return os.open(name, os.O_RDONLY | os.O_CLOEXEC)
 
-    with _temporary(path, make) as (folder, _):
-        yield folder
+    return make
 
 
 def remove_abandoned(path: Path) -> None:
@@ -139,13 +147,25 @@ def _claim(found: Path, path: Path) -> None:
         os.close(descriptor)
 
 
+class _Temporary(NamedTuple):
+    """A hidden name, and what is open there."""
+
+    path: Path
+    descriptor: int
+    spares: list[int]
+    """Given back before a file or folder is finished or removed: both open more, and there may be no more."""
+
+    def give_back(self) -> None:
+        while self.spares:
+            os.close(self.spares.pop())
+
+
 @contextmanager
-def _temporary(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+def _temporary(path: Path, make: Callable[[Path], int]) -> Iterator[_Temporary]:
     """A new hidden name beside `path` and what `make` opened there, locked; in the end what is there goes."""
     remove_abandoned(path)
     names: list[Path] = []
     descriptor = -1
-    # Removing a folder opens it. These are given back before, for the error may be that there are no more.
     spares: list[int] = []
 
     def remove() -> None:
@@ -166,7 +186,7 @@ def _temporary(path: Path, make: Callable[[Path], int]) -> Iterator[tuple[Path, 
                     os.close(taken)
             for _ in range(_NUM_SPARES):
                 spares.append(os.dup(descriptor))
-            yield names[-1], descriptor
+            yield _Temporary(names[-1], descriptor, spares)
     finally:
         if descriptor >= 0:
             os.close(descriptor)
