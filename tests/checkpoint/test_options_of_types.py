@@ -58,6 +58,16 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "tanh": ("flint", {"hidden_act": "gelu_pytorch_tanh"}, {"activation": "gelu_tanh"}),
     "epsilon of the router": ("gemma4", {"text_config.rms_norm_eps": 1e-3}, {"router_norm_eps": 1e-3}),
     "jitter": ("phimoe", {"router_jitter_noise": 0}, {"jitter_eps": 0.0}),
+    "another name": (
+        "qwen3_next",
+        {"norm_topk_prob": None, "moe_renormalize": False},
+        {"renormalize": False},
+    ),
+    "other names": (
+        "gpt_oss",
+        {"num_experts_per_tok": None, "moe_topk": 3, "num_local_experts": None, "n_routed_experts": 8},
+        {"top_k": 3},
+    ),
     "jitter of training": ("mixtral", {"router_jitter_noise": 0.1}, {"routing": "topk_softmax"}),
 }
 
@@ -85,3 +95,28 @@ def test_factor_of_gemma_is_of_the_router(tmp_path: Path) -> None:
     description = checkpoint.read_layer(model.write(tmp_path), model.layer)
     scale = next(array for name, array in model.tensors.items() if name.endswith("router.scale"))
     assert np.array_equal(description.router_scale, scale.astype(np.float32) * 64**-0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        # Their routed experts have silu whatever the field says, and their shared ones what it says.
+        ("hy_v4", "hidden_act", "gelu", "'silu' or 'swish', got 'gelu'"),
+        ("glm5_next", "hidden_act", "gelu_pytorch_tanh", "'silu' or 'swish', got 'gelu_pytorch_tanh'"),
+        ("aria_text", "hidden_act", "gelu", "'silu' or 'swish', got 'gelu'"),
+        ("phimoe", "num_experts_per_tok", 3, "2, got 3"),
+        ("glm4_moe", "topk_group", 0, "an integer in .*, got 0"),
+        ("mistral4", "topk_group", 0, "an integer in .*, got 0"),
+    ],
+)
+def test_options_that_are_refused(tmp_path: Path, name: str, field: str, value: object, message: str) -> None:
+    model = load(name)
+    config = copy.deepcopy(model.config)
+    config.get("text_config", config).update({field: value, **_one_group(field)})
+    model = model._replace(config=config)
+    with pytest.raises(ValueError, match=f"{field}: expected {message}"):
+        checkpoint.open(model.write(tmp_path))
+
+
+def _one_group(field: str) -> dict[str, int]:
+    return {"n_group": 1} if field == "topk_group" else {}

@@ -146,6 +146,24 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"row.routing.of\['b'\].function",
     ),
     "prefix": ({"layers": ("model.layers.",)}, ValueError, "row.layers: .*{layer}"),
+    "prefix with another name": (
+        {"layers": ("m.{layer}.{part}.",)},
+        ValueError,
+        "row.layers: .*once, and a dot at the end",
+    ),
+    "prefix without a dot": ({"layers": ("m.{layer}",)}, ValueError, "row.layers: .*a dot at the end"),
+    "step": ({"moe_layers": (LayersFrom(step=0),)}, ValueError, r"row.moe_layers\[0\].step: .*got 0"),
+    "is_gated": ({"is_gated": "no"}, TypeError, "row.is_gated: expected a value of type bool"),
+    "needed argument": (
+        {"routing": Routing("hash_topk")},
+        ValueError,
+        "row.routing: expected tid2eid in arguments or tensors, which hash_topk needs",
+    ),
+    "groups of other scores": (
+        {"routing": Routing("topk_softmax", groups=Groups())},
+        ValueError,
+        "row.routing.groups.function: expected 'topk_softmax', got 'grouped_topk'",
+    ),
     "names": ({"names": Names()}, TypeError, "row.names: expected a tuple of Names"),
     "matrices": ({"names": (Names(matrices=("w1", "w2")),)}, ValueError, r"names\[0\].matrices: .*got 2"),
     "layouts": (
@@ -164,6 +182,19 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "constants": ({"constants": {"a": 1}}, TypeError, r"row.constants\['a'\]: expected a tuple"),
     "change": ({"change": "x"}, TypeError, "row.change: expected a function"),
 }
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Count(3), TypeError, "names: expected the names of a field, as text, got 3"),  # type: ignore[arg-type]
+        (lambda: Count("a||b"), ValueError, "names: expected no empty name"),
+        (lambda: Choice("a", "x", of={"y": 1}), ValueError, r"default: expected one of \['y'\], got 'x'"),
+    ],
+)
+def test_wrong_fields_are_refused(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
 
 
 @pytest.mark.parametrize("case", WRONG)

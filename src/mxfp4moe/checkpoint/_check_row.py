@@ -26,15 +26,22 @@ def check_row(row: ModelType) -> None:
     _check_texts("model_types", row.model_types)
     _check_type("section", row.section, str)
     _check_texts("layers", row.layers)
-    if wrong := [prefix for prefix in row.layers if prefix.count("{layer}") != 1]:
-        raise value_error("row.layers", "prefixes with {layer}, once", repr(wrong[0]))
+    for prefix in row.layers:
+        parts = prefix.split("{layer}")
+        if len(parts) != 2 or any(brace in part for part in parts for brace in "{}") or parts[1][-1:] != ".":
+            expected = "prefixes with {layer}, once, and a dot at the end"
+            raise value_error("row.layers", expected, repr(prefix))
+    _check_type("is_gated", row.is_gated, bool)
     _check_items("names", row.names, Names)
     for i, names in enumerate(row.names):
         _check_names(f"names[{i}]", names, row.is_gated)
     for name in ("hidden_size", "num_experts", "top_k", "num_layers", "intermediate_size"):
         _check_type(name, getattr(row, name), Count)
     _check_items("moe_layers", row.moe_layers, LayerRule)
-    _check_type("is_gated", row.is_gated, bool)
+    for i, rule in enumerate(row.moe_layers):
+        step = getattr(rule, "step", 1)
+        if not isinstance(step, Field) and (type(step) is not int or step < 1):
+            raise value_error(f"row.moe_layers[{i}].step", "an integer of at least 1", describe(step))
     for name, routing in _possible("routing", row.routing):
         _check_routing(name, routing, row.names)
     for name, activation in _possible("activation", row.activation):
@@ -107,17 +114,24 @@ def _check_routing(place: str, routing: Any, names: Sequence[Names]) -> None:
     if routing.groups is not None:
         _check_in(f"{place}.groups.function", routing.groups.function, tuple(ROUTING_FUNCTIONS))
         parts.append(("groups.arguments", routing.groups.arguments, routing.groups.function))
+        scored_alike = {"topk_sigmoid": "grouped_topk"}.get(routing.function, routing.function)
+        _check_in(f"{place}.groups.function", routing.groups.function, (scored_alike,))
     for name, arguments, function in parts:
         known = _keywords(ROUTING_FUNCTIONS[function])
         for argument in arguments:
-            _check_in(f"{place}.{name}", argument, known)
+            _check_in(f"{place}.{name}", argument, tuple(known))
+    for name, is_needed in _keywords(ROUTING_FUNCTIONS[routing.function]).items():
+        if is_needed and name not in (*routing.arguments, *routing.tensors):
+            expected = f"{name} in arguments or tensors, which {routing.function} needs"
+            raise value_error(f"row.{place}", expected, "none")
     for tensor in (*routing.tensors, *routing.unused):
         _check_named(f"{place}.tensors", tensor, names)
 
 
-def _keywords(function: Callable[..., Any]) -> tuple[str, ...]:
-    kinds = inspect.signature(function).parameters.items()
-    return tuple(name for name, each in kinds if each.kind is each.KEYWORD_ONLY and name != "num_threads")
+def _keywords(function: Callable[..., Any]) -> dict[str, bool]:
+    """The arguments of a routing function but its first two, and whether each must be given."""
+    _, _, *others = inspect.signature(function).parameters.items()
+    return {name: each.default is each.empty for name, each in others if name != "num_threads"}
 
 
 def _check_named(place: str, tensor: str, names: Sequence[Names]) -> None:

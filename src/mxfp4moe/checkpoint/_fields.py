@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from mxfp4moe._arguments import describe, type_error, value_error
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
 
@@ -26,6 +27,12 @@ class Field:
     """What null stands for, if not for the default."""
     per_layer: bool = False
     """Whether it may also be a list with an item for each layer."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.names, str):
+            raise type_error("names", "the names of a field, as text", describe(self.names))
+        if not all(self.names.split("|")):
+            raise value_error("names", "no empty name", repr(self.names))
 
     @property
     def alternatives(self) -> tuple[str, ...]:
@@ -123,6 +130,11 @@ class Choice(Field):
 
     of: Mapping[Any, Any] = ()  # type: ignore[assignment]
     otherwise: Any = REQUIRED
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.otherwise is REQUIRED and self.default is not REQUIRED and self.default not in self.of:
+            raise value_error("default", f"one of {list(self.of)}", describe(self.default))
 
     def read(self, config: Config) -> Any:
         """What the value of the field stands for."""

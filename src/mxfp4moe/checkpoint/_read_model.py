@@ -121,7 +121,8 @@ def _read_groups(groups: Groups, text: Config, experts: tuple[str, int]) -> dict
     if num_experts % num_groups:
         name = field.name_in(text)
         raise text.error(name, f"a divisor of {experts[0]} = {num_experts}", str(num_groups))
-    kept = read_value(replace(groups.topk_group, maximum=num_groups), text) if num_groups > 1 else 1
+    maximum = num_groups if num_groups > 1 else groups.topk_group.maximum
+    kept = read_value(replace(groups.topk_group, maximum=maximum), text)
     return {"num_groups": num_groups, "topk_group": kept} if num_groups > 1 else {}
 
 

@@ -48,6 +48,8 @@ ACTIVATIONS = {
 """``hidden_act`` of config.json by the name that this package has."""
 
 HIDDEN_ACT = Choice("hidden_act", "silu", of=ACTIVATIONS)
+SILU_ALONE = Choice("hidden_act", "silu", of={"silu": "silu", "swish": "silu"})
+"""Of types whose experts have silu whatever ``hidden_act`` says, which holds for their shared expert."""
 
 TOP_K = Count(
     "num_experts_per_tok|num_experts_per_token|experts_per_token|moe_topk|moe_top_k|moe_k|top_k_experts"
@@ -59,6 +61,7 @@ _NUM_LAYERS = Count("num_hidden_layers", None, maximum=MAX_LAYERS)
 _ALL_LAYERS = (LayersFrom(),)
 _NUM_GROUPS = Count("n_group|num_expert_group", 1)
 _TOPK_GROUP = Count("topk_group", 1)
+RENORMALIZE = "norm_topk_prob|moe_renormalize"
 NUM_SHARED = "n_shared_experts|num_shared_experts|num_shared_expert|moe_num_shared_experts"
 
 

@@ -15,7 +15,7 @@ from mxfp4moe.checkpoint._fused import FusedLayout, fused_arrays
 from mxfp4moe.checkpoint._model import Model
 from mxfp4moe.checkpoint._names import Block, Names
 from mxfp4moe.checkpoint.model_folder import ModelFolder
-from mxfp4moe.checkpoint.model_type import MAX_EXPERTS, ModelType, Routing
+from mxfp4moe.checkpoint.model_type import ModelType, Routing
 from mxfp4moe.checkpoint.schemes import FLOATS, Scheme, plain
 from mxfp4moe.experts.weights import ExpertWeights
 
@@ -67,8 +67,6 @@ GPT_OSS = ModelType(
     Routing("topk_softmax"),
     names=(Names(router="router", layouts=(FusedLayout(is_transposed=True, is_interleaved=True),)),),
     intermediate_size=Count("intermediate_size"),
-    num_experts=Count("num_experts|num_local_experts", maximum=MAX_EXPERTS),
-    top_k=Count("num_experts_per_tok|experts_per_token"),
     activation="swigluoai",
     alpha=Number("swiglu_alpha", None),
     limit=Number("swiglu_limit", 7.0),

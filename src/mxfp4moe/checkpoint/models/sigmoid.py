@@ -8,7 +8,15 @@ from mxfp4moe.checkpoint._fields import Choice, Count, Flag, Number
 from mxfp4moe.checkpoint._fused import FusedLayout
 from mxfp4moe.checkpoint._moe_layers import LayerFlags, LayerNumbers, LayersFrom, LayerTypes
 from mxfp4moe.checkpoint._names import Names
-from mxfp4moe.checkpoint.model_type import NUM_SHARED, Groups, ModelType, Routing, Shared
+from mxfp4moe.checkpoint.model_type import (
+    NUM_SHARED,
+    RENORMALIZE,
+    SILU_ALONE,
+    Groups,
+    ModelType,
+    Routing,
+    Shared,
+)
 from mxfp4moe.checkpoint.models.softmax import ALWAYS, BLOCK_SPARSE, INTERMEDIATE, QWEN_LAYERS, TEXT_LAYERS
 
 BIAS = ("correction_bias",)
@@ -24,7 +32,7 @@ def noaux(
     return Routing(
         "topk_sigmoid",
         {
-            "renormalize": Flag("norm_topk_prob|moe_renormalize", renormalize),
+            "renormalize": Flag(RENORMALIZE, renormalize),
             "routed_scaling_factor": Number(factor_name, factor),
         },
         tensors=BIAS,
@@ -88,6 +96,7 @@ LIMIT = Number("swiglu_limit", 10.0)
 GLM5_NEXT = replace(
     GLM_MOE_DSA,
     model_types=("glm5_next", "glm5_next_text"),
+    activation=SILU_ALONE,
     limit=LIMIT,
     shared=replace(shared(), limit=LIMIT),
 )
@@ -101,7 +110,7 @@ HY_V4 = replace(
 BEAM = replace(
     GLM_MOE_DSA,
     model_types=("beam",),
-    routing=replace(noaux(1.0, groups=(8, 4)), arguments={"renormalize": Flag("norm_topk_prob", True)}),
+    routing=replace(noaux(1.0, groups=(8, 4)), arguments={"renormalize": Flag(RENORMALIZE, True)}),
     routed_scaling_factor=Number("routed_scaling_factor", 2.5),
     shared=None,
 )
@@ -210,7 +219,7 @@ LFM2_ROUTING = Routing(
     "select_experts",
     {
         "scoring": "sigmoid",
-        "renormalize": Flag("norm_topk_prob", True),
+        "renormalize": Flag(RENORMALIZE, True),
         "norm_epsilon": 1e-6,
         "routed_scaling_factor": Number("routed_scaling_factor", 1.0),
     },
@@ -228,7 +237,7 @@ LFM2_MOE = ModelType(
 )
 FLINT = ModelType(
     ("flint",),
-    Routing("topk_sigmoid", {"renormalize": Flag("norm_topk_prob", True)}),
+    Routing("topk_sigmoid", {"renormalize": Flag(RENORMALIZE, True)}),
     names=(Names(shared="shared_expert"),),
     moe_layers=(replace(QWEN_LAYERS, dense_default=(0, 1)),),
     shared=Shared(1, Count("shared_expert_intermediate_size", 1024, minimum=0)),
@@ -239,7 +248,7 @@ KOLIBRI1 = ModelType(
     ("kolibri1",),
     replace(
         BY_LOGIT,
-        arguments={**BY_LOGIT.arguments, "renormalize": Flag("norm_topk_prob", False)},
+        arguments={**BY_LOGIT.arguments, "renormalize": Flag(RENORMALIZE, False)},
         tensors=BIAS,
     ),
     names=bias_at("/moe.router.expert_bias", IN_GATE),
@@ -256,7 +265,7 @@ COHERE2_MOE = ModelType(
                 BY_LOGIT,
                 arguments={
                     **BY_LOGIT.arguments,
-                    "renormalize": Flag("norm_topk_prob", True),
+                    "renormalize": Flag(RENORMALIZE, True),
                     "norm_epsilon": 0.0,
                 },
             ),

@@ -8,7 +8,16 @@ from mxfp4moe.checkpoint._fields import Choice, Count, Flag, Number
 from mxfp4moe.checkpoint._fused import FusedLayout
 from mxfp4moe.checkpoint._moe_layers import LayersFrom, LayerTypes
 from mxfp4moe.checkpoint._names import Names
-from mxfp4moe.checkpoint.model_type import ACTIVATIONS, NUM_SHARED, Groups, ModelType, Routing, Shared
+from mxfp4moe.checkpoint.model_type import (
+    ACTIVATIONS,
+    NUM_SHARED,
+    RENORMALIZE,
+    SILU_ALONE,
+    Groups,
+    ModelType,
+    Routing,
+    Shared,
+)
 
 INTERMEDIATE = Count("intermediate_size")
 BLOCK_SPARSE = Names("block_sparse_moe", matrices=("w1", "w3", "w2"))
@@ -21,8 +30,8 @@ TEXT_LAYERS = (
 """Where a model for several kinds of input has its language model, and where that is if it is alone."""
 
 ALWAYS = Routing("topk_softmax")
-UNLESS = Routing("topk_softmax", {"renormalize": Flag("norm_topk_prob", True)})
-IF = Routing("topk_softmax", {"renormalize": Flag("norm_topk_prob", False)})
+UNLESS = Routing("topk_softmax", {"renormalize": Flag(RENORMALIZE, True)})
+IF = Routing("topk_softmax", {"renormalize": Flag(RENORMALIZE, False)})
 """Whether the weights are normalized: always; unless or if the configuration says so."""
 
 MIXTRAL = ModelType(("mixtral",), ALWAYS, names=(BLOCK_SPARSE, Names()), intermediate_size=INTERMEDIATE)
@@ -32,6 +41,8 @@ PHIMOE = replace(
     model_types=("phimoe",),
     routing=Routing("sparsemixer", {"jitter_eps": Number("router_jitter_noise", 0.01, minimum=0)}),
     names=(BLOCK_SPARSE, Names(router="router")),
+    top_k=Count("num_experts_per_tok"),
+    constants={"num_experts_per_tok": (2,)},  # transformers computes something else for another number
 )
 OLMOE = ModelType(("olmoe",), IF, intermediate_size=INTERMEDIATE)
 FLEX_OLMO = replace(OLMOE, model_types=("flex_olmo",))
@@ -131,8 +142,7 @@ ARIA = ModelType(
         for fused in (("experts.fc1.weight", "experts.fc2.weight"), Names().fused)
     ),
     intermediate_size=INTERMEDIATE,
-    # With another activation, its experts would still have silu, and its shared expert would not.
-    activation=Choice("hidden_act", "silu", of={"silu": "silu", "swish": "silu"}),
+    activation=SILU_ALONE,
     shared=Shared(Count(NUM_SHARED, 2, minimum=0, maximum=1024)),
 )
 HUNYUAN_V1_MOE = ModelType(
@@ -183,7 +193,7 @@ MISTRAL4 = ModelType(
     Routing(
         "select_experts",
         {
-            "renormalize": Flag("norm_topk_prob", True),
+            "renormalize": Flag(RENORMALIZE, True),
             "routed_scaling_factor": Number("routed_scaling_factor", 1.0),
         },
         groups=Groups(function="select_experts", arguments={"masked_groups": "zero"}),
