@@ -35,6 +35,8 @@ cpp_test() {
   done
   .venv-ci/bin/cmake -S tests/cpp -B "$tree" -G Ninja -DCMAKE_MAKE_PROGRAM="$PWD/.venv-ci/bin/ninja" \
     -DCMAKE_CXX_FLAGS="-fsanitize=$sanitizer -g -O1 -Werror" "${tables[@]}" >/dev/null
-  .venv-ci/bin/cmake --build "$tree" --target "$target" >/dev/null
+  # The result is asked for here, since `set -e` does not hold where a caller asks for that of the function.
+  local output
+  output=$(.venv-ci/bin/cmake --build "$tree" --target "$target") || { echo "$output" && return 1; }
   "${fixed_addresses[@]}" "$tree/$target" "$@"
 }

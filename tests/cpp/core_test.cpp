@@ -174,10 +174,20 @@ class RoutedTokens : public Work {
     std::vector<float> weights(static_cast<size_t>(num_tokens_ * top_k));
     std::vector<int32_t> ids(weights.size());
     const bool softmax = scoring_ == Scoring::kSoftmax;
-    const RoutingRule rule{scoring_, true, false, 2.5f, softmax ? 1 : num_groups_, 1};
-    const RoutingArgs args{
-        logits_.data(), softmax ? nullptr : bias_.data(), num_tokens_, num_experts_, top_k, rule, weights.data(),
-        ids.data()};
+    RoutingRule rule{};
+    rule.score.scoring = scoring_;
+    rule.choice.num_groups = softmax ? 1 : num_groups_;
+    rule.choice.topk_group = 1;
+    rule.weight = {true, 1.0f, 1e-20f, 0.0f, 2.5f};
+    RoutingArgs args{};
+    args.logits = logits_.data();
+    args.correction_bias = softmax ? nullptr : bias_.data();
+    args.num_tokens = num_tokens_;
+    args.num_experts = num_experts_;
+    args.num_slots = top_k;
+    args.rule = rule;
+    args.topk_weights = weights.data();
+    args.topk_ids = ids.data();
     CHECK(route(args, num_threads) == kRouted);
     Bytes result(as_bytes(weights), as_bytes(weights) + weights.size() * 4);
     const uint8_t* more = reinterpret_cast<const uint8_t*>(ids.data());
