@@ -427,6 +427,7 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, Value], str]] = {
         "expert_chunk_feed_forward_length: expected no such",
     ),
     "mixer": ("phimoe", {"expert_weights_norm": False}, "expert_weights_norm: expected no such key"),
+    "mixer of three": ("phimoe", {"expert_used_count": 3}, r"expert_used_count: expected .*\[2, 2\], got 3"),
     "hash": ("deepseek4", {"hash_layer_count": 2}, "a tensor blk.1.ffn_gate_tid2eid.weight, got none"),
     "no hash": (
         "deepseek4 (hash)",

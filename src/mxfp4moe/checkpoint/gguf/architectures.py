@@ -52,6 +52,8 @@ class Architecture:
     """Whether there may be one where scores are softmax."""
     routing: str = ""
     """A routing function of its own, of which `selection` are the arguments."""
+    top_k: int | None = None
+    """The number of chosen experts, where the routing is defined for one number alone."""
     is_gated: bool = True
     activation: Activation = "silu"
     limit: float | None = None
@@ -197,7 +199,11 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),
         "olmoe": replace(_NOT_NORMALIZED, models="OLMoE"),
         "phimoe": replace(
-            _PLAIN, models="Phi-3.5-MoE", routing="sparsemixer", selection=_arguments(jitter_eps=0.01)
+            _PLAIN,
+            models="Phi-3.5-MoE",
+            routing="sparsemixer",
+            selection=_arguments(jitter_eps=0.01),
+            top_k=2,
         ),
         "qwen2moe": replace(_SHARED_GATE, models="Qwen1.5-MoE, Qwen2-MoE", renormalize=False),
         "qwen35moe": replace(_SHARED_GATE, models="Qwen3.5, Qwen3.6"),

@@ -201,7 +201,9 @@ class GgufCheckpoint(Checkpoint):
         return _Activation(architecture.clamped, None, limit, shared_limit)
 
     def _top_k(self, layer: int) -> int:
-        return self._metadata.integer("expert_used_count", maximum=self.num_experts, layer=layer)
+        only = self._architecture.top_k
+        bounds = {"minimum": only or 1, "maximum": only or self.num_experts}
+        return self._metadata.integer("expert_used_count", **bounds, layer=layer)
 
     def _check_size(self, key: str, size: int, layer: int | None = None) -> None:
         found = self._metadata.integer(key, default=size, minimum=0, layer=layer)
