@@ -165,7 +165,10 @@ CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "intermediate_size missing": (without("intermediate_size"), "intermediate_size: .*, got no such field"),
     "intermediate_size no multiple": (setting(intermediate_size=31), "intermediate_size: .*, got 31"),
     "intermediate_size another": (setting(intermediate_size=64), r"expected U8 \[3, 128, 2, 16\], got"),
-    "num_local_experts missing": (without("num_local_experts"), "num_local_experts.*: expected an integer .*, got no such field"),
+    "num_local_experts missing": (
+        without("num_local_experts"),
+        "num_local_experts.*: expected an integer .*, got no such field",
+    ),
     "num_local_experts a list": (setting(num_local_experts=[3]), r"num_local_experts: .*, got \[3\]"),
     "num_local_experts another": (setting(num_local_experts=4), r"expected U8 \[4, 64, 2, 16\], got"),
     "top_k missing": (

@@ -112,10 +112,9 @@ def _check_routing(place: str, routing: Any, names: Sequence[Names]) -> None:
     parts.append(("tensors", routing.tensors, routing.function))
     _check_type(f"{place}.groups", routing.groups, Groups | None)
     if routing.groups is not None:
-        _check_in(f"{place}.groups.function", routing.groups.function, tuple(ROUTING_FUNCTIONS))
-        parts.append(("groups.arguments", routing.groups.arguments, routing.groups.function))
         scored_alike = {"topk_sigmoid": "grouped_topk"}.get(routing.function, routing.function)
         _check_in(f"{place}.groups.function", routing.groups.function, (scored_alike,))
+        parts.append(("groups.arguments", routing.groups.arguments, routing.groups.function))
     for name, arguments, function in parts:
         known = _keywords(ROUTING_FUNCTIONS[function])
         for argument in arguments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,7 +16,7 @@ REQUIRED: Any = object()
 
 
 @dataclass(frozen=True)
-class Field:
+class Field(ABC):
     """A field by its names, ``"n_group|num_expert_group"``: one may be there, or several that are equal.
 
     A name with a dot, ``"ffn_config.moe_top_k"``, is of a field in an object.
@@ -85,8 +86,9 @@ class Field:
         check_length(config, name, value)
         return name, value or None
 
+    @abstractmethod
     def _check(self, config: Config) -> Any:
-        raise NotImplementedError
+        """The value of the field, which is there."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,17 +16,17 @@ from mxfp4moe.checkpoint._fields import Count, Field, Value, check_length, read_
 Predicate: TypeAlias = Callable[[int], bool]
 
 
-class LayerRule:
+class LayerRule(ABC):
     """One way to say it: `names` are the fields, `find` tells by them whether a layer has experts."""
 
     @property
+    @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The names of all fields of this rule."""
-        raise NotImplementedError
 
+    @abstractmethod
     def find(self, config: Config) -> Predicate:
         """What tells whether a layer has experts."""
-        raise NotImplementedError
 
     def is_in(self, config: Config) -> bool:
         """Whether the configuration says it in this way."""

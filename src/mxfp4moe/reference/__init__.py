@@ -37,13 +37,12 @@ from mxfp4moe.reference.routing import (
     hash_topk,
     router_logits,
     select_experts,
-    softmax,
     sparsemixer,
-    sqrt_softplus,
     topk_sigmoid,
     topk_softmax,
     topk_sqrt_softplus,
 )
+from mxfp4moe.reference.scores import softmax, sqrt_softplus
 
 __all__ = [
     "E2M1_VALUES",
