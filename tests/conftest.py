@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from mxfp4moe import config
+from mxfp4moe.checkpoint import models
 
 SEED = int(os.environ.get("MXFP4MOE_SEED", "0"))
 REQUIRED_ISAS = [name for name in os.environ.get("MXFP4MOE_REQUIRE_ISAS", "").split(",") if name]
@@ -60,6 +61,15 @@ def native_isa(isa: str) -> str:
     if "model" in isa:
         pytest.skip(f"{isa} is a scalar model, too slow for real sizes")
     return isa
+
+
+@pytest.fixture
+def keep_model_types() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    before = dict(models.MODELS)
+    yield
+    models.MODELS.clear()
+    models.MODELS.update(before)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,7 @@ from mxfp4moe.checkpoint.model_type import (
     Shared,
 )
 
-
-@pytest.fixture(autouse=True)
-def keep_types(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(models, "MODELS", models.MODELS)
-    before = dict(models.MODELS)
-    yield
-    models.MODELS.clear()
-    models.MODELS.update(before)
+pytestmark = pytest.mark.usefixtures("keep_model_types")
 
 
 def test_type_made_of_another_one(isa: str, tmp_path: Path) -> None:

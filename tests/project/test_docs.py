@@ -44,6 +44,7 @@ def keep_process_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mxfp4moe.config._process_threads", None)
 
 
+@pytest.mark.usefixtures("keep_model_types")
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_of_a_module(name: str) -> None:
     module = importlib.import_module(name)
