@@ -31,20 +31,23 @@ FORBIDDEN = {
     "amx_model_avx512": [BF16, TILES],
 }
 
+# By the kind of an object: what it exports.
+EXPORTED = {"kernels": "kKernels", "attention": "kAttention"}
+
 
 def output_of(*command: str | Path) -> str:
     """What `command` prints."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def problems_of(path: Path, table: str | None) -> list[str]:
+def problems_of(path: Path, kind: str | None, table: str | None) -> list[str]:
     """What is wrong with one object; `table` is None for all that runs on any CPU."""
     problems = []
-    if table is not None:
+    if kind is not None:
         symbols = [
             line.split()[-1] for line in output_of("nm", "-g", "-C", "--defined-only", path).splitlines()
         ]
-        if symbols != [f"mxfp4moe::kKernels_{table}"]:
+        if symbols != [f"mxfp4moe::{EXPORTED[kind]}_{table}"]:
             problems.append(f"exports {symbols}")
         if re.search(r"\.(?:init_array|ctors)", output_of("objdump", "-h", path)):
             problems.append("has initializers")
@@ -88,11 +91,12 @@ def main() -> int:
     tables = 0
     failed = False
     for path in objects:
-        match = re.search(r"/kernels_(\w+)\.dir/", str(path))
-        tables += match is not None
-        problems = problems_of(path, match and match[1])
+        match = re.search(r"/(kernels|attention)_(\w+)\.dir/", str(path))
+        tables += match is not None and match[1] == "kernels"
+        problems = problems_of(path, *(match.groups() if match else (None, None)))
         failed |= bool(problems)
-        print(f"{match[1] if match else path.stem:24} {'; '.join(problems) or 'ok'}")
+        name = " ".join(match.groups()) if match else path.stem
+        print(f"{name:24} {'; '.join(problems) or 'ok'}")
     for extension in extensions:
         missing = missing_of(extension)
         failed |= bool(missing)

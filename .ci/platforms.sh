@@ -7,10 +7,10 @@ tree=$PWD/build/platforms
 zig=$PWD/.venv-ci/lib/$(ls .venv-ci/lib)/site-packages/ziglang/zig
 export ZIG_GLOBAL_CACHE_DIR=$tree/cache ZIG_LOCAL_CACHE_DIR=$tree/cache
 mkdir -p "$tree"
-echo 'MXFP4MOE_KERNELS(portable)' >"$tree/kernel_list.inc"
+echo 'MXFP4MOE_KERNELS(portable, portable)' >"$tree/kernel_list.inc"
 
 mapfile -t sources < <(git ls-files 'src/cpp/*.cpp' | grep -v -e platform/linux/ -e kernels/)
-sources+=(src/cpp/kernels/registry.cpp src/cpp/kernels/portable/kernels_portable.cpp)
+sources+=(src/cpp/kernels/registry.cpp src/cpp/kernels/portable/*.cpp)
 
 # compile TARGET SOURCE
 compile() {

@@ -40,6 +40,7 @@ from mxfp4moe.routing import (
     topk_softmax,
     topk_sqrt_softplus,
 )
+from mxfp4moe.self_attention import KVCache, attention
 
 if _typing.TYPE_CHECKING:
     from mxfp4moe import checkpoint as checkpoint
@@ -48,11 +49,13 @@ if _typing.TYPE_CHECKING:
 
 __all__ = [
     "IsaError",
+    "KVCache",
     "MoELayer",
     "PackedExperts",
     "PackedFormatError",
     "UnpackedExperts",
     "active_isa",
+    "attention",
     "available_isas",
     "dequantize_fp8_block",
     "dequantize_mxfp4",

@@ -160,6 +160,20 @@ def check_float32(name: str, value: Any, minimum: float = -_FLOAT32_MAX) -> floa
     return number
 
 
+def check_dtype(name: str, value: Any, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
+    """`value` as one of `dtypes`."""
+    expected = join_choices(dtype.name for dtype in dtypes)
+    if value is None:  # which would mean float64 to NumPy
+        raise type_error(name, expected, "None")
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except TypeError:
+        raise type_error(name, expected, describe(value)) from None
+    if dtype not in dtypes:
+        raise type_error(name, expected, str(dtype))
+    return dtype
+
+
 def as_array(name: str, value: Any, dtypes: Sequence[Any]) -> np.ndarray:
     """`value` as an aligned array in native byte order, of one of `dtypes`; copied only if needed.
 

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -11,6 +12,7 @@ ACTIVATIONS: dict[str, int]
 SCORINGS: dict[str, int]
 GROUP_SCORES: dict[str, int]
 PANEL_ROWS: int
+PAGE_POSITIONS: int
 
 # runtime: instruction sets and threads
 def compiler() -> str: ...
@@ -199,6 +201,37 @@ def route(
 def hash_ids(
     input_ids: np.ndarray, tid2eid: np.ndarray, num_experts: int, topk_ids: np.ndarray
 ) -> tuple[int, int]: ...
+
+# key/value caches and attention
+class KVPage:
+    def __init__(self, num_kv_heads: int, head_dim: int, dtype: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def copy(self) -> KVPage: ...
+    def claim(self, begin: int, end: int) -> bool: ...
+
+def fill_pages(
+    pages: list[KVPage], position: int, keys: np.ndarray, values: np.ndarray, num_threads: int
+) -> None: ...
+
+_T = TypeVar("_T")
+
+class Slot(Generic[_T]):
+    def __init__(self, value: _T) -> None: ...
+    def get(self) -> _T: ...
+    def exchange(self, old: _T, new: _T) -> bool: ...
+
+def attention(
+    sequences: list[tuple[np.ndarray, tuple[KVPage, ...], int, np.ndarray]],
+    kernels: int,
+    num_heads: int,
+    sinks: np.ndarray | None,
+    num_threads: int,
+    *,
+    scale: float,
+    window: int,
+    out_dtype: int,
+) -> None: ...
 
 # files
 class FileMapping:

@@ -14,6 +14,7 @@ include "_core_signals.pxi"
 include "_core_quantize.pxi"
 include "_core_experts.pxi"
 include "_core_routing.pxi"
+include "_core_attention.pxi"
 include "_core_files.pxi"
 include "_core_dlpack.pxi"
 
@@ -27,6 +28,7 @@ ACTIVATIONS = {cpp.kActivationNames[i].decode(): i for i in range(cpp.count_of(c
 SCORINGS = {cpp.kScoringNames[i].decode(): i for i in range(cpp.count_of(cpp.kScoringNames))}
 GROUP_SCORES = {cpp.kGroupScoreNames[i].decode(): i for i in range(cpp.count_of(cpp.kGroupScoreNames))}
 PANEL_ROWS = cpp.kPanelRows
+PAGE_POSITIONS = cpp.kBlockPositions
 
 
 # --- runtime: instruction sets and threads ------------------------------------------------------------------

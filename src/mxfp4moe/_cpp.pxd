@@ -52,10 +52,25 @@ cdef extern from "kernels/kernel_table.h" namespace "mxfp4moe" nogil:
         cbool automatic
 
 
+cdef extern from "kernels/attention_kernels.h" namespace "mxfp4moe" nogil:
+    const int64_t kBlockPositions
+
+    cdef cppclass AttentionKernels:
+        pass
+
+    cdef struct KVLayout:
+        int64_t num_kv_heads
+        int64_t head_dim
+        DType dtype
+
+    int64_t page_bytes(const KVLayout& layout)
+
+
 cdef extern from "kernels/registry.h" namespace "mxfp4moe" nogil:
     int num_kernel_tables()
     const KernelTable& kernel_table(int index)
     cbool kernel_table_supported(int index)
+    const AttentionKernels& attention_kernels(int index)
 
 
 cdef extern from "cpu/features.h" namespace "mxfp4moe" nogil:
@@ -257,6 +272,43 @@ cdef extern from "linear/linear.h" namespace "mxfp4moe" nogil:
 cdef extern from "linear/mean_squares.h" namespace "mxfp4moe" nogil:
     void run_mean_squares "mxfp4moe::mean_squares"(
         const Rows& rows, int64_t num_rows, int64_t k, double* means, int num_threads)
+
+
+cdef extern from "attention/kv_page.h" namespace "mxfp4moe" nogil:
+    cdef cppclass KVPage:
+        cbool allocate(int64_t nbytes)
+        cbool claim(int64_t begin, int64_t end)
+        uint8_t* data() const
+
+    cdef struct NewPositions:
+        const float* keys
+        const float* values
+        int64_t position
+        int64_t num_tokens
+
+    void fill_pages(const KVLayout& layout, const NewPositions& tokens, uint8_t* const* pages, int num_threads)
+
+
+cdef extern from "attention/attention.h" namespace "mxfp4moe" nogil:
+    cdef struct AttentionSequence:
+        const float* queries
+        int64_t num_queries
+        const uint8_t* const* pages
+        int64_t length
+        uint8_t* out
+
+    cdef struct AttentionProblem:
+        const AttentionSequence* sequences
+        int64_t num_sequences
+        KVLayout layout
+        int64_t num_heads
+        int64_t window
+        float scale
+        const float* sinks
+        DType out_dtype
+
+    Status run_attention "mxfp4moe::attention"(
+        const AttentionKernels& kernels, const AttentionProblem& problem, int num_threads)
 
 
 cdef extern from "routing/scores.h" namespace "mxfp4moe" nogil:

@@ -24,6 +24,7 @@ FOLDERS = (
     "quantize",
     "routing",
     "linear",
+    "attention",
     "moe",
 )
 

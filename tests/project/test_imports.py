@@ -29,7 +29,7 @@ ROOMS = (
         "config",
     ),
     ("reference", "quantize", "routing", "packed"),
-    ("experts", "linear"),
+    ("experts", "linear", "self_attention"),
     ("_nonfinite", "layer_description", "layer_file", "layer_routing", "layer_sum"),
     ("checkpoint",),
     ("layer", "loading"),

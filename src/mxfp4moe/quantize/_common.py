@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import as_array, check_choice, describe, join_choices, type_error, value_error
+from mxfp4moe._arguments import as_array, check_choice, check_dtype, value_error
 from mxfp4moe.config import active_kernels, resolve_num_threads
 
 ScaleRule = Literal["floor", "ceil", "rceil", "even"]
@@ -74,16 +74,7 @@ def check_last_axis(name: str, array: np.ndarray, multiple: int) -> None:
 
 def check_float_dtype(name: str, value: DTypeLike) -> np.dtype[Any]:
     """`value` as one of the dtypes that weights may have."""
-    expected = join_choices(dtype.name for dtype in FLOAT_DTYPES)
-    if value is None:  # which would mean float64 to NumPy
-        raise type_error(name, expected, "None")
-    try:
-        dtype: np.dtype[Any] = np.dtype(value)
-    except TypeError:
-        raise type_error(name, expected, describe(value)) from None
-    if dtype not in FLOAT_DTYPES:
-        raise type_error(name, expected, str(dtype))
-    return dtype
+    return check_dtype(name, value, FLOAT_DTYPES)
 
 
 def quantize_mx(

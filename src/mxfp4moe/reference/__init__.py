@@ -12,6 +12,7 @@ written.
 
 from mxfp4moe.reference._precision import round_bfloat16
 from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid, soft_clamp
+from mxfp4moe.reference.attention import attention
 from mxfp4moe.reference.layer import moe_layer, moe_layer_float64, rms_factors
 from mxfp4moe.reference.moe import (
     ExpertArrays,
@@ -49,6 +50,7 @@ __all__ = [
     "ExpertArrays",
     "activate",
     "arrays_of",
+    "attention",
     "dequantize_fp8_block",
     "dequantize_mxfp4",
     "dequantize_mxfp8",

@@ -1,0 +1,46 @@
+// Pages of a key/value cache. kernels/attention_kernels.h says how keys and values stand in a page.
+#pragma once
+
+#include <atomic>
+
+#include "kernels/attention_kernels.h"
+
+namespace mxfp4moe {
+
+// The memory of one page, which several caches may share. It is filled from its first position to its last. What has
+// been filled never changes, so that caches with the same first positions share pages, the last one too, without locks.
+class KVPage {
+ public:
+  KVPage() = default;
+  ~KVPage();
+  KVPage(const KVPage&) = delete;
+  KVPage& operator=(const KVPage&) = delete;
+
+  // Takes zeroed memory; false if the system has none left.
+  bool allocate(int64_t bytes);
+
+  // Takes the positions [begin, end) for the caller to fill, if the page is filled up to `begin` exactly. Otherwise
+  // another cache has filled more, and the caller needs a copy of the page.
+  bool claim(int64_t begin, int64_t end);
+
+  uint8_t* data() const { return data_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  int64_t bytes_ = 0;
+  std::atomic<int64_t> filled_{0};
+};
+
+// Keys and values [num_tokens][num_kv_heads][head_dim] of the positions from `position` on.
+struct NewPositions {
+  const float* keys;
+  const float* values;
+  int64_t position;
+  int64_t num_tokens;
+};
+
+// Rounds keys and values once to the dtype of the cache and writes them into pages, of which pages[0] has the first
+// position that is written.
+void fill_pages(const KVLayout& layout, const NewPositions& tokens, uint8_t* const* pages, int num_threads);
+
+}  // namespace mxfp4moe

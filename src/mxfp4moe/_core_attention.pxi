@@ -1,0 +1,118 @@
+# Key/value caches and attention. Included by _core.pyx.
+
+cimport cython
+
+
+cdef class KVPage:
+    """The memory of one page of a key/value cache; caches may share it, see attention/kv_page.h."""
+
+    cdef cpp.KVPage page
+    cdef cpp.KVLayout layout
+
+    def __cinit__(self, int64_t num_kv_heads, int64_t head_dim, int dtype):
+        self.layout.num_kv_heads = num_kv_heads
+        self.layout.head_dim = head_dim
+        self.layout.dtype = <cpp.DType>dtype
+        if not self.page.allocate(cpp.page_bytes(self.layout)):
+            raise MemoryError(f"no memory for {cpp.kBlockPositions} positions of a key/value cache")
+
+    def __reduce__(self):
+        raise TypeError("pages of a key/value cache cannot be pickled")
+
+    @property
+    def nbytes(self):
+        """The bytes of the page."""
+        return cpp.page_bytes(self.layout)
+
+    def copy(self):
+        """Return a page of the same numbers that no cache has filled."""
+        cdef KVPage other = KVPage(self.layout.num_kv_heads, self.layout.head_dim, <int>self.layout.dtype)
+        memcpy(other.page.data(), self.page.data(), cpp.page_bytes(self.layout))
+        return other
+
+    def claim(self, int64_t begin, int64_t end):
+        """Take the positions [begin, end) of the page to be filled; False if it is not filled up to `begin` exactly."""
+        return self.page.claim(begin, end)
+
+
+def fill_pages(list pages, int64_t position, const float[:, :, ::1] keys, const float[:, :, ::1] values,
+               int num_threads):
+    """Write keys and values of consecutive positions into pages, the first of which has `position`."""
+    cdef cpp.InterruptibleCall call
+    cdef cpp.NewPositions tokens
+    cdef cpp.KVLayout layout = (<KVPage?>pages[0]).layout
+    cdef vector[uint8_t*] data
+    for page in pages:
+        data.push_back((<KVPage?>page).page.data())
+    tokens.keys = &keys[0, 0, 0]
+    tokens.values = &values[0, 0, 0]
+    tokens.position = position
+    tokens.num_tokens = keys.shape[0]
+    with nogil:
+        cpp.fill_pages(layout, tokens, data.data(), num_threads)
+    raise_interrupt(call)
+
+
+cdef class Slot:
+    """A place for an object that threads exchange without locks."""
+
+    cdef object value
+
+    def __init__(self, value):
+        self.value = value
+
+    def get(self):
+        """Return the object."""
+        with cython.critical_section(self):
+            return self.value
+
+    def exchange(self, old, new):
+        """Put `new` in the place of `old`; False, and nothing is changed, if another object is there."""
+        with cython.critical_section(self):
+            if self.value is not old:
+                return False
+            self.value = new
+            return True
+
+
+def attention(list sequences, int kernels, int64_t num_heads, const float[::1] sinks, int num_threads, *, float scale,
+              int64_t window, int out_dtype):
+    """Write the result of each sequence: (queries, pages, number of positions, result as bytes)."""
+    cdef cpp.InterruptibleCall call
+    cdef cpp.AttentionProblem problem
+    cdef cpp.AttentionSequence sequence
+    cdef vector[cpp.AttentionSequence] all_sequences
+    cdef vector[const uint8_t*] data
+    cdef const float[:, :, ::1] queries
+    cdef uint8_t[:, :, ::1] out
+    cdef cpp.Status status
+    cdef KVPage page
+    cdef size_t first = 0
+    cdef size_t i
+    for given, pages, length, result in sequences:
+        queries, out = given, result
+        sequence.queries = &queries[0, 0, 0]
+        sequence.num_queries = queries.shape[0]
+        sequence.length = length
+        sequence.out = &out[0, 0, 0]
+        for page in <tuple?>pages:
+            data.push_back(page.page.data())
+        problem.layout = page.layout
+        all_sequences.push_back(sequence)
+    for i in range(all_sequences.size()):  # the vector of pages stays where it is from now on
+        all_sequences[i].pages = data.data() + first
+        first += (all_sequences[i].length + cpp.kBlockPositions - 1) // cpp.kBlockPositions
+    problem.sequences = all_sequences.data()
+    problem.num_sequences = all_sequences.size()
+    problem.num_heads = num_heads
+    problem.window = window
+    problem.scale = scale
+    problem.sinks = NULL
+    if sinks is not None:
+        problem.sinks = &sinks[0]
+    problem.out_dtype = <cpp.DType>out_dtype
+    with nogil:
+        status = cpp.run_attention(cpp.attention_kernels(kernels), problem, num_threads)
+    raise_interrupt(call)
+    if status == cpp.Status.kOutOfMemory:
+        raise MemoryError("no memory for the workspace of attention")
