@@ -17,10 +17,6 @@ check clang-format --dry-run -Werror --ferror-limit=5 "${cpp[@]}"
 # Compiled, not run: the inner loops of every kernel table and weight format, by both compilers.
 check env CXXFLAGS="-fsyntax-only -Wall -Wextra -Werror" bash bench/build.sh
 check env CXX=clang++ CXXFLAGS=-fsyntax-only bash bench/build.sh
-if command -v actionlint >/dev/null; then
-  check actionlint
-else
-  echo "left out: actionlint, which no package of setup brings, is not installed"
-fi
+check actionlint
 check bash -n .ci/run .ci/release .ci/*.sh .ci/wheels/*.sh bench/*.sh
 exit "$status"

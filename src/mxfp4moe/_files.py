@@ -67,7 +67,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     ):
         with os.fdopen(new.descriptor, "wb", closefd=False) as file:
             yield file
-        new.give_back()
+        new.spares.give_back()
         _finish(new.descriptor, path)
         os.replace(new.path, path)
         _sync(path.parent)
@@ -84,7 +84,7 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     with _temporary(path, _folder_of(0o700 if path.exists() else 0o777)) as new:
         folder = new.path
         yield folder
-        new.give_back()
+        new.spares.give_back()
         for root, _, files in os.walk(folder, topdown=False):
             for entry in [*(Path(root, name) for name in files), Path(root)]:
                 with _opened(entry) as descriptor:
@@ -147,17 +147,20 @@ def _claim(found: Path, path: Path) -> None:
         os.close(descriptor)
 
 
+class _Spares(list[int]):
+    """Descriptors kept for finishing or removing a file or folder: both open more; there may be no more."""
+
+    def give_back(self) -> None:
+        while self:
+            os.close(self.pop())
+
+
 class _Temporary(NamedTuple):
     """A hidden name, and what is open there."""
 
     path: Path
     descriptor: int
-    spares: list[int]
-    """Given back before a file or folder is finished or removed: both open more, and there may be no more."""
-
-    def give_back(self) -> None:
-        while self.spares:
-            os.close(self.spares.pop())
+    spares: _Spares
 
 
 @contextmanager
@@ -166,11 +169,10 @@ def _temporary(path: Path, make: Callable[[Path], int]) -> Iterator[_Temporary]:
     remove_abandoned(path)
     names: list[Path] = []
     descriptor = -1
-    spares: list[int] = []
+    spares = _Spares()
 
     def remove() -> None:
-        while spares:
-            os.close(spares.pop())
+        spares.give_back()
         for name in names:
             with suppress(OSError):  # which would hide an error before it; the next run tries again
                 _remove(name)
