@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf_models
 import numpy as np
-from checkpoints import MODELS, Written, gguf_blocks, load_golden, mixtral_weights, qwen3_weights
+from checkpoints import (
+    MODELS,
+    Written,
+    gguf_blocks,
+    load_golden,
+    mixtral_weights,
+    qwen3,
+    qwen3_weights,
+)
 from packed_examples import FORMATS, ROUTINGS, make_experts, make_layer
+from quantized_storages import STORAGES
 
 import mxfp4moe as mx
 from fuzz.documents import Document, Gguf, Json, Packed, Safetensors, gguf_tensor
@@ -43,7 +53,7 @@ def few_experts(written: Written) -> Written:
     text |= {name: 2 for name in ("n_group", "topk_group") if name in text}
     tensors = {}
     for name, array in written.tensors.items():
-        expert = re.search(r"\.experts\.(\d+)\.", name)
+        expert = re.search(r"\.experts\.(?:\w+\.)?(\d+)\.", name)
         if expert is not None and int(expert[1]) >= NUM_EXPERTS:
             continue
         if "tid2eid" in name:
@@ -56,9 +66,12 @@ def few_experts(written: Written) -> Written:
 
 def model_folders(folder: Path) -> Iterator[Example]:
     """Of every family and every quantization, in one file or in two with an index."""
-    names = [name for name in MODELS if not name.startswith("mixtral") or "fused" in name]
-    for number, name in enumerate(names):
-        written, path = few_experts(MODELS[name]()), folder / name.replace(" ", "-")
+    models = {
+        name: make for name, make in MODELS.items() if not name.startswith("mixtral") or "fused" in name
+    }
+    models |= {f"qwen3 {name}": partial(qwen3, store) for name, store in STORAGES.items()}
+    for number, (name, make) in enumerate(models.items()):
+        written, path = few_experts(make()), folder / name.replace(" ", "-")
         written.write(path, 1 + number % 2)
         files = {str(file.relative_to(folder)): file.read_bytes() for file in sorted(path.iterdir())}
         yield Example(name, path.name, files, _documents(files), _layer_reader(written.layer))

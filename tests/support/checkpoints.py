@@ -218,10 +218,11 @@ def _with(config: dict[str, Any], quantization: dict[str, Any] | None) -> dict[s
     return config if quantization is None else {**config, "quantization_config": quantization}
 
 
-def qwen3(storage: str) -> Written:
+def qwen3(storage: str | Callable[..., Storage]) -> Written:
     golden, weights = qwen3_weights()
     shape, block = golden["config"], "model.layers.1.mlp"
-    tensors, quantization = STORAGES[storage](block, ("gate_proj", "up_proj", "down_proj"), weights)
+    store = STORAGES[storage] if isinstance(storage, str) else storage
+    tensors, quantization = store(block, ("gate_proj", "up_proj", "down_proj"), weights)
     tensors[f"{block}.gate.weight"] = golden["router_weight"].astype(BFLOAT16)
     config = {
         "model_type": "qwen3_moe",
@@ -239,11 +240,12 @@ def qwen3(storage: str) -> Written:
     return Written(_with(config, quantization), tensors, 1, golden)
 
 
-def mixtral(storage: str) -> Written:
+def mixtral(storage: str | Callable[..., Storage]) -> Written:
     golden, weights = mixtral_weights()
     shape = golden["config"]
     block = f"model.layers.0.{'mlp' if storage == 'fused' else 'block_sparse_moe'}"
-    tensors, quantization = STORAGES[storage](block, ("w1", "w3", "w2"), weights)
+    store = STORAGES[storage] if isinstance(storage, str) else storage
+    tensors, quantization = store(block, ("w1", "w3", "w2"), weights)
     tensors[f"{block}.gate.weight"] = golden["router_weight"].astype(BFLOAT16)
     config = {
         "model_type": "mixtral",

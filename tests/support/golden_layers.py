@@ -65,7 +65,7 @@ def _values(arguments: dict[str, Any], weight: np.ndarray, scales: np.ndarray | 
         return weight.astype(np.float32)
     assert scales is not None
     if kind == "fp8_block":
-        rows, columns = arguments["block_shape"]
+        rows, columns = (b or n for b, n in zip(arguments["block_shape"], weight.shape, strict=True))
         full = np.repeat(np.repeat(scales, rows, axis=0), columns, axis=1)
         assert scales.dtype == np.float32
         return np.asarray(weight.astype(np.float32) * full[: weight.shape[0], : weight.shape[1]])

@@ -133,6 +133,22 @@ class Config:
             self._sections[name] = Config(self.path, value or {}, f"{self.prefix}{name}.")
         return self._sections[name]
 
+    def member(self, name: str) -> Any:
+        """A field as it is, whose name may have dots of its own, as that of a module."""
+        self._read.add(name)
+        return self.fields.get(name)
+
+    def detached(self, name: str) -> Config:
+        """A `member` that is an object, whose fields `check_all_read` of this one passes over."""
+        value = self.member(name)
+        if not isinstance(value, dict):
+            raise self.error(shorten(name)[1:-1], "an object", shorten(value))
+        return Config(self.path, value, f"{self.prefix}{name}.")
+
+    def attach(self, name: str, section: Config) -> None:
+        """Add a field that is in a file of its own."""
+        self.fields[name], self._sections[name] = section.fields, section
+
     def check_all_read(self) -> None:
         """Raise for a field that was not asked for, here and in the sections, unless it is harmless."""
         for name, value in self.fields.items():

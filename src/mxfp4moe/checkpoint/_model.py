@@ -96,6 +96,8 @@ class Model:
     """The fields of the configuration that sizes come from, for errors of tensors."""
     layer_fields: tuple[str, ...] = ()
     """The fields of the configuration that say which layers have experts."""
+    has_biases: bool = False
+    """Whether the matrices of experts have biases."""
     read_experts: Callable[[ModelFolder, Block, Model], ExpertWeights] | None = None
     """Reads the experts of a block, where no scheme does."""
 

@@ -40,14 +40,14 @@ HARMLESS_MEMBERS = {
     "kv_cache_scheme": _CACHE,
     "kv_cache_quant_config": _CACHE,
     "kv_cache_post_rope": _CACHE,
+    "kv_cache_quant_algo": _CACHE,
     "softmax_quant_spec": "of attention",
     "modules_to_not_convert": _BY_DTYPE,
     "ignored_layers": _BY_DTYPE,
     "exclude": _BY_DTYPE,
+    "exclude_modules": _BY_DTYPE,
     "strategy": _BY_SHAPE,
     "symmetric": _BY_SHAPE,
-    "layer_quant_config": _BY_SHAPE,
-    "layer_type_quant_config": _BY_SHAPE,
     "qscheme": _BY_SHAPE,
     "ch_axis": _BY_SHAPE,
     "block_structure": _BY_SHAPE,
@@ -124,7 +124,10 @@ class Recording(ABC):
 
 def _is_harmless(name: str) -> bool:
     parts = name.split(".")
-    return parts[-1] in HARMLESS_TENSORS or ".".join(parts[-2:]) in HARMLESS_TENSORS
+    if parts[-1] in HARMLESS_TENSORS or ".".join(parts[-2:]) in HARMLESS_TENSORS:
+        return True
+    # In tensors of all experts: down_proj_input_scale.
+    return any(parts[-1].endswith(f"_{end}") for end, why in HARMLESS_TENSORS.items() if why is _ACTIVATIONS)
 
 
 def says_nothing(value: Any) -> bool:

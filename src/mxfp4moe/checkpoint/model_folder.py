@@ -22,6 +22,7 @@ from mxfp4moe.checkpoint.safetensors import SafetensorsFile
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_QUANTIZATION, _QUANTIZED = "hf_quant_config.json", "quantization_config"
 
 
 class TensorError(ValueError):
@@ -49,7 +50,7 @@ class ModelFolder(Recording):
         if not self.path.is_dir():
             FileBytes(self.path)  # which says more of a page or a pointer in the place of a file
             raise value_error(str(self.path), "a model folder", "a file")
-        self.config = Config.read(self.path / "config.json")
+        self.config = _read_config(self.path)
         self._files: dict[str, SafetensorsFile] = {}
         self.read: set[str] = set()
 
@@ -147,6 +148,14 @@ class ModelFolder(Recording):
         if name not in self._files:
             self._files[name] = SafetensorsFile(self.path / name)
         return self._files[name]
+
+
+def _read_config(folder: Path) -> Config:
+    """config.json, with what hf_quant_config.json says of quantization if it says nothing itself."""
+    config, path = Config.read(folder / "config.json"), folder / _QUANTIZATION
+    if _QUANTIZED not in config.fields and path.exists():
+        config.attach(_QUANTIZED, Config.read(path))
+    return config
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp: experts in MXFP4, bfloat16, float16 or float32.
+"""GGUF files of llama.cpp: experts in MXFP4, NVFP4, bfloat16, float16 or float32.
 
 To add an architecture: a row of `ARCHITECTURES` in `architectures.py`.
 """

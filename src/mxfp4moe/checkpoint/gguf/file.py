@@ -22,7 +22,8 @@ from mxfp4moe._file_bytes import FileBytes
 from mxfp4moe._json import shorten
 
 MAGIC = b"GGUF"
-MXFP4_BLOCK_BYTES = 17  # a scale, then 16 bytes of codes
+BLOCKS = {"MXFP4": (32, 17), "NVFP4": (64, 36)}
+"""Types of blocks: their elements, and their bytes, which are scales and then codes."""
 
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # unless general.alignment says otherwise
@@ -56,10 +57,11 @@ _TYPES: dict[int, tuple[str, Any, int, int]] = {
     1: ("F16", np.dtype("<f2"), 1, 2),
     26: ("I32", np.dtype("<i4"), 1, 4),
     30: ("BF16", np.dtype(ml_dtypes.bfloat16), 1, 2),
-    39: ("MXFP4", np.dtype(np.uint8), 32, MXFP4_BLOCK_BYTES),
+    39: ("MXFP4", np.dtype(np.uint8), *BLOCKS["MXFP4"]),
+    40: ("NVFP4", np.dtype(np.uint8), *BLOCKS["NVFP4"]),
 }
 _OTHER_TYPES = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
-                13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 40: "NVFP4"}  # fmt: skip
+                13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS"}  # fmt: skip
 
 
 class Omitted:
@@ -141,15 +143,16 @@ class GgufFile:
         return self.omitted.get(key) or self.metadata.get(key, default)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """Return tensor `name` as a read-only view; MXFP4 as uint8, its last axis blocks of 17 bytes."""
+        """Return tensor `name` as a read-only view; blocks as uint8, with a last axis of their bytes."""
         info = self.infos[name]
         dtype = next((entry[1] for entry in _TYPES.values() if entry[0] == info.type), None)
         if dtype is None or info.nbytes is None:
             expected = " or ".join(entry[0] for entry in _TYPES.values())
             raise value_error(f"{self.path}: tensor {name}", expected, str(info))
         shape = info.shape
-        if info.type == "MXFP4":
-            shape = (*shape[:-1], shape[-1] // 32, MXFP4_BLOCK_BYTES)
+        if info.type in BLOCKS:
+            elements, nbytes = BLOCKS[info.type]
+            shape = (*shape[:-1], shape[-1] // elements, nbytes)
         begin = self._begin + info.begin
         data = self._bytes[begin : begin + info.nbytes]
         array: NDArray[Any] = data.view(dtype).reshape(shape)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe._arguments import cast, value_error
+from mxfp4moe.checkpoint.gguf.blocks import SPLIT, Split
+from mxfp4moe.checkpoint.gguf.file import BLOCKS
 from mxfp4moe.checkpoint.gguf.tensors import FLOATS, Tensors
 from mxfp4moe.checkpoint.schemes import plain
 from mxfp4moe.experts.weights import ExpertWeights
+from mxfp4moe.formats import FORMATS
 
-_WEIGHTS = (*FLOATS, "MXFP4")
+_WEIGHTS = (*FLOATS, *BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,12 @@ class Matrices:
             array = self.tensors.tensor(self._name(part), _WEIGHTS, (*leading, *shape))
             matrices[part] = array if leading else array[None]
             kinds.append(self.tensors.type(self._name(part)))
-        if "MXFP4" in kinds and set(kinds) != {"MXFP4"}:
+        (kind, *others) = {kind if kind in BLOCKS else "floats": None for kind in kinds}
+        if others:
             place = f"{self.tensors.path}: tensors {self.name.format('*')}.weight"
             parts = " and ".join([", ".join(list(shapes)[:-1]), "down"])
-            raise value_error(place, f"{parts} all in MXFP4 or all in floats", " and ".join(kinds))
+            expected = f"{parts} all in {', all in '.join(BLOCKS)} or all in floats"
+            raise value_error(place, expected, " and ".join(kinds))
         arrays: dict[str, Any] = {"w13": self._w13(matrices, intermediate), "w2": list(matrices["down"])}
         if not self.is_gated:
             arrays["gated"] = False
@@ -66,9 +72,11 @@ class Matrices:
                 "w13_bias": np.concatenate(both, axis=-1),
                 "w2_bias": self._bias("down", (*leading, hidden)),
             }
-        arrays |= self._scales(tuple(rows), count)
-        if kinds[0] == "MXFP4":
-            return ExpertWeights("mxfp4", "GGUF MXFP4", sizes, arrays, _decode)
+        format = kind.lower()
+        needs_scales = format in FORMATS and FORMATS[format].has_tensor_scale
+        arrays |= self._scales(tuple(rows), count, needs_scales)
+        if kind in BLOCKS:
+            return ExpertWeights(format, f"GGUF {kind}", sizes, arrays, partial(_decode, SPLIT[kind]))
         arrays = plain.with_scales(arrays)
         return ExpertWeights("bf16", f"GGUF {kinds[0]}", sizes, arrays, plain.to_bfloat16)
 
@@ -96,10 +104,10 @@ class Matrices:
     def _bias(self, part: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         return cast(self.tensors.tensor(self._name(part, "bias"), FLOATS, shape), np.float32)
 
-    def _scales(self, parts: tuple[str, ...], count: int) -> dict[str, Any]:
-        """What multiplies the products of each expert, before the bias is added."""
+    def _scales(self, parts: tuple[str, ...], count: int, are_needed: bool) -> dict[str, Any]:
+        """What multiplies the products of each expert, before the bias is added; 1 where there is none."""
         names = {part: self._name(part, "scale") for part in (*parts, "down")}
-        if not any(name in self.tensors for name in names.values()):
+        if not are_needed and not any(name in self.tensors for name in names.values()):
             return {}
         scales = {
             part: self.tensors.tensor(name, ("F32",), (count,))
@@ -114,30 +122,17 @@ class Matrices:
         return {"w13_tensor_scale": first, "w2_tensor_scale": down}
 
 
-def _decode(arrays: dict[str, Any]) -> dict[str, Any]:
+def _decode(split: Split, arrays: dict[str, Any]) -> dict[str, Any]:
     """Scales apart, and codes in the order of all other formats."""
-    w13, w13_scales = _split_all(arrays["w13"])
-    w2, w2_scales = _split_all(arrays["w2"])
+    w13, w13_scales = _split_all(split, arrays["w13"])
+    w2, w2_scales = _split_all(split, arrays["w2"])
     return {**arrays, "w13": w13, "w13_scales": w13_scales, "w2": w2, "w2_scales": w2_scales}
 
 
-def _split_all(matrices: Any) -> tuple[Any, Any]:
-    """`split_blocks` of each matrix: of a list, or of gate and up."""
+def _split_all(split: Split, matrices: Any) -> tuple[Any, Any]:
+    """`split` of each matrix: of a list, or of gate and up."""
     if isinstance(matrices, tuple):
-        (gate, gate_scales), (up, up_scales) = map(_split_all, matrices)
+        (gate, gate_scales), (up, up_scales) = (_split_all(split, each) for each in matrices)
         return (gate, up), (gate_scales, up_scales)
-    codes, scales = zip(*map(split_blocks, matrices), strict=True)
+    codes, scales = zip(*map(split, matrices), strict=True)
     return list(codes), list(scales)
-
-
-def split_blocks(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Codes [N, K / 32, 16], the even k in the low nibble, and scales [N, K / 32] of blocks [N, K / 32, 17].
-
-    Byte j of a block in GGUF holds elements j (low nibble) and j + 16 (high nibble).
-    """
-    words = np.ascontiguousarray(blocks[..., 1:]).view("<u2")
-    codes = np.empty((*blocks.shape[:-1], 16), np.uint8)
-    # From its lowest nibble on, a word has the elements 2i, 2i + 16, 2i + 1, 2i + 17.
-    codes[..., :8] = words & 0x0F | words >> 4 & 0xF0
-    codes[..., 8:] = words >> 4 & 0x0F | words >> 8 & 0xF0
-    return codes, np.ascontiguousarray(blocks[..., 0])

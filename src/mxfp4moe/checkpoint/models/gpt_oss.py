@@ -10,29 +10,35 @@ from numpy.typing import NDArray
 
 from mxfp4moe._arguments import cast
 from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint._experts import read_experts
 from mxfp4moe.checkpoint._fields import Count, Number
 from mxfp4moe.checkpoint._fused import FusedLayout, fused_arrays
 from mxfp4moe.checkpoint._model import Model
 from mxfp4moe.checkpoint._names import Block, Names
 from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.model_type import ModelType, Routing
-from mxfp4moe.checkpoint.schemes import FLOATS, Scheme, plain
+from mxfp4moe.checkpoint.schemes import E8M0, FLOATS, Scheme, find_scheme, plain
 from mxfp4moe.experts.weights import ExpertWeights
 
-_SCALES = ("U8", "F8_E8M0")
+_OWN = Scheme("gpt-oss MXFP4", "mxfp4", plain.SCHEME.read, multiple_of=32)
+"""Of models as published."""
 
 
 def _scheme(config: Config) -> Scheme:
     quantization = config.section("quantization_config")
-    quantization.choice("quant_method", ("mxfp4",), default="mxfp4")
-    quantization.check_all_read()
-    return Scheme("gpt-oss MXFP4", "mxfp4", plain.SCHEME.read, multiple_of=32)
+    if quantization.get("quant_method") == "mxfp4":
+        quantization.check_all_read()
+        return _OWN
+    scheme = find_scheme(config)
+    return _OWN if scheme is plain.SCHEME else scheme
 
 
 def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeights:
+    gate_up, down = block.fused
+    if gate_up not in folder and model.scheme is not _OWN:
+        return read_experts(folder, block, model)
     hidden, intermediate, count = model.hidden_size, model.intermediate_size, model.num_experts
     sizes = hidden, intermediate
-    gate_up, down = block.fused
 
     def biases() -> dict[str, Any]:
         names = {"w13_bias": (f"{gate_up}_bias", 2 * intermediate), "w2_bias": (f"{down}_bias", hidden)}
@@ -49,7 +55,7 @@ def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeig
         shape = (count, rows, columns // 32)
         return (
             folder.tensor(f"{name}_blocks", ("U8",), (*shape, 16)),
-            folder.tensor(f"{name}_scales", _SCALES, shape),
+            folder.tensor(f"{name}_scales", E8M0, shape),
         )
 
     w13, w13_scales = blocks(gate_up, 2 * intermediate, hidden)
@@ -59,7 +65,7 @@ def _read_experts(folder: ModelFolder, block: Block, model: Model) -> ExpertWeig
 
 
 def _change(model: Model, config: Config) -> Model:
-    return replace(model, is_stacked=True, read_experts=_read_experts)
+    return replace(model, is_stacked=True, has_biases=True, read_experts=_read_experts)
 
 
 GPT_OSS = ModelType(

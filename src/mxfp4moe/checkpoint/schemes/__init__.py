@@ -1,4 +1,4 @@
-"""Quantization schemes of Hugging Face checkpoints: one module each.
+"""Quantization schemes of Hugging Face checkpoints: one module for each software that writes them.
 
 A module has ``find(quantization)``: the `Scheme` that this ``quantization_config`` describes, None if it is
 another's, a ValueError if it is this one's with details that are not supported. A scheme that only one model
@@ -9,39 +9,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mxfp4moe._arguments import join_choices
+from mxfp4moe._arguments import join_choices, value_error
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint.schemes import (
-    compressed,
-    fp8_block,
-    mxfp8,
-    plain,
-    quark_mxfp4,
-)
-from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
+from mxfp4moe.checkpoint.schemes import compressed, fp8_block, mlx, modelopt, mxfp8, plain, quark
+from mxfp4moe.checkpoint.schemes._scheme import E8M0, FLOATS, Matrix, Scheme, Tensors
 
-__all__ = ["FLOATS", "Matrix", "Scheme", "find_scheme"]
+__all__ = ["E8M0", "FLOATS", "Matrix", "Scheme", "Tensors", "find_scheme"]
 
-_FINDERS: tuple[Callable[[Config], Scheme | None], ...] = tuple(
-    module.find for module in (mxfp8, fp8_block, compressed, quark_mxfp4)
+_FINDERS: tuple[Callable[[Config], Scheme | None], ...] = (
+    mxfp8.find,
+    fp8_block.find,
+    modelopt.find,
+    compressed.find,
+    quark.find,
+    mlx.find,
 )
+_NAMES = ("quantization_config", "compression_config", "quantization")
 _SUPPORTED = (
     "fp8 with weight_block_size",
     "mxfp8",
-    "compressed-tensors in mxfp4-pack-quantized or nvfp4-pack-quantized",
-    "quark in fp4",
+    "modelopt",
+    f"compressed-tensors in {join_choices(compressed.FORMATS)}",
+    "quark in fp4 or fp8",
+    "a mode of MLX",
 )
 
 
-def find_scheme(config: Config, scale_name: str = "weight_scale_inv") -> Scheme:
+def find_scheme(config: Config, scale_name: str = "") -> Scheme:
     """The scheme of the weights, as ``quantization_config`` says; plain floats without one.
 
-    `scale_name` is what the scales of FP8 matrices are called.
+    `scale_name` is what the scales of FP8 matrices in blocks are called, if not as usual.
     """
-    name = "quantization_config"
-    if not config.section(name).fields:
-        name = "compression_config"
+    names = [name for name in _NAMES if isinstance(config.get(name), dict) and config.section(name).fields]
+    name = (names or _NAMES)[0]
     quantization = config.section(name)
     if not quantization.fields:
         return plain.SCHEME
@@ -49,10 +50,20 @@ def find_scheme(config: Config, scale_name: str = "weight_scale_inv") -> Scheme:
         scheme = find(quantization)
         if scheme is not None:
             quantization.check_all_read()
-            if scheme.block_shape is not None:
+            if find is mlx.find:
+                _check_same(config, name)
+            if scale_name and find is fp8_block.find and scheme.block_shape is not None:
                 return fp8_block.scheme(scheme.block_shape, scale_name)
             return scheme
     found = {
         key: quantization.fields[key] for key in ("quant_method", "format") if key in quantization.fields
     }
-    raise config.error(name, join_choices(_SUPPORTED), shorten(found or quantization.fields))
+    place = f"{quantization.path}: {config.prefix}{name}"
+    raise value_error(place, join_choices(_SUPPORTED), shorten(found or quantization.fields))
+
+
+def _check_same(config: Config, name: str) -> None:
+    """Raise if what MLX says under two names is not the same."""
+    other = _NAMES[-1]
+    if config.fields.get(other, config.fields[name]) != config.fields[name]:
+        raise config.error(other, f"the same as {name}", shorten(config.fields[other]))

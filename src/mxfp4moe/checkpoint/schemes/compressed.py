@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,20 +10,65 @@ from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._patterns import compile_pattern
 from mxfp4moe.checkpoint._unread import says_nothing
-from mxfp4moe.checkpoint.schemes import compressed_mxfp4, compressed_nvfp4, plain
-from mxfp4moe.checkpoint.schemes._scheme import Scheme
+from mxfp4moe.checkpoint.schemes import mx_formats, plain
+from mxfp4moe.checkpoint.schemes._scheme import BlockShape, Scheme, later, mixture
 
-_FORMATS = {module.FORMAT: module for module in (compressed_mxfp4, compressed_nvfp4)}
 _MIXED = "mixed-precision"
 _CLASS = "Linear"  # of the modules of all matrices of experts
 _PATTERN = "re:"
+
+
+def _of_groups(scheme: Scheme, group_size: int, num_bits: int) -> Callable[[Config], Scheme]:
+    """What checks that the weights of a group are as its format has them."""
+
+    def read(weights: Config) -> Scheme:
+        weights.choice("num_bits", (num_bits,), default=num_bits)
+        weights.choice("type", ("float",), default="float")
+        weights.choice("group_size", (group_size,), default=group_size)
+        weights.choice("symmetric", (True,), default=True)
+        return scheme
+
+    return read
+
+
+def _float_quantized(weights: Config) -> Scheme:
+    """FP8 with a scale for each row, for a matrix, or for each block of rows and columns."""
+    weights.choice("num_bits", (8,))
+    weights.choice("type", ("float",))
+    weights.choice("symmetric", (True,), default=True)
+    weights.choice("group_size", (None, -1), default=None)
+    strategy = weights.choice("strategy", ("channel", "tensor", "block"))
+    shapes: dict[str, BlockShape] = {"channel": (1, None), "tensor": (None, None)}
+    if strategy == "block":
+        block = weights.list_of("block_structure", int, 2)
+        if block is None or min(block) < 1 or block[1] % 32:
+            expected = "[rows, columns] above 0, columns a multiple of 32"
+            raise weights.error("block_structure", expected, shorten(block))
+        shapes["block"] = (block[0], block[1])
+    return mx_formats.fp8(f"compressed-tensors float-quantized, {strategy}", shapes[strategy])
+
+
+_MXFP4 = mx_formats.mxfp4("compressed-tensors mxfp4-pack-quantized", "weight_packed")
+_MXFP8 = mx_formats.mxfp8("compressed-tensors mxfp8-quantized")
+_NVFP4 = mx_formats.nvfp4("compressed-tensors nvfp4-pack-quantized", "weight_packed", mx_formats.reciprocal)
+_FORMATS: dict[str, Callable[[Config], Scheme]] = {
+    "mxfp4-pack-quantized": _of_groups(_MXFP4, 32, 4),
+    "nvfp4-pack-quantized": _of_groups(_NVFP4, 16, 4),
+    "mxfp8-quantized": _of_groups(_MXFP8, 32, 8),
+    "float-quantized": _float_quantized,
+}
+"""What reads the `weights` of a group, by its format."""
+FORMATS = tuple(_FORMATS)
+"""The formats that are read."""
+_ALONE = {"mxfp4-pack-quantized": _MXFP4, "nvfp4-pack-quantized": _NVFP4, "mxfp8-quantized": _MXFP8}
+"""The formats that say everything, without a group."""
 
 
 class _Group(NamedTuple):
     """A group of `config_groups`: its format, by name, and the scheme of that, if it is read here."""
 
     format: str
-    scheme: Scheme | None
+    scheme: Callable[[], Scheme] | None
 
 
 def find(quantization: Config) -> Scheme | None:
@@ -38,15 +82,17 @@ def find(quantization: Config) -> Scheme | None:
     ignored = _matcher(quantization, "ignore")
     sections = quantization.section("config_groups")
     if not sections.fields:
-        return _FORMATS[format].SCHEME if isinstance(format, str) and format in _FORMATS else None
+        return _ALONE.get(format) if isinstance(format, str) else None
     groups: dict[str, _Group] = {}  # by target; of groups with the same target the last one counts
     for name in sections.fields:
-        section = sections.section(name)
+        section = sections.detached(name)
         group = _read_group(section, None if format == _MIXED else format)
         groups |= dict.fromkeys(section.list_of("targets", str) or [_CLASS], group)
-    schemes = [group.scheme for group in groups.values() if group.scheme is not None]
-    if not schemes:
+    known = list({group.scheme: None for group in groups.values() if group.scheme is not None})
+    if not known:
         return None
+    # What modules of other groups are, attention for example, need not be known.
+    schemes = [known[0]()] if len(known) == 1 else [plain.SCHEME]
     find_target = _matcher_of(sections, list(groups))
 
     def choose(module: str) -> Scheme:
@@ -57,26 +103,18 @@ def find(quantization: Config) -> Scheme | None:
         if group is None or group.scheme is None:
             expected = f"a group in {join_choices(_FORMATS)} that targets {module}"
             raise quantization.error("config_groups", expected, "none" if group is None else group.format)
-        return group.scheme
+        return group.scheme()
 
-    return Scheme(
-        "compressed-tensors", schemes[0].format, schemes[0].read,
-        multiple_of=math.gcd(*(scheme.multiple_of for scheme in schemes)), choose=choose,
-    )  # fmt: skip
+    return mixture("compressed-tensors", schemes, choose)
 
 
 def _read_group(group: Config, format: object) -> _Group:
     """A group whose format is `format` unless it says otherwise; other formats are not looked into."""
     format = group.get("format") or format
     if not isinstance(format, str) or format not in _FORMATS:
-        group.get("weights")
         return _Group("no format" if format is None else shorten(format), None)
-    weights = group.section("weights")
-    weights.choice("num_bits", (4,), default=4)
-    weights.choice("type", ("float",), default="float")
-    weights.choice("group_size", (_FORMATS[format].GROUP_SIZE,), default=_FORMATS[format].GROUP_SIZE)
-    weights.choice("symmetric", (True,), default=True)
-    return _Group(format, _FORMATS[format].SCHEME)
+    read = _FORMATS[format]
+    return _Group(format, later(group, lambda section: read(section.section("weights"))))
 
 
 def _matcher(config: Config, name: str) -> Callable[[str], str | None]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint.schemes._scheme import Matrix, Scheme
+from mxfp4moe.checkpoint.schemes import mx_formats
+from mxfp4moe.checkpoint.schemes._scheme import Scheme
 from mxfp4moe.checkpoint.schemes.fp8_block import E4M3_NAMES
-
-if TYPE_CHECKING:
-    from mxfp4moe.checkpoint.model_folder import ModelFolder
 
 _BLOCK = [1, 32]
 
@@ -23,14 +19,4 @@ def find(quantization: Config) -> Scheme | None:
         raise quantization.error("weight_block_size", "[1, 32]", str(block))
     quantization.choice("fmt", E4M3_NAMES, default=None)
     quantization.choice("scale_fmt", ("ue8m0", None), default=None)
-    return SCHEME
-
-
-def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
-    return Matrix(
-        folder.tensor(f"{name}.weight", ("F8_E4M3",), (rows, columns)),
-        folder.tensor(f"{name}.weight_scale_inv", ("U8", "F8_E8M0"), (rows, columns // 32)),
-    )
-
-
-SCHEME = Scheme("MXFP8", "mxfp8", _read, multiple_of=32)
+    return mx_formats.mxfp8("MXFP8", "weight_scale_inv")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from mxfp4moe._arguments import cast
-from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme
-
-if TYPE_CHECKING:
-    from mxfp4moe.checkpoint.model_folder import ModelFolder
+from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme, Tensors
 
 
-def _read(folder: ModelFolder, name: str, rows: int, columns: int) -> Matrix:
-    return Matrix(folder.tensor(f"{name}.weight", FLOATS, (rows, columns)))
+def _read(tensors: Tensors, name: str, rows: int, columns: int) -> Matrix:
+    return Matrix(tensors.tensor(f"{name}.weight", FLOATS, (rows, columns)))
 
 
 def with_scales(arrays: dict[str, Any]) -> dict[str, Any]:
