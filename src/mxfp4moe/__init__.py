@@ -18,6 +18,7 @@ from mxfp4moe.config import (
 from mxfp4moe.errors import IsaError, PackedFormatError
 from mxfp4moe.experts import PackedExperts, UnpackedExperts, fused_experts, fused_moe, pack_experts
 from mxfp4moe.layer import MoELayer
+from mxfp4moe.linear import PackedLinear, UnpackedLinear, pack_linear
 from mxfp4moe.loading import load_layers
 from mxfp4moe.quantize import (
     dequantize_fp8_block,
@@ -53,7 +54,9 @@ __all__ = [
     "MoELayer",
     "PackedExperts",
     "PackedFormatError",
+    "PackedLinear",
     "UnpackedExperts",
+    "UnpackedLinear",
     "active_isa",
     "attention",
     "available_isas",
@@ -70,6 +73,7 @@ __all__ = [
     "num_threads",
     "pack_e2m1",
     "pack_experts",
+    "pack_linear",
     "quantize_fp8_block",
     "quantize_mxfp4",
     "quantize_mxfp8",

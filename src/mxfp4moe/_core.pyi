@@ -95,7 +95,30 @@ def peak_flops(iterations: int, kernels: int, num_threads: int) -> float: ...
 # packed experts
 def layout_version() -> int: ...
 
-class ExpertStorage:
+class PackedStorage:
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @property
+    def nbytes(self) -> int: ...
+    def parts(self) -> list[tuple[str, int, int]]: ...
+    def pack(
+        self,
+        matrix: int,
+        expert: int,
+        weights: Sequence[np.ndarray],
+        scales: Sequence[np.ndarray],
+        dtype: int,
+        num_threads: int,
+        first_row: int = ...,
+    ) -> None: ...
+    def unpack(
+        self, matrix: int, expert: int, weights: np.ndarray, scales: np.ndarray | None, num_threads: int
+    ) -> None: ...
+    def pack_sum_scales(self, matrix: int, expert: int, scales: np.ndarray) -> None: ...
+    def unpack_sum_scales(self, matrix: int, expert: int, scales: np.ndarray) -> bool: ...
+    def pack_bias(self, matrix: int, expert: int, bias: np.ndarray) -> None: ...
+    def unpack_bias(self, matrix: int, expert: int, bias: np.ndarray) -> None: ...
+
+class ExpertStorage(PackedStorage):
     def __init__(
         self,
         bytes: np.ndarray | None = None,
@@ -112,28 +135,8 @@ class ExpertStorage:
         block_k: int = 0,
         tensor_scales: bool = False,
     ) -> None: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-    @property
-    def nbytes(self) -> int: ...
     @property
     def has_tensor_scales(self) -> bool: ...
-    def parts(self) -> list[tuple[str, int, int]]: ...
-    def pack(
-        self,
-        is_w13: bool,
-        expert: int,
-        weights: Sequence[np.ndarray],
-        scales: Sequence[np.ndarray],
-        dtype: int,
-        num_threads: int,
-    ) -> None: ...
-    def unpack(
-        self, is_w13: bool, expert: int, weights: np.ndarray, scales: np.ndarray | None, num_threads: int
-    ) -> None: ...
-    def pack_sum_scales(self, is_w13: bool, expert: int, scales: np.ndarray) -> None: ...
-    def unpack_sum_scales(self, is_w13: bool, expert: int, scales: np.ndarray) -> bool: ...
-    def pack_bias(self, is_w13: bool, expert: int, bias: np.ndarray) -> None: ...
-    def unpack_bias(self, is_w13: bool, expert: int, bias: np.ndarray) -> None: ...
 
 # fused experts
 def local_ids(ids: np.ndarray, expert_map: np.ndarray | None, num_ids: int, result: np.ndarray) -> int: ...
@@ -153,21 +156,34 @@ def fused_experts(
     limit: float,
     apply_router_weight_on_input: bool,
 ) -> None: ...
-
-# linear
-class LinearStorage:
-    def __init__(self, rows: np.ndarray, num_rows: int, num_terms: int, num_threads: int) -> None: ...
-
 def plan_call(
     experts: ExpertStorage, kernels: int, ids: np.ndarray, num_threads: int, num_nodes: int
 ) -> tuple[int, int, list[tuple[int, int, int, int]], list[tuple[int, int, int, int]]]: ...
+
+# linear
+class LinearStorage(PackedStorage):
+    def __init__(
+        self,
+        bytes: np.ndarray | None = None,
+        *,
+        format: int,
+        num_rows: int,
+        k: int,
+        num_terms: int = 1,
+        has_bias: bool = False,
+        block_rows: int = 0,
+        block_k: int = 0,
+        tensor_scale: bool = False,
+    ) -> None: ...
+
+def count_terms(rows: np.ndarray, dtype: int, num_threads: int) -> int: ...
 def linear(
     weight: LinearStorage,
     kernels: int,
     hidden_states: np.ndarray,
     hidden_dtype: int,
-    bias: np.ndarray | None,
     out: np.ndarray,
+    out_dtype: int,
     num_threads: int,
 ) -> None: ...
 def mean_squares(rows: np.ndarray, dtype: int, means: np.ndarray, num_threads: int) -> None: ...

@@ -7,25 +7,165 @@ def layout_version():
     return cpp.kLayoutVersion
 
 
-cdef class ExpertStorage:
-    """The packed bytes of all experts of one layer: one block of memory, exported read-only.
+cdef class PackedStorage:
+    """The packed bytes of matrices: one block of memory, exported read-only.
 
-    It is empty, to be packed into, or made of packed `bytes`, which stay where they are if they are aligned for the
+    It is empty, to be packed into, or made of packed bytes, which stay where they are if they are aligned for the
     kernels.
-    A matrix is w13 or w2. Its parts are its weights, block scales, float32 scales of sums, and bias; a part holds
-    the same number of bytes for each expert.
+    The parts of a matrix are its weights, block scales, float32 scales of sums, and bias; a part holds the same number
+    of bytes for each expert.
     """
 
-    cdef cpp.StorageShape shape
-    cdef cpp.StorageLayout layout
+    cdef cpp.WeightFormat format
+    cdef int64_t num_terms
+    cdef cpp.MatrixLayout[2] layouts
+    cdef tuple names  # of the matrices, in their order
+    cdef int64_t total
     cdef uint8_t* data
     cdef const uint8_t[::1] borrowed  # keeps alive what `data` points to, if that is not its own
     cdef bint owned
+
+    cdef int hold(self, const uint8_t[::1] bytes, what) except -1:
+        """Take the packed bytes, or new memory for them if they are None; `what` names them in errors."""
+        if bytes is not None and bytes.shape[0] != self.total:
+            raise ValueError(f"bytes: expected {self.total}, got {bytes.shape[0]}")
+        if bytes is not None and <uintptr_t>&bytes[0] % 64 == 0:
+            self.borrowed = bytes
+            self.data = <uint8_t*>&bytes[0]
+            return 0
+        self.data = cpp.map_memory(self.total) if self.total >= 0 else NULL
+        self.owned = True
+        if self.data == NULL:
+            raise MemoryError(f"no memory for {what}")
+        if bytes is not None:
+            memcpy(self.data, &bytes[0], bytes.shape[0])
+        return 0
+
+    def __dealloc__(self):
+        if self.data != NULL and self.owned:
+            cpp.unmap_memory(self.data, self.total)
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.total, True, flags)
+
+    @property
+    def nbytes(self):
+        return self.total
+
+    def parts(self):
+        """Return (name, offset, bytes of an expert) of each part that is not empty."""
+        cdef cpp.MatrixLayout* m
+        cdef int i, index
+        result = []
+        for index, name in enumerate(self.names):
+            m = &self.layouts[index]
+            for i, part in enumerate(("", "_scales", "_sum_scales", "_bias")):
+                if m.expert_bytes[i]:
+                    result.append((name + part, m.offset[i], m.expert_bytes[i]))
+        return result
+
+    cdef uint8_t* part(self, int matrix, int part, int64_t expert) noexcept:
+        cdef cpp.MatrixLayout* m = &self.layouts[matrix]
+        return self.data + m.offset[part] + expert * m.expert_bytes[part]
+
+    cdef cpp.SourceMatrix source(self, int matrix, cpp.DType dtype) noexcept:
+        cdef cpp.SourceMatrix m
+        m.format = self.format
+        m.dtype = dtype
+        m.weights = m.scales = m.up_weights = m.up_scales = NULL
+        m.num_rows = self.layouts[matrix].num_rows
+        m.k = self.layouts[matrix].k
+        m.order = self.layouts[matrix].order
+        m.num_terms = self.num_terms
+        return m
+
+    cdef cpp.PackedBytes packed(self, int matrix, int64_t expert) noexcept:
+        cdef cpp.PackedBytes p
+        p.weights = self.part(matrix, <int>cpp.Part.kWeights, expert)
+        p.scales = self.part(matrix, <int>cpp.Part.kScales, expert)
+        p.num_panels = self.layouts[matrix].sizes.num_panels // self.num_terms
+        return p
+
+    cdef cpp.PackedSumScales sum_scales(self, int matrix, int64_t expert) noexcept:
+        cdef cpp.PackedSumScales p
+        p.data = <float*>self.part(matrix, <int>cpp.Part.kSumScales, expert)
+        p.num_panels = self.layouts[matrix].sizes.num_panels
+        p.num_ranges = self.layouts[matrix].sizes.num_ranges
+        p.scale_rows = self.layouts[matrix].sizes.scale_rows
+        return p
+
+    cdef cpp.PackedBias bias(self, int matrix, int64_t expert) noexcept:
+        cdef cpp.PackedBias p
+        p.data = <float*>self.part(matrix, <int>cpp.Part.kBias, expert)
+        p.num_panels = self.layouts[matrix].sizes.num_panels // self.num_terms
+        return p
+
+    def pack(self, int matrix, int64_t expert, weights, scales, int dtype, int num_threads, int64_t first_row=-1):
+        """Pack the weights and block scales of one matrix of one expert.
+
+        Both are sequences of one array of byte rows, or of two, if gate and up came apart; `scales` may be empty.
+        If `first_row` is given, they are some rows from that one on, which is the first of a panel.
+        """
+        cdef cpp.InterruptibleCall call
+        cdef cpp.SourceMatrix m = self.source(matrix, <cpp.DType>dtype)
+        cdef cpp.PackedBytes packed = self.packed(matrix, expert)
+        cdef const uint8_t[:, ::1] first = weights[0], second = weights[len(weights) - 1]
+        cdef const uint8_t[:, ::1] first_scales, second_scales
+        m.weights = &first[0, 0]
+        if len(weights) == 2:
+            m.up_weights = &second[0, 0]
+        if len(scales) > 0:
+            first_scales, second_scales = scales[0], scales[len(scales) - 1]
+            m.scales = &first_scales[0, 0]
+            if len(scales) == 2:
+                m.up_scales = &second_scales[0, 0]
+        if first_row >= 0:
+            m.num_rows = first.shape[0]
+            packed.first_panel = first_row // cpp.kPanelRows
+            packed.source_panels = (m.num_rows + cpp.kPanelRows - 1) // cpp.kPanelRows
+        with nogil:
+            cpp.pack_matrix(m, packed, num_threads)
+        raise_interrupt(call)
+
+    def unpack(self, int matrix, int64_t expert, uint8_t[:, ::1] weights, uint8_t[:, ::1] scales, int num_threads):
+        """Unpack what `pack` packed, gate and up into one array; `scales` may be None. Sums of terms are float32."""
+        cdef cpp.InterruptibleCall call
+        cdef cpp.SourceMatrix m = self.source(matrix, cpp.DType.kFloat32)
+        cdef cpp.PackedBytes packed = self.packed(matrix, expert)
+        cdef uint8_t* scale_bytes = NULL
+        if scales is not None:
+            scale_bytes = &scales[0, 0]
+        with nogil:
+            cpp.unpack_matrix(m, packed, &weights[0, 0], scale_bytes, num_threads)
+        raise_interrupt(call)
+
+    def pack_sum_scales(self, int matrix, int64_t expert, const float[:, ::1] scales):
+        """Store one expert's float32 scales: gate rows before up rows if they are blocked apart."""
+        cpp.pack_sum_scales(self.layouts[matrix].sum_blocks, &scales[0, 0], self.sum_scales(matrix, expert))
+
+    def unpack_sum_scales(self, int matrix, int64_t expert, float[:, ::1] scales):
+        """Read what `pack_sum_scales` stored; return whether the copies of each scale agree."""
+        return cpp.unpack_sum_scales(self.layouts[matrix].sum_blocks, self.sum_scales(matrix, expert), &scales[0, 0])
+
+    def pack_bias(self, int matrix, int64_t expert, const float[::1] bias):
+        """Store one expert's bias in packed row order, zeros in the padding."""
+        cpp.pack_bias(self.layouts[matrix].order, bias.shape[0], &bias[0], self.bias(matrix, expert))
+
+    def unpack_bias(self, int matrix, int64_t expert, float[::1] bias):
+        """Read what `pack_bias` stored."""
+        cpp.unpack_bias(self.layouts[matrix].order, bias.shape[0], self.bias(matrix, expert), &bias[0])
+
+
+cdef class ExpertStorage(PackedStorage):
+    """The packed bytes of all experts of one layer; its matrices are w13 (0) and w2 (1)."""
+
+    cdef cpp.StorageShape shape
 
     def __cinit__(self, const uint8_t[::1] bytes=None, *, int format, int64_t num_experts, int64_t hidden_size,
                   int64_t intermediate_size, bint gated=True, bint has_w13_bias=False, bint has_w2_bias=False,
                   bint interleaved=False, int64_t block_rows=0, int64_t block_k=0, bint tensor_scales=False):
         """Where `block_rows` or `block_k` is 0, a block of float32 scales is the whole axis."""
+        cdef cpp.StorageLayout layout
         self.shape.format = <cpp.WeightFormat>format
         self.shape.num_experts = num_experts
         self.shape.hidden_size = hidden_size
@@ -37,134 +177,16 @@ cdef class ExpertStorage:
         self.shape.interleaved = interleaved
         self.shape.block_rows = block_rows
         self.shape.block_k = block_k
-        self.layout = cpp.storage_layout(self.shape)
-        if bytes is not None and bytes.shape[0] != self.layout.total:
-            raise ValueError(f"bytes: expected {self.layout.total}, got {bytes.shape[0]}")
-        if bytes is not None and <uintptr_t>&bytes[0] % 64 == 0:
-            self.borrowed = bytes
-            self.data = <uint8_t*>&bytes[0]
-            return
-        self.data = cpp.map_memory(self.layout.total) if self.layout.total >= 0 else NULL
-        self.owned = True
-        if self.data == NULL:
-            raise MemoryError(f"no memory for {num_experts} packed experts of {hidden_size} x {intermediate_size}")
-        if bytes is not None:
-            memcpy(self.data, &bytes[0], bytes.shape[0])
-
-    def __dealloc__(self):
-        if self.data != NULL and self.owned:
-            cpp.unmap_memory(self.data, self.layout.total)
-
-    def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, self.data, self.layout.total, True, flags)
-
-    @property
-    def nbytes(self):
-        return self.layout.total
+        layout = cpp.storage_layout(self.shape)
+        self.format, self.num_terms = self.shape.format, 1
+        self.layouts[0], self.layouts[1] = layout.w13, layout.w2
+        self.names = "w13", "w2"
+        self.total = layout.total
+        self.hold(bytes, f"{num_experts} packed experts of {hidden_size} x {intermediate_size}")
 
     @property
     def has_tensor_scales(self):
         return self.shape.tensor_scales
-
-    def parts(self):
-        """Return (name, offset, bytes of an expert) of each part that is not empty."""
-        cdef cpp.MatrixLayout* m
-        cdef int i
-        result = []
-        for name in ("w13", "w2"):
-            m = self.matrix(name == "w13")
-            for i, part in enumerate(("", "_scales", "_sum_scales", "_bias")):
-                if m.expert_bytes[i]:
-                    result.append((name + part, m.offset[i], m.expert_bytes[i]))
-        return result
-
-    cdef cpp.MatrixLayout* matrix(self, bint is_w13) noexcept:
-        return &self.layout.w13 if is_w13 else &self.layout.w2
-
-    cdef uint8_t* part(self, bint is_w13, int part, int64_t expert) noexcept:
-        cdef cpp.MatrixLayout* m = self.matrix(is_w13)
-        return self.data + m.offset[part] + expert * m.expert_bytes[part]
-
-    cdef cpp.SourceMatrix source(self, bint is_w13, cpp.DType dtype) noexcept:
-        cdef cpp.SourceMatrix m
-        m.format = self.shape.format
-        m.dtype = dtype
-        m.weights = m.scales = m.up_weights = m.up_scales = NULL
-        m.num_rows = self.matrix(is_w13).num_rows
-        m.k = self.matrix(is_w13).k
-        m.order = self.matrix(is_w13).order
-        return m
-
-    cdef cpp.PackedBytes packed(self, bint is_w13, int64_t expert) noexcept:
-        cdef cpp.PackedBytes p
-        p.weights = self.part(is_w13, <int>cpp.Part.kWeights, expert)
-        p.scales = self.part(is_w13, <int>cpp.Part.kScales, expert)
-        p.num_panels = self.matrix(is_w13).sizes.num_panels
-        return p
-
-    cdef cpp.PackedSumScales sum_scales(self, bint is_w13, int64_t expert) noexcept:
-        cdef cpp.PackedSumScales p
-        p.data = <float*>self.part(is_w13, <int>cpp.Part.kSumScales, expert)
-        p.num_panels = self.matrix(is_w13).sizes.num_panels
-        p.num_ranges = self.matrix(is_w13).sizes.num_ranges
-        p.scale_rows = self.matrix(is_w13).sizes.scale_rows
-        return p
-
-    cdef cpp.PackedBias bias(self, bint is_w13, int64_t expert) noexcept:
-        cdef cpp.PackedBias p
-        p.data = <float*>self.part(is_w13, <int>cpp.Part.kBias, expert)
-        p.num_panels = self.matrix(is_w13).sizes.num_panels
-        return p
-
-    def pack(self, bint is_w13, int64_t expert, weights, scales, int dtype, int num_threads):
-        """Pack the weights and block scales of one matrix of one expert.
-
-        Both are sequences of one array of byte rows, or of two, if gate and up came apart; `scales` may be empty.
-        """
-        cdef cpp.InterruptibleCall call
-        cdef cpp.SourceMatrix m = self.source(is_w13, <cpp.DType>dtype)
-        cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
-        cdef const uint8_t[:, ::1] first = weights[0], second = weights[len(weights) - 1]
-        cdef const uint8_t[:, ::1] first_scales, second_scales
-        m.weights = &first[0, 0]
-        if len(weights) == 2:
-            m.up_weights = &second[0, 0]
-        if len(scales) > 0:
-            first_scales, second_scales = scales[0], scales[len(scales) - 1]
-            m.scales = &first_scales[0, 0]
-            if len(scales) == 2:
-                m.up_scales = &second_scales[0, 0]
-        with nogil:
-            cpp.pack_matrix(m, packed, num_threads)
-        raise_interrupt(call)
-
-    def unpack(self, bint is_w13, int64_t expert, uint8_t[:, ::1] weights, uint8_t[:, ::1] scales, int num_threads):
-        """Unpack what `pack` packed, gate and up into one array; `scales` may be None."""
-        cdef cpp.InterruptibleCall call
-        cdef cpp.SourceMatrix m = self.source(is_w13, cpp.DType.kFloat32)
-        cdef cpp.PackedBytes packed = self.packed(is_w13, expert)
-        cdef uint8_t* scale_bytes = NULL
-        if scales is not None:
-            scale_bytes = &scales[0, 0]
-        with nogil:
-            cpp.unpack_matrix(m, packed, &weights[0, 0], scale_bytes, num_threads)
-        raise_interrupt(call)
-
-    def pack_sum_scales(self, bint is_w13, int64_t expert, const float[:, ::1] scales):
-        """Store one expert's float32 scales: gate rows before up rows if they are blocked apart."""
-        cpp.pack_sum_scales(self.matrix(is_w13).sum_blocks, &scales[0, 0], self.sum_scales(is_w13, expert))
-
-    def unpack_sum_scales(self, bint is_w13, int64_t expert, float[:, ::1] scales):
-        """Read what `pack_sum_scales` stored; return whether the copies of each scale agree."""
-        return cpp.unpack_sum_scales(self.matrix(is_w13).sum_blocks, self.sum_scales(is_w13, expert), &scales[0, 0])
-
-    def pack_bias(self, bint is_w13, int64_t expert, const float[::1] bias):
-        """Store one expert's bias in packed row order, zeros in the padding."""
-        cpp.pack_bias(self.matrix(is_w13).order, bias.shape[0], &bias[0], self.bias(is_w13, expert))
-
-    def unpack_bias(self, bint is_w13, int64_t expert, float[::1] bias):
-        """Read what `pack_bias` stored."""
-        cpp.unpack_bias(self.matrix(is_w13).order, bias.shape[0], self.bias(is_w13, expert), &bias[0])
 
 
 # --- fused experts ------------------------------------------------------------------------------------------
@@ -254,63 +276,67 @@ cdef list plan_items(const vector[cpp.PlanItem]& items):
 
 # --- linear -------------------------------------------------------------------------------------------------
 
-cdef class LinearStorage:
-    """The packed bytes of a matrix of `num_rows` x `k` weights, each the sum of `num_terms` of bfloat16."""
+cdef class LinearStorage(PackedStorage):
+    """The packed bytes of one matrix."""
 
-    cdef cpp.LinearShape shape
-    cdef uint8_t* data
+    cdef cpp.MatrixShape shape
 
-    def __cinit__(self, const uint8_t[:, ::1] rows, int64_t num_rows, int64_t num_terms, int num_threads):
-        """`rows` holds, for each panel of 16 rows of weights, the bytes of 16 rows of each term; padding is zero."""
-        cdef cpp.InterruptibleCall call
-        cdef cpp.SourceMatrix source
-        cdef cpp.PackedBytes packed
+    def __cinit__(self, const uint8_t[::1] bytes=None, *, int format, int64_t num_rows, int64_t k, int64_t num_terms=1,
+                  bint has_bias=False, int64_t block_rows=0, int64_t block_k=0, bint tensor_scale=False):
+        """A weight is the sum of `num_terms` bfloat16 numbers; blocks are as those of ExpertStorage."""
+        cdef cpp.SingleLayout layout
+        self.shape.format = <cpp.WeightFormat>format
         self.shape.num_rows = num_rows
-        self.shape.k = rows.shape[1] // 2
+        self.shape.k = k
         self.shape.num_terms = num_terms
-        self.data = cpp.map_memory(cpp.linear_bytes(self.shape))
-        if self.data == NULL:
-            raise MemoryError(f"no memory for a packed matrix of {num_rows} x {self.shape.k}")
-        source.format = cpp.WeightFormat.kBf16
-        source.dtype = cpp.DType.kBFloat16
-        source.weights = &rows[0, 0]
-        source.scales = source.up_weights = source.up_scales = NULL
-        source.num_rows = rows.shape[0]
-        source.k = self.shape.k
-        source.order = cpp.RowOrder.kPlain
-        packed.weights = self.data
-        packed.scales = NULL
-        packed.num_panels = rows.shape[0] // cpp.kPanelRows
-        with nogil:
-            cpp.pack_matrix(source, packed, num_threads)
-        raise_interrupt(call)
+        self.shape.has_bias = has_bias
+        self.shape.tensor_scale = tensor_scale
+        self.shape.block_rows = block_rows
+        self.shape.block_k = block_k
+        layout = cpp.single_layout(self.shape)
+        self.format, self.num_terms = self.shape.format, num_terms
+        self.layouts[0] = layout.matrix
+        self.names = ("weight",)
+        self.total = layout.total
+        self.hold(bytes, f"a packed matrix of {num_rows} x {k}")
 
-    def __dealloc__(self):
-        if self.data != NULL:
-            cpp.unmap_memory(self.data, cpp.linear_bytes(self.shape))
+
+def count_terms(const uint8_t[:, ::1] rows, int dtype, int num_threads):
+    """Return how many bfloat16 numbers the float32 or float16 numbers of `rows`, in bytes, are the sums of."""
+    cdef cpp.InterruptibleCall call
+    cdef cpp.SourceMatrix m
+    cdef int64_t count
+    m.format = cpp.WeightFormat.kBf16
+    m.dtype = <cpp.DType>dtype
+    m.weights = &rows[0, 0]
+    m.num_rows = rows.shape[0]
+    m.k = rows.shape[1] // (4 if m.dtype == cpp.DType.kFloat32 else 2)
+    with nogil:
+        count = cpp.count_terms(m, num_threads)
+    raise_interrupt(call)
+    return count
 
 
 def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
-           const float[::1] bias, float[:, ::1] out, int num_threads):
-    """Write hidden_states @ weight.T + bias; rows of `hidden_states` are bytes, `bias` may be None."""
+           uint8_t[:, :] out, int out_dtype, int num_threads):
+    """Write hidden_states @ weight.T + bias; rows of `hidden_states` and `out` are bytes, and do not overlap."""
     cdef cpp.InterruptibleCall call
     cdef cpp.LinearProblem problem
     cdef cpp.Status status
     problem.shape = weight.shape
-    problem.weight = cpp.view_linear(weight.shape, weight.data)
-    problem.bias = NULL
-    if bias is not None:
-        problem.bias = &bias[0]
+    problem.weight = cpp.view_single(weight.shape, weight.data)
     problem.hidden_states.data = <uint8_t*>&hidden_states[0, 0]
     problem.hidden_states.stride = hidden_states.strides[0]
     problem.hidden_states.dtype = <cpp.DType>hidden_dtype
+    problem.out.data = &out[0, 0]
+    problem.out.stride = out.strides[0]
+    problem.out.dtype = <cpp.DType>out_dtype
     problem.num_tokens = hidden_states.shape[0]
-    problem.out = &out[0, 0]
     with nogil:
         status = cpp.run_linear(cpp.kernel_table(kernels), problem, num_threads)
     raise_interrupt(call)
     if status == cpp.Status.kOutOfMemory:
-        raise MemoryError("no memory for the workspace of router logits")
+        raise MemoryError("no memory for the workspace of a linear")
 
 
 def mean_squares(const uint8_t[:, :] rows, int dtype, double[::1] means, int num_threads):

@@ -128,11 +128,14 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
         int64_t num_rows
         int64_t k
         RowOrder order
+        int64_t num_terms
 
     cdef struct PackedBytes:
         uint8_t* weights
         uint8_t* scales
         int64_t num_panels
+        int64_t first_panel
+        int64_t source_panels
 
     cdef struct PackedMatrix:
         int64_t num_panels
@@ -152,6 +155,7 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
     void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads)
     void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
                        int num_threads)
+    int64_t count_terms(const SourceMatrix& source, int num_threads)
     void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed)
     cbool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales)
 
@@ -197,11 +201,27 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         MatrixLayout w2
         int64_t total
 
+    cdef struct MatrixShape:
+        WeightFormat format
+        int64_t num_rows
+        int64_t k
+        int64_t num_terms
+        cbool has_bias
+        cbool tensor_scale
+        int64_t block_rows
+        int64_t block_k
+
+    cdef struct SingleLayout:
+        MatrixLayout matrix
+        int64_t total
+
     cdef struct PackedLayer:
         pass
 
     StorageLayout storage_layout(const StorageShape& shape)
+    SingleLayout single_layout(const MatrixShape& shape)
     PackedLayer view_storage(const StorageShape& shape, const uint8_t* data)
+    PackedMatrix view_single(const MatrixShape& shape, const uint8_t* data)
 
 
 cdef extern from "moe/problem.h" namespace "mxfp4moe" nogil:
@@ -251,21 +271,13 @@ cdef extern from "moe/describe_plan.h" namespace "mxfp4moe" nogil:
 
 
 cdef extern from "linear/linear.h" namespace "mxfp4moe" nogil:
-    cdef struct LinearShape:
-        int64_t num_rows
-        int64_t k
-        int64_t num_terms
-
     cdef struct LinearProblem:
-        LinearShape shape
+        MatrixShape shape
         PackedMatrix weight
-        const float* bias
         Rows hidden_states
+        Rows out
         int64_t num_tokens
-        float* out
 
-    PackedMatrix view_linear(const LinearShape& shape, const uint8_t* data)
-    int64_t linear_bytes(const LinearShape& shape)
     Status run_linear "mxfp4moe::linear"(const KernelTable& kernels, const LinearProblem& problem, int num_threads)
 
 

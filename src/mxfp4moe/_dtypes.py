@@ -1,4 +1,4 @@
-"""NumPy's dtypes by the names that safetensors files, and packed files after them, give them."""
+"""NumPy's dtypes by the names that safetensors files, and packed files after them, give them; exact casts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 # F4 is absent: two elements share a byte, and they are returned as those bytes.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -18,3 +19,24 @@ DTYPES: dict[str, np.dtype[Any]] = {
     }.items()
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+_BFLOAT16 = DTYPES["BF16"]
+
+
+def widen(array: NDArray[Any]) -> NDArray[np.float32]:
+    """A float32, bfloat16 or float16 array as float32, C-contiguous; the NaNs of bfloat16 keep their bits."""
+    array = np.ascontiguousarray(array)
+    if array.dtype == _BFLOAT16:
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(invalid="ignore"):  # raised by a signaling NaN
+        return array.astype(np.float32, copy=False)
+
+
+def narrow(array: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """The array that `widen` made this of, or None if there is none of this dtype."""
+    if dtype == _BFLOAT16:
+        result = (array.view(np.uint32) >> 16).astype(np.uint16).view(dtype)
+    else:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            result = array.astype(dtype, copy=False)
+    return result if np.array_equal(widen(result).view(np.uint32), array.view(np.uint32)) else None

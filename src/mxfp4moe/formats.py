@@ -14,6 +14,9 @@ from mxfp4moe._arguments import num_axes
 Format = Literal["mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16"]
 """The names of the weight formats."""
 
+LinearFormat = Format | Literal["float32"]
+"""Those of `pack_linear`."""
+
 GateUpLayout = Literal["concatenated", "interleaved"]
 """The order of the rows of gate and up in one matrix."""
 
@@ -30,7 +33,7 @@ FLOAT_CODES = {dtype: _core.DTYPES[dtype.name] for dtype in (BFLOAT16, np.dtype(
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """One value of the `format` of `pack_experts`.
+    """One value of the `format` of `pack_experts`, or of `pack_linear`.
 
     Attributes
     ----------
@@ -49,7 +52,7 @@ class WeightFormat:
         Whether there must be a float32 scale of each matrix; all formats without a block shape may have one.
     """
 
-    name: Format
+    name: LinearFormat
     weight_dtypes: dict[np.dtype, int]
     element_bits: int = 0
     k_multiple: int = 1
@@ -106,6 +109,10 @@ FORMATS: dict[str, WeightFormat] = {
         WeightFormat("fp8_block", dict.fromkeys((_E4M3, _UINT8), _PACKED["fp8_block"]), 8, 1, (_FLOAT32,)),
         WeightFormat("bf16", dict.fromkeys(FLOAT_CODES, _PACKED["bf16"])),
     )
+}
+
+LINEAR_FORMATS: dict[str, WeightFormat] = FORMATS | {
+    "float32": WeightFormat("float32", dict.fromkeys(FLOAT_CODES, _PACKED["bf16"]))  # in terms of bfloat16
 }
 
 

@@ -21,7 +21,7 @@ from mxfp4moe._nonfinite import check_finite, nonfinite_rows, nonfinite_tokens, 
 from mxfp4moe.experts.fused import check_hidden_states
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer_description import LayerDescription
-from mxfp4moe.linear.packed_linear import PackedLinear
+from mxfp4moe.linear.packing import pack_linear
 from mxfp4moe.linear.rms_norm import rms_factors
 
 Nonfinite = Literal["raise", "propagate"]
@@ -48,12 +48,12 @@ class LayerRouter:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 weight = weight * layer.router_scale
         # It refers to no layer that refers to it: layers are large, and should be freed at once.
-        self._linear = PackedLinear(weight)
-        self._bias = layer.router_bias
+        self._bias, self._epsilon = layer.router_bias, layer.router_norm_eps
+        bias = self._bias if self._epsilon is None else None
+        self._linear = pack_linear(weight, format="float32", bias=bias)
         self._chooser = layer.chooser
         self._hidden_size = layer.hidden_size
         self._is_separate = layer.separate_router_input
-        self._epsilon = layer.router_norm_eps
         self._nonfinite = nonfinite
 
     def input(self, hidden_states: NDArray[Any], given: ArrayLike | None) -> NDArray[Any]:
@@ -72,10 +72,10 @@ class LayerRouter:
     def logits(self, read: NDArray[Any], num_threads: int | None) -> NDArray[np.float32]:
         """The logits of what the router reads."""
         if self._epsilon is None:
-            return self._linear(read, self._bias, num_threads)
+            return self._linear(read, num_threads=num_threads)
         # The factor of the norm multiplies the sums, so that what the router reads is rounded but once.
         read = cast(read, ml_dtypes.bfloat16)
-        logits = self._linear(read, None, num_threads)
+        logits = self._linear(read, num_threads=num_threads)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             logits *= rms_factors(read, self._epsilon, num_threads)
             if self._bias is not None:

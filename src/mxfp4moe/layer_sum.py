@@ -15,6 +15,7 @@ from mxfp4moe.experts.fused import Slots, expert_options, run_experts
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer_description import LayerDescription
 from mxfp4moe.linear.packed_linear import PackedLinear
+from mxfp4moe.linear.packing import pack_linear
 from mxfp4moe.linear.rms_norm import rms_factors
 
 _SUM_BYTES = 32 << 20  # the most that float32 sums take while they wait for those of a shared expert
@@ -41,9 +42,8 @@ class LayerSum:
             self._shared_options = expert_options(function, False)
         self._shared_factor = np.float32(layer.shared_scaling_factor)
         self._factor = None if layer.routed_scaling_factor == 1 else np.float32(layer.routed_scaling_factor)
-        self._down = None if layer.latent_down is None else PackedLinear(layer.latent_down)
-        self._up = None if layer.latent_up is None else PackedLinear(layer.latent_up)
-        self._gate = None if layer.shared_gate is None else PackedLinear(layer.shared_gate[None])
+        self._down, self._up = _pack(layer.latent_down), _pack(layer.latent_up)
+        self._gate = None if layer.shared_gate is None else _pack(layer.shared_gate[None])
         self._latent_norm, self._latent_epsilon = layer.latent_norm, layer.latent_norm_eps
         self._bias = layer.output_bias
         self._num_experts, self._has_zero = layer.num_experts, layer.num_zero_experts > 0
@@ -91,20 +91,24 @@ class LayerSum:
             total = np.empty(rows.shape, np.float32)
             run_experts(self._experts, rows, slots, self._options, total, threads)
             return total
-        latent = self._down(rows, None, threads)
+        latent = self._down(rows, num_threads=threads)
         run_experts(self._experts, latent, slots, self._options, latent, threads)
         if self._latent_norm is not None and self._latent_epsilon is not None:
             latent *= rms_factors(latent, self._latent_epsilon, threads)
             latent *= self._latent_norm
-        return self._up(latent, None, threads)
+        return self._up(latent, num_threads=threads)
 
     def _compute_shared(self, shared: PackedExperts, rows: NDArray[Any], threads: int) -> Floats:
         weights = np.full((len(rows), 1), self._shared_factor)
         if self._gate is not None:
-            gate = self._gate(rows, None, threads)[:, 0]
+            gate = self._gate(rows, num_threads=threads)[:, 0]
             _core.sigmoid(gate, gate)
             weights[:, 0] *= gate
         result = np.empty(rows.shape, np.float32)
         slots = weights, np.zeros((len(rows), 1), np.int32)
         run_experts(shared, rows, slots, self._shared_options, result, threads)
         return result
+
+
+def _pack(weight: NDArray[Any] | None) -> PackedLinear | None:
+    return None if weight is None else pack_linear(weight, format="float32")

@@ -1,4 +1,4 @@
-// Everything that computes, from several threads at once: experts, router logits, routing and quantizers share the
+// Everything that computes, from several threads at once: experts, matrices, routing and quantizers share the
 // pool and the workspaces. For -fsanitize=thread. Each result must be the bits that one thread alone computes.
 #include <cstdio>
 #include <cstdlib>
@@ -60,14 +60,32 @@ class Work {
   virtual Bytes run(const KernelTable& kernels, int num_threads) const = 0;
 };
 
-// Weights are random bytes below the NaN codes of every element, scales random exponents.
+// The first byte that is aligned for the kernels; there is room for 64 more than are needed.
+size_t to_aligned(const Bytes& storage) { return (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64; }
+const uint8_t* aligned(const Bytes& storage) { return storage.data() + to_aligned(storage); }
+uint8_t* aligned(Bytes& storage) { return storage.data() + to_aligned(storage); }
+
+// Weights become random bytes below the NaN codes of every element, scales random exponents.
+void fill(Random& random, const MatrixLayout& m, int64_t num_experts, uint8_t* data) {
+  const auto put = [&](Part part, const Bytes& content) {
+    std::memcpy(data + m.offset[static_cast<int>(part)], content.data(), content.size());
+  };
+  const auto size = [&](Part part) { return num_experts * m.expert_bytes[static_cast<int>(part)]; };
+  put(Part::kWeights, bytes(random, size(Part::kWeights), 0, 63));
+  put(Part::kScales, bytes(random, size(Part::kScales), 118, 122));
+  for (Part part : {Part::kSumScales, Part::kBias}) {
+    const std::vector<float> values = floats(random, size(part) / 4);
+    put(part, Bytes(as_bytes(values), as_bytes(values) + size(part)));
+  }
+}
+
 class Experts : public Work {
  public:
   Experts(Random& random, WeightFormat format)
       : shape_(random_shape(random, format)), num_tokens_(between(random, 1, 40)), top_k_(between(random, 1, 3)) {
     const StorageLayout layout = storage_layout(shape_);
     storage_.resize(static_cast<size_t>(layout.total) + 64);
-    for (const MatrixLayout* m : {&layout.w13, &layout.w2}) fill(random, *m);
+    for (const MatrixLayout* m : {&layout.w13, &layout.w2}) fill(random, *m, shape_.num_experts, aligned(storage_));
     hidden_ = floats(random, num_tokens_ * shape_.hidden_size);
     weights_ = floats(random, num_tokens_ * top_k_);
     for (int64_t i = 0; i < num_tokens_ * top_k_; ++i)
@@ -80,7 +98,7 @@ class Experts : public Work {
   Bytes run(const KernelTable& kernels, int num_threads) const override {
     const int64_t stride = shape_.hidden_size * 4;
     Bytes out(static_cast<size_t>(num_tokens_ * stride));
-    MoeProblem problem{view_storage(shape_, data()),
+    MoeProblem problem{view_storage(shape_, aligned(storage_)),
                        {const_cast<uint8_t*>(as_bytes(hidden_)), stride, DType::kFloat32},
                        {out.data(), stride, DType::kFloat32},
                        weights_.data(),
@@ -108,23 +126,6 @@ class Experts : public Work {
     return shape;
   }
 
-  void fill(Random& random, const MatrixLayout& m) {
-    const auto put = [&](Part part, const Bytes& content) {
-      std::memcpy(const_cast<uint8_t*>(data()) + m.offset[static_cast<int>(part)], content.data(), content.size());
-    };
-    const auto size = [&](Part part) { return shape_.num_experts * m.expert_bytes[static_cast<int>(part)]; };
-    put(Part::kWeights, bytes(random, size(Part::kWeights), 0, 63));
-    put(Part::kScales, bytes(random, size(Part::kScales), 118, 122));
-    for (Part part : {Part::kSumScales, Part::kBias}) {
-      const std::vector<float> values = floats(random, size(part) / 4);
-      put(part, Bytes(as_bytes(values), as_bytes(values) + size(part)));
-    }
-  }
-
-  const uint8_t* data() const {
-    return storage_.data() + (64 - reinterpret_cast<uintptr_t>(storage_.data()) % 64) % 64;
-  }
-
   StorageShape shape_;
   Bytes storage_;
   int64_t num_tokens_, top_k_;
@@ -133,30 +134,44 @@ class Experts : public Work {
   Activation activation_;
 };
 
-class RouterLogits : public Work {
+class Linear : public Work {
  public:
-  explicit RouterLogits(Random& random)
-      : shape_{between(random, 1, 70), between(random, 1, 300), between(random, 1, 3)},
-        num_tokens_(between(random, 1, 60)),
-        weight_(bytes(random, linear_bytes(shape_) + 64, 0, 63)),
-        bias_(floats(random, shape_.num_rows)),
-        hidden_(floats(random, num_tokens_ * shape_.k)) {}
+  Linear(Random& random, WeightFormat format)
+      : shape_(random_shape(random, format)), num_tokens_(between(random, 1, 60)) {
+    const SingleLayout layout = single_layout(shape_);
+    storage_.resize(static_cast<size_t>(layout.total) + 64);
+    fill(random, layout.matrix, 1, aligned(storage_));
+    hidden_ = floats(random, num_tokens_ * shape_.k);
+  }
 
   Bytes run(const KernelTable& kernels, int num_threads) const override {
-    const uint8_t* aligned = weight_.data() + (64 - reinterpret_cast<uintptr_t>(weight_.data()) % 64) % 64;
-    std::vector<float> out(static_cast<size_t>(num_tokens_ * shape_.num_rows));
-    const LinearProblem problem{shape_,       view_linear(shape_, aligned),
-                                bias_.data(), {const_cast<uint8_t*>(as_bytes(hidden_)), shape_.k * 4, DType::kFloat32},
-                                num_tokens_,  out.data()};
+    Bytes out(static_cast<size_t>(num_tokens_ * shape_.num_rows) * 4);
+    const LinearProblem problem{shape_,
+                                view_single(shape_, aligned(storage_)),
+                                {const_cast<uint8_t*>(as_bytes(hidden_)), shape_.k * 4, DType::kFloat32},
+                                {out.data(), shape_.num_rows * 4, DType::kFloat32},
+                                num_tokens_};
     CHECK(linear(kernels, problem, num_threads) == Status::kOk);
-    return Bytes(as_bytes(out), as_bytes(out) + out.size() * 4);
+    return out;
   }
 
  private:
-  LinearShape shape_;
+  static MatrixShape random_shape(Random& random, WeightFormat format) {
+    MatrixShape shape{};
+    shape.format = format;
+    shape.num_rows = between(random, 1, 70);
+    shape.k = 32 * between(random, 1, 9);
+    shape.num_terms = format == WeightFormat::kBf16 ? between(random, 1, 3) : 1;
+    shape.has_bias = true;
+    shape.tensor_scale = format == WeightFormat::kNvfp4;
+    shape.block_rows = 16 * between(random, 0, 2);
+    return shape;
+  }
+
+  MatrixShape shape_;
   int64_t num_tokens_;
-  Bytes weight_;
-  std::vector<float> bias_, hidden_;
+  Bytes storage_;
+  std::vector<float> hidden_;
 };
 
 class RoutedTokens : public Work {
@@ -255,9 +270,10 @@ class Quantized : public Work {
 
 std::vector<std::unique_ptr<Work>> make_work(Random& random) {
   std::vector<std::unique_ptr<Work>> work;
-  for (int format = 0; format < kNumWeightFormats; ++format)
+  for (int format = 0; format < kNumWeightFormats; ++format) {
     work.push_back(std::make_unique<Experts>(random, static_cast<WeightFormat>(format)));
-  work.push_back(std::make_unique<RouterLogits>(random));
+    work.push_back(std::make_unique<Linear>(random, static_cast<WeightFormat>(format)));
+  }
   work.push_back(std::make_unique<RoutedTokens>(random));
   work.push_back(std::make_unique<Quantized>(random));
   return work;

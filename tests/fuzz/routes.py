@@ -14,7 +14,6 @@ from fuzz.calls import FLOATS, TABLES, chance, choose
 from fuzz.cases import Campaign, Case, Rng
 from fuzz.float64 import to_bfloat16
 from mxfp4moe import config
-from mxfp4moe.linear.packed_linear import PackedLinear
 
 RULES = ("topk_softmax", "topk_sigmoid", "topk_sqrt_softplus", "grouped_topk", "hash_topk")
 SMALLEST = 2.0**-126
@@ -164,7 +163,8 @@ def check_logits(rng: Rng) -> None:
     weight = weight.astype(np.float32)
     bias = rng.standard_normal(num_experts).astype(np.float32) if chance(rng, 0.5) else None
     hidden = rng.standard_normal((tokens, hidden_size)).astype(choose(rng, FLOATS))
-    logits = PackedLinear(weight)(hidden, bias, int(rng.integers(1, 4)))
+    linear = mx.pack_linear(weight, format="float32", bias=bias)
+    logits = linear(hidden, num_threads=int(rng.integers(1, 4)))
     x, w = to_bfloat16(hidden), weight.astype(np.float64)
     expected, magnitude = x @ w.T, abs(x) @ abs(w).T
     if bias is not None:

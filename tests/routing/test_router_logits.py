@@ -15,7 +15,6 @@ from problems import assert_same_bits, bfloat16
 
 import mxfp4moe as mx
 from mxfp4moe import reference
-from mxfp4moe.linear.packed_linear import PackedLinear, split_bfloat16
 
 UNIT = 2.0**-24
 EXPERTS = (1, 5, 32, 128, 257)
@@ -26,6 +25,19 @@ def weight_of(kind: str, values: np.ndarray) -> np.ndarray:
     """`values` as float32, rounded to bfloat16 if that is the `kind`."""
     values = values.astype(np.float32)
     return reference.round_bfloat16(values) if kind == "bfloat16" else values
+
+
+def pack_router(weight: np.ndarray, bias: np.ndarray | None = None) -> mx.PackedLinear:
+    return mx.pack_linear(weight, format="float32", bias=bias)
+
+
+def packed_terms(linear: mx.PackedLinear) -> np.ndarray:
+    """The bfloat16 numbers that each weight is the sum of, [terms, N, K], from the packed bytes."""
+    (rows, k), num_terms = linear.shape, linear.spec.num_terms
+    panels, blocks = -(-rows // 16), -(-k // 32)
+    numbers = np.asarray(linear.data)[: panels * num_terms * blocks * 1024].view(bfloat16)
+    by_row = numbers.reshape(panels, num_terms, blocks, 16, 32).transpose(1, 0, 3, 2, 4)
+    return by_row.reshape(num_terms, panels * 16, blocks * 32)[:, :rows, :k].astype(np.float64)
 
 
 def layer_of(weight: np.ndarray, bias: np.ndarray | None = None) -> mx.MoELayer:
@@ -55,7 +67,7 @@ def test_exact_sums(isa, rng, fraction_bits, num_tokens, num_experts, hidden_siz
         token[rng.choice(hidden_size, min(4, hidden_size), replace=False)] = 1
     hidden *= rng.choice([-1, 1], hidden.shape)
     for given_bias in (bias, None):
-        logits = PackedLinear(weight)(hidden, given_bias)
+        logits = pack_router(weight, given_bias)(hidden)
         assert_same_bits(logits, reference.router_logits(hidden, weight, given_bias))
         assert_same_bits(layer_of(weight, given_bias).router_logits(hidden), logits)
 
@@ -71,18 +83,25 @@ def test_every_weight_is_exact(isa, rng, kind):
     weight[rng.random(weight.shape) < 0.1] = 0
     weight[3, 7] = np.finfo(np.float32).max if kind == "float32" else 1
     weight = weight.astype(bfloat16 if kind == "bfloat16" else kind).astype(np.float32)
-    assert len(split_bfloat16(weight)) == {"bfloat16": 1, "float16": 2, "float32": 3}[kind]
-    assert_same_bits(PackedLinear(weight)(np.eye(40, dtype=np.float32)), np.ascontiguousarray(weight.T))
+    linear = pack_router(weight)
+    assert linear.spec.num_terms == {"bfloat16": 1, "float16": 2, "float32": 3}[kind]
+    assert_same_bits(linear(np.eye(40, dtype=np.float32)), np.ascontiguousarray(weight.T))
 
 
 def test_split_is_exact(rng):
     bits = rng.integers(0, 2**32, 20000, dtype=np.uint32)
     weight = np.concatenate([bits.view(np.float32), np.float32([0, -0.0, 1e-45, -1e-45, 2**-110, 3e38])])
-    weight = weight[np.isfinite(weight)]
-    terms = [term.view(bfloat16).astype(np.float64) for term in split_bfloat16(weight)]
+    weight = weight[np.isfinite(weight)][None]
+    linear = pack_router(weight)
+    terms = packed_terms(linear)
+    assert len(terms) == 3
     lost = np.where(abs(weight) < 2.0**-110, 2.0**-133, 0)
-    assert (abs(sum(terms) - weight) <= lost).all()
-    assert all((np.sign(term) * np.sign(weight) >= 0).all() for term in terms)
+    assert (abs(terms.sum(axis=0) - weight) <= lost).all()
+    assert (np.sign(terms) * np.sign(weight) >= 0).all()
+    unpacked = linear.unpack().weight
+    assert (abs(unpacked.astype(np.float64) - weight) <= lost).all()
+    assert_same_bits(unpacked[lost == 0], weight[lost == 0])
+    assert (np.signbit(unpacked) == np.signbit(weight)).all()
 
 
 # --- bounds -----------------------------------------------------------------------------------------------
@@ -101,7 +120,7 @@ def test_error_is_that_of_float32_sums(isa, rng, kind, num_experts):
     # magnitude as the products; k of them in any order, two additions of sums, the bias.
     roundings = (k + 3) * UNIT
     bound = roundings / (1 - roundings) * (abs(x) @ abs(w).T + abs(bias))
-    logits = PackedLinear(weight)(hidden, bias)
+    logits = pack_router(weight, bias)(hidden)
     assert (abs(logits - expected) <= bound).all()
 
 
@@ -110,15 +129,15 @@ def test_error_is_that_of_float32_sums(isa, rng, kind, num_experts):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float32"])
 def test_any_batch_gives_the_same_bits(isa, rng, kind):
-    linear = PackedLinear(weight_of(kind, rng.normal(size=(75, 160))))
     bias = rng.normal(size=75).astype(np.float32)
+    linear = pack_router(weight_of(kind, rng.normal(size=(75, 160))), bias)
     hidden = rng.normal(size=(48, 160)).astype(np.float32)
-    whole = linear(hidden, bias, num_threads=1)
+    whole = linear(hidden, num_threads=1)
 
     @settings(max_examples=20)
     @given(indexes=st.lists(st.integers(0, 47), min_size=1, max_size=90), num_threads=st.integers(1, 5))
     def check(indexes, num_threads):
-        assert_same_bits(linear(hidden[indexes], bias, num_threads=num_threads), whole[indexes])
+        assert_same_bits(linear(hidden[indexes], num_threads=num_threads), whole[indexes])
 
     check()
 
@@ -126,7 +145,7 @@ def test_any_batch_gives_the_same_bits(isa, rng, kind):
 @pytest.mark.parametrize("kind", ["bfloat16", "float32"])
 @pytest.mark.parametrize("num_experts", EXPERTS)
 def test_real_sizes_and_any_number_of_threads(native_isa, rng, kind, num_experts):
-    linear = PackedLinear(weight_of(kind, rng.normal(size=(num_experts, 2880))))
+    linear = pack_router(weight_of(kind, rng.normal(size=(num_experts, 2880))))
     hidden = rng.normal(size=(300, 2880)).astype(bfloat16)
     whole = linear(hidden, num_threads=1)
     for num_threads in (2, 3, 4, 7):
@@ -140,7 +159,7 @@ def test_real_sizes_and_any_number_of_threads(native_isa, rng, kind, num_experts
 
 @pytest.mark.emulation
 def test_large_groups_on_every_table(isa, rng):
-    linear = PackedLinear(rng.normal(size=(33, 64)).astype(np.float32))
+    linear = pack_router(rng.normal(size=(33, 64)).astype(np.float32))
     hidden = rng.normal(size=(600, 64)).astype(np.float32)
     whole = linear(hidden, num_threads=1)
     for num_threads in (1, 2, 3, 8):
@@ -150,7 +169,7 @@ def test_large_groups_on_every_table(isa, rng):
 
 
 def test_calls_from_several_threads(isa, rng):
-    linear = PackedLinear(rng.normal(size=(64, 320)).astype(np.float32))
+    linear = pack_router(rng.normal(size=(64, 320)).astype(np.float32))
     batches = [rng.normal(size=(count, 320)).astype(np.float32) for count in (1, 3, 40, 150)] * 3
     expected = [linear(batch) for batch in batches]
     contexts = [copy_context() for _ in batches]  # each knows the kernel table
@@ -226,7 +245,7 @@ def test_weight_dtypes(isa, rng, dtype):
 
 
 def test_copies_compute_the_same(isa, rng):
-    linear = PackedLinear(rng.normal(size=(6, 45)).astype(np.float32))
+    linear = pack_router(rng.normal(size=(6, 45)).astype(np.float32))
     hidden = rng.normal(size=(3, 45)).astype(np.float32)
     for same in (copy.deepcopy(linear), pickle.loads(pickle.dumps(linear))):
         assert_same_bits(same(hidden), linear(hidden))
@@ -242,7 +261,7 @@ def test_infinite_hidden_states_reach_their_token_alone(isa, rng, kind, value, n
     weight = weight_of(kind, rng.normal(size=(20, 45)))
     weight[3] = 0
     weight[4] = 2.0**-100  # of one bit: the other terms are 0
-    linear = PackedLinear(weight)
+    linear = pack_router(weight)
     hidden = rng.normal(size=(num_tokens, 45)).astype(np.float32)
     finite = linear(hidden)
     token, column = num_tokens // 2, 44
@@ -258,9 +277,9 @@ def test_infinite_weights_reach_their_expert_alone(isa, rng, value):
     weight = rng.normal(size=(20, 45)).astype(np.float32)
     hidden = rng.normal(size=(5, 45)).astype(np.float32)
     hidden[2, 7] = 0
-    finite = PackedLinear(weight)(hidden)
+    finite = pack_router(weight)(hidden)
     weight[9, 7] = value
-    logits = PackedLinear(weight)(hidden)
+    logits = pack_router(weight)(hidden)
     assert_same_bits(np.delete(logits, 9, axis=1), np.delete(finite, 9, axis=1))
     with np.errstate(invalid="ignore"):
         assert_same_bits(logits[:, 9], np.float32(value) * hidden[:, 7])
@@ -269,7 +288,7 @@ def test_infinite_weights_reach_their_expert_alone(isa, rng, value):
 def test_sums_too_large_are_infinite(isa):
     weight = np.full((2, 64), np.finfo(np.float32).max, np.float32)
     weight[1] *= -1
-    logits = PackedLinear(weight)(np.full((1, 64), 2, np.float32))
+    logits = pack_router(weight)(np.full((1, 64), 2, np.float32))
     assert_same_bits(logits, np.array([[np.inf, -np.inf]], np.float32))
 
 

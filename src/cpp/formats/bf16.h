@@ -40,6 +40,27 @@ static inline uint16_t f32_to_bf16(float f) {
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
+// A float32 number is the sum of at most kMaxBf16Terms bfloat16 numbers of its sign, the largest first: each has the
+// leading 8 significant bits of what is left. The sum is exact from 2^-110 on; below, bits smaller than 2^-133 are
+// dropped. Infinity and NaN are all in the first term.
+constexpr int kMaxBf16Terms = 3;
+
+static inline uint16_t leading_bf16(float f) {
+  const uint32_t u = f32_bits(f);
+  // Truncation keeps a finite number finite, but may take all bits of a NaN.
+  return (u & 0x7fffffffu) > 0x7f800000u ? static_cast<uint16_t>(0x7fc0) : static_cast<uint16_t>(u >> 16);
+}
+
+// Returns what is left of a number without its first term.
+static inline float without_bf16(float f) {
+  return (f32_bits(f) & 0x7f800000u) == 0x7f800000u ? 0.0f : f - bf16_to_f32(leading_bf16(f));
+}
+
+static inline uint16_t bf16_term(float f, int64_t term) {
+  for (int64_t t = 0; t < term; ++t) f = without_bf16(f);
+  return leading_bf16(f);
+}
+
 static inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;

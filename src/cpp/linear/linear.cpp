@@ -6,18 +6,28 @@
 
 #include "memory/workspace.h"
 #include "threads/pool.h"
+#include "threads/split.h"
 #include "threads/work_queue.h"
 
 namespace mxfp4moe {
 namespace {
 
 // Rows are cut at pairs of panels, because the instruction sets with tiles compute two panels at a time.
-constexpr int64_t kPartRows = 2 * kPanelRows;
+constexpr int64_t kPairRows = 2 * kPanelRows;
+
+// The sums of a step stay in an L2 cache.
+constexpr int64_t kStepFloats = 32 << 10;
+
+// Each item packs its tokens, which takes about as long as computing with this many rows takes a hundred times.
+constexpr int64_t kMinPartRows = 512;
+
+// The last items of a call end at about the same time if each thread has had some.
+constexpr int64_t kPartsPerThread = 8;
 
 // The parts of the workspace that one thread uses.
 struct ThreadMemory {
   uint8_t* operand;
-  float* sums;  // [tokens of a group][panels][16]
+  float* sums;  // [tokens of a group][panels of a step][16]
   uint8_t* scratch;
 };
 
@@ -29,78 +39,102 @@ struct LinearCall {
   const int32_t* rows;  // 0, 1, ...: the tokens of a group are consecutive rows
   uint8_t* memory;      // thread_bytes for each thread
   int64_t thread_bytes;
+  int num_nodes;
   WorkQueue queue;
 };
+
+int64_t num_pairs(const MatrixShape& shape) { return ceil_div(shape.num_rows, kPairRows); }
+
+int64_t step_floats(const LinearPlan& plan, const MatrixShape& shape) {
+  return plan.step_pairs * kPairRows * shape.num_terms;
+}
 
 int64_t take_thread(Arena* arena, const KernelTable& kernels, const LinearProblem& p, const LinearPlan& plan,
                     ThreadMemory* m) {
   const int64_t k = p.weight.k_blocks * kBlockK;
   m->operand = arena->take<uint8_t>(kernels.operand_bytes(kernels.padded_tokens(plan.group_tokens), k));
-  m->sums = arena->take<float>(plan.group_tokens * p.weight.num_panels * kPanelRows);
+  m->sums = arena->take<float>(plan.group_tokens * step_floats(plan, p.shape));
   m->scratch = arena->take<uint8_t>(kernels.scratch_bytes(plan.group_tokens, k));
   return round_up(arena->used(), 4096);
 }
 
-// Packs the tokens [first, first + count) into the operand of the GEMM.
-void pack_group(const LinearCall& call, int64_t first, int64_t count, uint8_t* operand) {
+struct TokenRange {
+  int64_t first, count;
+};
+
+// Packs the tokens of a group into the operand of the GEMM.
+void pack_group(const LinearCall& call, TokenRange group, uint8_t* operand) {
   const LinearProblem& p = call.problem;
-  const int64_t padded = call.kernels.padded_tokens(count);
-  for (int64_t t = 0; t < count; t += kTokenTile) {
-    call.kernels.pack_tokens({p.hidden_states.data + first * p.hidden_states.stride, p.hidden_states.stride,
-                              p.hidden_states.dtype, call.rows + t, std::min<int64_t>(kTokenTile, count - t),
+  const int64_t padded = call.kernels.padded_tokens(group.count);
+  for (int64_t t = 0; t < group.count; t += kTokenTile) {
+    call.kernels.pack_tokens({p.hidden_states.data + group.first * p.hidden_states.stride, p.hidden_states.stride,
+                              p.hidden_states.dtype, call.rows + t, std::min<int64_t>(kTokenTile, group.count - t),
                               std::min<int64_t>(kTokenTile, padded - t), p.shape.k,
                               operand + call.kernels.operand_bytes(t, p.shape.k)});
   }
 }
 
-// Writes the logits of rows [row, end) of a panel. The sums of its terms stand one after the other.
-void add_terms(const LinearProblem& p, const float* sums, int64_t row, int64_t end, float* out) {
-  const int64_t num_terms = p.shape.num_terms;
-  for (int64_t r = 0; row < end; ++r, ++row) {
-    float value = sums[r];
-    if (num_terms > 1 && std::isfinite(value)) {
-      float rest = sums[(num_terms - 1) * kPanelRows + r];
-      for (int64_t t = num_terms - 2; t > 0; --t) rest += sums[t * kPanelRows + r];
-      value += rest;
+// Makes of the sums of a token, a panel of each term after the other, those of its rows: `panels` panels.
+void add_terms(int64_t num_terms, int64_t panels, float* sums) {
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const float* terms = sums + panel * num_terms * kPanelRows;
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      float value = terms[r];
+      if (std::isfinite(value)) {
+        float rest = terms[(num_terms - 1) * kPanelRows + r];
+        for (int64_t t = num_terms - 2; t > 0; --t) rest += terms[t * kPanelRows + r];
+        value += rest;
+      }
+      sums[panel * kPanelRows + r] = value;
     }
-    out[row] = p.bias != nullptr ? value + p.bias[row] : value;
   }
 }
 
-void run_item(const LinearCall& call, int64_t item, const ThreadMemory& m) {
+// Computes and writes what some pairs of panels give for a group of tokens.
+void run_step(const LinearCall& call, TokenRange group, ItemRange step, const ThreadMemory& m) {
   const LinearProblem& p = call.problem;
-  const int64_t group = item / call.plan.row_parts, part = item % call.plan.row_parts;
-  const int64_t first = group * call.plan.group_tokens;
-  const int64_t count = std::min(call.plan.group_tokens, p.num_tokens - first);
-  const ItemRange pairs = part_of({0, ceil_div(p.shape.num_rows, kPartRows)}, part, call.plan.row_parts);
-  const int64_t row_begin = pairs.begin * kPartRows;
-  const int64_t row_end = std::min(pairs.end * kPartRows, p.shape.num_rows);
-  const int64_t stride = p.weight.num_panels * kPanelRows;
+  const int64_t terms = p.shape.num_terms, stride = step_floats(call.plan, p.shape);
+  const int64_t first_panel = 2 * step.begin * terms;
+  const int64_t panels = std::min(2 * step.end * terms, p.weight.num_panels) - first_panel;
+  for (int64_t t = 0; t < group.count; ++t) std::fill_n(m.sums + t * stride, panels * kPanelRows, 0.0f);
 
-  pack_group(call, first, count, m.operand);
   AccumulateArgs args;
-  args.matrix = p.weight;
+  args.matrix = skip_panels(p.weight, p.shape.format, first_panel);
+  args.matrix.bias = nullptr;  // which is added after the terms
   args.operand = m.operand;
-  args.num_tokens = count;
+  args.num_tokens = group.count;
   args.tokens = call.rows;
   args.router_weights = nullptr;
   args.accumulators = m.sums;
   args.accumulator_stride = stride;
   args.scratch = m.scratch;
-  for (int64_t t = 0; t < count; ++t) {
-    float* sums = m.sums + t * stride;
-    std::fill(sums + row_begin * p.shape.num_terms, sums + round_up(row_end, kPanelRows) * p.shape.num_terms, 0.0f);
-  }
-  run_parts(pairs, pair_products(p.weight, count * p.shape.num_terms), [&](ItemRange step) {
-    args.panel_begin = 2 * step.begin * p.shape.num_terms;
-    args.panel_end = std::min(2 * step.end * p.shape.num_terms, p.weight.num_panels);
-    call.kernels.weights[static_cast<int>(WeightFormat::kBf16)].accumulate(args);
+  const ItemRange all{0, step.end - step.begin};
+  run_parts(all, pair_products(p.weight, group.count * terms), [&](ItemRange part) {
+    args.panel_begin = 2 * part.begin * terms;
+    args.panel_end = std::min(2 * part.end * terms, panels);
+    call.kernels.weights[static_cast<int>(p.shape.format)].accumulate(args);
   });
-  for (int64_t t = 0; t < count; ++t) {
-    float* out = p.out + (first + t) * p.shape.num_rows;
-    for (int64_t row = row_begin; row < row_end; row += kPanelRows) {
-      add_terms(p, m.sums + t * stride + row * p.shape.num_terms, row, std::min(row + kPanelRows, row_end), out);
-    }
+
+  const int64_t begin = step.begin * kPairRows, end = std::min(step.end * kPairRows, p.shape.num_rows);
+  for (int64_t t = 0; t < group.count; ++t) {
+    float* sums = m.sums + t * stride;
+    if (terms > 1) add_terms(terms, panels / terms, sums);
+    if (p.weight.bias == nullptr) continue;
+    for (int64_t row = begin; row < end; ++row) sums[row - begin] += p.weight.bias[row];
+  }
+  uint8_t* out = p.out.data + group.first * p.out.stride + begin * value_bytes(p.out.dtype);
+  call.kernels.store_output({m.sums, stride, out, p.out.stride, p.out.dtype, group.count, end - begin});
+}
+
+void run_item(const LinearCall& call, int64_t item, const ThreadMemory& m) {
+  const LinearPlan& plan = call.plan;
+  const int64_t first = item % plan.num_groups * plan.group_tokens;
+  const TokenRange group{first, std::min(plan.group_tokens, call.problem.num_tokens - first)};
+  const ItemRange pairs = part_of({0, num_pairs(call.problem.shape)}, item / plan.num_groups, plan.row_parts);
+  pack_group(call, group, m.operand);
+  for (int64_t pair = pairs.begin; pair < pairs.end; pair += plan.step_pairs) {
+    if (pair > pairs.begin && !keep_going()) return;
+    run_step(call, group, {pair, std::min(pair + plan.step_pairs, pairs.end)}, m);
   }
 }
 
@@ -109,37 +143,33 @@ void run_thread(void* context, int thread, int) {
   Arena arena(call.memory + thread * call.thread_bytes);
   ThreadMemory memory;
   take_thread(&arena, call.kernels, call.problem, call.plan, &memory);
-  const ItemRange items{0, call.plan.num_groups * call.plan.row_parts};
-  call.queue.run(1, [&](int) { return items; }, [&](int64_t item) { run_item(call, item, memory); });
+  const auto items = [&](int node) {
+    const ItemRange parts = part_of({0, call.plan.row_parts}, node, call.num_nodes);
+    return ItemRange{parts.begin * call.plan.num_groups, parts.end * call.plan.num_groups};
+  };
+  call.queue.run(call.num_nodes, items, [&](int64_t item) { run_item(call, item, memory); });
 }
 
 }  // namespace
 
-PackedMatrix view_linear(const LinearShape& shape, const uint8_t* data) {
-  PackedMatrix m{};
-  m.num_panels = ceil_div(shape.num_rows, kPanelRows) * shape.num_terms;
-  m.k_blocks = ceil_div(shape.k, kBlockK);
-  m.weights = data;
-  return m;
-}
-
-int64_t linear_bytes(const LinearShape& shape) {
-  const PackedMatrix m = view_linear(shape, nullptr);
-  return m.num_panels * m.k_blocks * block_layout(WeightFormat::kBf16).weight_bytes;
-}
-
 LinearPlan plan_linear(const KernelTable& kernels, const LinearProblem& p, int num_threads) {
-  const int64_t bytes = linear_bytes(p.shape), tokens = p.num_tokens;
+  const BlockLayout block = block_layout(p.shape.format);
+  const int64_t tokens = p.num_tokens, pairs = num_pairs(p.shape);
+  const int64_t bytes = p.weight.num_panels * p.weight.k_blocks * block.weight_bytes;
   // As many tokens as a weight has bits take about as long as reading the weights once.
-  const int64_t work = bytes + bytes / block_layout(WeightFormat::kBf16).weight_bits() * tokens;
+  const int64_t work = bytes + bytes / block.weight_bits() * tokens;
   const int64_t threads = std::clamp<int64_t>(work / kMinThreadBytes, 1, num_threads);
   const int64_t min_groups = ceil_div(tokens, kernels.group_tokens(p.weight.k_blocks * kBlockK));
   const int64_t groups = std::min(round_up(min_groups, threads), ceil_div(tokens, kTokenTile));
   LinearPlan plan;
   plan.group_tokens = tokens <= kTokenTile ? tokens : round_up(ceil_div(tokens, groups), kTokenTile);
   plan.num_groups = ceil_div(tokens, plan.group_tokens);
-  plan.row_parts = std::min(ceil_div(threads, plan.num_groups), ceil_div(p.shape.num_rows, kPartRows));
+  const int64_t needed = ceil_div(threads, plan.num_groups);
+  const int64_t useful = std::min(kPartsPerThread * needed, p.shape.num_rows / kMinPartRows);
+  plan.row_parts = std::min(std::max(needed, useful), pairs);
   plan.num_threads = static_cast<int>(std::min(threads, plan.num_groups * plan.row_parts));
+  const int64_t most = kStepFloats / (plan.group_tokens * kPairRows * p.shape.num_terms);
+  plan.step_pairs = std::clamp<int64_t>(most, 1, ceil_div(pairs, plan.row_parts));
   return plan;
 }
 
@@ -154,7 +184,7 @@ Status linear(const KernelTable& kernels, const LinearProblem& problem, int num_
   if (workspace.data() == nullptr) return Status::kOutOfMemory;
   int32_t* rows = reinterpret_cast<int32_t*>(workspace.data());
   std::iota(rows, rows + plan.group_tokens, 0);
-  LinearCall call{kernels, problem, plan, rows, workspace.data() + rows_bytes, thread_bytes, {}};
+  LinearCall call{kernels, problem, plan, rows, workspace.data() + rows_bytes, thread_bytes, num_nodes(), {}};
   parallel_run(plan.num_threads, run_thread, &call);
   return Status::kOk;
 }

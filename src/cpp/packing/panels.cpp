@@ -1,10 +1,12 @@
 #include "packing/panels.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "formats/bf16.h"
 #include "threads/pool.h"
+#include "threads/split.h"
 #include "threads/work_queue.h"
 
 namespace mxfp4moe {
@@ -102,20 +104,25 @@ const uint8_t* row_of(const uint8_t* first, const uint8_t* second, int64_t row, 
   return second != nullptr && row >= half ? second + (row - half) * bytes : first + row * bytes;
 }
 
-// Copies `count` elements of a row from k on, in the form in which the format stores them.
-void copy_weights(const SourceMatrix& m, const uint8_t* row, int64_t k, int64_t count, uint8_t* to) {
+// Returns element k of a row of float32 or float16.
+float load_wide(DType dtype, const uint8_t* row, int64_t k) {
+  if (dtype == DType::kFloat32) {
+    float value;
+    std::memcpy(&value, row + k * 4, 4);
+    return value;
+  }
+  uint16_t half;
+  std::memcpy(&half, row + k * 2, 2);
+  return f16_to_f32(half);
+}
+
+// Copies `count` elements of a row from k on, in the form in which the format stores them; of several terms, one.
+void copy_weights(const SourceMatrix& m, int64_t term, const uint8_t* row, int64_t k, int64_t count, uint8_t* to) {
   if (m.format == WeightFormat::kBf16 && m.dtype != DType::kBFloat16) {
     for (int64_t i = 0; i < count; ++i) {
-      float value;
-      if (m.dtype == DType::kFloat32) {
-        std::memcpy(&value, row + (k + i) * 4, 4);
-      } else {
-        uint16_t half;
-        std::memcpy(&half, row + (k + i) * 2, 2);
-        value = f16_to_f32(half);
-      }
-      const uint16_t rounded = f32_to_bf16(value);
-      std::memcpy(to + i * 2, &rounded, 2);
+      const float value = load_wide(m.dtype, row, k + i);
+      const uint16_t number = m.num_terms == 1 ? f32_to_bf16(value) : bf16_term(value, term);
+      std::memcpy(to + i * 2, &number, 2);
     }
   } else {
     const int64_t bits = block_layout(m.format).weight_bits();
@@ -130,32 +137,41 @@ struct Task {
   uint8_t* scales = nullptr;   // where unpacked scales go
 };
 
+// Packs one K-block of one term of the rows of a panel, which are null where they are padding.
+void pack_weights(const SourceMatrix& m, const RowBytes& bytes, int64_t term, const uint8_t* const weights[kPanelRows],
+                  int64_t kb, uint8_t* packed) {
+  const bool in_place = m.format != WeightFormat::kBf16 || m.dtype == DType::kBFloat16;
+  const int64_t count = std::min<int64_t>(kBlockK, m.k - kb * kBlockK);
+  uint8_t staging[kPanelRows][kMaxRowBytes];
+  const uint8_t* rows[kPanelRows];
+  for (int r = 0; r < kPanelRows; ++r) {
+    if (weights[r] != nullptr && count == kBlockK && in_place) {
+      rows[r] = weights[r] + kb * bytes.block;
+      continue;
+    }
+    rows[r] = staging[r];
+    std::memset(staging[r], 0, kMaxRowBytes);
+    if (weights[r] != nullptr) copy_weights(m, term, weights[r], kb * kBlockK, count, staging[r]);
+  }
+  pack_rows(rows, bytes.block, packed);
+}
+
 void pack_panel(const Task& task, int64_t panel) {
   const SourceMatrix& m = task.matrix;
   const RowBytes bytes = row_bytes(m);
-  const bool in_place = m.format != WeightFormat::kBf16 || m.dtype == DType::kBFloat16;
   const uint8_t* weights[kPanelRows];
   const uint8_t* scales[kPanelRows];
   for (int r = 0; r < kPanelRows; ++r) {
-    const int64_t row = source_row(m.order, panel * kPanelRows + r, m.num_rows);
+    const int64_t row = source_row(m.order, (panel - task.packed.first_panel) * kPanelRows + r, m.num_rows);
     weights[r] = row_of(m.weights, m.up_weights, row, m, bytes.source);
     scales[r] = row_of(m.scales, m.up_scales, row, m, bytes.source_scales);
   }
-  uint8_t staging[kPanelRows][kMaxRowBytes] = {};
   for (int64_t kb = 0; kb < bytes.k_blocks; ++kb) {
     const int64_t block = panel * bytes.k_blocks + kb;
-    const int64_t count = std::min<int64_t>(kBlockK, m.k - kb * kBlockK);
-    const uint8_t* rows[kPanelRows];
-    for (int r = 0; r < kPanelRows; ++r) {
-      if (weights[r] != nullptr && count == kBlockK && in_place) {
-        rows[r] = weights[r] + kb * bytes.block;
-        continue;
-      }
-      rows[r] = staging[r];
-      std::memset(staging[r], 0, kMaxRowBytes);
-      if (weights[r] != nullptr) copy_weights(m, weights[r], kb * kBlockK, count, staging[r]);
+    for (int64_t term = 0; term < m.num_terms; ++term) {
+      const int64_t term_block = (panel * m.num_terms + term) * bytes.k_blocks + kb;
+      pack_weights(m, bytes, term, weights, kb, task.packed.weights + term_block * bytes.block * kPanelRows);
     }
-    pack_rows(rows, bytes.block, task.packed.weights + block * bytes.block * kPanelRows);
     for (int r = 0; r < kPanelRows; ++r) {
       for (int64_t i = 0; i < bytes.block_scales; ++i) {
         const int64_t column = kb * bytes.block_scales + i;
@@ -166,8 +182,45 @@ void pack_panel(const Task& task, int64_t panel) {
   }
 }
 
+// Adds up the terms of `count` weights; `terms` are rows of bfloat16 numbers.
+void add_bf16_terms(const uint8_t* const terms[kMaxBf16Terms], int64_t num_terms, int64_t count, uint8_t* sums) {
+  const auto term = [&](int64_t t, int64_t i) {
+    uint16_t number;
+    std::memcpy(&number, terms[t] + 2 * i, 2);
+    return bf16_to_f32(number);
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    float rest = term(num_terms - 1, i);
+    for (int64_t t = num_terms - 2; t > 0; --t) rest += term(t, i);
+    const float first = term(0, i), sum = rest == 0 ? first : first + rest;  // -0 + 0 would lose the sign
+    std::memcpy(sums + 4 * i, &sum, 4);
+  }
+}
+
+void unpack_terms(const Task& task, int64_t panel) {
+  const SourceMatrix& m = task.matrix;
+  const RowBytes bytes = row_bytes(m);
+  uint8_t staging[kMaxBf16Terms][kPanelRows][kMaxRowBytes];
+  for (int64_t kb = 0; kb < bytes.k_blocks; ++kb) {
+    const int64_t count = std::min<int64_t>(kBlockK, m.k - kb * kBlockK);
+    for (int64_t term = 0; term < m.num_terms; ++term) {
+      const int64_t block = (panel * m.num_terms + term) * bytes.k_blocks + kb;
+      uint8_t* rows[kPanelRows];
+      for (int r = 0; r < kPanelRows; ++r) rows[r] = staging[term][r];
+      unpack_rows(task.packed.weights + block * bytes.block * kPanelRows, bytes.block, rows);
+    }
+    for (int r = 0; r < kPanelRows; ++r) {
+      const int64_t row = source_row(m.order, panel * kPanelRows + r, m.num_rows);
+      if (row < 0) continue;
+      const uint8_t* const terms[kMaxBf16Terms] = {staging[0][r], staging[1][r], staging[2][r]};
+      add_bf16_terms(terms, m.num_terms, count, task.weights + (row * m.k + kb * kBlockK) * 4);
+    }
+  }
+}
+
 void unpack_panel(const Task& task, int64_t panel) {
   const SourceMatrix& m = task.matrix;
+  if (m.num_terms > 1) return unpack_terms(task, panel);
   const RowBytes bytes = row_bytes(m);
   const int64_t bits = block_layout(m.format).weight_bits();
   uint8_t staging[kPanelRows][kMaxRowBytes];
@@ -206,10 +259,15 @@ void run_panels(const Task& task, int num_threads) {
       num_threads,
       [](void* context, int, int) {
         Run& r = *static_cast<Run*>(context);
-        const int64_t panels = r.task.packed.num_panels;
-        const auto pairs = [&](int node) { return part_of({0, ceil_div(panels, 2)}, node, r.num_nodes); };
+        const PackedBytes& packed = r.task.packed;
+        const int64_t first = packed.first_panel;
+        const int64_t end = packed.source_panels < 0 ? packed.num_panels : first + packed.source_panels;
+        const auto pairs = [&](int node) {
+          const ItemRange own = part_of({0, ceil_div(packed.num_panels, 2)}, node, r.num_nodes);
+          return ItemRange{std::max(own.begin, first / 2), std::min(own.end, ceil_div(end, 2))};
+        };
         r.queue.run(r.num_nodes, pairs, [&](int64_t pair) {
-          for (int64_t p = 2 * pair; p < std::min(panels, 2 * pair + 2); ++p) kPanel(r.task, p);
+          for (int64_t p = std::max(first, 2 * pair); p < std::min(end, 2 * pair + 2); ++p) kPanel(r.task, p);
         });
       },
       &run);
@@ -240,6 +298,24 @@ void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t
   SourceMatrix bfloat16 = shape;
   bfloat16.dtype = DType::kBFloat16;
   run_panels<unpack_panel>({bfloat16, packed, weights, scales}, num_threads);
+}
+
+int64_t count_terms(const SourceMatrix& source, int num_threads) {
+  if (source.dtype == DType::kBFloat16) return 1;
+  const int64_t row_bytes = source.k * (source.dtype == DType::kFloat32 ? 4 : 2);
+  std::atomic<int64_t> most{1};
+  split_units(source.num_rows, source.k, num_threads, [&](int64_t begin, int64_t end) {
+    int64_t count = 1;
+    for (int64_t row = begin; row < end && count < kMaxBf16Terms; ++row) {
+      for (int64_t k = 0; k < source.k; ++k) {
+        const float rest = without_bf16(load_wide(source.dtype, source.weights + row * row_bytes, k));
+        if (rest != 0) count = without_bf16(rest) != 0 ? kMaxBf16Terms : std::max<int64_t>(count, 2);
+      }
+    }
+    for (int64_t seen = most.load(); seen < count && !most.compare_exchange_weak(seen, count);) {
+    }
+  });
+  return most.load();
 }
 
 void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed) {

@@ -77,15 +77,20 @@ struct PackedMatrix {
   const float* bias;        // [panels][16], or null
 };
 
-inline PackedMatrix expert_matrix(const PackedMatrix& all, WeightFormat format, int64_t expert) {
+// Returns the matrix without its first `panels` panels.
+inline PackedMatrix skip_panels(const PackedMatrix& all, WeightFormat format, int64_t panels) {
   const BlockLayout block = block_layout(format);
-  const int64_t panels = expert * all.num_panels, blocks = panels * all.k_blocks;
+  const int64_t blocks = panels * all.k_blocks;
   PackedMatrix m = all;
   m.weights += blocks * block.weight_bytes;
   if (m.scales != nullptr) m.scales += blocks * block.scale_bytes;
   if (m.sum_scales != nullptr) m.sum_scales += panels * all.num_ranges * all.scale_rows;
   if (m.bias != nullptr) m.bias += panels * kPanelRows;
   return m;
+}
+
+inline PackedMatrix expert_matrix(const PackedMatrix& all, WeightFormat format, int64_t expert) {
+  return skip_panels(all, format, expert * all.num_panels);
 }
 
 // Counts the products of a pair of panels with the hidden states of some tokens.
@@ -115,19 +120,29 @@ struct SourceMatrix {
   int64_t num_rows;
   int64_t k;
   RowOrder order;
+  // Of kBf16: with more than one term, each weight becomes the sum of so many bfloat16 numbers, exactly (see
+  // bf16_term). Term t of panel p is packed panel num_terms * p + t.
+  int64_t num_terms = 1;
 };
 
 // The arrays of one matrix of one packed expert.
 struct PackedBytes {
   uint8_t* weights;
   uint8_t* scales;
-  int64_t num_panels;
+  int64_t num_panels;  // of one term
+  // A source may hold some panels alone, the first of which becomes this one; `weights` is that of panel 0.
+  int64_t first_panel = 0;
+  int64_t source_panels = -1;  // -1 for all
 };
 
 void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads);
-// Unpacks into C-contiguous arrays of the shape of the source; the pointers of `shape` are not used.
+// Unpacks into C-contiguous arrays of the shape of the source; the pointers of `shape` are not used. Weights of several
+// terms are float32.
 void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
                    int num_threads);
+
+// Counts the terms that the weights of a kBf16 source need to be exact: 1 to 3.
+int64_t count_terms(const SourceMatrix& source, int num_threads);
 
 // How the float32 scales of a matrix come: [row blocks][ranges of K], with blocks of `block_rows` rows. If gate and up
 // are `apart`, the blocks of up begin anew after those of gate.

@@ -7,29 +7,56 @@ namespace {
 
 constexpr int64_t kAlignment = 4096;
 
-MatrixLayout matrix_layout(const StorageShape& s, bool is_w13) {
+// What the layout of a matrix follows from: gate and up, or one matrix of rows in their order.
+struct Rectangle {
+  MatrixShape shape;
+  RowOrder order;
+  int64_t num_panels;  // of one term
+};
+
+// A generous bound in floating point (padding, and at most a float32 scale for each row and K-block beside two bytes
+// for each term of a weight) keeps the exact arithmetic below from overflowing.
+bool is_too_large(int64_t matrices, int64_t rows, int64_t k) {
+  const double bytes =
+      3.0 * 4.0 * static_cast<double>(matrices) * (static_cast<double>(rows) + 64) * (static_cast<double>(k) + 64);
+  return bytes > 4e18;
+}
+
+Rectangle w13_of(const StorageShape& s) {
+  const int64_t parts = s.gated ? 2 : 1;
+  const RowOrder gated = s.interleaved ? RowOrder::kInterleaved : RowOrder::kConcatenated;
+  return {{s.format, parts * s.intermediate_size, s.hidden_size, 1, s.has_w13_bias, s.tensor_scales, s.block_rows,
+           s.block_k},
+          s.gated ? gated : RowOrder::kPlain,
+          parts * round_up(s.intermediate_size, kBlockK) / kPanelRows};
+}
+
+Rectangle w2_of(const StorageShape& s) {
+  return {{s.format, s.hidden_size, s.intermediate_size, 1, s.has_w2_bias, s.tensor_scales, s.block_rows, s.block_k},
+          RowOrder::kPlain,
+          ceil_div(s.hidden_size, kPanelRows)};
+}
+
+MatrixLayout matrix_layout(const Rectangle& rectangle) {
+  const MatrixShape& s = rectangle.shape;
   const BlockLayout block = block_layout(s.format);
-  const bool gate_up = is_w13 && s.gated;
-  const int64_t rows = (gate_up ? 2 : 1) * (is_w13 ? s.intermediate_size : s.hidden_size);
-  const int64_t k = is_w13 ? s.hidden_size : s.intermediate_size;
   MatrixLayout m{};
-  m.num_rows = rows;
-  m.k = k;
-  m.order = !gate_up ? RowOrder::kPlain : s.interleaved ? RowOrder::kInterleaved : RowOrder::kConcatenated;
+  m.num_rows = s.num_rows;
+  m.k = s.k;
+  m.order = rectangle.order;
   PackedMatrix& sizes = m.sizes;
-  const int64_t padded = is_w13 ? round_up(s.intermediate_size, kBlockK) : round_up(rows, kPanelRows);
-  sizes.num_panels = (gate_up ? 2 : 1) * padded / kPanelRows;
-  sizes.k_blocks = ceil_div(k, kBlockK);
-  if (block.sum_blocks || s.tensor_scales) {
-    const bool per_tensor = !block.sum_blocks;
-    const int64_t block_k = per_tensor || s.block_k == 0 || s.block_k > k ? k : s.block_k;
-    sizes.num_ranges = ceil_div(k, block_k);
+  sizes.num_panels = rectangle.num_panels * s.num_terms;
+  sizes.k_blocks = ceil_div(s.k, kBlockK);
+  if (block.sum_blocks || s.tensor_scale) {
+    const bool per_tensor = !block.sum_blocks, gate_up = m.order != RowOrder::kPlain;
+    const int64_t block_k = per_tensor || s.block_k == 0 || s.block_k > s.k ? s.k : s.block_k;
+    sizes.num_ranges = ceil_div(s.k, block_k);
     sizes.range_blocks = ceil_div(block_k, kBlockK);
     SumScaleBlocks& blocks = m.sum_blocks;
     blocks.order = m.order;
-    blocks.apart = gate_up && (per_tensor || !s.interleaved);
-    blocks.num_rows = rows;
-    const int64_t all = blocks.apart ? rows / 2 : rows;
+    blocks.apart = gate_up && (per_tensor || m.order == RowOrder::kConcatenated);
+    blocks.num_rows = s.num_rows;
+    const int64_t all = blocks.apart ? s.num_rows / 2 : s.num_rows;
     blocks.block_rows = per_tensor || s.block_rows == 0 || s.block_rows > all ? all : s.block_rows;
     // One scale serves a panel if all its rows lie in one block. The rows of a panel span twice as many rows of the
     // source where gate and up alternate.
@@ -40,9 +67,17 @@ MatrixLayout matrix_layout(const StorageShape& s, bool is_w13) {
   m.expert_bytes[static_cast<int>(Part::kWeights)] = num_blocks * block.weight_bytes;
   m.expert_bytes[static_cast<int>(Part::kScales)] = num_blocks * block.scale_bytes;
   m.expert_bytes[static_cast<int>(Part::kSumScales)] = sizes.num_panels * sizes.num_ranges * sizes.scale_rows * 4;
-  m.expert_bytes[static_cast<int>(Part::kBias)] =
-      (is_w13 ? s.has_w13_bias : s.has_w2_bias) ? sizes.num_panels * kPanelRows * 4 : 0;
+  m.expert_bytes[static_cast<int>(Part::kBias)] = s.has_bias ? rectangle.num_panels * kPanelRows * 4 : 0;
   return m;
+}
+
+// Places the parts of a matrix from `begin` on, and returns where they end.
+int64_t place_parts(int64_t begin, int64_t num_experts, MatrixLayout* m) {
+  for (int i = 0; i < kNumParts; ++i) {
+    m->offset[i] = begin;
+    begin = round_up(begin + num_experts * m->expert_bytes[i], kAlignment);
+  }
+  return begin;
 }
 
 const uint8_t* part_at(const MatrixLayout& m, Part part, const uint8_t* data) {
@@ -63,22 +98,24 @@ PackedMatrix view_matrix(const MatrixLayout& m, const uint8_t* data) {
 
 StorageLayout storage_layout(const StorageShape& s) {
   StorageLayout layout{};
-  // A generous bound in floating point (padding, and at most a float32 scale for each row and K-block beside two
-  // bytes a weight) keeps the exact arithmetic below from overflowing.
-  const double bytes = 3.0 * 4.0 * static_cast<double>(s.num_experts) * (static_cast<double>(s.hidden_size) + 64) *
-                       (static_cast<double>(s.intermediate_size) + 64);
-  if (bytes > 4e18) {
+  if (is_too_large(s.num_experts, s.hidden_size, s.intermediate_size)) {
     layout.total = -1;
     return layout;
   }
-  layout.w13 = matrix_layout(s, true);
-  layout.w2 = matrix_layout(s, false);
-  for (MatrixLayout* m : {&layout.w13, &layout.w2}) {
-    for (int i = 0; i < kNumParts; ++i) {
-      m->offset[i] = layout.total;
-      layout.total = round_up(layout.total + s.num_experts * m->expert_bytes[i], kAlignment);
-    }
+  layout.w13 = matrix_layout(w13_of(s));
+  layout.w2 = matrix_layout(w2_of(s));
+  for (MatrixLayout* m : {&layout.w13, &layout.w2}) layout.total = place_parts(layout.total, s.num_experts, m);
+  return layout;
+}
+
+SingleLayout single_layout(const MatrixShape& s) {
+  SingleLayout layout{};
+  if (is_too_large(s.num_terms, s.num_rows, s.k)) {
+    layout.total = -1;
+    return layout;
   }
+  layout.matrix = matrix_layout({s, RowOrder::kPlain, ceil_div(s.num_rows, kPanelRows)});
+  layout.total = place_parts(0, 1, &layout.matrix);
   return layout;
 }
 
@@ -90,6 +127,10 @@ PackedLayer view_storage(const StorageShape& s, const uint8_t* data) {
           s.intermediate_size,
           view_matrix(layout.w13, data),
           view_matrix(layout.w2, data)};
+}
+
+PackedMatrix view_single(const MatrixShape& s, const uint8_t* data) {
+  return view_matrix(single_layout(s).matrix, data);
 }
 
 }  // namespace mxfp4moe

@@ -1,4 +1,5 @@
-// Where the parts of packed experts stand in one block of memory, and in a packed file.
+// Where the parts of packed matrices stand in one block of memory, and in a packed file: those of the experts of a
+// layer, or of one matrix.
 #pragma once
 
 #include "packing/panels.h"
@@ -17,6 +18,16 @@ struct StorageShape {
   bool interleaved;    // gate and up rows of the source's w13 alternate
   int64_t block_rows;  // rows that share a scale of kFp8Block; 0 means all rows
   int64_t block_k;     // the same along K: 0 for all of K, else a multiple of 32
+};
+
+// A matrix that stands alone.
+struct MatrixShape {
+  WeightFormat format;
+  int64_t num_rows, k;
+  int64_t num_terms;  // of kBf16: each weight is the sum of so many numbers; otherwise 1
+  bool has_bias;
+  bool tensor_scale;            // as above; not with several terms
+  int64_t block_rows, block_k;  // as above
 };
 
 enum class Part : int32_t { kWeights, kScales, kSumScales, kBias };
@@ -41,6 +52,13 @@ struct StorageLayout {
 // The total is -1 if the sizes do not fit in 62 bits.
 StorageLayout storage_layout(const StorageShape& shape);
 
+struct SingleLayout {
+  MatrixLayout matrix;
+  int64_t total;  // as above
+};
+
+SingleLayout single_layout(const MatrixShape& shape);
+
 // The packed experts of one layer.
 struct PackedLayer {
   WeightFormat format;
@@ -54,5 +72,6 @@ struct PackedLayer {
 };
 
 PackedLayer view_storage(const StorageShape& shape, const uint8_t* data);
+PackedMatrix view_single(const MatrixShape& shape, const uint8_t* data);
 
 }  // namespace mxfp4moe

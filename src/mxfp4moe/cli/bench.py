@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mxfp4moe._files import atomic_file
 from mxfp4moe._progress import ProgressBar
@@ -243,7 +243,7 @@ _seconds.__name__ = "number"
 
 
 def _shapes(args: argparse.Namespace) -> list[Shape]:
-    from mxfp4moe.formats import FORMATS
+    from mxfp4moe.formats import FORMATS, Format
 
     models = [ALIASES.get(model, model) for model in args.shape]
     _check_names(args, "shape", models, SHAPES)
@@ -255,7 +255,7 @@ def _shapes(args: argparse.Namespace) -> list[Shape]:
         # A layer with fewer experts is still that model's.
         title = "custom" if sizes.keys() - {"num_experts"} else shape.name
         shapes += [
-            replace(shape, name=title, format=FORMATS[f].name, **sizes) for f in formats or [shape.format]
+            replace(shape, name=title, format=cast("Format", f), **sizes) for f in formats or [shape.format]
         ]
     return shapes
 

@@ -18,17 +18,21 @@ def given_array(value: Any, array: np.ndarray) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else array
 
 
-def check_out(value: Any, hidden_states: np.ndarray, inputs: dict[str, Any]) -> np.ndarray:
-    """Raise unless `value`, given as out, can take a result like `hidden_states` and overlaps no input.
+def check_out(
+    value: Any, hidden_states: np.ndarray, inputs: dict[str, Any], shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Raise unless `value`, given as out, can take a result of `shape` and overlaps no input.
 
-    Return its memory as a plain array: what a subclass says of itself may be anything.
+    Without a shape, the result has that of `hidden_states`, which out may be itself. Return its memory as a
+    plain array: what a subclass says of itself may be anything.
     """
     out = as_output("out", value)
     hidden_states = np.asarray(hidden_states)
     if out.dtype not in _FLOAT_DTYPES or not out.dtype.isnative:
         raise type_error("out", "an array of float32, float16 or bfloat16", describe(out))
-    if out.shape != hidden_states.shape:
-        raise value_error("out", f"shape {hidden_states.shape}", f"shape {out.shape}")
+    expected = hidden_states.shape if shape is None else shape
+    if out.shape != expected:
+        raise value_error("out", f"shape {expected}", f"shape {out.shape}")
     if not out.flags.writeable:
         raise value_error("out", "a writeable array", "a read-only one")
     if not out.flags.aligned:

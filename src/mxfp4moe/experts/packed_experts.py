@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from pickle import PickleBuffer
-from typing import Any, NamedTuple, NoReturn, SupportsIndex
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import check_bool, message
-from mxfp4moe._json import shorten
+from mxfp4moe._dtypes import narrow
 from mxfp4moe.config import resolve_num_threads
-from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.spec import BlockShape, ExpertsSpec, scale_shape
 from mxfp4moe.formats import BFLOAT16, Format, GateUpLayout
-from mxfp4moe.packed.container import PackedFile, Part, check_byte_order, is_packed_file, write_packed_file
-from mxfp4moe.packed.kinds import EXPERTS as _KIND
-from mxfp4moe.packed.kinds import file_meta, open_packed_file
+from mxfp4moe.packed.container import PackedFile, is_packed_file
+from mxfp4moe.packed.kinds import EXPERTS
+from mxfp4moe.packed.weights import PackedWeights
 
 
 class UnpackedExperts(NamedTuple):
@@ -62,7 +58,7 @@ class UnpackedExperts(NamedTuple):
     w2_tensor_scale: NDArray[np.float32] | None = None
 
 
-class PackedExperts:
+class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
     """The weights of one layer's experts, packed for the kernels; made by `pack_experts`.
 
     Immutable: safe to use from several threads at once. The packed layout is the same for every
@@ -99,132 +95,15 @@ class PackedExperts:
     True
     """
 
-    __slots__ = ("_place", "_storage", "spec")
+    __slots__ = ()
 
-    spec: ExpertsSpec
-    _storage: _core.ExpertStorage
-    _place: str | None
-    """Where the packed bytes come from, for errors."""
+    _kind = EXPERTS
+    _spec_type = ExpertsSpec
+    _made_by = "pack_experts"
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        raise TypeError("PackedExperts: expected to be made by pack_experts(), got a direct call")
-
-    @classmethod
-    def _make(
-        cls, spec: ExpertsSpec, storage: _core.ExpertStorage, place: str | None = None
-    ) -> PackedExperts:
-        self = object.__new__(cls)
-        object.__setattr__(self, "spec", spec)
-        object.__setattr__(self, "_storage", storage)
-        object.__setattr__(self, "_place", place)
-        return self
-
-    @classmethod
-    def _from_json(cls, fields: Any, data: NDArray[np.uint8], place: str) -> PackedExperts:
-        """Experts as `ExpertsSpec.to_json` describes them, of packed bytes; `place` names both in errors."""
-        try:
-            spec = ExpertsSpec.from_json(fields)
-            return cls._make(spec, spec.make_storage(data), place)
-        except (TypeError, ValueError) as error:
-            raise PackedFormatError(f"{place}: {error}") from None
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"PackedExperts is immutable: cannot set {name!r}")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"PackedExperts is immutable: cannot delete {name!r}")
-
-    def __copy__(self) -> PackedExperts:
-        return self
-
-    def __deepcopy__(self, memo: object) -> PackedExperts:
-        return self
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the packed experts to a file at `path`, from which `open` maps them.
-
-        The file appears under its name when it is complete and on the disk, with the permissions of one that
-        it replaces, and is the same on every machine.
-
-        Parameters
-        ----------
-        path : str or os.PathLike
-
-        Raises
-        ------
-        OSError
-            It says why the file cannot be written.
-
-        Examples
-        --------
-        >>> experts.save("experts.packed")  # doctest: +SKIP
-        >>> experts = mx.PackedExperts.open("experts.packed")  # doctest: +SKIP
-        """
-        write_packed_file(path, file_meta(_KIND, {}) | {_KIND: self.spec.to_json()}, self._file_parts(_KIND))
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> PackedExperts:
-        """Open packed experts that `save` wrote.
-
-        They are memory-mapped read-only: this takes milliseconds, weights are read when they are used, and
-        processes that open the same file share one copy. The file must not be shortened while it is in use.
-
-        Parameters
-        ----------
-        path : str or os.PathLike
-        verify : bool, default False
-            Read the whole file and compare its checksums.
-
-        Returns
-        -------
-        PackedExperts
-
-        Raises
-        ------
-        FileNotFoundError
-            There is no such file.
-        PackedFormatError
-            It is no file of packed experts, of another version, or damaged.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> import numpy as np
-        >>> import mxfp4moe as mx
-        >>> w = np.ones((2, 64, 32), np.float32)
-        >>> experts = mx.pack_experts(w, None, np.ones((2, 32, 32), np.float32), None, format="bf16")
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     experts.save(f"{folder}/layer.packed")
-        ...     mx.PackedExperts.open(f"{folder}/layer.packed") == experts
-        True
-        """
-        return cls._from_file(open_packed_file(path, _KIND, check_bool("verify", verify)), _KIND)
-
-    def _file_parts(self, prefix: str) -> list[Part]:
-        """The parts of a packed file that hold the packed bytes, in their order: a row for each expert."""
-        data, count = np.asarray(self.data), self.num_experts
-        return [
-            Part(f"{prefix}/{name}", data[begin : begin + count * size].reshape(count, size), by_row=True)
-            for name, begin, size in self._storage.parts()
-        ]
-
-    @classmethod
-    def _from_file(cls, file: PackedFile, prefix: str) -> PackedExperts:
-        """Experts whose packed bytes are those of the mapped file; the inverse of `_file_parts`."""
-        names = [name for name in file if name.startswith(f"{prefix}/")]
-        data = file.span(names) if names else np.empty(0, np.uint8)
-        experts = cls._from_json(file.meta.get(prefix), data, f"{file.path}: {prefix}")
-        sizes = {name: (experts.num_experts, size) for name, _, size in experts._storage.parts()}
-        expected = [(f"{prefix}/{name}", "U8", shape) for name, shape in sizes.items()]
-        found = [(part.name, part.dtype, part.shape) for part in map(file.parts.__getitem__, names)]
-        if found != expected:
-            raise file.error(f"parts {shorten(expected)}", shorten(found))
-        return experts
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        # With protocol 5 the packed bytes are a buffer of their own.
-        data = PickleBuffer(self.data) if int(protocol) >= 5 else bytes(self.data)
-        return _unpickle, (_core.layout_version(), self.spec.to_json(), data)
+    @property
+    def _num_file_rows(self) -> int:
+        return self.num_experts
 
     @property
     def format(self) -> Format:
@@ -255,14 +134,6 @@ class PackedExperts:
         return self.spec.gated
 
     @property
-    def nbytes(self) -> int:
-        return self._storage.nbytes
-
-    @property
-    def data(self) -> memoryview:
-        return memoryview(self._storage)
-
-    @property
     def has_w13_bias(self) -> bool:
         """Whether gate and up have a bias."""
         return self.spec.w13_dtypes.bias is not None
@@ -282,17 +153,6 @@ class PackedExperts:
             f"gate_up_layout={self.gate_up_layout!r}, {ungated}{block_shape}"
             f"bias={' and '.join(biases) or None!r}, nbytes={self.nbytes})"
         )
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both hold the same bytes in the same format, sizes and layout."""
-        if not isinstance(other, PackedExperts):
-            return NotImplemented
-        if self is other:
-            return True
-        return self.spec == other.spec and np.array_equal(np.asarray(self.data), np.asarray(other.data))
-
-    def __hash__(self) -> int:
-        return hash(self.spec)
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `pack_experts` that make equal experts.
@@ -343,12 +203,6 @@ class PackedExperts:
             w13, w13_scales, w2, w2_scales, w13_bias, w2_bias, w13_tensor_scale, w2_tensor_scale
         )
 
-    def _unpack_error(self, is_w13: bool, expected: str, got: str) -> PackedFormatError:
-        matrix = f"packed {'w13' if is_w13 else 'w2'}"
-        return PackedFormatError(
-            message(f"{self._place}: {matrix}" if self._place else matrix, expected, got)
-        )
-
     def _unpack_matrix(
         self, is_w13: bool, threads: int
     ) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, NDArray[np.float32] | None]:
@@ -372,36 +226,29 @@ class PackedExperts:
             sum_scales = np.empty((experts, parts, 1), np.float32)
         if dtypes.bias is not None:
             bias = np.empty((experts, rows), np.float32)
+        index, name = (0, "w13") if is_w13 else (1, "w2")
         for expert in range(experts):
             bytes_of_expert = weights[expert].view(np.uint8)
             scales_of_expert = None if block_scales is None else block_scales[expert]
-            self._storage.unpack(is_w13, expert, bytes_of_expert, scales_of_expert, threads)
+            self._storage.unpack(index, expert, bytes_of_expert, scales_of_expert, threads)
             if sum_scales is not None and not self._storage.unpack_sum_scales(
-                is_w13, expert, sum_scales[expert]
+                index, expert, sum_scales[expert]
             ):
-                raise self._unpack_error(is_w13, "one scale for each block", f"several in expert {expert}")
+                raise self._unpack_error(name, "one scale for each block", f"several in expert {expert}")
             if bias is not None:
-                self._storage.unpack_bias(is_w13, expert, bias[expert])
-        if bias is not None and dtypes.bias == BFLOAT16:
-            if (bias.view(np.uint32) & 0xFFFF).any():
-                raise self._unpack_error(is_w13, "a bias that bfloat16 can hold", "one of float32")
-            bias = (bias.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)  # a cast would change NaNs
+                self._storage.unpack_bias(index, expert, bias[expert])
+        narrow_bias = bias if bias is None or dtypes.bias is None else narrow(bias, dtypes.bias)
+        if bias is not None and narrow_bias is None:
+            raise self._unpack_error(name, f"a bias that {dtypes.bias} can hold", "one of float32")
         typed_scales = None
         if block_scales is not None and dtypes.scales is not None:
             typed_scales = block_scales.view(dtypes.scales)
         if self.spec.has_tensor_scales and sum_scales is not None:
-            return weights, typed_scales, bias, sum_scales[:, :, 0] if parts == 2 else sum_scales[:, 0, 0]
-        return weights, sum_scales if typed_scales is None else typed_scales, bias, None
+            tensor_scales = sum_scales[:, :, 0] if parts == 2 else sum_scales[:, 0, 0]
+            return weights, typed_scales, narrow_bias, tensor_scales
+        return weights, sum_scales if typed_scales is None else typed_scales, narrow_bias, None
 
 
 def is_experts_file(path: Path) -> bool:
     """Whether the packed file at `path`, if it is one, holds experts and no layer."""
-    return is_packed_file(path) and PackedFile(path).meta.get("kind") == _KIND
-
-
-def _unpickle(layout_version: int, fields: Any, data: Any) -> PackedExperts:
-    check_byte_order("pickle")
-    if layout_version != _core.layout_version():
-        expected = f"packed layout {_core.layout_version()}"
-        raise PackedFormatError(f"pickle: expected {expected}, got layout {shorten(layout_version)}")
-    return PackedExperts._from_json(fields, np.frombuffer(data, np.uint8), "pickle")
+    return is_packed_file(path) and PackedFile(path).meta.get("kind") == EXPERTS

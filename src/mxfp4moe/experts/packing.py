@@ -182,10 +182,10 @@ def pack_experts(
     storage = experts_spec.make_storage()
     for expert in range(num_experts):
         for i, matrices in enumerate((gate_up, [down])):
-            _pack_weights(storage, i == 0, expert, matrices, threads)
-            _pack_sum_scales(storage, i == 0, expert, matrices, None if per_tensor is None else per_tensor[i])
+            _pack_weights(storage, i, expert, matrices, threads)
+            _pack_sum_scales(storage, i, expert, matrices, None if per_tensor is None else per_tensor[i])
             if biases[i].dtype is not None:
-                storage.pack_bias(i == 0, expert, biases[i].expert(expert))
+                storage.pack_bias(i, expert, biases[i].expert(expert))
     return PackedExperts._make(experts_spec, storage)
 
 
@@ -203,17 +203,17 @@ def _check_sizes(down: Matrix) -> str:
 
 
 def _pack_weights(
-    storage: _core.ExpertStorage, is_w13: bool, expert: int, matrices: list[Matrix], threads: int
+    storage: _core.ExpertStorage, index: int, expert: int, matrices: list[Matrix], threads: int
 ) -> None:
     """Pack the weights of one matrix of one expert, which came as one array or as gate and up."""
     weights = [matrix.weights(expert) for matrix in matrices]
     scales = [matrix.scale_bytes(expert) for matrix in matrices] if matrices[0].format.scale_block else []
-    storage.pack(is_w13, expert, weights, scales, FLOAT_CODES.get(matrices[0].dtype, 0), threads)
+    storage.pack(index, expert, weights, scales, FLOAT_CODES.get(matrices[0].dtype, 0), threads)
 
 
 def _pack_sum_scales(
     storage: _core.ExpertStorage,
-    is_w13: bool,
+    index: int,
     expert: int,
     matrices: list[Matrix],
     per_tensor: np.ndarray | None,
@@ -221,9 +221,9 @@ def _pack_sum_scales(
     """Store the float32 scales of one matrix of one expert, those of blocks or of the tensor."""
     if matrices[0].format.has_block_shape:
         rows = [matrix.sum_scales(expert) for matrix in matrices]
-        storage.pack_sum_scales(is_w13, expert, np.concatenate(rows))
+        storage.pack_sum_scales(index, expert, np.concatenate(rows))
     elif per_tensor is not None:
-        storage.pack_sum_scales(is_w13, expert, np.ascontiguousarray(per_tensor[expert, :, None]))
+        storage.pack_sum_scales(index, expert, np.ascontiguousarray(per_tensor[expert, :, None]))
 
 
 def _unpacked_dtype(dtype: np.dtype) -> np.dtype:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from mxfp4moe import quantize as quantizers
 from mxfp4moe._arguments import cast, check_choice, describe, value_error
+from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.packing import pack_experts
+from mxfp4moe.experts.spec import BlockShape
 from mxfp4moe.experts.weights import ExpertWeights
 
 QuantizeFormat = Literal["mxfp4", "mxfp8", "fp8_block", "nvfp4"]
@@ -20,10 +23,10 @@ QUANTIZE_FORMATS: tuple[QuantizeFormat, ...] = get_args(QuantizeFormat)
 _BLOCK_SHAPE = (128, 128)
 
 # A quantizer returns weights, scales and, for nvfp4, a scale of the tensor.
-_QUANTIZERS: dict[QuantizeFormat, Callable[[Any], tuple[Any, ...]]] = {
+_QUANTIZERS: dict[QuantizeFormat, Callable[..., tuple[Any, ...]]] = {
     "mxfp4": quantizers.quantize_mxfp4,
     "mxfp8": quantizers.quantize_mxfp8,
-    "fp8_block": lambda w: quantizers.quantize_fp8_block(w, block_shape=_BLOCK_SHAPE),
+    "fp8_block": quantizers.quantize_fp8_block,
     "nvfp4": quantizers.quantize_nvfp4,
 }
 
@@ -31,6 +34,14 @@ _QUANTIZERS: dict[QuantizeFormat, Callable[[Any], tuple[Any, ...]]] = {
 def check_quantize(name: object) -> QuantizeFormat | None:
     """`name` as a format to quantize to, or None."""
     return None if name is None else check_choice("quantize", name, QUANTIZE_FORMATS)
+
+
+def matrix_quantizer(
+    name: QuantizeFormat, block_shape: BlockShape | None, num_threads: int
+) -> Callable[[Any], tuple[Any, ...]]:
+    """What quantizes a matrix to the format `name`; the block shape is that of fp8_block, None for others."""
+    blocks = {} if block_shape is None else {"block_shape": block_shape}
+    return partial(_QUANTIZERS[name], num_threads=num_threads, **blocks)
 
 
 def pack_weights(weights: ExpertWeights | PackedExperts, quantize: QuantizeFormat | None) -> PackedExperts:
@@ -49,7 +60,8 @@ def quantize_weights(weights: ExpertWeights, name: QuantizeFormat) -> ExpertWeig
     if weights.format != "bf16":
         raise value_error("quantize", f"None for a checkpoint in {weights.source}", repr(name))
     arrays = weights.arrays
-    quantizer = _QUANTIZERS[name]
+    blocks = _BLOCK_SHAPE if name == "fp8_block" else None
+    quantizer = matrix_quantizer(name, blocks, resolve_num_threads(None))
     *gate_up, down = ([quantizer(matrix) for matrix in part] for part in _scaled_matrices(arrays))
 
     def w13(index: int) -> Any:
@@ -65,8 +77,8 @@ def quantize_weights(weights: ExpertWeights, name: QuantizeFormat) -> ExpertWeig
         "w13_bias": _concatenated_bias(arrays),
         "gated": weights.gated,
     }
-    if name == "fp8_block":
-        result["block_shape"] = _BLOCK_SHAPE
+    if blocks is not None:
+        result["block_shape"] = blocks
     if name == "nvfp4":
         result["w13_tensor_scale"] = np.array([[q[2] for q in part] for part in gate_up], np.float32).T
         result["w2_tensor_scale"] = np.array([q[2] for q in down], np.float32)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from mxfp4moe._arguments import as_array, check_num_experts, describe, type_error, value_error
-from mxfp4moe.formats import BFLOAT16, WeightFormat
+from mxfp4moe._dtypes import widen
+from mxfp4moe.experts.spec import BIAS_DTYPES
+from mxfp4moe.formats import WeightFormat
 
-_BIAS_DTYPES = (np.dtype(np.float32), BFLOAT16)
 _FLOAT32 = (np.dtype(np.float32),)
 
 
@@ -130,7 +131,7 @@ class Bias:
         if value is None:
             return
         num_experts, rows = shape
-        self._arrays = per_expert(name, value, _BIAS_DTYPES, (1,))
+        self._arrays = per_expert(name, value, BIAS_DTYPES, (1,))
         if len(self._arrays) != num_experts:
             raise value_error(name, f"{num_experts} experts, as in w2", str(len(self._arrays)))
         _check_shape(name, self._arrays, {1: (rows,)}, inferred)
@@ -138,10 +139,7 @@ class Bias:
 
     def expert(self, index: int) -> np.ndarray:
         """The bias of one expert as float32."""
-        array = np.ascontiguousarray(self._arrays[index])
-        if array.dtype == np.float32:
-            return array
-        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return widen(self._arrays[index])
 
 
 def tensor_scales(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, get_args
 
@@ -15,10 +16,12 @@ from mxfp4moe.formats import BFLOAT16, FORMATS, Format, GateUpLayout, WeightForm
 
 GATE_UP_LAYOUTS: tuple[GateUpLayout, ...] = get_args(GateUpLayout)
 
+BIAS_DTYPES = (np.dtype(np.float32), BFLOAT16)
+MAX_SIZE = 1 << 40
+
 _BLOCK_SHAPE = (128, 128)
 _BLOCK_K_MULTIPLE = 32
 _MAX_BLOCK = 1 << 40
-_MAX_SIZE = 1 << 40
 
 BlockShape = tuple[int | None, int | None]
 
@@ -29,6 +32,10 @@ class MatrixDtypes(NamedTuple):
     weights: np.dtype[Any]
     scales: np.dtype[Any] | None
     bias: np.dtype[Any] | None
+
+    def to_json(self) -> list[str | None]:
+        """The names of the dtypes; `read_dtypes` is the inverse."""
+        return [None if dtype is None else dtype.name for dtype in self]
 
 
 @dataclass(frozen=True)
@@ -93,10 +100,6 @@ class ExpertsSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON has them; packed files and pickles hold them."""
-
-        def names(dtypes: MatrixDtypes) -> list[str | None]:
-            return [None if dtype is None else dtype.name for dtype in dtypes]
-
         # These are written only where they are not what they were before they existed, so that files stay as
         # they are.
         implied = self.has_tensor_scales == self.weight_format.has_tensor_scale
@@ -109,8 +112,8 @@ class ExpertsSpec:
             "intermediate_size": self.intermediate_size,
             "gate_up_layout": self.gate_up_layout,
             "block_shape": None if self.block_shape is None else list(self.block_shape),
-            "w13_dtypes": names(self.w13_dtypes),
-            "w2_dtypes": names(self.w2_dtypes),
+            "w13_dtypes": self.w13_dtypes.to_json(),
+            "w2_dtypes": self.w2_dtypes.to_json(),
         }
 
     @classmethod
@@ -125,7 +128,7 @@ class ExpertsSpec:
             raise value_error("fields", ", ".join(names), shorten(fields))
         format = FORMATS[check_choice("format", fields["format"], tuple(FORMATS))]
         for name in ("num_experts", "hidden_size", "intermediate_size"):
-            multiple, maximum = format.k_multiple, _MAX_SIZE
+            multiple, maximum = format.k_multiple, MAX_SIZE
             if name == "num_experts":
                 multiple, maximum = 1, MAX_EXPERTS
             size = fields[name]
@@ -138,7 +141,7 @@ class ExpertsSpec:
         blocks = fields["block_shape"]
         if format.has_block_shape and not isinstance(blocks, list):
             raise value_error("block_shape", "a list of two sizes or nulls", shorten(blocks))
-        dtypes = {name: _read_dtypes(name, fields[name], format) for name in ("w13_dtypes", "w2_dtypes")}
+        dtypes = {name: read_dtypes(name, fields[name], format) for name in ("w13_dtypes", "w2_dtypes")}
         if len({format.weight_dtypes[each.weights] for each in dtypes.values()}) != 1:
             raise value_error("w2_dtypes", "elements as of w13", shorten(fields["w2_dtypes"]))
         tensor_scales = fields.get("tensor_scales", format.has_tensor_scale)
@@ -183,12 +186,14 @@ def scale_shape(
     return halves * counts[0], counts[1]
 
 
-def _read_dtypes(field: str, value: Any, format: WeightFormat) -> MatrixDtypes:
+def read_dtypes(
+    field: str, value: Any, format: WeightFormat, bias_dtypes: Iterable[np.dtype[Any]] = BIAS_DTYPES
+) -> MatrixDtypes:
     """The dtypes of weights, scales and bias by their names."""
     choices: list[dict[str | None, Any]] = [
         {dtype.name: dtype for dtype in format.weight_dtypes},
         {dtype.name: dtype for dtype in format.scale_dtypes} if format.has_scales else {None: None},
-        {None: None, "float32": np.dtype(np.float32), "bfloat16": BFLOAT16},
+        {None: None} | {dtype.name: dtype for dtype in bias_dtypes},
     ]
     names = value if isinstance(value, list) and len(value) == len(choices) else [[]] * len(choices)
     pairs = list(zip(names, choices, strict=True))

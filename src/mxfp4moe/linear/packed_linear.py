@@ -1,96 +1,275 @@
-"""A matrix of float weights by hidden states, on the kernels of the experts: router and projections."""
+"""A packed matrix of any weight format by hidden states, on the kernels of the experts."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import as_rows, cast
+from mxfp4moe._arguments import as_rows, check_dtype, value_error
+from mxfp4moe._dlpack import SupportsDLPack
+from mxfp4moe._dtypes import narrow, widen
 from mxfp4moe.config import active_kernels, resolve_num_threads
-from mxfp4moe.formats import FLOAT_CODES
+from mxfp4moe.experts.fused import check_hidden_states
+from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
+from mxfp4moe.experts.spec import BlockShape, scale_shape
+from mxfp4moe.formats import BFLOAT16, FLOAT_CODES, LinearFormat
+from mxfp4moe.linear.spec import LinearSpec
+from mxfp4moe.packed.kinds import LINEAR
+from mxfp4moe.packed.weights import PackedWeights
 
-_PANEL_ROWS = _core.PANEL_ROWS
-_MAX_TERMS = 3  # of 8 bits each, as many as a float32 number has
+_FLOAT_DTYPES = tuple(FLOAT_CODES)
+_FLOAT32 = np.dtype(np.float32)
 
 
-class PackedLinear:
-    """A matrix of floats, packed; calling it gives ``hidden_states @ weight.T + bias`` in float32.
-
-    Weights are exact: each is the sum of up to three bfloat16 numbers, one if it is a bfloat16 number itself.
-    (Parts below 2**-126 may count as zero, as everywhere.) The sums of the terms are added in a fixed order,
-    so that a token has the same bits in any batch and for any number of threads.
-
-    Parameters
-    ----------
-    weight : ndarray of shape (N, K)
-        float32, bfloat16 or float16. Not to be changed afterwards.
+class UnpackedLinear(NamedTuple):
+    """The arrays that were packed, in canonical shapes.
 
     Attributes
     ----------
-    weight : ndarray
+    weight : ndarray of shape (N, K), or (N, K / 2) of two codes a byte
+        uint8 for 4-bit formats, else of the dtype that was packed; bfloat16 where format bf16 has rounded.
+    scales : ndarray or None
+        (N, K / 32) or (N, K / 16) of the dtype that was packed; float32 scales of fp8_block in the shape that
+        `pack_linear` takes.
+    bias : float32, bfloat16 or float16 ndarray of shape (N,), or None
+    tensor_scale : float32 ndarray of shape (), or None
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> linear = mx.pack_linear(np.ones((8, 96), np.float32), quantize="mxfp4")
+    >>> weight, scales, bias, tensor_scale = linear.unpack()
+    >>> weight.shape, scales.shape
+    ((8, 48), (8, 3))
     """
 
-    __slots__ = ("_num_rows", "_storage", "weight")
+    weight: NDArray[Any]
+    scales: NDArray[Any] | None = None
+    bias: NDArray[Any] | None = None
+    tensor_scale: NDArray[np.float32] | None = None
 
-    def __init__(self, weight: NDArray[Any]) -> None:
-        num_rows, k = weight.shape
-        is_bfloat16 = weight.dtype == ml_dtypes.bfloat16
-        terms = [weight.view(np.uint16)] if is_bfloat16 else split_bfloat16(cast(weight, np.float32))
-        # Rows are in panels of 16; the panels of the terms of the same weights stand side by side.
-        num_panels = -(-num_rows // _PANEL_ROWS)
-        rows = np.zeros((len(terms), num_panels * _PANEL_ROWS, k), np.uint16)
-        rows[:, :num_rows] = terms
-        panels = np.swapaxes(rows.reshape(len(terms), num_panels, _PANEL_ROWS, k), 0, 1)
-        packed = np.ascontiguousarray(panels).reshape(-1, k).view(np.uint8)
-        self.weight = weight
-        self._num_rows = num_rows
-        self._storage = _core.LinearStorage(packed, num_rows, len(terms), resolve_num_threads(None))
 
-    def __reduce__(self) -> tuple[type[PackedLinear], tuple[NDArray[Any]]]:
-        return PackedLinear, (self.weight,)
+class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
+    """A matrix and its bias, packed for the kernels; made by `pack_linear`.
+
+    Calling it gives ``hidden_states @ weight.T + bias``. Immutable: safe to use from several threads at once.
+    The packed layout is the same for every instruction set.
+
+    Attributes
+    ----------
+    format : str
+        Weight format, such as "bf16".
+    shape : (int, int)
+        Rows N and columns K of the matrix.
+    bias : ndarray of shape (N,), or None
+        As it was packed.
+    block_shape : tuple or None
+        Rows and columns that share a float32 scale, None for the whole axis; None for all but fp8_block.
+    nbytes : int
+        Size of the packed weights, scales and bias in memory.
+    data : memoryview
+        The packed bytes, read-only.
+    spec : LinearSpec
+        What is known of the matrix but its bytes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mxfp4moe as mx
+    >>> linear = mx.pack_linear(np.eye(3, 96, dtype=np.float32), bias=np.float32([0, 0, 1]))
+    >>> linear(np.ones((2, 96), np.float32))
+    array([[1., 1., 2.],
+           [1., 1., 2.]], dtype=float32)
+    >>> mx.pack_linear(**linear.arguments()) == linear
+    True
+    """
+
+    __slots__ = ()
+
+    _kind = LINEAR
+    _spec_type = LinearSpec
+    _made_by = "pack_linear"
+
+    @property
+    def format(self) -> LinearFormat:
+        return self.spec.format
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.spec.shape
+
+    @property
+    def block_shape(self) -> BlockShape | None:
+        return self.spec.block_shape
+
+    @property
+    def bias(self) -> NDArray[Any] | None:
+        dtype = self.spec.dtypes.bias
+        if dtype is None:
+            return None
+        wide = np.empty(self.shape[0], np.float32)
+        self._storage.unpack_bias(0, 0, wide)
+        bias = narrow(wide, dtype)
+        if bias is None:
+            raise self._unpack_error("bias", f"one that {dtype} can hold", "one of float32")
+        return bias
+
+    def __repr__(self) -> str:
+        block_shape = "" if self.block_shape is None else f"block_shape={self.block_shape}, "
+        return (
+            f"PackedLinear(format={self.format!r}, shape={self.shape}, {block_shape}"
+            f"bias={self.spec.dtypes.bias is not None}, nbytes={self.nbytes})"
+        )
 
     def __call__(
         self,
-        hidden_states: NDArray[np.generic],
-        bias: NDArray[np.float32] | None = None,
+        hidden_states: ArrayLike,
+        *,
+        out: NDArray[Any] | SupportsDLPack | None = None,
+        dtype: DTypeLike | None = None,
         num_threads: int | None = None,
-    ) -> NDArray[np.float32]:
-        """Compute float32 of shape (..., N).
+    ) -> NDArray[Any]:
+        """Compute ``hidden_states @ weight.T + bias``.
+
+        Hidden states are rounded once to bfloat16, weights are used exactly, sums are float32, and the result
+        is rounded once. A token's result does not depend on the other tokens, on its position or on
+        `num_threads`.
 
         Parameters
         ----------
-        hidden_states : ndarray of shape (..., K)
-            bfloat16, float16 or float32, rounded once to bfloat16; the last axis contiguous.
-        bias : float32 ndarray of shape (N,), optional
+        hidden_states : bfloat16, float16 or float32 array of shape (..., K)
+            Copied if the last axis is not contiguous.
+        out : ndarray of shape (..., N), optional
+            bfloat16, float16 or float32, writeable, last axis contiguous. May be `hidden_states` itself; must
+            not overlap it otherwise. A call that a signal ends, as Ctrl-C does, may leave anything in it. An
+            array of another library that DLPack hands over for writing is written in place, too.
+        dtype : dtype, optional
+            Of the result: float32, bfloat16 or float16. Not given, that of `out`, or else float32.
         num_threads : int, optional
+            For this call; see `mxfp4moe.num_threads`.
+
+        Returns
+        -------
+        ndarray of shape (..., N), or `out`
+
+        Raises
+        ------
+        TypeError
+            A wrong kind or dtype of argument.
+        ValueError
+            A wrong shape, a number out of range, an overlap.
+
+        Examples
+        --------
+        >>> import ml_dtypes
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> linear = mx.pack_linear(np.ones((5, 96), np.float32))
+        >>> linear(np.ones((2, 3, 96), ml_dtypes.bfloat16)).shape
+        (2, 3, 5)
+        """
+        rows, columns = self.shape
+        hidden = check_hidden_states(hidden_states, columns)
+        threads = resolve_num_threads(num_threads)
+        shape = (*hidden.shape[:-1], rows)
+        wanted = None if dtype is None else check_dtype("dtype", dtype, _FLOAT_DTYPES)
+        tokens = as_rows(hidden)
+        if out is None:
+            result = np.empty(shape, wanted or _FLOAT32)
+        else:
+            result = check_out(out, given_array(hidden_states, hidden), {}, shape)
+            if wanted is not None and result.dtype != wanted:
+                raise value_error("dtype", f"None or {result.dtype}, that of out", str(wanted))
+            if np.may_share_memory(result, tokens):  # the threads read tokens while others write
+                tokens = tokens.copy()
+        target = rows_view(result)
+        buffer = np.empty((len(tokens), rows), result.dtype) if target is None else target
+        if len(tokens):
+            _core.linear(
+                self._storage,
+                active_kernels(),
+                tokens.view(np.uint8),
+                FLOAT_CODES[tokens.dtype],
+                buffer.view(np.uint8),
+                FLOAT_CODES[buffer.dtype],
+                threads,
+            )
+        if target is None:
+            result[...] = buffer.reshape(result.shape)
+        return returned(out, result)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `pack_linear` that make an equal matrix.
+
+        Returns
+        -------
+        dict
+            Arrays and options by the names of the parameters.
+        """
+        return {**self.unpack()._asdict(), "format": self.format, "block_shape": self.block_shape}
+
+    def unpack(self, *, num_threads: int | None = None) -> UnpackedLinear:
+        """The arrays that were packed, in canonical shapes.
+
+        They are the same bytes, but for floats that format bf16 has rounded, and those of format float32 in
+        which NaNs are all alike, and below 2**-110 bits smaller than 2**-133 are 0.
+
+        Parameters
+        ----------
+        num_threads : int, optional
+            For this call; see `mxfp4moe.num_threads`.
+
+        Returns
+        -------
+        UnpackedLinear
+
+        Raises
+        ------
+        PackedFormatError
+            The packed bytes hold something else than what they are said to hold. The file that they come from
+            was changed, and its checksums too.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> w = np.linspace(-1, 1, 3 * 96, dtype=np.float32).reshape(3, 96)
+        >>> np.array_equal(mx.pack_linear(w, format="float32").unpack().weight, w)
+        True
         """
         threads = resolve_num_threads(num_threads)
-        rows = as_rows(hidden_states)
-        out = np.empty((len(rows), self._num_rows), np.float32)
-        if len(rows):
-            code = FLOAT_CODES[rows.dtype]
-            _core.linear(self._storage, active_kernels(), rows.view(np.uint8), code, bias, out, threads)
-        return out if rows is hidden_states else out.reshape(*hidden_states.shape[:-1], self._num_rows)
+        spec, format, (rows, k) = self.spec, self.spec.weight_format, self.shape
+        is_float = spec.format in ("bf16", "float32")
+        packed_dtype = (_FLOAT32 if spec.num_terms > 1 else BFLOAT16) if is_float else spec.dtypes.weights
+        weight = np.empty((rows, *format.row_shapes(k)[1]), packed_dtype)
+        block_scales = scales = tensor_scale = None
+        if format.scale_block:
+            block_scales = np.empty((rows, k // format.scale_block), np.uint8)
+        self._storage.unpack(0, 0, weight.view(np.uint8), block_scales, threads)
+        if spec.format == "float32":
+            weight = self._narrow_weight(weight)
+        if block_scales is not None and spec.dtypes.scales is not None:
+            scales = block_scales.view(spec.dtypes.scales)
+        if format.has_block_shape:
+            scales = self._sum_scales(scale_shape(format, self.block_shape, (rows, k)))
+        if spec.has_tensor_scale:
+            tensor_scale = self._sum_scales((1, 1)).reshape(())
+        return UnpackedLinear(weight, scales, self.bias, tensor_scale)
 
+    def _narrow_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Floats in the dtype that was packed, of the terms that they were packed in."""
+        dtype = self.spec.dtypes.weights
+        narrow_weight = weight if weight.dtype == dtype else narrow(widen(weight), dtype)
+        if narrow_weight is None:
+            raise self._unpack_error("weight", f"numbers that {dtype} can hold", "others")
+        return narrow_weight
 
-def split_bfloat16(weight: NDArray[np.float32]) -> list[NDArray[np.uint16]]:
-    """Split float32 numbers into bfloat16 terms of the same sign, the largest first; return their bits.
-
-    Each term has the leading 8 significant bits of what is left, so three hold the 24 of a number. Their sum
-    is exact from 2**-110 on; below, bits smaller than 2**-133 are dropped. Infinity and NaN are all in the
-    first term.
-    """
-    terms: list[NDArray[np.uint16]] = []
-    rest = weight
-    while not terms or (len(terms) < _MAX_TERMS and rest.any()):
-        bits = rest.view(np.uint32)
-        # Because it is truncated, the first term cannot become infinite, unless a NaN loses all its bits.
-        leading = np.where(np.isnan(rest), np.uint32(0x7FC00000), bits & np.uint32(0xFFFF0000))
-        terms.append((leading >> 16).astype(np.uint16))
-        with np.errstate(invalid="ignore"):
-            rest = np.where(np.isfinite(rest), rest - leading.view(np.float32), np.float32(0))
-    return terms
+    def _sum_scales(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        scales = np.empty(shape, np.float32)
+        if not self._storage.unpack_sum_scales(0, 0, scales):
+            raise self._unpack_error("weight", "one scale for each block", "several")
+        return scales

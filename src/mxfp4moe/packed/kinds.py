@@ -1,4 +1,4 @@
-"""What a packed file holds: experts, or a layer; and the layout that its weights are packed in."""
+"""What a packed file holds: experts, a layer, or a matrix; and the layout that its weights are packed in."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from mxfp4moe import _core
 from mxfp4moe._json import shorten
 from mxfp4moe.packed.container import PackedFile
 
-EXPERTS, LAYER = "experts", "layer"
+EXPERTS, LAYER, LINEAR = "experts", "layer", "linear"
 _KINDS = {
     EXPERTS: "packed experts, which PackedExperts.open reads",
     LAYER: "a packed layer, which MoELayer.open reads",
+    LINEAR: "a packed matrix, which PackedLinear.open reads",
 }
 
 
