@@ -14,7 +14,9 @@ export SOURCE_DATE_EPOCH CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL
 PATH=$PWD/.venv-ci/bin:$PATH
 
 hook() { # interpreter, name and arguments of a hook of the build backend, in this folder
-  "$1" -c "from scikit_build_core import build; print('made', build.$2(${*:3}))" | grep '^made '
+  local log=$root/build/wheels/build.log
+  "$1" -c "from scikit_build_core import build; print('made', build.$2(${*:3}))" >"$log" 2>&1 || { cat "$log" >&2; return 1; }
+  grep '^made ' "$log"
 }
 
 echo "+ sdist"

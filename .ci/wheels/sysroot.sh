@@ -23,6 +23,7 @@ headers=$(.venv-ci/bin/python -c 'import ziglang; print(ziglang.__path__[0])')/l
 for folder in any-linux-any "$family-linux-any" generic-glibc "$family-linux-gnu"; do
   cp -r "$headers/$folder/." "$new/usr/include"
 done
+rm "$new/usr/include/sys/single_threaded.h" # libstdc++ asks whether it is there, which it is from glibc 2.32 on
 
 lib=$new/usr/lib
 cp "$stubs"/*.so.* "$lib"
