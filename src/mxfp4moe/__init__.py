@@ -19,6 +19,7 @@ from mxfp4moe.errors import IsaError, PackedFormatError
 from mxfp4moe.experts import PackedExperts, UnpackedExperts, fused_experts, fused_moe, pack_experts
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.linear import PackedLinear, UnpackedLinear, pack_linear
+from mxfp4moe.linear.rms_norm import rms_norm
 from mxfp4moe.loading import load_layers
 from mxfp4moe.quantize import (
     dequantize_fp8_block,
@@ -41,7 +42,7 @@ from mxfp4moe.routing import (
     topk_softmax,
     topk_sqrt_softplus,
 )
-from mxfp4moe.self_attention import KVCache, attention
+from mxfp4moe.self_attention import KVCache, RotaryEmbedding, YarnScaling, attention
 
 if _typing.TYPE_CHECKING:
     from mxfp4moe import checkpoint as checkpoint
@@ -55,8 +56,10 @@ __all__ = [
     "PackedExperts",
     "PackedFormatError",
     "PackedLinear",
+    "RotaryEmbedding",
     "UnpackedExperts",
     "UnpackedLinear",
+    "YarnScaling",
     "active_isa",
     "attention",
     "available_isas",
@@ -79,6 +82,7 @@ __all__ = [
     "quantize_mxfp8",
     "quantize_nvfp4",
     "register_model",
+    "rms_norm",
     "select_experts",
     "set_num_threads",
     "show_config",

@@ -13,6 +13,8 @@ SCORINGS: dict[str, int]
 GROUP_SCORES: dict[str, int]
 PANEL_ROWS: int
 PAGE_POSITIONS: int
+MAX_ANGLE: int
+MAX_PAIRS: int
 
 # runtime: instruction sets and threads
 def compiler() -> str: ...
@@ -218,7 +220,27 @@ def hash_ids(
     input_ids: np.ndarray, tid2eid: np.ndarray, num_experts: int, topk_ids: np.ndarray
 ) -> tuple[int, int]: ...
 
-# key/value caches and attention
+# what a decoder computes beside its matrices
+def rms_norm(
+    rows: np.ndarray,
+    dtype: int,
+    weight: np.ndarray | None,
+    epsilon: float,
+    out: np.ndarray,
+    out_dtype: int,
+    num_threads: int,
+) -> None: ...
+def rotary(
+    x: np.ndarray,
+    positions: np.ndarray,
+    frequencies: np.ndarray,
+    out: np.ndarray,
+    num_threads: int,
+    *,
+    factor: float,
+    interleaved: bool,
+) -> None: ...
+
 class KVPage:
     def __init__(self, num_kv_heads: int, head_dim: int, dtype: int) -> None: ...
     @property

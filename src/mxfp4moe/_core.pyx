@@ -30,6 +30,8 @@ SCORINGS = {cpp.kScoringNames[i].decode(): i for i in range(cpp.count_of(cpp.kSc
 GROUP_SCORES = {cpp.kGroupScoreNames[i].decode(): i for i in range(cpp.count_of(cpp.kGroupScoreNames))}
 PANEL_ROWS = cpp.kPanelRows
 PAGE_POSITIONS = cpp.kBlockPositions
+MAX_ANGLE = cpp.kMaxAngle
+MAX_PAIRS = cpp.kMaxPairs
 
 
 # --- runtime: instruction sets and threads ------------------------------------------------------------------

@@ -1,6 +1,48 @@
-# Key/value caches and attention. Included by _core.pyx.
+# What a decoder computes beside its matrices: norms, rotary embeddings, caches, attention. Included by _core.pyx.
 
 cimport cython
+
+
+def rms_norm(const uint8_t[:, :] rows, int dtype, const float[::1] weight, double epsilon, uint8_t[:, ::1] out,
+             int out_dtype, int num_threads):
+    """Write the norm of each row; rows are bytes, `weight` may be None."""
+    cdef cpp.InterruptibleCall call
+    cdef cpp.RmsNorm norm
+    norm.rows.data = <uint8_t*>&rows[0, 0]
+    norm.rows.stride = rows.strides[0]
+    norm.rows.dtype = <cpp.DType>dtype
+    norm.out.data = &out[0, 0]
+    norm.out.stride = out.strides[0]
+    norm.out.dtype = <cpp.DType>out_dtype
+    norm.num_rows = rows.shape[0]
+    norm.k = rows.shape[1] // (4 if norm.rows.dtype == cpp.DType.kFloat32 else 2)
+    norm.weight = NULL
+    if weight is not None:
+        norm.weight = &weight[0]
+    norm.epsilon = epsilon
+    with nogil:
+        cpp.run_rms_norm(norm, num_threads)
+    raise_interrupt(call)
+
+
+def rotary(const float[:, :, ::1] x, const int64_t[::1] positions, const double[::1] frequencies, float[:, :, ::1] out,
+           int num_threads, *, double factor, bint interleaved):
+    """Write heads whose first pairs, one for each frequency, are turned by the angles of the positions."""
+    cdef cpp.InterruptibleCall call
+    cdef cpp.Rotary problem
+    problem.x = &x[0, 0, 0]
+    problem.out = &out[0, 0, 0]
+    problem.num_tokens = x.shape[0]
+    problem.num_heads = x.shape[1]
+    problem.head_dim = x.shape[2]
+    problem.num_pairs = frequencies.shape[0]
+    problem.interleaved = interleaved
+    problem.positions = &positions[0]
+    problem.frequencies = &frequencies[0]
+    problem.factor = factor
+    with nogil:
+        cpp.run_rotary(problem, num_threads)
+    raise_interrupt(call)
 
 
 cdef class KVPage:

@@ -340,7 +340,7 @@ def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states,
 
 
 def mean_squares(const uint8_t[:, :] rows, int dtype, double[::1] means, int num_threads):
-    """Write the mean of the squares of each row; `rows` are bytes of float32 or bfloat16 numbers."""
+    """Write the mean of the squares of each row; `rows` are bytes."""
     cdef cpp.InterruptibleCall call
     cdef cpp.Rows numbers
     numbers.data = <uint8_t*>&rows[0, 0]

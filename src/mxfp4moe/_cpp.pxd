@@ -281,7 +281,16 @@ cdef extern from "linear/linear.h" namespace "mxfp4moe" nogil:
     Status run_linear "mxfp4moe::linear"(const KernelTable& kernels, const LinearProblem& problem, int num_threads)
 
 
-cdef extern from "linear/mean_squares.h" namespace "mxfp4moe" nogil:
+cdef extern from "linear/rms_norm.h" namespace "mxfp4moe" nogil:
+    cdef struct RmsNorm:
+        Rows rows
+        Rows out
+        int64_t num_rows
+        int64_t k
+        const float* weight
+        double epsilon
+
+    void run_rms_norm "mxfp4moe::rms_norm"(const RmsNorm& norm, int num_threads)
     void run_mean_squares "mxfp4moe::mean_squares"(
         const Rows& rows, int64_t num_rows, int64_t k, double* means, int num_threads)
 
@@ -299,6 +308,25 @@ cdef extern from "attention/kv_page.h" namespace "mxfp4moe" nogil:
         int64_t num_tokens
 
     void fill_pages(const KVLayout& layout, const NewPositions& tokens, uint8_t* const* pages, int num_threads)
+
+
+cdef extern from "attention/rotary.h" namespace "mxfp4moe" nogil:
+    const int64_t kMaxAngle
+    const int64_t kMaxPairs
+
+    cdef struct Rotary:
+        const float* x
+        float* out
+        int64_t num_tokens
+        int64_t num_heads
+        int64_t head_dim
+        int64_t num_pairs
+        cbool interleaved
+        const int64_t* positions
+        const double* frequencies
+        double factor
+
+    void run_rotary "mxfp4moe::rotary"(const Rotary& problem, int num_threads)
 
 
 cdef extern from "attention/attention.h" namespace "mxfp4moe" nogil:

@@ -13,13 +13,14 @@ written.
 from mxfp4moe.reference._precision import round_bfloat16
 from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid, soft_clamp
 from mxfp4moe.reference.attention import attention
-from mxfp4moe.reference.layer import moe_layer, moe_layer_float64, rms_factors
+from mxfp4moe.reference.layer import moe_layer, moe_layer_float64
 from mxfp4moe.reference.moe import (
     ExpertArrays,
     arrays_of,
     fused_experts,
     fused_experts_float64,
 )
+from mxfp4moe.reference.norm import rms_factors, rms_norm
 from mxfp4moe.reference.quantize import (
     E2M1_VALUES,
     dequantize_fp8_block,
@@ -33,6 +34,7 @@ from mxfp4moe.reference.quantize import (
     quantize_nvfp4,
     unpack_e2m1,
 )
+from mxfp4moe.reference.rotary import rotary_embedding, rotary_frequencies
 from mxfp4moe.reference.routing import (
     grouped_topk,
     hash_topk,
@@ -69,6 +71,9 @@ __all__ = [
     "quantize_mxfp8",
     "quantize_nvfp4",
     "rms_factors",
+    "rms_norm",
+    "rotary_embedding",
+    "rotary_frequencies",
     "round_bfloat16",
     "router_logits",
     "select_experts",

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
 from mxfp4moe.reference.activation import sigmoid
 from mxfp4moe.reference.moe import ExpertOptions, evaluate_experts
+from mxfp4moe.reference.norm import rms_factors
 from mxfp4moe.reference.routing import (
     grouped_topk,
     hash_topk,
@@ -130,41 +131,6 @@ def moe_layer_float64(
     """
     chosen = _route(_router_input(hidden_states, router_hidden_states, layer), layer, input_ids)
     return _evaluate(hidden_states, layer, chosen, FLOAT64)
-
-
-def rms_factors(rows: np.ndarray, epsilon: float) -> np.ndarray:
-    """``1 / sqrt(mean(row**2) + epsilon)`` in float64.
-
-    Square i of a row is added in lane i modulo 8, and the lanes in pairs, so that all sums have one order.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (..., K)
-    epsilon : float
-
-    Returns
-    -------
-    float64 ndarray of shape (..., 1)
-
-    References
-    ----------
-    Root Mean Square Layer Normalization, arXiv:1910.07467.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from mxfp4moe import reference
-    >>> reference.rms_factors(np.full((1, 3), 2.0), 12.0).tolist()
-    [[0.25]]
-    """
-    size = rows.shape[-1]
-    steps = -(-size // 8)
-    padded = np.zeros((*rows.shape[:-1], steps * 8))
-    padded[..., :size] = rows.astype(np.float64) ** 2
-    sums = np.add.accumulate(padded.reshape(*rows.shape[:-1], steps, 8), axis=-2)[..., -1, :]
-    while sums.shape[-1] > 1:
-        sums = sums[..., 0::2] + sums[..., 1::2]
-    return np.asarray(1 / np.sqrt(sums / size + epsilon))
 
 
 def _evaluate(

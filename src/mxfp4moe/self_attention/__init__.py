@@ -2,5 +2,6 @@
 
 from mxfp4moe.self_attention.attention import attention
 from mxfp4moe.self_attention.cache import KVCache
+from mxfp4moe.self_attention.rotary import RotaryEmbedding, YarnScaling
 
-__all__ = ["KVCache", "attention"]
+__all__ = ["KVCache", "RotaryEmbedding", "YarnScaling", "attention"]

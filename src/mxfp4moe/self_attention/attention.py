@@ -20,6 +20,7 @@ from mxfp4moe._arguments import (
 from mxfp4moe.config import active_kernels, resolve_num_threads
 from mxfp4moe.formats import FLOAT_CODES
 from mxfp4moe.self_attention.cache import (
+    FLOAT_DTYPES,
     MAX_HEADS,
     MAX_POSITIONS,
     KVCache,
@@ -28,7 +29,6 @@ from mxfp4moe.self_attention.cache import (
     snapshot,
 )
 
-_FLOAT_DTYPES = tuple(FLOAT_CODES)
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -135,7 +135,7 @@ def attention(
         raise type_error("queries", f"a list of {len(caches)} arrays, as cache is a list", describe(queries))
     if is_list and len(queries) != len(caches):
         raise value_error("queries", f"as many arrays as caches, {len(caches)}", str(len(queries)))
-    result_dtype = _FLOAT32 if dtype is None else check_dtype("dtype", dtype, _FLOAT_DTYPES)
+    result_dtype = _FLOAT32 if dtype is None else check_dtype("dtype", dtype, FLOAT_DTYPES)
     number = check_float32("scale", scale)
     window = check_window(sliding_window)
     threads = resolve_num_threads(num_threads)
@@ -181,7 +181,7 @@ def _check_same_sizes(caches: list[KVCache]) -> None:
 
 
 def _as_queries(name: str, value: Any, cache: KVCache) -> np.ndarray:
-    array = as_array(name, value, _FLOAT_DTYPES)
+    array = as_array(name, value, FLOAT_DTYPES)
     check_shape(name, array, ("T", "H", cache.head_dim))
     heads = array.shape[1]
     if heads == 0 or heads % cache.num_kv_heads or heads > MAX_HEADS:

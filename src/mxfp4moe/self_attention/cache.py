@@ -14,7 +14,7 @@ from mxfp4moe.formats import FLOAT_CODES
 
 _PAGE = _core.PAGE_POSITIONS
 _DTYPES: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
-_FLOAT_DTYPES = tuple(FLOAT_CODES)
+FLOAT_DTYPES = tuple(FLOAT_CODES)
 MAX_HEADS = 1 << 16
 MAX_HEAD_DIM = 1 << 12
 MAX_POSITIONS = 1 << 40
@@ -230,11 +230,11 @@ def check_window(value: Any) -> int | None:
 
 def as_float32(name: str, value: Any) -> np.ndarray:
     """`value` as a float32 array, C-contiguous, exactly; copied only if needed."""
-    array = as_array(name, value, _FLOAT_DTYPES)
+    array = as_array(name, value, FLOAT_DTYPES)
     return np.ascontiguousarray(cast(array, np.float32))
 
 
 def _as_positions(name: str, value: Any, shape: tuple[int | str, ...]) -> np.ndarray:
-    array = as_array(name, value, _FLOAT_DTYPES)
+    array = as_array(name, value, FLOAT_DTYPES)
     check_shape(name, array, shape)
     return as_float32(name, array)
