@@ -21,6 +21,7 @@ from mxfp4moe.layer import MoELayer
 from mxfp4moe.linear import PackedLinear, UnpackedLinear, pack_linear
 from mxfp4moe.linear.rms_norm import rms_norm
 from mxfp4moe.loading import load_layers
+from mxfp4moe.model import CausalLM, ModelCache
 from mxfp4moe.quantize import (
     dequantize_fp8_block,
     dequantize_mxfp4,
@@ -50,9 +51,11 @@ if _typing.TYPE_CHECKING:
     from mxfp4moe.checkpoint import register_model as register_model
 
 __all__ = [
+    "CausalLM",
     "IsaError",
     "KVCache",
     "MoELayer",
+    "ModelCache",
     "PackedExperts",
     "PackedFormatError",
     "PackedLinear",

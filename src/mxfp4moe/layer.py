@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, Self, TypeVar
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import checkpoint
-from mxfp4moe._arguments import as_rows, check_bool, check_choice, describe, type_error
+from mxfp4moe._arguments import as_rows, cast, check_bool, check_choice, describe, type_error
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.checkpoint import AnyExperts
 from mxfp4moe.config import resolve_num_threads
@@ -479,6 +480,11 @@ class MoELayer(LayerDescription[PackedExperts]):
         if nonfinite is not None:
             result[nonfinite] = np.nan
         return returned(out, result)
+
+    def _run_float32(self, rows: NDArray[np.float32], out: NDArray[np.float32], num_threads: int) -> None:
+        """Write to `out` what a layer of a whole model computes: its router reads float32 hidden states."""
+        slots = self._router.route_float32(rows, num_threads)
+        self._sum.add_up(cast(rows, ml_dtypes.bfloat16), slots, out, num_threads)
 
 
 def _make(layer_class: type[_Layer], arguments: dict[str, Any], path: str | None) -> _Layer:

@@ -14,7 +14,7 @@ from packed_examples import K, make_layer
 import mxfp4moe as mx
 from mxfp4moe import cli
 
-COMMANDS = ("info", "selftest", "demo", "bench", "inspect", "quantize", "pack", "run")
+COMMANDS = ("info", "selftest", "demo", "bench", "inspect", "quantize", "pack", "run", "generate", "chat")
 ALIASES = {"--num-threads": "--threads", "--experts": "--num-experts"}
 
 
@@ -85,6 +85,8 @@ def test_aliases_are_taken(command: str) -> None:
     assert "--num-threads" in known
     assert ("--experts" in known) == ("--num-experts" in known)
     required = {"inspect": ["x"], "quantize": ["x", "y"], "pack": ["x", "y"]}.get(command, [])
+    if command in ("generate", "chat"):
+        required = ["--checkpoint", "x"]
     if command == "run":
         required = ["--checkpoint", "x", "--input", "x", "--output", "y"]
     for alias, flag in ALIASES.items():

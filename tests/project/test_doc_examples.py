@@ -12,6 +12,7 @@ import golden_gguf
 import ml_dtypes
 import numpy as np
 import pytest
+import whole_models
 from checkpoints import MODELS
 from paths import ROOT
 from shown_code import missing_libraries
@@ -30,6 +31,8 @@ FOLDERS: dict[str, Callable[[], checkpoints.Written]] = {
     "MiniMax-M3": MODELS["minimax-m3"],
 }
 PACKED = {"gpt-oss-20b-packed": "gpt-oss-20b"}
+WHOLE = re.compile(r"CausalLM|mxfp4moe (generate|chat)|--quantize-dense")
+"""What pages have that need whole models, in the place of a layer of each."""
 CONTINUES = "# Continues the block above.\n"
 HOW_TO = "#how-to-get-a-model"
 
@@ -47,7 +50,7 @@ def blocks_of(page: str, language: str) -> list[str]:
 def commands_of(block: str) -> list[list[str]]:
     """The arguments of each command on models in a block of shell commands."""
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
-    on_models = ("inspect", "quantize", "pack", "run")
+    on_models = ("inspect", "quantize", "pack", "run", "generate")
     return [words[1:] for words in lines if words[:1] == ["mxfp4moe"] and words[1] in on_models]
 
 
@@ -55,14 +58,20 @@ PYTHON = [page for page in TEXTS if blocks_of(page, "python")]
 COMMANDS = [page for page in TEXTS if any(map(commands_of, blocks_of(page, "bash")))]
 
 
-def write_model(path: Path, *, all_layers: bool) -> None:
-    """Write the model of that name with nothing but the golden layer; `all_layers` makes it the only one."""
-    if path.suffix == ".gguf":
+def write_model(path: Path, *, all_layers: bool, whole: bool = False) -> None:
+    """Write the model of that name with nothing but the golden layer; `all_layers` makes it the only one.
+
+    `whole` writes a whole model instead, with a tokenizer.
+    """
+    if whole and path.name not in PACKED:
+        whole_models.load("gpt_oss").write(path)
+        whole_models.write_tokenizer(path, "{{ messages[-1].content }}")
+    elif path.suffix == ".gguf":
         architecture, keys, tensors, _ = golden_gguf.gpt_oss()
         golden_gguf.write(path, architecture, keys, tensors)
     elif path.name in PACKED:
         source = path.with_name(PACKED[path.name])
-        write_model(source, all_layers=True)
+        write_model(source, all_layers=True, whole=whole)
         assert cli.main(["pack", str(source), str(path)]) == 0
     else:
         written = FOLDERS[path.name]()
@@ -86,7 +95,8 @@ def test_python_blocks_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     for name in models_in("".join(blocks)):
         # Pages about gpt-oss show its first layer, some pages all layers; the others name the golden layer.
-        write_model(tmp_path / name, all_layers="gpt-oss" in name or "load_layers" in "".join(blocks))
+        all_layers = "gpt-oss" in name or "load_layers" in "".join(blocks)
+        write_model(tmp_path / name, all_layers=all_layers, whole=bool(WHOLE.search("".join(blocks))))
     names: dict[str, object] = {}
     missing = missing_libraries("".join(blocks))
     for block in blocks:
@@ -110,7 +120,7 @@ def test_commands_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.Monke
             for word in words:
                 is_model = word in {*FOLDERS, *PACKED} or word.endswith(".gguf")
                 if is_model and word not in written and not (folder / word).exists():
-                    write_model(folder / word, all_layers=True)
+                    write_model(folder / word, all_layers=True, whole=bool(WHOLE.search(block)))
             if "--input" in words:
                 hidden_size = FOLDERS["gpt-oss-20b"]().config["hidden_size"]
                 np.save("x.npy", np.ones((3, hidden_size), ml_dtypes.bfloat16))

@@ -15,6 +15,7 @@ from paths import ROOT
 import mxfp4moe
 from mxfp4moe.cli._bench import plot
 from mxfp4moe.cli._bench.contenders import PEERS
+from mxfp4moe.cli._generate import texts
 
 PACKAGE = Path(mxfp4moe.__file__).parent
 METADATA = importlib.metadata.metadata("mxfp4moe")
@@ -62,19 +63,19 @@ def test_each_extra_that_a_text_names_exists() -> None:
 
 def test_each_package_that_is_loaded_can_be_had() -> None:
     known = {*sys.stdlib_module_names, "mxfp4moe", *requirements(None), *APART}
-    bench_needs = requirements("bench")
+    # Only the commands that measure, and that make texts, need more than the package.
+    needs = {PACKAGE / "cli" / f"_{extra}": requirements(extra) for extra in ("bench", "generate")}
     for path in PACKAGE.rglob("*.py"):
-        optional = loaded_modules(path) - known
-        assert optional <= bench_needs, path
-        # Only the command that measures needs more than the package.
-        assert not optional or path.is_relative_to(PACKAGE / "cli" / "_bench"), path
+        allowed = [extra for folder, extra in needs.items() if path.is_relative_to(folder)]
+        assert loaded_modules(path) - known <= set().union(*allowed), path
 
 
 def test_an_error_about_a_missing_package_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     messages = [plot.unusable("a.png"), *(peer.missing() for peer in PEERS.values())]
+    messages += [texts.missing(package) for package in requirements("generate")]
     messages = [message for message in messages if message]
-    assert len(messages) >= 3
+    assert len(messages) >= 5
     for message in messages:
         found = re.fullmatch(
             r"the package ([\w-]+) is not installed \(pip install '?([\w\[\]-]+)'?\)", message

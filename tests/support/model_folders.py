@@ -16,7 +16,12 @@ from mxfp4moe.checkpoint.safetensors import save_file
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_DTYPES = {"BF16": _BFLOAT16, "F32": np.dtype(np.float32), "I64": np.dtype(np.int64)}
+_DTYPES = {
+    "BF16": _BFLOAT16,
+    "F32": np.dtype(np.float32),
+    "I64": np.dtype(np.int64),
+    "U8": np.dtype(np.uint8),
+}
 NAMES = sorted(path.stem for path in (DATA / "models").glob("*.npz"))
 
 
@@ -54,9 +59,9 @@ class ModelFolder(NamedTuple):
 
 
 @cache
-def load(name: str) -> ModelFolder:
+def load(name: str, group: str = "models") -> ModelFolder:
     """The folder of this name; callers change copies of its parts."""
-    with np.load(DATA / "models" / f"{name}.npz") as file:
+    with np.load(DATA / group / f"{name}.npz") as file:
         data = dict(file)
     config = json.loads(data["config"].tobytes())
     if "same" in data:  # another configuration of the same tensors

@@ -53,6 +53,22 @@ def read_shared(folder: ModelFolder, block: Block, model: Model) -> ExpertWeight
     return _plain_experts(plain.with_scales(fused_arrays([fused])), "plain floats, fused", sizes)
 
 
+def read_dense(
+    folder: ModelFolder, names: tuple[str, ...], sizes: ExpertSizes, scheme: Scheme
+) -> ExpertWeights:
+    """The block of a layer without experts as one expert; `names` are those of its matrices."""
+    return _read_parts(usual_parts(folder, [names], sizes), scheme, sizes)
+
+
+def read_matrix(folder: ModelFolder, name: str, shape: tuple[int, int], scheme: Scheme) -> dict[str, Any]:
+    """A matrix that stands alone: the arguments of `mxfp4moe.pack_linear`, but for the bias."""
+    scheme = _common_scheme([Place(folder, name)], scheme)
+    weight, scales, tensor_scale = scheme.read(folder, name, *shape)
+    arguments: dict[str, Any] = {"weight": weight, "scales": scales, "tensor_scale": tensor_scale}
+    arguments |= {"block_shape": scheme.block_shape, "format": scheme.format}
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
 def read_floats(
     folder: ModelFolder, name: str, shape: tuple[int | None, ...], scheme: Scheme
 ) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from mxfp4moe.checkpoint._model import Rule, TensorSpec
 from mxfp4moe.checkpoint._names import Block
 from mxfp4moe.checkpoint.model_folder import ModelFolder, TensorError
 from mxfp4moe.checkpoint.models import read_model
-from mxfp4moe.checkpoint.schemes import FLOATS
+from mxfp4moe.checkpoint.schemes import FLOATS, Scheme
 from mxfp4moe.experts.weights import ExpertWeights
 from mxfp4moe.layer_description import LayerDescription
 
@@ -42,6 +42,20 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.moe_layers = tuple(layer for layer in layers if not model.is_dense(layer))
         if model.shared_is_optional and not any(map(self._has_shared, self.moe_layers[:1])):
             self._model, self.shared_intermediate_size = model.without_shared(), 0
+
+    @property
+    def folder(self) -> ModelFolder:
+        """The tensors of the model."""
+        return self._folder
+
+    def block_prefixes(self, layer: int) -> tuple[str, ...]:
+        """What the names of the tensors of the block of a layer begin with, in any style."""
+        return tuple({prefix for block in self._model.blocks(layer) for prefix in block.prefixes()})
+
+    @property
+    def scheme(self) -> Scheme:
+        """How matrices are stored."""
+        return self._model.scheme
 
     def check_layer(self, layer: int) -> int:
         """Return `layer` as an int, if it is the number of a layer that has experts."""

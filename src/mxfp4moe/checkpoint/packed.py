@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,13 @@ def layer_file_name(layer: int) -> str:
     return f"layer-{layer:05d}.packed"
 
 
-def write_index(folder: Path, model: Checkpoint) -> None:
-    """Write the index of a packed folder that has a file for each layer of `model`."""
+def write_index(folder: Path, model_type: str, num_layers: int, moe_layers: Sequence[int]) -> None:
+    """Write the index of a packed folder that has a file for each of `moe_layers`."""
     index = {
         "packed_layers": _VERSION,
-        "model_type": model.model_type,
-        "num_layers": model.num_layers,
-        "layers": {str(layer): layer_file_name(layer) for layer in model.moe_layers},
+        "model_type": model_type,
+        "num_layers": num_layers,
+        "layers": {str(layer): layer_file_name(layer) for layer in moe_layers},
     }
     (folder / FOLDER_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

@@ -14,11 +14,11 @@ from contextlib import nullcontext
 from typing import Any
 
 from mxfp4moe import __version__, config
-from mxfp4moe.cli import bench, demo, info, inspect, pack, quantize, run, selftest
+from mxfp4moe.cli import bench, chat, demo, generate, info, inspect, pack, quantize, run, selftest
 from mxfp4moe.cli._signals import interrupted_once
 from mxfp4moe.cli._streams import complain, drop_unwritable_output, open_closed_streams
 
-_COMMANDS = (info, selftest, demo, bench, inspect, quantize, pack, run)
+_COMMANDS = (info, selftest, demo, bench, inspect, quantize, pack, run, generate, chat)
 
 _EPILOG = """\
 The exit status is 0 if all is well, 1 after an error or a check that failed, 2 for wrong arguments, and 130

@@ -101,6 +101,17 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quantize_dense(parser: argparse.ArgumentParser) -> None:
+    """Add the format that all matrices but experts and routers are quantized to, by default None."""
+    parser.add_argument(
+        "--quantize-dense",
+        type=name,
+        choices=QUANTIZE_FORMATS,
+        help="Quantize attention, layers without experts and the head of a whole model to this format while "
+        "they are read. Default: leave them as they are (float16 and float32 become bfloat16).",
+    )
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Add the seed, by default 0."""
     parser.add_argument(

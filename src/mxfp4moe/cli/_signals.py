@@ -39,3 +39,16 @@ def interrupted_once() -> Iterator[None]:
     finally:
         for number in active:
             signal.signal(number, former[number])
+
+
+@contextmanager
+def interrupted_each_time() -> Iterator[None]:
+    """Within it, every Ctrl-C raises KeyboardInterrupt, not the first one alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)

@@ -6,15 +6,22 @@ import argparse
 import json
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli._arguments import add_force, add_json, add_quantize, add_threads
+from mxfp4moe.cli._arguments import add_force, add_json, add_quantize, add_quantize_dense, add_threads
+from mxfp4moe.cli._streams import complain
+
+if TYPE_CHECKING:
+    from mxfp4moe.checkpoint import Checkpoint
+    from mxfp4moe.model.decoder import Decoder
+    from mxfp4moe.model.loading import DecoderLoader
 
 _DESCRIPTION = """\
 Packs every layer that has experts, once and for all: the folder that is written is loaded in milliseconds,
 and processes that load it share one copy. MoELayer.from_checkpoint, load_layers and the other commands read
-it like any checkpoint.
+it like any checkpoint. A model of a type that can be run as a whole is packed as a whole, for CausalLM.open,
+generate and chat.
 """
 
 
@@ -30,6 +37,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("destination", metavar="DST", type=Path, help="The folder to write.")
     add_quantize(parser)
+    add_quantize_dense(parser)
     add_force(parser)
     add_json(parser, "the summary")
     add_threads(parser)
@@ -42,36 +50,63 @@ def run(args: argparse.Namespace) -> int:
     from mxfp4moe.checkpoint.packed import layer_file_name, write_index
     from mxfp4moe.cli._output import check_destination, check_free_space, model_folder
     from mxfp4moe.layer import MoELayer
+    from mxfp4moe.model.files import copy_text_files, write_ends, write_layer
 
     begin = perf_counter()
     check_destination(args.destination, args.source, args.force)
     model = checkpoint.open(args.source)
     if not model.moe_layers:
         raise ValueError(f"{args.source}: expected layers that have experts, got none")
-    num_bytes, infos = 0, [model.describe_layer(layer) for layer in model.moe_layers]
+    infos = [model.describe_layer(layer) for layer in model.moe_layers]
+    whole, why_not = _find_whole_model(args, model)
     if args.quantize is None:
         check_free_space(args.destination, sum(info.nbytes for info in infos))
-    progress = ProgressBar("packing", len(infos), f"{len(infos)} layers")
+    numbers = model.moe_layers if whole is None else range(model.num_layers)
+    progress = ProgressBar("packing", len(numbers), f"{len(numbers)} layers")
     with model_folder(args.destination, args.source, args.force) as folder:
-        for number in model.moe_layers:
-            layer = MoELayer._of_description(model.read_layer(number), args.quantize, str(args.source))
-            path = folder / layer_file_name(number)
-            layer.save(path)
-            del layer  # before the next one is read
-            num_bytes += path.stat().st_size
+        for number in numbers:  # none of which is kept while the next one is read
+            if whole is not None:
+                write_layer(folder, number, whole.layer(number))
+            else:
+                layer = MoELayer._of_description(model.read_layer(number), args.quantize, str(args.source))
+                layer.save(folder / layer_file_name(number))
+                del layer
             progress.advance(1)
-        write_index(folder, model)
+        if whole is not None:
+            write_ends(folder, whole.description, whole.ends())
+            copy_text_files(args.source, folder)
+        num_bytes = sum(path.stat().st_size for path in folder.glob("*.packed"))
+        write_index(folder, model.model_type, model.num_layers, model.moe_layers)
+    if why_not:
+        complain(f"the layers that have experts are packed alone: {why_not}")
     summary = {
         "source": str(args.source),
         "destination": str(args.destination),
         "layers": list(model.moe_layers),
+        "whole_model": whole is not None,
         "bytes": num_bytes,
         "seconds": round(perf_counter() - begin, 3),
     }
     if args.json:
         print(json.dumps(summary))
     else:
-        print(
-            f"{args.destination}: {len(infos)} layers, {num_bytes / 1e6:.1f} MB in {summary['seconds']:.1f} s"
-        )
+        what = f"{len(numbers)} layers" if whole is None else f"a whole model of {len(numbers)} layers"
+        print(f"{args.destination}: {what}, {num_bytes / 1e6:.1f} MB in {summary['seconds']:.1f} s")
     return 0
+
+
+def _find_whole_model(
+    args: argparse.Namespace, model: Checkpoint
+) -> tuple[DecoderLoader | Decoder | None, str]:
+    """What packs the rest of the model too; None, and why, if layers with experts are packed alone."""
+    from mxfp4moe.model.loading import find_whole_model
+
+    try:
+        whole = find_whole_model(model, args.quantize, args.quantize_dense)
+    except ValueError as error:
+        if args.quantize_dense is not None:
+            raise
+        return None, str(error)
+    if whole is None and args.quantize_dense is not None:
+        raise ValueError(f"--quantize-dense: expected a whole model of a type that can be run, got {model!r}")
+    return whole, ""

@@ -31,9 +31,9 @@ _QUANTIZERS: dict[QuantizeFormat, Callable[..., tuple[Any, ...]]] = {
 }
 
 
-def check_quantize(name: object) -> QuantizeFormat | None:
-    """`name` as a format to quantize to, or None."""
-    return None if name is None else check_choice("quantize", name, QUANTIZE_FORMATS)
+def check_quantize(value: object, name: str = "quantize") -> QuantizeFormat | None:
+    """`value`, the argument `name`, as a format to quantize to, or None."""
+    return None if value is None else check_choice(name, value, QUANTIZE_FORMATS)
 
 
 def matrix_quantizer(

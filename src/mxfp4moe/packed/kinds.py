@@ -10,10 +10,13 @@ from mxfp4moe._json import shorten
 from mxfp4moe.packed.container import PackedFile
 
 EXPERTS, LAYER, LINEAR = "experts", "layer", "linear"
+DECODER, DECODER_LAYER = "decoder", "decoder_layer"
 _KINDS = {
     EXPERTS: "packed experts, which PackedExperts.open reads",
     LAYER: "a packed layer, which MoELayer.open reads",
     LINEAR: "a packed matrix, which PackedLinear.open reads",
+    DECODER: "a part of a packed model, which CausalLM.open reads",
+    DECODER_LAYER: "a part of a packed model, which CausalLM.open reads",
 }
 
 

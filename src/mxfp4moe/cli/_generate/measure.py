@@ -1,0 +1,82 @@
+"""How fast tokens came, and what share of the time the bytes of a step need at the least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mxfp4moe import _core, config
+
+if TYPE_CHECKING:
+    from mxfp4moe.model.causal_lm import CausalLM
+
+_SAMPLES = 3  # of the bandwidth
+_LEAST_BYTES = 256 << 20  # that are read for a sample, more than caches hold
+
+
+@dataclass
+class Timing:
+    """When each token came."""
+
+    num_prompt_tokens: int
+    begin: float = field(default_factory=perf_counter)
+    times: list[float] = field(default_factory=list)
+
+    def tick(self) -> None:
+        """A token has come."""
+        self.times.append(perf_counter())
+
+    def summary(self, lm: CausalLM) -> dict[str, Any]:
+        """The rates, and the share of the roofline of a decode step, as far as there was one."""
+        if not self.times:
+            return {"prompt_tokens": self.num_prompt_tokens, "prompt_tokens_per_second": None} | _NO_STEPS
+        first = self.times[0] - self.begin
+        result: dict[str, Any] = {
+            "prompt_tokens": self.num_prompt_tokens,
+            "prompt_tokens_per_second": self.num_prompt_tokens / first,
+        }
+        steps = np.diff(self.times)
+        if not len(steps):
+            return result | _NO_STEPS
+        middle = self.num_prompt_tokens + len(steps) // 2
+        nbytes = lm._decoder.step_bytes(middle)
+        return result | {
+            "tokens_per_second": len(steps) / float(np.sum(steps)),
+            "bytes_per_token": nbytes,
+            "roofline_share": nbytes / read_bandwidth(lm) / float(median(steps)),
+        }
+
+
+_NO_STEPS: dict[str, Any] = dict.fromkeys(("tokens_per_second", "bytes_per_token", "roofline_share"))
+
+
+def read_bandwidth(lm: CausalLM) -> float:
+    """Bytes a second that the machine reads, the best of some samples of the model's own weights."""
+    arrays = [np.frombuffer(data, np.uint8) for data in lm._decoder.packed_bytes()]
+    threads, table = config.get_num_threads(), config.active_kernels()
+    best = 0.0
+    for _ in range(_SAMPLES):
+        done, begin = 0, perf_counter()
+        while done < _LEAST_BYTES:
+            for array in arrays:
+                _core.read_memory(array, table, threads)
+                done += array.size
+                if done >= 4 * _LEAST_BYTES:
+                    break
+        best = max(best, done / (perf_counter() - begin))
+    return best
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The rates in a line."""
+    parts = [f"{summary['prompt_tokens']} tokens of the prompt"]
+    if (rate := summary["prompt_tokens_per_second"]) is not None:
+        parts[0] += f" at {rate:.1f} tokens/s"
+    if (rate := summary["tokens_per_second"]) is not None:
+        gigabytes, share = summary["bytes_per_token"] / 1e9, 100 * summary["roofline_share"]
+        parts.append(f"then {rate:.1f} tokens/s ({gigabytes:.3f} GB a token, {share:.0f} % of the roofline)")
+    return ", ".join(parts)

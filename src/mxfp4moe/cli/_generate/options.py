@@ -1,0 +1,98 @@
+"""The options of the commands that generate text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mxfp4moe.cli._arguments import add_quantize, add_quantize_dense, add_seed, add_threads, integer
+
+if TYPE_CHECKING:
+    from mxfp4moe.model.causal_lm import CausalLM
+
+DEFAULT_TOKENS = 256
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the model and how it is loaded."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="A model folder, or a packed folder of a whole model. Required.",
+    )
+    add_quantize(parser)
+    add_quantize_dense(parser)
+    add_threads(parser)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add how long an answer is and how its tokens are chosen."""
+    parser.add_argument(
+        "--system", metavar="TEXT", help="The system message of the conversation. Default: none."
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=integer(1),
+        metavar="N",
+        help="End an answer after so many tokens. "
+        f"Default: {DEFAULT_TOKENS}, or fewer if the context of the model ends before.",
+    )
+    for option, default, what in (
+        ("--temperature", 0.0, "What divides the logits; 0 takes the likeliest token each time"),
+        ("--top-p", 1.0, "Draw from the likeliest tokens that together are so probable"),
+        ("--min-p", 0.0, "Draw from tokens that are at least so probable, relative to the likeliest one"),
+    ):
+        parser.add_argument(
+            option, type=_number(option), default=default, metavar="X", help=f"{what}. Default: %(default)s."
+        )
+    parser.add_argument(
+        "--top-k",
+        type=integer(1),
+        metavar="N",
+        help="Draw from so many likeliest tokens. Default: all of the vocabulary.",
+    )
+    add_seed(parser)
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="End an answer before this text (with --ids: after this id); may be given several times. "
+        "Default: the tokens that the model ends its texts with.",
+    )
+
+
+def _number(option: str) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        top = {"--temperature": 1e6}.get(option, 1.0)
+        if not 0 <= value <= top or (option == "--top-p" and value == 0):
+            raise argparse.ArgumentTypeError(f"expected a number from 0 to {top:g}, got {text}")
+        return value
+
+    return number
+
+
+def load_model(args: argparse.Namespace) -> CausalLM:
+    """Load the model."""
+    from mxfp4moe.model.causal_lm import CausalLM
+
+    return CausalLM.from_checkpoint(
+        args.checkpoint, quantize=args.quantize, quantize_dense=args.quantize_dense
+    )
+
+
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `CausalLM.generate` that say how tokens are chosen."""
+    return {key: getattr(args, key) for key in ("temperature", "top_p", "top_k", "min_p", "seed")}
+
+
+def num_new_tokens(args: argparse.Namespace, lm: CausalLM, length: int) -> int:
+    """How many tokens are generated after `length` tokens."""
+    if args.max_new_tokens is not None:
+        return int(args.max_new_tokens)
+    return max(1, min(DEFAULT_TOKENS, lm.max_positions - length))

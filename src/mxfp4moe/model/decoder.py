@@ -1,0 +1,232 @@
+"""The skeleton of a decoder: the order of norms, attention, blocks and additions, the same for all types.
+
+The residual stream is float32. What a matrix reads is rounded once to bfloat16, by the norm before it or by
+the attention; what NumPy computes here is elementwise and rounded exactly. So the bits of a token depend on
+nothing but the weights and the tokens before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mxfp4moe._arguments import cast
+from mxfp4moe.experts.fused import fused_experts
+from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.layer import MoELayer
+from mxfp4moe.linear import PackedLinear
+from mxfp4moe.linear.rms_norm import rms_norm
+from mxfp4moe.model.description import DecoderDescription
+from mxfp4moe.self_attention import KVCache, RotaryEmbedding, YarnScaling, attention
+
+Floats = NDArray[np.float32]
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The weights of the attention of a layer."""
+
+    input_norm: Floats
+    projections: tuple[PackedLinear, ...]
+    """To queries, keys and values, one after another in their rows."""
+    output: PackedLinear
+    q_norm: Floats | None = None
+    k_norm: Floats | None = None
+    sinks: Floats | None = None
+
+    @property
+    def matrices(self) -> tuple[PackedLinear, ...]:
+        """All matrices."""
+        return (*self.projections, self.output)
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """The weights of a layer."""
+
+    attention: Attention
+    post_norm: Floats
+    block: MoELayer | PackedExperts
+    """Experts with their router; or one expert, which every token goes to, in layers without experts."""
+
+
+class Ends(NamedTuple):
+    """What stands before and after the layers."""
+
+    embedding: NDArray[Any]
+    final_norm: Floats
+    head: PackedLinear
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tokens of one or several sequences that are computed together."""
+
+    input_ids: NDArray[np.int64]
+    """Of all sequences, one after another."""
+    lengths: tuple[int, ...]
+    """How many tokens each sequence has here."""
+    caches: Sequence[Sequence[KVCache]]
+    """Of each sequence those of all layers."""
+    num_threads: int
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """The position of each token in its sequence."""
+        starts = [len(layers[0]) for layers in self.caches]
+        pairs = zip(starts, self.lengths, strict=True)
+        return np.concatenate([np.arange(start, start + length) for start, length in pairs])
+
+    def split(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
+        """The rows of each sequence."""
+        return np.split(rows, np.cumsum(self.lengths)[:-1])
+
+
+class Decoder:
+    """A decoder with its weights; what it computes is the hidden states that the head reads.
+
+    Parameters
+    ----------
+    description : DecoderDescription
+    layers : sequence of DecoderLayer
+    ends : Ends
+    """
+
+    def __init__(self, description: DecoderDescription, layers: Sequence[DecoderLayer], ends: Ends) -> None:
+        self.description, self.layers = description, tuple(layers)
+        self.embedding, self.final_norm, self.head = ends
+        rotary = description.rotary
+        self._rotate = RotaryEmbedding(
+            rotary.head_dim,
+            base=rotary.base,
+            rotary_dim=rotary.rotary_dim,
+            yarn=None if rotary.yarn is None else YarnScaling(**rotary.yarn),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all weights."""
+        blocks = sum(layer.block.nbytes for layer in self.layers)
+        return self.embedding.nbytes + sum(matrix.nbytes for matrix in self._matrices) + blocks
+
+    @property
+    def _matrices(self) -> list[PackedLinear]:
+        return [self.head, *(matrix for layer in self.layers for matrix in layer.attention.matrices)]
+
+    def layer(self, number: int) -> DecoderLayer:
+        """A layer."""
+        return self.layers[number]
+
+    def ends(self) -> Ends:
+        """What stands before and after the layers."""
+        return Ends(self.embedding, self.final_norm, self.head)
+
+    def packed_bytes(self) -> list[memoryview]:
+        """The packed bytes of all matrices and experts."""
+        blocks = [layer.block for layer in self.layers]
+        experts = [each.experts if isinstance(each, MoELayer) else each for each in blocks]
+        return [matrix.data for matrix in self._matrices] + [each.data for each in experts]
+
+    def step_bytes(self, length: int) -> int:
+        """The bytes of weights, and of float32 keys and values, that a token after `length` others needs."""
+        description = self.description
+        nbytes = self.head.nbytes + self.embedding[:1].nbytes
+        for layer, window in zip(self.layers, description.windows, strict=True):
+            attention = layer.attention
+            nbytes += sum(matrix.nbytes for matrix in attention.matrices)
+            seen = length + 1 if window is None else min(length + 1, window)
+            nbytes += seen * sum(description.projections[1:]) * np.dtype(np.float32).itemsize
+            nbytes += _block_bytes(layer.block)
+        return nbytes
+
+    def new_caches(self, dtype: Literal["bfloat16", "float32"]) -> list[KVCache]:
+        """Empty caches of all layers."""
+        description = self.description
+        sizes = description.num_kv_heads, description.head_dim
+        return [KVCache(*sizes, dtype=dtype, sliding_window=window) for window in description.windows]
+
+    def hidden_states(self, step: Step) -> Floats:
+        """Append the tokens of a step to its caches; return the residual stream after the last layer."""
+        positions = step.positions
+        residual = cast(self.embedding[step.input_ids], np.float32)
+        buffer = np.empty_like(residual)
+        for number, layer in enumerate(self.layers):
+            residual += self._attend(number, residual, positions, step)
+            self._run_block(layer, residual, buffer, step.num_threads)
+            residual += buffer
+        return residual
+
+    def logits(self, residual: Floats, num_threads: int, out: Floats) -> None:
+        """Write the logits of rows of the residual stream to `out`."""
+        self.head(self._normalized(residual, self.final_norm, num_threads), out=out, num_threads=num_threads)
+
+    def _normalized(
+        self, rows: Floats, weight: Floats, num_threads: int, dtype: DTypeLike = _BFLOAT16
+    ) -> NDArray[Any]:
+        epsilon = self.description.norm_epsilon
+        return rms_norm(rows, weight, eps=epsilon, dtype=dtype, num_threads=num_threads)
+
+    def _attend(self, number: int, residual: Floats, positions: NDArray[np.int64], step: Step) -> Floats:
+        """What the attention of a layer adds to the residual stream."""
+        weights, description, threads = self.layers[number].attention, self.description, step.num_threads
+        rows = self._normalized(residual, weights.input_norm, threads)
+        parts = [matrix(rows, num_threads=threads) for matrix in weights.projections]
+        both = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        queries, keys, values = np.split(both, np.cumsum(description.projections)[:-1], axis=1)
+        queries = self._heads(queries, weights.q_norm, threads)
+        keys = self._heads(keys, weights.k_norm, threads)
+        values = self._heads(values, None, threads)
+        queries, keys = self._rotate(queries, positions), self._rotate(keys, positions)
+        caches = [layers[number] for layers in step.caches]
+        for cache, k, v in zip(caches, step.split(keys), step.split(values), strict=True):
+            cache.append(k, v)
+        result = attention(
+            step.split(queries),
+            caches,
+            scale=description.scale,
+            sliding_window=description.windows[number],
+            sinks=weights.sinks,
+            dtype=_BFLOAT16,
+            num_threads=threads,
+        )
+        joined = result[0] if len(result) == 1 else np.concatenate(result)
+        return weights.output(joined.reshape(len(rows), -1), num_threads=threads)
+
+    def _run_block(self, layer: DecoderLayer, residual: Floats, out: Floats, num_threads: int) -> None:
+        """Write what the block of a layer adds to the residual stream to `out`."""
+        block = layer.block
+        if isinstance(block, MoELayer):
+            # A token whose router hesitates between two experts should get those that the model means.
+            exact = self._normalized(residual, layer.post_norm, num_threads, np.float32)
+            block._run_float32(exact, out, num_threads)
+            return
+        rows = self._normalized(residual, layer.post_norm, num_threads)
+        slots = np.ones((len(rows), 1), np.float32), np.zeros((len(rows), 1), np.int32)
+        activation: Any = self.description.activation
+        fused_experts(rows, block, *slots, activation=activation, out=out, num_threads=num_threads)
+
+    def _heads(self, rows: Floats, norm: Floats | None, threads: int) -> Floats:
+        """Queries, keys or values by heads, normalized and clipped as the model does it."""
+        epsilon, clip = self.description.norm_epsilon, self.description.clip
+        shape = (len(rows), -1, self.description.head_dim)
+        if norm is not None:
+            rows = rows if self.description.qk_norm == "whole" else rows.reshape(shape)
+            rows = rms_norm(rows, norm, eps=epsilon, dtype=np.float32, num_threads=threads)
+        if clip is not None:
+            rows = np.clip(rows, np.float32(-clip), np.float32(clip))
+        return rows.reshape(shape)
+
+
+def _block_bytes(block: MoELayer | PackedExperts) -> int:
+    """The bytes that a block reads for one token."""
+    if isinstance(block, PackedExperts):
+        return block.nbytes
+    experts = block.experts
+    shared = 0 if block.shared_experts is None else block.shared_experts.nbytes
+    return block.top_k * experts.nbytes // experts.num_experts + shared + block.router_weight.nbytes
