@@ -21,6 +21,7 @@ from mxfp4moe._nonfinite import check_finite, nonfinite_rows, nonfinite_tokens, 
 from mxfp4moe.experts.fused import check_hidden_states
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer_description import LayerDescription
+from mxfp4moe.linear.packed_linear import linear_sums
 from mxfp4moe.linear.packing import pack_linear
 from mxfp4moe.linear.rms_norm import rms_factors
 
@@ -72,10 +73,10 @@ class LayerRouter:
     def logits(self, read: NDArray[Any], num_threads: int | None) -> NDArray[np.float32]:
         """The logits of what the router reads."""
         if self._epsilon is None:
-            return self._linear(read, num_threads=num_threads)
+            return linear_sums(self._linear, read, num_threads)
         # The factor of the norm multiplies the sums, so that what the router reads is rounded but once.
         read = cast(read, ml_dtypes.bfloat16)
-        logits = self._linear(read, num_threads=num_threads)
+        logits = linear_sums(self._linear, read, num_threads)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             logits *= rms_factors(read, self._epsilon, num_threads)
             if self._bias is not None:

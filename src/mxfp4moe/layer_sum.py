@@ -14,7 +14,7 @@ from mxfp4moe.experts.activation import check_activation
 from mxfp4moe.experts.fused import Slots, expert_options, run_experts
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer_description import LayerDescription
-from mxfp4moe.linear.packed_linear import PackedLinear
+from mxfp4moe.linear.packed_linear import PackedLinear, linear_sums
 from mxfp4moe.linear.packing import pack_linear
 from mxfp4moe.linear.rms_norm import rms_factors
 
@@ -91,17 +91,17 @@ class LayerSum:
             total = np.empty(rows.shape, np.float32)
             run_experts(self._experts, rows, slots, self._options, total, threads)
             return total
-        latent = self._down(rows, num_threads=threads)
+        latent = linear_sums(self._down, rows, threads)
         run_experts(self._experts, latent, slots, self._options, latent, threads)
         if self._latent_norm is not None and self._latent_epsilon is not None:
             latent *= rms_factors(latent, self._latent_epsilon, threads)
             latent *= self._latent_norm
-        return self._up(latent, num_threads=threads)
+        return linear_sums(self._up, latent, threads)
 
     def _compute_shared(self, shared: PackedExperts, rows: NDArray[Any], threads: int) -> Floats:
         weights = np.full((len(rows), 1), self._shared_factor)
         if self._gate is not None:
-            gate = self._gate(rows, num_threads=threads)[:, 0]
+            gate = linear_sums(self._gate, rows, threads)[:, 0]
             _core.sigmoid(gate, gate)
             weights[:, 0] *= gate
         result = np.empty(rows.shape, np.float32)

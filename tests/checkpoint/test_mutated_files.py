@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bfloat16_models import write_model
+from matrices import random_matrix
 from packed_bytes import with_header
 from packed_examples import E, K, make_experts, make_layer
 
@@ -146,6 +147,35 @@ def test_damaged_experts_are_refused_or_equal(tmp_path: Path, rng: np.random.Gen
     files = damaged((tmp_path / "good").read_bytes(), rng, 2000)
     num_refused, _ = try_each(tmp_path / "bad", files, read)
     assert num_refused > 1900 * MULTIPLE  # the others were changed into themselves
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8_block-24x64", "float32"])
+def test_damaged_matrices_are_refused_or_equal(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
+    linear = mx.pack_linear(**random_matrix(rng, name, 40, 96))
+    linear.save(tmp_path / "good")
+
+    def read(path: Path) -> None:
+        assert mx.PackedLinear.open(path, verify=True) == linear
+
+    files = damaged((tmp_path / "good").read_bytes(), rng, 500)
+    num_refused, _ = try_each(tmp_path / "bad", files, read)
+    assert num_refused > 450 * MULTIPLE
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "fp8_block-24x64", "float32"])
+def test_wrong_tables_of_matrices(tmp_path: Path, rng: np.random.Generator, name: str) -> None:
+    """Whatever such a file says, it is refused, or a matrix that works on the bytes that are there."""
+    linear = mx.pack_linear(**random_matrix(rng, name, 40, 96))
+    linear.save(tmp_path / "good")
+
+    def read(path: Path) -> None:
+        opened = mx.PackedLinear.open(path)
+        assert opened.nbytes == linear.nbytes
+        opened.unpack()
+        opened(np.ones((2, opened.shape[1]), np.float32))
+
+    num_refused, _ = try_each(tmp_path / "bad", repaired((tmp_path / "good").read_bytes(), rng, 500), read)
+    assert num_refused > 250 * MULTIPLE
 
 
 def test_damaged_layers_are_refused_or_equal(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -11,6 +11,9 @@ blocks, scales = mx.quantize_mxfp4(w, "even")  # error: keyword-only
 mx.quantize_mxfp4(w, scale_rule="nearest")  # error: no such rule
 experts = mx.pack_experts(w, None, w, None, format="fp32")  # error: no such format
 mx.pack_experts(w, None, w, None, format="bf16", gate_up_layout="stacked")  # error: no such layout
+mx.pack_linear(w[0], format="fp32")  # error: no such format
+mx.pack_linear(w[0], quantize="bf16")  # error: nothing to quantize to
+mx.pack_linear(w[0]).shape = (1, 1)  # error: read-only
 mx.fused_experts(w, experts, w, w, activation="relu")  # error: no such activation
 mx.fused_experts(w, experts, w, w, out=[[0.0]])  # error: no array
 mx.fused_experts(w, "experts", w, w)  # error: no PackedExperts

@@ -79,13 +79,10 @@ void add_terms(int64_t num_terms, int64_t panels, float* sums) {
   for (int64_t panel = 0; panel < panels; ++panel) {
     const float* terms = sums + panel * num_terms * kPanelRows;
     for (int64_t r = 0; r < kPanelRows; ++r) {
-      float value = terms[r];
-      if (std::isfinite(value)) {
-        float rest = terms[(num_terms - 1) * kPanelRows + r];
-        for (int64_t t = num_terms - 2; t > 0; --t) rest += terms[t * kPanelRows + r];
-        value += rest;
-      }
-      sums[panel * kPanelRows + r] = value;
+      const float value = terms[r];
+      float rest = terms[(num_terms - 1) * kPanelRows + r];
+      for (int64_t t = num_terms - 2; t > 0; --t) rest += terms[t * kPanelRows + r];
+      sums[panel * kPanelRows + r] = std::isfinite(value) ? value + rest : value;
     }
   }
 }

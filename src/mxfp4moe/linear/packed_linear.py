@@ -188,16 +188,7 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
                 tokens = tokens.copy()
         target = rows_view(result)
         buffer = np.empty((len(tokens), rows), result.dtype) if target is None else target
-        if len(tokens):
-            _core.linear(
-                self._storage,
-                active_kernels(),
-                tokens.view(np.uint8),
-                FLOAT_CODES[tokens.dtype],
-                buffer.view(np.uint8),
-                FLOAT_CODES[buffer.dtype],
-                threads,
-            )
+        run_linear(self, tokens, buffer, threads)
         if target is None:
             result[...] = buffer.reshape(result.shape)
         return returned(out, result)
@@ -273,3 +264,27 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
         if not self._storage.unpack_sum_scales(0, 0, scales):
             raise self._unpack_error("weight", "one scale for each block", "several")
         return scales
+
+
+def linear_sums(
+    linear: PackedLinear, hidden_states: NDArray[Any], num_threads: int | None
+) -> NDArray[np.float32]:
+    """What `linear` gives in float32, of arguments that have been checked: the short way of a layer."""
+    tokens = as_rows(hidden_states)
+    result = np.empty((len(tokens), linear.spec.shape[0]), np.float32)
+    run_linear(linear, tokens, result, resolve_num_threads(num_threads))
+    return result if tokens is hidden_states else result.reshape(*hidden_states.shape[:-1], result.shape[1])
+
+
+def run_linear(linear: PackedLinear, tokens: NDArray[Any], out: NDArray[Any], threads: int) -> None:
+    """Compute into `out`, of arguments that have been checked; both have two axes and do not overlap."""
+    if len(tokens):
+        _core.linear(
+            linear._storage,
+            active_kernels(),
+            tokens.view(np.uint8),
+            FLOAT_CODES[tokens.dtype],
+            out.view(np.uint8),
+            FLOAT_CODES[out.dtype],
+            threads,
+        )

@@ -241,7 +241,7 @@ def _pack(
         block_scales = [_byte_rows(piece.scales)] if format.scale_block and piece.scales is not None else []
         storage.pack(0, 0, [_byte_rows(piece.weights)], block_scales, code, threads, piece.first_row)
     if sum_scales:
-        storage.pack_sum_scales(0, 0, np.concatenate(sum_scales))
+        storage.pack_sum_scales(0, 0, np.ascontiguousarray(np.concatenate(sum_scales)))
     if bias is not None:
         storage.pack_bias(0, 0, bias)
     return PackedLinear._make(spec, storage)

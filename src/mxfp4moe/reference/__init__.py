@@ -14,6 +14,7 @@ from mxfp4moe.reference._precision import round_bfloat16
 from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid, soft_clamp
 from mxfp4moe.reference.attention import attention
 from mxfp4moe.reference.layer import moe_layer, moe_layer_float64
+from mxfp4moe.reference.matrix import linear, linear_float64
 from mxfp4moe.reference.moe import (
     ExpertArrays,
     arrays_of,
@@ -61,6 +62,8 @@ __all__ = [
     "fused_experts_float64",
     "grouped_topk",
     "hash_topk",
+    "linear",
+    "linear_float64",
     "moe_layer",
     "moe_layer_float64",
     "normal_cdf",

@@ -332,6 +332,11 @@ def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
     return _ExpertWeights(w13, w2, w13_bias, _of(arrays.w2_bias, expert))
 
 
+def down_weights(arrays: ExpertArrays, expert: int) -> np.ndarray:
+    """w2 of one expert, exactly: in float64 where float32 scales take part."""
+    return _expert_weights(arrays, expert).w2
+
+
 def _of(array: np.ndarray | None, expert: int) -> np.ndarray | None:
     return None if array is None else np.asarray(array[expert])
 

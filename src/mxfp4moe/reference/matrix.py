@@ -1,0 +1,131 @@
+"""A matrix of weights in any format by hidden states."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mxfp4moe.formats import LinearFormat
+from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
+from mxfp4moe.reference.moe import ExpertArrays, down_weights
+
+
+def linear(
+    hidden_states: np.ndarray,
+    weight: np.ndarray,
+    scales: np.ndarray | None = None,
+    *,
+    format: LinearFormat = "bf16",
+    bias: np.ndarray | None = None,
+    block_shape: tuple[int | None, int | None] | None = None,
+    tensor_scale: np.ndarray | None = None,
+    dtype: DTypeLike = np.float32,
+) -> np.ndarray:
+    """Weight . hidden + bias in float32, rounded once; hidden states are rounded once to bfloat16.
+
+    Parameters
+    ----------
+    hidden_states : ndarray of shape (..., K)
+        bfloat16, float16 or float32.
+    weight, scales, format, bias, block_shape, tensor_scale
+        As `mxfp4moe.pack_linear` takes them; weights of format bf16 are rounded to bfloat16.
+    dtype : dtype, default float32
+        Of the result.
+
+    Returns
+    -------
+    ndarray of shape (..., N)
+
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification 1.0, section 6: the product of a matrix with block scales.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.linear(np.ones((1, 2), np.float32), np.array([[1, 2], [3, 4]], np.float32)).tolist()
+    [[3.0, 7.0]]
+    """
+    matrix = _matrix(weight, scales, format, block_shape, tensor_scale)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return _linear(hidden_states, matrix, bias, CONTRACT).astype(dtype)
+
+
+def linear_float64(
+    hidden_states: np.ndarray,
+    weight: np.ndarray,
+    scales: np.ndarray | None = None,
+    *,
+    format: LinearFormat = "bf16",
+    bias: np.ndarray | None = None,
+    block_shape: tuple[int | None, int | None] | None = None,
+    tensor_scale: np.ndarray | None = None,
+) -> np.ndarray:
+    """Compute as `linear` does, in float64, rounding nothing but the hidden states to bfloat16.
+
+    Relative errors are measured against this.
+
+    Parameters
+    ----------
+    hidden_states, weight, scales
+        See `linear`.
+    format, bias, block_shape, tensor_scale
+        See `linear`.
+
+    Returns
+    -------
+    float64 ndarray of shape (..., N)
+
+    References
+    ----------
+    OCP Microscaling Formats (MX) Specification 1.0, section 6: the product of a matrix with block scales.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mxfp4moe import reference
+    >>> reference.linear_float64(np.ones((1, 2), np.float32), np.array([[1, 2], [3, 4]], np.float32)).tolist()
+    [[3.0, 7.0]]
+    """
+    return _linear(hidden_states, _matrix(weight, scales, format, block_shape, tensor_scale), bias, FLOAT64)
+
+
+def _matrix(
+    weight: np.ndarray,
+    scales: np.ndarray | None,
+    format: LinearFormat,
+    block_shape: tuple[int | None, int | None] | None,
+    tensor_scale: np.ndarray | None,
+) -> np.ndarray:
+    """The weights, exactly: those of the down projection of a single expert."""
+    rows = weight.reshape(len(weight), -1)
+    if format == "bf16":
+        rows = round_bfloat16(rows)
+    elif rows.dtype == np.int8:
+        rows = rows.view(np.uint8)
+    if format == "fp8_block" and block_shape is None:
+        block_shape = (128, 128)
+    one_scale = None if tensor_scale is None else np.reshape(tensor_scale, (1,))
+    each = rows[None], None if scales is None else scales[None]
+    arrays = ExpertArrays(
+        *each,
+        *each,
+        format="bf16" if format == "float32" else format,  # weights as they are
+        block_shape=block_shape,
+        w13_tensor_scale=one_scale,
+        w2_tensor_scale=one_scale,
+        gated=False,
+    )
+    return down_weights(arrays, 0)
+
+
+def _linear(
+    hidden_states: np.ndarray, matrix: np.ndarray, bias: np.ndarray | None, precision: Precision
+) -> np.ndarray:
+    hidden = round_bfloat16(hidden_states)
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = matmul(hidden.reshape(-1, hidden.shape[-1]), matrix, precision)
+        if bias is not None:
+            sums = sums + bias.astype(precision.dtype)
+    return sums.reshape(*hidden.shape[:-1], len(matrix))
