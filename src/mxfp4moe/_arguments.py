@@ -162,6 +162,8 @@ def check_float32(name: str, value: Any, minimum: float = -_FLOAT32_MAX) -> floa
 
 def check_dtype(name: str, value: Any, dtypes: Sequence[np.dtype[Any]]) -> np.dtype[Any]:
     """`value` as one of `dtypes`."""
+    if isinstance(value, np.dtype) and value in dtypes:
+        return value  # on the path of every decode step: no texts are made
     expected = join_choices(dtype.name for dtype in dtypes)
     if value is None:  # which would mean float64 to NumPy
         raise type_error(name, expected, "None")
@@ -204,8 +206,10 @@ def to_int64(array: np.ndarray) -> np.ndarray:
 
 def cast(array: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     """`array` as `dtype`, itself if it is that; no warning where large is infinite, a signaling NaN a NaN."""
+    if array.dtype == dtype:
+        return array
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return array.astype(dtype, copy=False)
+        return array.astype(dtype)
 
 
 def as_rows(array: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ from problems import rel_l2
 
 import mxfp4moe as mx
 from mxfp4moe import cli
+from mxfp4moe.cli._synthetic import SyntheticCheckpoint
+from mxfp4moe.cli._synthetic_model import GptOss
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.packed.container import PackedFile
 
@@ -174,3 +176,28 @@ def test_weights_are_mapped(tmp_path: Path) -> None:
     num_files, dirty = map(int, output.stdout.split())
     assert num_files == 1 + 2 * 2
     assert dirty == 0
+
+
+def test_memory_while_loading(tmp_path: Path) -> None:
+    """At most the packed model and one layer are in memory, mapped files included."""
+    model = GptOss(
+        hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2, num_experts=32,
+        moe_intermediate_size=512, vocab_size=3000,
+    )  # fmt: skip
+    SyntheticCheckpoint(model, 0).write(tmp_path, lambda num_bytes: None)
+    script = (
+        "import sys, re, mxfp4moe as mx\n"
+        "def status(key):\n"
+        "    return int(re.search(key + r':\\s+(\\d+)', open('/proc/self/status').read())[1]) << 10\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"  # the peak begins anew
+        "before = status('VmRSS')\n"
+        "lm = mx.CausalLM.from_checkpoint(sys.argv[1])\n"
+        "print(status('VmHWM') - before, lm.nbytes)\n"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
+    ).stdout
+    peak, packed = map(int, output.split())
+    assert packed > 8 * model.layer_bytes
+    # 32 MiB are what packing takes for itself.
+    assert peak <= packed + max(model.layer_bytes, model.end_bytes) + (32 << 20)

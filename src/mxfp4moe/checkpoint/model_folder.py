@@ -77,6 +77,10 @@ class ModelFolder(Recording):
         self.read.add(name)
         return file[name]
 
+    def release(self) -> None:
+        """Let go of the files: what no array needs is unmapped, and what is asked for is mapped anew."""
+        self._files.clear()
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of tensor `name`."""
         return self._file_with(name).infos[name].shape

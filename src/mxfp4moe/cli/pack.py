@@ -64,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     numbers = model.moe_layers if whole is None else range(model.num_layers)
     progress = ProgressBar("packing", len(numbers), f"{len(numbers)} layers")
     with model_folder(args.destination, args.source, args.force) as folder:
+        if whole is not None:
+            write_ends(folder, whole.description, whole.ends())
+            copy_text_files(args.source, folder)
         for number in numbers:  # none of which is kept while the next one is read
             if whole is not None:
                 write_layer(folder, number, whole.layer(number))
@@ -72,9 +75,6 @@ def run(args: argparse.Namespace) -> int:
                 layer.save(folder / layer_file_name(number))
                 del layer
             progress.advance(1)
-        if whole is not None:
-            write_ends(folder, whole.description, whole.ends())
-            copy_text_files(args.source, folder)
         num_bytes = sum(path.stat().st_size for path in folder.glob("*.packed"))
         write_index(folder, model.model_type, model.num_layers, model.moe_layers)
     if why_not:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -85,7 +86,8 @@ class Step:
 
     def split(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
         """The rows of each sequence."""
-        return np.split(rows, np.cumsum(self.lengths)[:-1])
+        bounds = [0, *accumulate(self.lengths)]
+        return [rows[begin:end] for begin, end in pairwise(bounds)]
 
 
 class Decoder:
@@ -177,12 +179,17 @@ class Decoder:
         weights, description, threads = self.layers[number].attention, self.description, step.num_threads
         rows = self._normalized(residual, weights.input_norm, threads)
         parts = [matrix(rows, num_threads=threads) for matrix in weights.projections]
-        both = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        queries, keys, values = np.split(both, np.cumsum(description.projections)[:-1], axis=1)
-        queries = self._heads(queries, weights.q_norm, threads)
-        keys = self._heads(keys, weights.k_norm, threads)
-        values = self._heads(values, None, threads)
-        queries, keys = self._rotate(queries, positions), self._rotate(keys, positions)
+        every = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        begin, end = description.projections[0], sum(description.projections[:2])
+        if weights.q_norm is None or weights.k_norm is None:
+            turned = self._heads(every[:, :end], None, threads)
+        else:
+            queries = self._heads(every[:, :begin], weights.q_norm, threads)
+            keys = self._heads(every[:, begin:end], weights.k_norm, threads)
+            turned = np.concatenate([queries, keys], axis=1)
+        turned = self._rotate(turned, positions, num_threads=threads)
+        queries, keys = turned[:, : description.num_heads], turned[:, description.num_heads :]
+        values = self._heads(every[:, end:], None, threads)
         caches = [layers[number] for layers in step.caches]
         for cache, k, v in zip(caches, step.split(keys), step.split(values), strict=True):
             cache.append(k, v)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from mxfp4moe.model.decoder_type import DECODERS
 from mxfp4moe.model.files import DECODER_FILE, open_decoder
 from mxfp4moe.model.packing import pack_matrices, pack_matrix
 from mxfp4moe.model.weights import DecoderReader, is_whole
+
+_Part = TypeVar("_Part")
 
 
 class DecoderLoader:
@@ -52,7 +55,10 @@ class DecoderLoader:
         """What stands before and after the layers; the embedding is a copy in memory."""
         with self._named("lm_head"):
             head = pack_matrix(self._reader.head(), self._dense)
-        return Ends(np.array(self._reader.embedding()), self._reader.final_norm(), head)
+        self._model.folder.release()
+        ends = Ends(np.array(self._reader.embedding()), self._reader.final_norm(), head)
+        self._model.folder.release()
+        return ends
 
     def layer(self, number: int) -> DecoderLayer:
         """A layer, packed."""
@@ -60,8 +66,11 @@ class DecoderLoader:
         post_norm = vectors.pop("post_norm")
         with self._named(f"layer {number}, self_attn"):
             qkv, out = pack_matrices(projections, self._dense), pack_matrix(output, self._dense)
+        del projections, output
         attention = Attention(projections=qkv, output=out, **vectors)
-        return DecoderLayer(attention, post_norm, self._block(number))
+        layer = DecoderLayer(attention, post_norm, self._block(number))
+        self._model.folder.release()
+        return layer
 
     @contextmanager
     def _named(self, place: str) -> Iterator[None]:
@@ -96,13 +105,17 @@ def load_decoder(
     loader = DecoderLoader(model, quantize, quantize_dense)
     count = loader.description.num_layers
     shown = sys.stderr.isatty() if progress is None else progress
-    bar = ProgressBar("loading", count, f"{count} layers") if shown else None
-    layers = []
-    for number in range(count):
-        layers.append(loader.layer(number))
+    bar = ProgressBar("loading", count + 1, f"{count} layers") if shown else None
+
+    def counted(part: _Part) -> _Part:
         if bar is not None:
             bar.advance(1)
-    return Decoder(loader.description, layers, loader.ends())
+        return part
+
+    # Embedding and head, the largest tensors, come first, while little else is in memory.
+    ends = counted(loader.ends())
+    layers = [counted(loader.layer(number)) for number in range(count)]
+    return Decoder(loader.description, layers, ends)
 
 
 def find_whole_model(

@@ -125,7 +125,8 @@ class DecoderReader:
 
     @staticmethod
     def _vector(folder: ModelFolder, name: str, size: int) -> Floats:
-        return cast(folder.tensor(name, FLOATS, (size,)), np.float32)
+        # A copy: a view would keep the whole file mapped.
+        return np.array(cast(folder.tensor(name, FLOATS, (size,)), np.float32))
 
     def _matrices(
         self,
