@@ -20,7 +20,7 @@ from packed_examples import make_layer
 
 import mxfp4moe as mx
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli import _roofline, _synthetic, demo, main
+from mxfp4moe.cli import _roofline, _scratch, _synthetic, main
 from mxfp4moe.cli._text import table
 
 SMALL = ["demo", "--hidden-size", "256", "--intermediate-size", "128", "--num-experts", "6", "--top-k", "2"]
@@ -136,10 +136,10 @@ def test_second_interrupt_does_not_stop_the_removal(temporary: Path, monkeypatch
         signal.raise_signal(signal.SIGINT)
         rmtree(folder)
 
-    rmtree = demo.shutil.rmtree
+    rmtree = _scratch.shutil.rmtree
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(ProgressBar, "advance", fail)
-    monkeypatch.setattr(demo.shutil, "rmtree", remove)
+    monkeypatch.setattr(_scratch.shutil, "rmtree", remove)
     try:
         assert main(SMALL) == 130
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -208,7 +208,7 @@ def test_full_disk_is_noticed_before_writing(
     temporary: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(demo.shutil, "disk_usage", lambda path: usage(10**9, 0, 400 * 10**6))
+    monkeypatch.setattr(_scratch.shutil, "disk_usage", lambda path: usage(10**9, 0, 400 * 10**6))
     assert main(["demo"]) == 1
     assert "expected 423.8 MB of free space, got 400.0 MB" in capsys.readouterr().err
     assert list(temporary.iterdir()) == []

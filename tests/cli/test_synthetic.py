@@ -6,24 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_decoders import SMALL_DECODERS
 
 import mxfp4moe as mx
 from mxfp4moe.cli._synthetic import SyntheticCheckpoint
 from mxfp4moe.cli._synthetic_model import Decoder, GptOss, Qwen3Moe
 
-SIZES = {
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "num_experts": 8,
-    "moe_intermediate_size": 64,
-    "vocab_size": 300,
-}
 
-
-@pytest.mark.parametrize("model", [GptOss(**SIZES), Qwen3Moe(**SIZES)], ids=lambda model: model.title)
+@pytest.mark.parametrize("model", SMALL_DECODERS, ids=lambda model: model.title)
 def test_layers_of_a_whole_model(tmp_path: Path, rng: np.random.Generator, model: Decoder) -> None:
     written: list[int] = []
     checkpoint = SyntheticCheckpoint(model, 0)

@@ -209,7 +209,7 @@ class Qwen3Moe(Decoder):
         return tensors
 
 
-DECODERS = {each.title: each for each in (GptOss, Qwen3Moe)}
+DECODERS: dict[str, type[GptOss | Qwen3Moe]] = {each.title: each for each in (GptOss, Qwen3Moe)}
 
 
 def _linear(rows: int, columns: int) -> Tensor:

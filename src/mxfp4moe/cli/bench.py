@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mxfp4moe.cli._bench.report import Result
     from mxfp4moe.reference import ExpertArrays
 
+_MODELS = ("gpt-oss-20b", "qwen3-30b-a3b")  # those of _synthetic_model, which takes a while to import
 _TOKENS = [1, 4, 16, 64, 256, 1024]
 _MIN_SECONDS = 1e-6
 
@@ -49,6 +50,7 @@ def add_parser(subparsers: Any) -> None:
         "Default: that of the model.",
     )
     add_sizes(parser, "", dict.fromkeys(SIZES, "that of the model"))
+    _add_model_options(parser)
     parser.add_argument(
         "--tokens",
         type=_numbers,
@@ -102,8 +104,95 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run, parser=parser)
 
 
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what whole models have."""
+    group = parser.add_argument_group(
+        "whole models", "With --model, tokens per second of whole models with random weights are measured."
+    )
+    group.add_argument(
+        "--model",
+        type=_names,
+        metavar="NAME,...",
+        help=f"Models by whose widths: {', '.join(_MODELS)}. Default: layers are timed, as --shape says.",
+    )
+    group.add_argument(
+        "--layers",
+        type=integer(1),
+        metavar="N",
+        help="Layers of each model. Default: as many as the memory allows.",
+    )
+    group.add_argument(
+        "--dense",
+        type=_names,
+        default=["bf16"],
+        metavar="NAME,...",
+        help="Formats of the matrices beside the experts: bf16, mxfp8, fp8_block; beside other formats than "
+        "bf16 llama.cpp has Q8_0. Default: bf16.",
+    )
+    group.add_argument(
+        "--context",
+        type=_numbers_from_zero,
+        default=[0, 1024, 4096],
+        metavar="N,...",
+        help="Tokens before those that are decoded, at least 16. Default: 0,1024,4096.",
+    )
+    group.add_argument(
+        "--prefill",
+        type=_numbers,
+        default=[512, 2048],
+        metavar="N,...",
+        help="Lengths of prompts. Default: 512,2048.",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; 1 if contenders disagree."""
+    return _run_layers(args) if args.model is None else _run_models(args)
+
+
+def _run_models(args: argparse.Namespace) -> int:
+    """Measure whole models."""
+    from mxfp4moe import __version__, config
+    from mxfp4moe.cli._bench import model, models
+    from mxfp4moe.cli._bench.llama_cpp_model import LlamaCppModel
+
+    for option in ("shape", "format", *SIZES, "isa", "plot"):
+        if getattr(args, option) != args.parser.get_default(option):
+            args.parser.error(f"argument {flag(option)}: applies to layers, not to --model")
+    _check_names(args, "model", args.model, _MODELS)
+    _check_names(args, "dense", args.dense, model.DENSE)
+    _check_names(args, "peers", args.peers, ["llama.cpp", "all"])
+    with_peer = bool(args.peers) and not (args.peers == ["all"] and LlamaCppModel.missing())
+    if with_peer and LlamaCppModel.missing():
+        raise ValueError(f"--peers llama.cpp: {LlamaCppModel.missing()}")
+    _check_files(args)
+    text = sys.stderr if args.json == "-" else sys.stdout
+    num_threads = config.resolve_num_threads(args.threads)
+    print(f"mxfp4moe {__version__}, {config.active_isa()}, {num_threads} threads", file=text, flush=True)
+    results = []
+    for title in args.model:
+        for result in models.measure(title, args, with_peer):
+            print(f"\n{model.format_table(result)}", file=text, flush=True)
+            results.append(result)
+    if args.json is not None:
+        _write_json(args.json, _header(args, num_threads) | {"results": results})
+    return 0
+
+
+def _header(args: argparse.Namespace, num_threads: int) -> dict[str, Any]:
+    """What JSON says of the machine and the measurement."""
+    from mxfp4moe import __version__, config
+
+    return {
+        "mxfp4moe": __version__,
+        "config": config.show_config("dicts"),
+        "threads": num_threads,
+        "seconds": args.seconds,
+        "seed": args.seed,
+    }
+
+
+def _run_layers(args: argparse.Namespace) -> int:
     from mxfp4moe import __version__, config
     from mxfp4moe.cli._bench import plot, report
 
@@ -122,16 +211,8 @@ def run(args: argparse.Namespace) -> int:
         results.append(result)
     print(f"\n{report.format_legend(results)}", file=text)
     if args.json is not None:
-        figures = {
-            "mxfp4moe": __version__,
-            "config": config.show_config("dicts"),
-            "threads": num_threads,
-            "routing": args.routing,
-            "seconds": args.seconds,
-            "seed": args.seed,
-            "results": results,
-        }
-        _write_json(args.json, figures)
+        figures = {"routing": args.routing, "results": results}
+        _write_json(args.json, _header(args, num_threads) | figures)
     if args.plot is not None:
         with atomic_file(Path(args.plot)) as file:
             title = plot.title(num_threads)
@@ -229,7 +310,11 @@ def _numbers(text: str) -> list[int]:
     return list(dict.fromkeys(integer(1)(number) for number in text.split(",")))
 
 
-_numbers.__name__ = "integer"  # in argparse's message about text that is none
+def _numbers_from_zero(text: str) -> list[int]:
+    return list(dict.fromkeys(integer(0)(number) for number in text.split(",")))
+
+
+_numbers.__name__ = _numbers_from_zero.__name__ = "integer"  # in argparse's message about text that is none
 
 
 def _seconds(text: str) -> float:

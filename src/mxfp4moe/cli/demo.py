@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from mxfp4moe._files import temporary_folder
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._arguments import (
     SIZES,
@@ -28,6 +23,7 @@ from mxfp4moe.cli._arguments import (
     flag,
     integer,
 )
+from mxfp4moe.cli._scratch import scratch_folder
 from mxfp4moe.cli._synthetic import GptOssShape, SyntheticCheckpoint
 from mxfp4moe.cli._text import WIDTH, paragraph
 
@@ -97,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.layer is not None:
         args.parser.error("--layer needs --checkpoint")
     checkpoint = SyntheticCheckpoint(GptOssShape(**given), args.seed)
-    with _temporary_folder(checkpoint.nbytes, args.keep) as folder:
+    with scratch_folder("demo", checkpoint.nbytes, keep=args.keep) as folder:
         size = f"{checkpoint.nbytes / 1e6:.1f} MB"
         print(paragraph(f"Writing a one-layer gpt-oss checkpoint: {size} in {folder}"), flush=True)
         progress = ProgressBar("writing", checkpoint.nbytes)
@@ -222,24 +218,3 @@ def _sample(run: Run) -> _Sample:
     chosen = np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows))).astype(int)
     others = {name: np.concatenate([each[name] for each in run.others])[chosen] for name in run.others[0]}
     return _Sample(rows[chosen], np.concatenate(run.results)[chosen], others)
-
-
-@contextmanager
-def _temporary_folder(num_bytes: int, keep: bool) -> Iterator[Path]:
-    """Make a folder with room for `num_bytes`; remove it in the end, however that comes, or `keep` it."""
-    parent = tempfile.gettempdir()
-    free = shutil.disk_usage(parent).free
-    if num_bytes + (1 << 20) > free:
-        raise ValueError(
-            f"{parent}: expected {num_bytes / 1e6:.1f} MB of free space, got {free / 1e6:.1f} MB "
-            "(the environment variable TMPDIR names another folder)"
-        )
-    if not keep:
-        with temporary_folder(Path(parent, "mxfp4moe-demo")) as folder:
-            yield folder
-        return
-    folder = Path(tempfile.mkdtemp(prefix="mxfp4moe-demo-"))
-    try:
-        yield folder
-    finally:
-        print(f"Kept {folder}")

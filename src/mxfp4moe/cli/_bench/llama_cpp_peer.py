@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mxfp4moe.cli._bench.ggml_blocks import mxfp4_blocks
 from mxfp4moe.cli._bench.problem import Batch, Shape
 from mxfp4moe.reference import ExpertArrays
 
@@ -122,13 +123,8 @@ class LlamaCppPeer:
         return CFUNCTYPE(result, *arguments)(address)
 
     def _blocks(self, blocks: np.ndarray, scales: Any) -> int:
-        """A tensor of MXFP4: a scale, then elements 0 to 15 in the low nibbles, 16 to 31 in the high ones."""
-        packed = np.empty((*scales.shape, 17), np.uint8)
-        packed[..., 0] = scales
-        pairs = blocks.reshape(*scales.shape, 16)
-        first, second = pairs[..., :8], pairs[..., 8:]
-        packed[..., 1::2] = first & 0x0F | second << 4
-        packed[..., 2::2] = first >> 4 | second & 0xF0
+        """A tensor of MXFP4."""
+        packed = mxfp4_blocks(blocks, scales)
         extra = self._function("dev_get_extra_bufts", POINTER(c_void_p), c_void_p)
         kinds = takewhile(bool, extra(self.ggml.backend_get_device(self.backend)))  # a null ends them
         repacked = [kind for kind in kinds if self.ggml.backend_buft_name(kind) == b"CPU_REPACK"]
