@@ -57,6 +57,24 @@ def add_parser(subparsers: Any) -> None:
     )
     add_layer(parser, "in --checkpoint")
     parser.add_argument(
+        "--model",
+        action="store_true",
+        help="Generate tokens with a whole model of the widths of gpt-oss-20b, and as many of its layers as "
+        "memory and disk allow. Default: compute one layer.",
+    )
+    parser.add_argument(
+        "--layers",
+        type=integer(1),
+        metavar="N",
+        help="Number of layers of --model at the most. Default: 24.",
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=integer(1),
+        metavar="N",
+        help="Number of tokens of the vocabulary of --model. Default: 201088.",
+    )
+    parser.add_argument(
         "--keep",
         action="store_true",
         help="Keep the checkpoint that is written, and print where. Default: remove it.",
@@ -67,14 +85,15 @@ def add_parser(subparsers: Any) -> None:
         type=integer(1),
         default=256,
         metavar="N",
-        help="Length of the prefill. Default: %(default)s tokens.",
+        help="Length of the prefill, or of the prompt. Default: %(default)s tokens.",
     )
     parser.add_argument(
         "--steps",
         type=integer(1),
         default=64,
         metavar="N",
-        help="Number of decode steps, of one token each. Default: %(default)s steps.",
+        help="Number of decode steps, of one token each, or of tokens that are generated. Default: "
+        "%(default)s steps.",
     )
     add_seed(parser)
     add_threads(parser)
@@ -83,6 +102,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; 1 if the results are wrong."""
+    if args.model:
+        return _run_model(args)
+    for option in ("layers", "vocab_size"):
+        if getattr(args, option) is not None:
+            args.parser.error(f"{flag(option)} needs --model")
     shape_options = {option: getattr(args, option) for option in SIZES}
     given = {option: size for option, size in shape_options.items() if size is not None}
     if args.checkpoint is not None:
@@ -99,6 +123,15 @@ def run(args: argparse.Namespace) -> int:
         progress = ProgressBar("writing", checkpoint.nbytes)
         checkpoint.write(folder, progress.advance)
         return _run_layer(args, folder)
+
+
+def _run_model(args: argparse.Namespace) -> int:
+    from mxfp4moe.cli import _demo_model
+
+    for option in ("checkpoint", "layer"):
+        if getattr(args, option) is not None:
+            args.parser.error(f"{flag(option)} applies to one layer, not to --model")
+    return _demo_model.run(args, _temporary_folder)
 
 
 def _run_layer(args: argparse.Namespace, path: Path) -> int:
