@@ -283,6 +283,29 @@ def test_chat(talking: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @needs_texts
+def test_answers_after_special_tokens(
+    talking: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a model thinks is shown, and not said again."""
+    from mxfp4moe.model.causal_lm import CausalLM
+
+    def encode(text: str) -> list[int]:
+        return [3 + ord(c) - 33 for c in text]
+
+    prompts = []
+
+    def generate(self: Any, ids: list[int], **options: Any) -> Any:
+        prompts.append(ids)  # the cache stays empty
+        return iter([1, *encode("hmm"), 1, 1, *encode("Yes"), 2])
+
+    monkeypatch.setattr(CausalLM, "generate", generate)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nAgain\n"))
+    assert cli.main(["chat", "--checkpoint", str(talking)]) == 0
+    assert capsys.readouterr().out == "hmm\nYes\nhmm\nYes\n\n"
+    assert prompts[1][1:] == encode("u:Hi;a:Yes;u:Again;a:")
+
+
+@needs_texts
 def test_chat_needs_a_template(talking: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole_models.write_tokenizer(talking)
     assert cli.main(["chat", "--checkpoint", str(talking)]) == 1

@@ -152,5 +152,8 @@ def test_equal_logits_go_to_the_lower_id() -> None:
     logits = np.zeros(1000, np.float32)
     assert Sampling().choose(logits, 0, 0) == 0
     assert {Sampling(1.0, top_k=3).choose(logits, 0, i) for i in range(99)} == {0, 1, 2}
+    for temperature in (1e-300, 5e-324):  # as good as none
+        assert Sampling(temperature).choose(np.float32([1, 3, 2]), 0, 0) == 1
+    assert Sampling(1e6).choose(np.float32([-np.inf, 0, -np.inf]), 0, 0) == 1
     with pytest.raises(ValueError, match="logits: expected numbers, got nan at position 3"):
         Sampling(1.0).choose(np.full(3, np.nan, np.float32), 0, 3)

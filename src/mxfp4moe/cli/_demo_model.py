@@ -8,19 +8,18 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._bench.memory import available_memory
+from mxfp4moe.cli._scratch import scratch_folder
 from mxfp4moe.cli._synthetic import SyntheticCheckpoint
 from mxfp4moe.cli._synthetic_model import GptOss
 from mxfp4moe.cli._text import paragraph
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from mxfp4moe.model.causal_lm import CausalLM
 
 _SHARE = 0.8  # of the available memory, and of the disk, that is used at most
@@ -46,17 +45,13 @@ def sized(args: argparse.Namespace) -> GptOss:
     return replace(model, num_hidden_layers=min(most, fitting))
 
 
-def run(args: argparse.Namespace, folder_of: Any) -> int:
-    """Write the model, load it, generate; 1 if the bits of a token depend on how the prompt was cut.
-
-    `folder_of` makes a temporary folder for so many bytes, and keeps it if asked to.
-    """
+def run(args: argparse.Namespace) -> int:
+    """Write the model, load it, generate; 1 if the bits of a token depend on how the prompt was cut."""
     from mxfp4moe.model.causal_lm import CausalLM
 
     model = sized(args)
     checkpoint = SyntheticCheckpoint(model, args.seed)
-    context: AbstractContextManager[Path] = folder_of(checkpoint.nbytes, args.keep)
-    with context as folder:
+    with scratch_folder("demo", checkpoint.nbytes, keep=args.keep) as folder:
         count = model.num_hidden_layers
         layers = f"{count} of {GptOss.num_hidden_layers} layers" if count < 24 else "all its layers"
         what = f"Writing a model of the widths of {model.title}, {layers}"

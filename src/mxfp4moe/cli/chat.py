@@ -88,7 +88,13 @@ class Chat:
         try:
             for token in tokens:
                 came.append(token)
-                if token not in stop:
+                if token in stop:
+                    break
+                if self._texts.is_special(token):
+                    # Where a model thinks before it answers, the answer is what follows the last of these.
+                    print(stream.finish(), end="\n" if stream.text else "", flush=True)
+                    stream = TextStream(self._texts.decode, self._args.stop)
+                else:
                     print(stream.add(token), end="", flush=True)
                 if stream.stopped:
                     break

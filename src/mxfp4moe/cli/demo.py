@@ -131,7 +131,7 @@ def _run_model(args: argparse.Namespace) -> int:
     for option in ("checkpoint", "layer"):
         if getattr(args, option) is not None:
             args.parser.error(f"{flag(option)} applies to one layer, not to --model")
-    return _demo_model.run(args, _temporary_folder)
+    return _demo_model.run(args)
 
 
 def _run_layer(args: argparse.Namespace, path: Path) -> int:

@@ -58,7 +58,8 @@ class Sampling:
         if self.temperature == 0 or logits[best] == np.inf:
             return best
         # Differences of float32 numbers are exact enough in float64 that equal ones stay equal.
-        values = (logits.astype(np.float64) - float(logits[best])) / self.temperature
+        with np.errstate(over="ignore"):  # of a tiny temperature
+            values = (logits.astype(np.float64) - float(logits[best])) / self.temperature
         ids = self._likely(values)
         weights = exp(values[ids])  # of the likeliest one: 1
         sums = np.add.accumulate(weights[: np.count_nonzero(weights >= self.min_p)])

@@ -59,6 +59,11 @@ class Texts:
         """The text of ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def is_special(self, token: int) -> bool:
+        """Whether an id is that of a special token, which has a meaning and no text."""
+        found = self._tokenizer.get_added_tokens_decoder().get(token)
+        return found is not None and bool(found.special)
+
     @property
     def has_template(self) -> bool:
         """Whether there is a chat template."""
