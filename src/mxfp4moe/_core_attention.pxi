@@ -45,18 +45,29 @@ def rotary(const float[:, :, ::1] x, const int64_t[::1] positions, const double[
     raise_interrupt(call)
 
 
+cdef class PageMemory:
+    """Zeroed memory of some pages; huge pages of the system hold it if it is large."""
+
+    cdef uint8_t* data
+    cdef int64_t size
+
+    def __cinit__(self, int64_t size):
+        self.data = cpp.map_memory(size)
+        self.size = size
+        if self.data == NULL:
+            raise MemoryError(f"no memory for {size} bytes of a key/value cache")
+
+    def __dealloc__(self):
+        cpp.unmap_memory(self.data, self.size)
+
+
 cdef class KVPage:
-    """The memory of one page of a key/value cache; caches may share it, see attention/kv_page.h."""
+    """A page of a key/value cache; caches may share it, see attention/kv_page.h."""
 
     cdef cpp.KVPage page
     cdef cpp.KVLayout layout
-
-    def __cinit__(self, int64_t num_kv_heads, int64_t head_dim, int dtype):
-        self.layout.num_kv_heads = num_kv_heads
-        self.layout.head_dim = head_dim
-        self.layout.dtype = <cpp.DType>dtype
-        if not self.page.allocate(cpp.page_bytes(self.layout)):
-            raise MemoryError(f"no memory for {cpp.kBlockPositions} positions of a key/value cache")
+    cdef PageMemory memory  # keeps alive what `data` points to
+    cdef uint8_t* data
 
     def __reduce__(self):
         raise TypeError("pages of a key/value cache cannot be pickled")
@@ -66,15 +77,41 @@ cdef class KVPage:
         """The bytes of the page."""
         return cpp.page_bytes(self.layout)
 
-    def copy(self):
-        """Return a page of the same numbers that no cache has filled."""
-        cdef KVPage other = KVPage(self.layout.num_kv_heads, self.layout.head_dim, <int>self.layout.dtype)
-        memcpy(other.page.data(), self.page.data(), cpp.page_bytes(self.layout))
-        return other
-
     def claim(self, int64_t begin, int64_t end):
         """Take the positions [begin, end) of the page to be filled; False if it is not filled up to `begin` exactly."""
         return self.page.claim(begin, end)
+
+    def copy_from(self, KVPage other):
+        """Take over all numbers of another page."""
+        memcpy(self.data, other.data, cpp.page_bytes(self.layout))
+
+
+def new_pages(int64_t num_kv_heads, int64_t head_dim, int dtype, int64_t count):
+    """Return a list of pages, side by side in memory, that no cache has filled."""
+    cdef cpp.KVLayout layout
+    cdef KVPage page
+    cdef int64_t i
+    layout.num_kv_heads = num_kv_heads
+    layout.head_dim = head_dim
+    layout.dtype = <cpp.DType>dtype
+    cdef PageMemory memory = PageMemory(count * cpp.page_bytes(layout))
+    pages = []
+    for i in range(count):
+        page = KVPage.__new__(KVPage)
+        page.layout = layout
+        page.memory = memory
+        page.data = memory.data + i * cpp.page_bytes(layout)
+        pages.append(page)
+    return pages
+
+
+def page_bytes(int64_t num_kv_heads, int64_t head_dim, int dtype):
+    """Return the bytes of one page."""
+    cdef cpp.KVLayout layout
+    layout.num_kv_heads = num_kv_heads
+    layout.head_dim = head_dim
+    layout.dtype = <cpp.DType>dtype
+    return cpp.page_bytes(layout)
 
 
 def fill_pages(list pages, int64_t position, const float[:, :, ::1] keys, const float[:, :, ::1] values,
@@ -85,7 +122,7 @@ def fill_pages(list pages, int64_t position, const float[:, :, ::1] keys, const 
     cdef cpp.KVLayout layout = (<KVPage?>pages[0]).layout
     cdef vector[uint8_t*] data
     for page in pages:
-        data.push_back((<KVPage?>page).page.data())
+        data.push_back((<KVPage?>page).data)
     tokens.keys = &keys[0, 0, 0]
     tokens.values = &values[0, 0, 0]
     tokens.position = position
@@ -138,7 +175,7 @@ def attention(list sequences, int kernels, int64_t num_heads, const float[::1] s
         sequence.length = length
         sequence.out = &out[0, 0, 0]
         for page in <tuple?>pages:
-            data.push_back(page.page.data())
+            data.push_back(page.data)
         problem.layout = page.layout
         all_sequences.push_back(sequence)
     for i in range(all_sequences.size()):  # the vector of pages stays where it is from now on

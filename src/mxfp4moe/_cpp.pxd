@@ -297,9 +297,7 @@ cdef extern from "linear/rms_norm.h" namespace "mxfp4moe" nogil:
 
 cdef extern from "attention/kv_page.h" namespace "mxfp4moe" nogil:
     cdef cppclass KVPage:
-        cbool allocate(int64_t nbytes)
         cbool claim(int64_t begin, int64_t end)
-        uint8_t* data() const
 
     cdef struct NewPositions:
         const float* keys

@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "formats/bf16.h"
-#include "memory/mapping.h"
 #include "threads/split.h"
 
 namespace mxfp4moe {
@@ -22,18 +21,6 @@ void fill_head(const KVLayout& layout, const float* key, const float* value, int
 }
 
 }  // namespace
-
-KVPage::~KVPage() { unmap_memory(data_, bytes_); }
-
-bool KVPage::allocate(int64_t bytes) {
-  data_ = map_memory(bytes);
-  bytes_ = bytes;
-  return data_ != nullptr;
-}
-
-bool KVPage::claim(int64_t begin, int64_t end) {
-  return filled_.compare_exchange_strong(begin, end, std::memory_order_relaxed);
-}
 
 void fill_pages(const KVLayout& layout, const NewPositions& tokens, uint8_t* const* pages, int num_threads) {
   const int64_t heads = layout.num_kv_heads, token_floats = heads * layout.head_dim;

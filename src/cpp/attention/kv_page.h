@@ -7,27 +7,17 @@
 
 namespace mxfp4moe {
 
-// The memory of one page, which several caches may share. It is filled from its first position to its last. What has
-// been filled never changes, so that caches with the same first positions share pages, the last one too, without locks.
+// One page, which several caches may share. It is filled from its first position to its last. What has been filled
+// never changes, so that caches with the same first positions share pages, the last one too, without locks.
 class KVPage {
  public:
-  KVPage() = default;
-  ~KVPage();
-  KVPage(const KVPage&) = delete;
-  KVPage& operator=(const KVPage&) = delete;
-
-  // Takes zeroed memory; false if the system has none left.
-  bool allocate(int64_t bytes);
-
   // Takes the positions [begin, end) for the caller to fill, if the page is filled up to `begin` exactly. Otherwise
   // another cache has filled more, and the caller needs a copy of the page.
-  bool claim(int64_t begin, int64_t end);
-
-  uint8_t* data() const { return data_; }
+  bool claim(int64_t begin, int64_t end) {
+    return filled_.compare_exchange_strong(begin, end, std::memory_order_relaxed);
+  }
 
  private:
-  uint8_t* data_ = nullptr;
-  int64_t bytes_ = 0;
   std::atomic<int64_t> filled_{0};
 };
 

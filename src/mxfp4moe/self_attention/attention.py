@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import (
-    as_array,
     check_dtype,
     check_float32,
     check_shape,
@@ -175,19 +174,19 @@ def _check_same_sizes(caches: list[KVCache]) -> None:
         heads = f"{cache.num_kv_heads} heads of {cache.head_dim}"
         return f"{heads} of {cache.dtype}, sliding_window {cache.sliding_window}"
 
-    for i, cache in enumerate(caches):
+    for i, cache in enumerate(caches[1:], 1):
         if sizes(cache) != sizes(caches[0]):
             raise value_error(f"cache[{i}]", f"what cache[0] has, {sizes(caches[0])}", sizes(cache))
 
 
 def _as_queries(name: str, value: Any, cache: KVCache) -> np.ndarray:
-    array = as_array(name, value, FLOAT_DTYPES)
+    array = as_float32(name, value)
     check_shape(name, array, ("T", "H", cache.head_dim))
     heads = array.shape[1]
     if heads == 0 or heads % cache.num_kv_heads or heads > MAX_HEADS:
         expected = f"a multiple of {cache.num_kv_heads} heads, those of the cache, up to {MAX_HEADS}"
         raise value_error(name, expected, f"shape {array.shape}")
-    return as_float32(name, array)
+    return array
 
 
 def _as_sinks(value: Any, num_heads: int) -> np.ndarray | None:

@@ -15,17 +15,20 @@ from mxfp4moe.formats import FLOAT_CODES
 _PAGE = _core.PAGE_POSITIONS
 _DTYPES: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
 FLOAT_DTYPES = tuple(FLOAT_CODES)
+_FLOAT32 = np.dtype(np.float32)
 MAX_HEADS = 1 << 16
 MAX_HEAD_DIM = 1 << 12
 MAX_POSITIONS = 1 << 40
+_MEMORY_BYTES = 2 << 20  # of pages that are made together: a huge page of the system
 _Pages = tuple[_core.KVPage, ...]
 
 
 class _State(NamedTuple):
     """What a cache holds; it never changes, so that copies of a cache and calls may keep it."""
 
-    pages: _Pages
     length: int
+    pages: _Pages
+    spare: _Pages  # to be filled next, unless another cache does so first
 
 
 class KVCache:
@@ -85,7 +88,7 @@ class KVCache:
         self.head_dim = check_positive_int("head_dim", head_dim, MAX_HEAD_DIM)
         self.dtype = check_choice("dtype", dtype, _DTYPES)
         self.sliding_window = check_window(sliding_window)
-        self._slot = _core.Slot(_State((), 0))
+        self._slot = _core.Slot(_State(0, (), ()))
 
     def __len__(self) -> int:
         return self._slot.get().length
@@ -100,8 +103,9 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pages; those of shared ones too."""
-        return sum(page.nbytes for page in self._slot.get().pages)
+        """Bytes of the pages, also of those that are shared, or not filled yet."""
+        state = self._slot.get()
+        return sum(page.nbytes for page in state.pages + state.spare)
 
     def append(self, keys: ArrayLike, values: ArrayLike) -> None:
         """Append the keys and values of the next positions, each rounded once to the dtype of the cache.
@@ -196,31 +200,44 @@ class KVCache:
         while True:
             state = self._slot.get()
             kept = check_int("length", length, 0, state.length)
-            if self._slot.exchange(state, _State(state.pages[: -(-kept // _PAGE)], kept)):
+            if self._slot.exchange(state, _State(kept, state.pages[: -(-kept // _PAGE)], state.spare)):
                 return
 
     def _append_to(self, state: _State, positions: tuple[np.ndarray, np.ndarray], threads: int) -> _State:
         """The state with more positions; `state` and all that share its pages stay as they are."""
         keys, values = positions
-        begin, end = state.length, state.length + len(keys)
+        end = state.length + len(keys)
         check_int("the number of positions", end, 0, MAX_POSITIONS)
-        pages = list(state.pages)
-        first, inside = divmod(begin, _PAGE)
-        if inside and not pages[first].claim(inside, min(_PAGE, inside + len(keys))):
-            pages[first] = pages[first].copy()  # another cache has filled the rest of it
-            pages[first].claim(0, min(_PAGE, inside + len(keys)))
-        dtype = FLOAT_CODES[np.dtype(np.float32)] if self.dtype == "float32" else _core.DTYPES["bfloat16"]
+        pages, spare = list(state.pages), list(state.spare)
+        first, inside = divmod(state.length, _PAGE)
+        if inside and not pages[first].claim(inside, min(_PAGE, end - first * _PAGE)):
+            # Another cache has filled the rest of the page.
+            filled = pages.pop()
+            pages.append(self._new_page(spare, len(pages), end))
+            pages[first].copy_from(filled)
         while len(pages) * _PAGE < end:
-            page = _core.KVPage(self.num_kv_heads, self.head_dim, dtype)
-            page.claim(0, min(_PAGE, end - len(pages) * _PAGE))
-            pages.append(page)
-        _core.fill_pages(pages[first:], begin, keys, values, threads)
-        return _State(tuple(pages), end)
+            pages.append(self._new_page(spare, len(pages), end))
+        _core.fill_pages(pages[first:], state.length, keys, values, threads)
+        return _State(end, tuple(pages), tuple(spare))
+
+    def _new_page(self, spare: list[_core.KVPage], index: int, end: int) -> _core.KVPage:
+        """A page for this cache alone, to be page `index` of it and filled up to position `end`."""
+        filled = min(_PAGE, end - index * _PAGE)
+        while True:
+            if not spare:
+                sizes = self.num_kv_heads, self.head_dim, _core.DTYPES[self.dtype]
+                # The memory of a cache grows with it, so that small ones take little.
+                most = max(1, _MEMORY_BYTES // _core.page_bytes(*sizes))
+                spare += _core.new_pages(*sizes, max(-(-end // _PAGE) - index, min(index, most)))
+            page = spare.pop(0)
+            if page.claim(0, filled):
+                return page
 
 
 def snapshot(cache: KVCache) -> tuple[_Pages, int]:
     """The pages and the number of positions of a cache, which stay as they are."""
-    return cache._slot.get()
+    state = cache._slot.get()
+    return state.pages, state.length
 
 
 def check_window(value: Any) -> int | None:
@@ -231,10 +248,12 @@ def check_window(value: Any) -> int | None:
 def as_float32(name: str, value: Any) -> np.ndarray:
     """`value` as a float32 array, C-contiguous, exactly; copied only if needed."""
     array = as_array(name, value, FLOAT_DTYPES)
+    if array.dtype == _FLOAT32 and array.flags.c_contiguous:  # on the path of every decode step
+        return array
     return np.ascontiguousarray(cast(array, np.float32))
 
 
 def _as_positions(name: str, value: Any, shape: tuple[int | str, ...]) -> np.ndarray:
-    array = as_array(name, value, FLOAT_DTYPES)
+    array = as_float32(name, value)
     check_shape(name, array, shape)
-    return as_float32(name, array)
+    return array

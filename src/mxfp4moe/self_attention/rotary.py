@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import (
-    as_array,
     as_integer_array,
     check_bool,
     check_int,
@@ -22,7 +21,7 @@ from mxfp4moe._arguments import (
     value_error,
 )
 from mxfp4moe.config import resolve_num_threads
-from mxfp4moe.self_attention.cache import FLOAT_DTYPES, MAX_HEAD_DIM, as_float32
+from mxfp4moe.self_attention.cache import MAX_HEAD_DIM, as_float32
 
 _MAX_BASE = 1e30
 _PI = "3.14159265358979323846264338327950288419716939937510"
@@ -220,10 +219,9 @@ class RotaryEmbedding:
         >>> rotary(np.ones((5, 8, 64), np.float32), np.arange(5)).shape
         (5, 8, 64)
         """
-        given = as_array("x", x, FLOAT_DTYPES)
-        if given.ndim < 3 or given.shape[-1] != self.head_dim:
-            raise value_error("x", f"shape (..., T, heads, {self.head_dim})", f"shape {given.shape}")
-        heads = as_float32("x", given)
+        heads = as_float32("x", x)
+        if heads.ndim < 3 or heads.shape[-1] != self.head_dim:
+            raise value_error("x", f"shape (..., T, heads, {self.head_dim})", f"shape {heads.shape}")
         at = self._as_positions(positions, heads.shape[:-2])
         threads = resolve_num_threads(num_threads)
         result = np.empty(heads.shape, np.float32)
@@ -243,16 +241,15 @@ class RotaryEmbedding:
     def _as_positions(self, value: Any, shape: tuple[int, ...]) -> NDArray[np.int64]:
         """The position of each token, in one axis."""
         positions = as_integer_array("positions", value)
-        try:
-            every = np.broadcast_to(positions, shape)
-        except ValueError:
-            raise value_error(
-                "positions", f"a shape that broadcasts to {shape}", f"shape {positions.shape}"
-            ) from None
-        at = to_int64(every).reshape(-1)
-        wrong = (at < 0) | (at >= self.max_position)
-        if wrong.any():
-            bad = int(at[wrong.argmax()])
+        if positions.shape != shape:
+            try:
+                positions = np.broadcast_to(positions, shape)
+            except ValueError:
+                expected = f"a shape that broadcasts to {shape}"
+                raise value_error("positions", expected, f"shape {positions.shape}") from None
+        at = to_int64(positions).reshape(-1)
+        if at.size and not 0 <= at.min() <= at.max() < self.max_position:
+            bad = at[((at < 0) | (at >= self.max_position)).argmax()]
             raise value_error("positions", f"values in [0, {self.max_position - 1}]", str(bad))
         return at
 

@@ -40,12 +40,23 @@ inline Seen seen_by(const AttentionRows& rows, int64_t row, int64_t first, int64
   return {begin < 0 ? 0 : begin, end > count ? count : end};
 }
 
-// Adds products to acc[r][lane]: a[r][k] * b[k][lane] for k = 0, 1, ..., count - 1.
-template <int kRows, class Element>
-MXFP4MOE_INLINE void multiply(const float* a, int64_t a_stride, const Element* b, int64_t b_stride, int64_t count,
-                              F32 (&acc)[kRows]) {
-  for (int64_t k = 0; k < count; ++k) {
-    const F32 x = load_lanes(b + k * b_stride);
+// Sixteen lanes for each of `count` k.
+template <class Element>
+struct Columns {
+  const Element* data;
+  int64_t stride;
+  int64_t count;
+  int64_t ahead;  // so many bytes ahead is what is read next
+};
+
+// Adds products to acc[r][lane]: a[r][k] * b[k][lane] for k = 0, 1, ..., count - 1. The hardware does not find out by
+// itself what is read after a page, so that it is asked for here.
+template <int kRows, bool kPrefetch, class Element>
+MXFP4MOE_INLINE void multiply(const float* a, int64_t a_stride, const Columns<Element>& b, F32 (&acc)[kRows]) {
+  for (int64_t k = 0; k < b.count; ++k) {
+    const Element* lanes = b.data + k * b.stride;
+    if constexpr (kPrefetch) __builtin_prefetch(reinterpret_cast<const uint8_t*>(lanes) + b.ahead);
+    const F32 x = load_lanes(lanes);
     unroll<kRows>([&](auto r) MXFP4MOE_INLINE_LAMBDA {
       acc[r.value] = mul_add(broadcast(a[r.value * a_stride + k]), x, acc[r.value]);
     });
@@ -58,18 +69,20 @@ struct HeadBlock {
   const Element* keys;    // [group of sixteen positions][head_dim][16]
   const Element* values;  // [position][padded]
   int64_t head_dim, padded;
+  int64_t ahead;  // so many bytes ahead is the block that is read next
 };
 
 // Scores of rows [row, row + kRows) for the groups of sixteen positions [begin, end).
-template <int kRows, class Element>
+template <int kRows, bool kPrefetch, class Element>
 inline void score_rows(const AttentionRows& rows, const HeadBlock<Element>& block, int64_t row, Seen groups,
                        float* scores) {
   const float* queries = rows.queries + row * block.head_dim;
   for (int64_t g = groups.begin; g < groups.end; ++g) {
     F32 acc[kRows];
     for (int r = 0; r < kRows; ++r) acc[r] = broadcast(0.0f);
-    multiply<kRows>(queries, block.head_dim, block.keys + g * kAttentionLanes * block.head_dim, kAttentionLanes,
-                    block.head_dim, acc);
+    const Columns<Element> keys{block.keys + g * kAttentionLanes * block.head_dim, kAttentionLanes, block.head_dim,
+                                block.ahead};
+    multiply<kRows, kPrefetch>(queries, block.head_dim, keys, acc);
     for (int r = 0; r < kRows; ++r) {
       store(scores + (row + r) * kBlockPositions + g * kAttentionLanes, mul(acc[r], broadcast(rows.scale)));
     }
@@ -112,7 +125,7 @@ inline float weigh_row(Seen seen, float* scores, float* state) {
 }
 
 // Adds to the values of rows [row, row + kRows) those of the positions `seen`, times their weights.
-template <int kRows, class Element>
+template <int kRows, bool kPrefetch, class Element>
 inline void add_values(const HeadBlock<Element>& block, Seen seen, const float* weights, const float* factors,
                        float* states) {
   const int64_t stride = kStateValues + block.padded;
@@ -120,8 +133,9 @@ inline void add_values(const HeadBlock<Element>& block, Seen seen, const float* 
     float* values = states + kStateValues + d;
     F32 acc[kRows];
     for (int r = 0; r < kRows; ++r) acc[r] = mul(load(values + r * stride), broadcast(factors[r]));
-    multiply<kRows>(weights + seen.begin, kBlockPositions, block.values + seen.begin * block.padded + d, block.padded,
-                    seen.end - seen.begin, acc);
+    const Columns<Element> columns{block.values + seen.begin * block.padded + d, block.padded, seen.end - seen.begin,
+                                   block.ahead};
+    multiply<kRows, kPrefetch>(weights + seen.begin, kBlockPositions, columns, acc);
     for (int r = 0; r < kRows; ++r) store(values + r * stride, acc[r]);
   }
 }
@@ -132,21 +146,29 @@ struct AttendScratch {
   float* factors;  // [row]
 };
 
+// Calls f with the number of rows that are computed together and with whether they are the first, both as an Index. The
+// first rows ask for the memory of the next block.
+template <class F>
+MXFP4MOE_INLINE void with_rows(bool is_tile, bool is_first, F&& f) {
+  if (is_tile) {
+    is_first ? f(Index<kRowTile>{}, Index<1>{}) : f(Index<kRowTile>{}, Index<0>{});
+  } else {
+    is_first ? f(Index<1>{}, Index<1>{}) : f(Index<1>{}, Index<0>{});
+  }
+}
+
 template <class Element>
 inline void attend_block(const AttentionRows& rows, const HeadBlock<Element>& block, int64_t first, AttendScratch m,
                          float* states) {
   const int64_t stride = kStateValues + block.padded;
   const auto seen_of = [&](int64_t row) { return seen_by(rows, row, first, kBlockPositions); };
   for (int64_t row = 0; row < rows.num_rows;) {
-    const int64_t count = rows.num_rows - row < kRowTile ? 1 : kRowTile;
-    // The last row sees the positions up to the largest, and the first one those from the smallest on.
-    const Seen seen = seen_of(row), last = seen_of(row + count - 1);
-    const Seen groups = groups_of({seen.begin, last.end});
-    if (count == kRowTile) {
-      score_rows<kRowTile>(rows, block, row, groups, m.scores);
-    } else {
-      score_rows<1>(rows, block, row, groups, m.scores);
-    }
+    const bool is_tile = rows.num_rows - row >= kRowTile;
+    // The first row sees the positions from the smallest on, the last row those up to the largest.
+    const int64_t count = is_tile ? kRowTile : 1;
+    const Seen groups = groups_of({seen_of(row).begin, seen_of(row + count - 1).end});
+    with_rows(is_tile, row == 0,
+              [&](auto n, auto is_first) { score_rows<n.value, is_first.value>(rows, block, row, groups, m.scores); });
     row += count;
   }
   for (int64_t row = 0; row < rows.num_rows; ++row) {
@@ -156,13 +178,11 @@ inline void attend_block(const AttentionRows& rows, const HeadBlock<Element>& bl
   for (int64_t row = 0; row < rows.num_rows;) {
     const Seen seen = seen_of(row);
     const bool is_tile = rows.num_rows - row >= kRowTile && seen == seen_of(row + kRowTile - 1);
-    const float* weights = m.scores + row * kBlockPositions;
     if (!seen.empty()) {
-      if (is_tile) {
-        add_values<kRowTile>(block, seen, weights, m.factors + row, states + row * stride);
-      } else {
-        add_values<1>(block, seen, weights, m.factors + row, states + row * stride);
-      }
+      with_rows(is_tile, row == 0, [&](auto n, auto is_first) {
+        add_values<n.value, is_first.value>(block, seen, m.scores + row * kBlockPositions, m.factors + row,
+                                            states + row * stride);
+      });
     }
     row += is_tile ? kRowTile : 1;
   }
@@ -181,12 +201,14 @@ inline void attend_segment(const AttentionRows& rows, const AttentionSegment& se
   const int64_t base = segment.segment * kSegmentPositions;
   const Seen first = seen_by(rows, 0, base, kSegmentPositions);
   const Seen last = seen_by(rows, rows.num_rows - 1, base, kSegmentPositions);
+  const int64_t last_position = rows.first_position + (rows.num_rows - 1) / rows.group;
   for (int64_t b = first.begin / kBlockPositions; b * kBlockPositions < last.end; ++b) {
     const int64_t page = segment.segment * kSegmentBlocks + b;
+    const int64_t next_page = page + 1 <= last_position / kBlockPositions ? page + 1 : page;
     const uint8_t* data = segment.pages[page] + segment.head * kv_head_bytes(layout);
     const HeadBlock<Element> block{reinterpret_cast<const Element*>(data),
-                                   reinterpret_cast<const Element*>(data + keys_bytes(layout)), layout.head_dim,
-                                   padded};
+                                   reinterpret_cast<const Element*>(data + keys_bytes(layout)), layout.head_dim, padded,
+                                   segment.pages[next_page] - segment.pages[page]};
     attend_block(rows, block, page * kBlockPositions, m, states);
   }
 }
