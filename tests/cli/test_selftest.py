@@ -28,7 +28,9 @@ def test_other_seeds_pass(isa: str, seed: int) -> None:
     assert [case.problem() for case in _selftest.cases(seed) if case.problem()] == []
 
 
-@pytest.mark.parametrize("name", ["fused_experts", "quantize_nvfp4", "dequantize_mxfp8", "topk_softmax"])
+@pytest.mark.parametrize(
+    "name", ["fused_experts", "quantize_nvfp4", "dequantize_mxfp8", "topk_softmax", "attention", "rms_norm"]
+)
 def test_a_wrong_bit_is_found(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,15 +1,21 @@
-// Everything that computes, from several threads at once: experts, matrices, routing and quantizers share the
-// pool and the workspaces. For -fsanitize=thread. Each result must be the bits that one thread alone computes.
+// Everything that computes, from several threads at once: experts, matrices, routing, quantizers and attention share
+// the pool and the workspaces. For -fsanitize=thread. Each result must be the bits that one thread alone computes.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
 
+#include "attention/attention.h"
+#include "attention/kv_page.h"
+#include "attention/rotary.h"
 #include "kernels/registry.h"
 #include "linear/linear.h"
+#include "linear/rms_norm.h"
 #include "moe/schedule.h"
 #include "packing/storage.h"
 #include "quantize/quantize.h"
@@ -268,6 +274,68 @@ class Quantized : public Work {
   std::vector<float> values_;
 };
 
+const AttentionKernels& attention_of(const KernelTable& kernels) {
+  int table = 0;
+  while (&kernel_table(table) != &kernels) ++table;
+  return attention_kernels(table);
+}
+
+// Keys are normed, turned and put into pages; two sequences then share the pages, and the attention of each is
+// computed.
+class Attended : public Work {
+ public:
+  explicit Attended(Random& random)
+      : layout_{between(random, 1, 3), 2 * between(random, 1, 40), random() % 2 ? DType::kFloat32 : DType::kBFloat16},
+        group_(between(random, 1, 5)),
+        length_(between(random, 2, 1300)),
+        num_queries_(between(random, 1, std::min<int64_t>(length_, 90))),
+        queries_(floats(random, num_queries_ * num_heads() * layout_.head_dim)),
+        keys_(floats(random, length_ * layout_.num_kv_heads * layout_.head_dim)),
+        frequencies_(static_cast<size_t>(layout_.head_dim / 2), 0.01),
+        positions_(static_cast<size_t>(length_)) {
+    std::iota(positions_.begin(), positions_.end(), 0);
+  }
+
+  Bytes run(const KernelTable& kernels, int num_threads) const override {
+    const int64_t dim = layout_.head_dim, heads = layout_.num_kv_heads;
+    std::vector<float> keys(keys_.size());
+    rms_norm({{const_cast<uint8_t*>(as_bytes(keys_)), dim * 4, DType::kFloat32},
+              {as_bytes(keys), dim * 4, DType::kFloat32},
+              length_ * heads,
+              dim,
+              frequencies_.size() > 9 ? keys_.data() : nullptr,
+              1e-6},
+             num_threads);
+    rotary({keys.data(), keys.data(), length_, heads, dim, dim / 2, false, positions_.data(), frequencies_.data(), 1.0},
+           num_threads);
+    const int64_t num_pages = ceil_div(length_, kBlockPositions);
+    Bytes memory(static_cast<size_t>(num_pages * page_bytes(layout_)));
+    std::vector<uint8_t*> pages;
+    for (int64_t i = 0; i < num_pages; ++i) pages.push_back(memory.data() + i * page_bytes(layout_));
+    fill_pages(layout_, {keys.data(), keys_.data(), 0, length_}, pages.data(), num_threads);
+
+    Bytes out(2 * queries_.size() * 4);
+    std::vector<AttentionSequence> sequences;
+    for (int64_t i = 0; i < 2; ++i) {
+      sequences.push_back(
+          {queries_.data(), num_queries_ - i, pages.data(), length_ - i, out.data() + i * out.size() / 2});
+    }
+    const AttentionProblem problem{sequences.data(), 2,    layout_,         num_heads(),
+                                   1 + length_ / 2,  0.3f, queries_.data(), DType::kFloat32};
+    CHECK(attention(attention_of(kernels), problem, num_threads) == Status::kOk);
+    return out;
+  }
+
+ private:
+  int64_t num_heads() const { return group_ * layout_.num_kv_heads; }
+
+  KVLayout layout_;
+  int64_t group_, length_, num_queries_;
+  std::vector<float> queries_, keys_;
+  std::vector<double> frequencies_;
+  std::vector<int64_t> positions_;
+};
+
 std::vector<std::unique_ptr<Work>> make_work(Random& random) {
   std::vector<std::unique_ptr<Work>> work;
   for (int format = 0; format < kNumWeightFormats; ++format) {
@@ -276,6 +344,7 @@ std::vector<std::unique_ptr<Work>> make_work(Random& random) {
   }
   work.push_back(std::make_unique<RoutedTokens>(random));
   work.push_back(std::make_unique<Quantized>(random));
+  work.push_back(std::make_unique<Attended>(random));
   return work;
 }
 

@@ -91,7 +91,7 @@ class Call {
     memory.states = arena->take<float>(tile_rows() * state_floats(p_.layout));
     memory.totals = arena->take<float>(tile_rows() * state_floats(p_.layout));
     memory.out = arena->take<float>(tile_rows() * p_.layout.head_dim);
-    memory.scratch = arena->take<uint8_t>(attend_scratch_bytes(p_.layout, tile_rows()));
+    memory.scratch = arena->take<uint8_t>(attend_scratch_bytes(tile_rows()));
     if (m != nullptr) *m = memory;
     return round_up(arena->used(), 4096);
   }

@@ -72,10 +72,7 @@ struct AttentionKernels {
   void (*finish)(const AttentionRows& rows, const KVLayout& layout, const float* totals, DType dtype, uint8_t* out);
 };
 
-// The scratch memory that `attend` needs for so many rows: scores, and keys and values as float32.
-constexpr int64_t attend_scratch_bytes(const KVLayout& layout, int64_t num_rows) {
-  return round_up(num_rows * kBlockPositions * 4, 64) + 2 * kBlockPositions * padded_dim(layout) * 4 +
-         round_up(num_rows * 4, 64);
-}
+// The scratch memory that `attend` needs for so many rows: the scores of a block and a factor for each.
+constexpr int64_t attend_scratch_bytes(int64_t num_rows) { return num_rows * (kBlockPositions + 1) * 4; }
 
 }  // namespace mxfp4moe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -57,7 +57,7 @@ class Case:
 def cases(seed: int) -> list[Case]:
     """Every check, with random inputs from `seed`."""
     rng = np.random.default_rng(seed)
-    return [*_expert_cases(rng), *_quantizer_cases(rng), *_routing_cases(rng)]
+    return [*_expert_cases(rng), *_quantizer_cases(rng), *_routing_cases(rng), *_attention_cases(rng)]
 
 
 def _bits(values: _Array) -> _Array:
@@ -222,3 +222,36 @@ def _routing_cases(rng: np.random.Generator) -> list[Case]:
             (reference.router_logits(hidden, weight),),
         ),
     ]
+
+
+# ---- attention ----
+
+
+def _attention_cases(rng: np.random.Generator) -> list[Case]:
+    """All scores of a head are equal, so that the result is the mean of integers."""
+    keys = rng.standard_normal((600, 2, 40), np.float32)
+    values = rng.integers(-100, 101, keys.shape).astype(np.float32)
+    queries = np.zeros((70, 6, 40), np.float32)
+    hidden = rng.standard_normal((70, _HIDDEN), np.float32)
+    weight = rng.standard_normal(_HIDDEN, np.float32)
+    result = [
+        Case(
+            "rms_norm",
+            lambda: (mx.rms_norm(hidden, weight, eps=1e-6),),
+            (reference.rms_norm(hidden, weight, eps=1e-6),),
+        )
+    ]
+    for window in (None, 128):
+        options: dict[str, Any] = {"scale": 1.0, "sliding_window": window, "sinks": np.zeros(6, np.float32)}
+        expected = reference.attention(queries, keys, values, **options)
+        dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
+        for dtype in dtypes:
+            cache = mx.KVCache(2, 40, dtype=dtype)
+            cache.append(keys, values)
+            name = f"attention, {dtype}, window {window}"
+            result.append(Case(name, partial(_attention, queries, cache, options), (expected,)))
+    return result
+
+
+def _attention(queries: _Array, cache: mx.KVCache, options: dict[str, Any]) -> _Results:
+    return (mx.attention(queries, cache, **options),)

@@ -148,13 +148,20 @@ struct AttendScratch {
 
 // Calls f with the number of rows that are computed together and with whether they are the first, both as an Index. The
 // first rows ask for the memory of the next block.
-template <class F>
-MXFP4MOE_INLINE void with_rows(bool is_tile, bool is_first, F&& f) {
-  if (is_tile) {
-    is_first ? f(Index<kRowTile>{}, Index<1>{}) : f(Index<kRowTile>{}, Index<0>{});
-  } else {
-    is_first ? f(Index<1>{}, Index<1>{}) : f(Index<1>{}, Index<0>{});
+template <int kRows = kRowTile, class F>
+MXFP4MOE_INLINE void with_rows(int64_t count, bool is_first, F&& f) {
+  if (count == kRows) {
+    is_first ? f(Index<kRows>{}, Index<1>{}) : f(Index<kRows>{}, Index<0>{});
+  } else if constexpr (kRows > 1) {
+    with_rows<kRows / 2>(count, is_first, f);
   }
+}
+
+// Returns how many rows from `row` on are computed together: kRowTile or its half, quarter, ...
+inline int64_t tile_rows(const AttentionRows& rows, int64_t row) {
+  int64_t count = kRowTile;
+  while (rows.num_rows - row < count) count /= 2;
+  return count;
 }
 
 template <class Element>
@@ -162,29 +169,26 @@ inline void attend_block(const AttentionRows& rows, const HeadBlock<Element>& bl
                          float* states) {
   const int64_t stride = kStateValues + block.padded;
   const auto seen_of = [&](int64_t row) { return seen_by(rows, row, first, kBlockPositions); };
-  for (int64_t row = 0; row < rows.num_rows;) {
-    const bool is_tile = rows.num_rows - row >= kRowTile;
+  for (int64_t row = 0, count; row < rows.num_rows; row += count) {
+    count = tile_rows(rows, row);
     // The first row sees the positions from the smallest on, the last row those up to the largest.
-    const int64_t count = is_tile ? kRowTile : 1;
     const Seen groups = groups_of({seen_of(row).begin, seen_of(row + count - 1).end});
-    with_rows(is_tile, row == 0,
+    with_rows(count, row == 0,
               [&](auto n, auto is_first) { score_rows<n.value, is_first.value>(rows, block, row, groups, m.scores); });
-    row += count;
   }
   for (int64_t row = 0; row < rows.num_rows; ++row) {
     const Seen seen = seen_of(row);
     if (!seen.empty()) m.factors[row] = weigh_row(seen, m.scores + row * kBlockPositions, states + row * stride);
   }
-  for (int64_t row = 0; row < rows.num_rows;) {
+  for (int64_t row = 0, count; row < rows.num_rows; row += count) {
     const Seen seen = seen_of(row);
-    const bool is_tile = rows.num_rows - row >= kRowTile && seen == seen_of(row + kRowTile - 1);
-    if (!seen.empty()) {
-      with_rows(is_tile, row == 0, [&](auto n, auto is_first) {
-        add_values<n.value, is_first.value>(block, seen, m.scores + row * kBlockPositions, m.factors + row,
-                                            states + row * stride);
-      });
-    }
-    row += is_tile ? kRowTile : 1;
+    count = tile_rows(rows, row);
+    while (!(seen == seen_of(row + count - 1))) count /= 2;
+    if (seen.empty()) continue;
+    with_rows(count, row == 0, [&](auto n, auto is_first) {
+      add_values<n.value, is_first.value>(block, seen, m.scores + row * kBlockPositions, m.factors + row,
+                                          states + row * stride);
+    });
   }
 }
 
@@ -269,7 +273,12 @@ inline void finish_rows(const AttentionRows& rows, const KVLayout& layout, const
     const float* total = totals + row * stride;
     const F32 weights = broadcast(sum_weights(total + kStateWeights));
     for (int64_t d = 0; d < dim; d += kAttentionLanes) {
-      store(result, div(load(total + kStateValues + d), weights));
+      const F32 quotient = div(load(total + kStateValues + d), weights);
+      if (dtype == DType::kFloat32 && dim - d >= kAttentionLanes) {
+        store(reinterpret_cast<float*>(out) + row * dim + d, quotient);
+        continue;
+      }
+      store(result, quotient);
       const int64_t count = dim - d < kAttentionLanes ? dim - d : kAttentionLanes;
       for (int64_t i = 0, at = row * dim + d; i < count; ++i, ++at) {
         if (dtype == DType::kFloat32) {
