@@ -61,7 +61,7 @@ def test_mxfp4_experts_of_compressed_tensors(isa: str, tmp_path: Path) -> None:
     blocks = [layer.block for layer in lm._decoder.layers]
     assert {block.experts.format for block in blocks if isinstance(block, mx.MoELayer)} == {"mxfp4"}
     ids = np.arange(1, 20)
-    assert np.array_equal(np.concatenate([each for each in lm([ids[:4], ids])][1:]), lm(ids))
+    assert np.array_equal(lm([ids[:4], ids])[1], lm(ids))
 
 
 def test_float16_and_float32(tmp_path: Path) -> None:
@@ -70,11 +70,11 @@ def test_float16_and_float32(tmp_path: Path) -> None:
     ids = folder.golden["input_ids"]
     expected = mx.CausalLM.from_checkpoint(folder.write(tmp_path / "bfloat16"))(ids)
     for dtype in (np.float16, np.float32):
-        tensors = {name: array.astype(dtype) for name, array in folder.tensors.items()}
-        exact = {
-            name: array for name, array in tensors.items() if np.array_equal(array, folder.tensors[name])
-        }
-        path = folder._replace(tensors={**folder.tensors, **exact}).write(tmp_path / np.dtype(dtype).name)
+        tensors = dict(folder.tensors)
+        for name, array in folder.tensors.items():
+            if np.array_equal(array.astype(dtype), array):  # float16 does not hold all of them
+                tensors[name] = array.astype(dtype)
+        path = folder._replace(tensors=tensors).write(tmp_path / np.dtype(dtype).name)
         lm = mx.CausalLM.from_checkpoint(path)
         assert lm._decoder.embedding.dtype == dtype
         assert np.array_equal(lm(ids), expected)
