@@ -42,8 +42,13 @@ uint8_t* allocate(int64_t bytes) {
   return p;
 }
 
-// Float32 scales belong to blocks of 128 rows and columns, which are four K-blocks.
-constexpr int64_t kRangeBlocks = 4;
+// Float32 scales of fp8_block belong to blocks of 128 rows and columns, which are four K-blocks; those of integers to
+// groups of so many K-blocks of a row.
+#ifndef GROUP_BLOCKS
+#define GROUP_BLOCKS 1
+#endif
+template <class Decoder>
+constexpr int64_t kRangeBlocks = is_integer(Decoder::kFormat) ? GROUP_BLOCKS : 4;
 
 // Memory holds two panels more than are multiplied, because kernels prefetch the next panels.
 constexpr int64_t kAllBlocks = 4 * kMaxBlocks;
@@ -53,7 +58,8 @@ constexpr int64_t kMaxScaleBytes = block_layout(WeightFormat::kNvfp4).scale_byte
 struct Operands {
   uint8_t* weights = allocate(kAllBlocks * kMaxWeightBytes);
   uint8_t* scales = allocate(kAllBlocks * kMaxScaleBytes);
-  float* sum_scales = reinterpret_cast<float*>(allocate(kAllBlocks * 4));
+  uint16_t* sum_scales = reinterpret_cast<uint16_t*>(allocate(kAllBlocks * kPanelRows * 4));
+  float* scale_buffer = reinterpret_cast<float*>(allocate(8 * sum_scale_floats(kMaxBlocks * kBlockK) * 4));
   uint8_t* tokens = allocate(kMaxTokens * kTokenStride * 4);
   uint8_t* slab = allocate(64 << 10);
   float* lanes = reinterpret_cast<float*>(allocate(kMaxTokens * kPanelRows * 16 * 4));
@@ -65,12 +71,13 @@ struct Operands {
       weights[i] = static_cast<uint8_t>((std::rand() & 0x87) | 0x38);
     }
     std::memset(scales, 120, static_cast<size_t>(kAllBlocks * kMaxScaleBytes));
-    for (int64_t i = 0; i < kAllBlocks; ++i) sum_scales[i] = 1;
+    // Pairs of these are ordinary numbers in every type.
+    for (int64_t i = 0; i < kAllBlocks * kPanelRows * 2; ++i) sum_scales[i] = 0x3f80;
   }
 };
 
 template <class Decoder>
-constexpr bool kHasRanges = Decoder::kFormat == WeightFormat::kFp8Block;
+constexpr bool kHasRanges = block_layout(Decoder::kFormat).sum_blocks;
 template <class Decoder>
 constexpr bool kHasSumScales = kHasRanges<Decoder> || Decoder::kFormat == WeightFormat::kNvfp4;
 template <class Decoder>
@@ -81,13 +88,14 @@ PackedMatrix matrix_of(const Operands& operands, int64_t k_blocks) {
   PackedMatrix m{};
   m.num_panels = 4;
   m.k_blocks = k_blocks;
-  m.range_blocks = kHasRanges<Decoder> ? kRangeBlocks : k_blocks;
-  m.scale_rows = 1;
+  m.range_blocks = kHasRanges<Decoder> ? kRangeBlocks<Decoder> : k_blocks;
+  m.scale_rows = is_integer(Decoder::kFormat) ? kPanelRows : 1;
+  m.sum_dtype = is_integer(Decoder::kFormat) ? DType::kBFloat16 : DType::kFloat32;
   m.weights = operands.weights;
   m.scales = operands.scales;
   if (kHasSumScales<Decoder>) {
     m.num_ranges = ceil_div(k_blocks, m.range_blocks);
-    m.sum_scales = operands.sum_scales;
+    m.sum_scales = reinterpret_cast<const uint8_t*>(operands.sum_scales);
   }
   return m;
 }
@@ -112,8 +120,9 @@ class Loop {
   ~Loop() { tile_release(); }
 
   void run(int64_t k_blocks) const {
-    pair_sums<Decoder>(panel_pair<Decoder>(matrix_of<Decoder>(operands_, k_blocks), 0, 1), blocks(k_blocks * kBlockK),
-                       reinterpret_cast<uint16_t*>(operands_.slab), operands_.sums);
+    const PackedMatrix matrix = matrix_of<Decoder>(operands_, k_blocks);
+    const PanelPair panels = panel_pair<Decoder>(matrix, 0, 1, operands_.scale_buffer);
+    pair_sums<Decoder>(panels, blocks(k_blocks * kBlockK), reinterpret_cast<uint16_t*>(operands_.slab), operands_.sums);
   }
 
  private:
@@ -138,7 +147,8 @@ class Loop {
 
   void run(int64_t k_blocks) const {
     const TokenRows tokens{reinterpret_cast<const Element*>(operands_.tokens), kTokenStride, num_tokens_};
-    panel_sums<Decoder>(panel_of<Decoder>(matrix_of<Decoder>(operands_, k_blocks), 0), tokens,
+    const PackedMatrix matrix = matrix_of<Decoder>(operands_, k_blocks);
+    panel_sums<Decoder>(panel_of<Decoder>(matrix, 0, operands_.scale_buffer), tokens,
                         reinterpret_cast<Element*>(operands_.slab), operands_.lanes, operands_.sums);
   }
 
@@ -191,7 +201,7 @@ template <class Decoder>
 void measure(const Operands& operands, int64_t num_tokens) {
   // Half of K is timed as well. It holds several whole ranges, because a range that is all of K is computed in another
   // way.
-  constexpr int64_t unit = 2 * (kHasRanges<Decoder> ? kRangeBlocks : 2);
+  constexpr int64_t unit = 2 * (kHasRanges<Decoder> ? kRangeBlocks<Decoder> : 2);
   constexpr int64_t min_blocks = kHasRanges<Decoder> ? 2 * unit : unit;
   const int64_t fit = kOperandBytes / operand_bytes_of_block<Decoder>(num_tokens) / unit * unit;
   const int64_t k_blocks = fit < min_blocks ? min_blocks : fit > kMaxBlocks ? kMaxBlocks : fit;

@@ -87,6 +87,24 @@ def dequantize_nvfp4(
     kernels: int,
     num_threads: int,
 ) -> None: ...
+def quantize_integers(
+    values: np.ndarray,
+    dtype: int,
+    bits: int,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray | None,
+    num_threads: int,
+) -> None: ...
+def dequantize_integers(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray | None,
+    dtype: int,
+    bits: int,
+    values: np.ndarray,
+    num_threads: int,
+) -> None: ...
 def pack_e2m1(codes: np.ndarray, blocks: np.ndarray, num_threads: int) -> None: ...
 def unpack_e2m1(blocks: np.ndarray, codes: np.ndarray, num_threads: int) -> None: ...
 
@@ -125,7 +143,8 @@ class ExpertStorage(PackedStorage):
         self,
         bytes: np.ndarray | None = None,
         *,
-        format: int,
+        w13_format: tuple[int, int, int, int],
+        w2_format: tuple[int, int, int, int],
         num_experts: int,
         hidden_size: int,
         intermediate_size: int,
@@ -133,8 +152,6 @@ class ExpertStorage(PackedStorage):
         has_w13_bias: bool = False,
         has_w2_bias: bool = False,
         interleaved: bool = False,
-        block_rows: int = 0,
-        block_k: int = 0,
         tensor_scales: bool = False,
     ) -> None: ...
     @property
@@ -168,13 +185,11 @@ class LinearStorage(PackedStorage):
         self,
         bytes: np.ndarray | None = None,
         *,
-        format: int,
+        format: tuple[int, int, int, int],
         num_rows: int,
         k: int,
         num_terms: int = 1,
         has_bias: bool = False,
-        block_rows: int = 0,
-        block_k: int = 0,
         tensor_scale: bool = False,
     ) -> None: ...
 

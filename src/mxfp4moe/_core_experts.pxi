@@ -7,6 +7,17 @@ def layout_version():
     return cpp.kLayoutVersion
 
 
+cdef cpp.MatrixFormat matrix_format(numbers):
+    """The format of a matrix: that of its weights, rows and columns of a block of scales of sums, 0 for a whole axis, and
+    the dtype of these scales."""
+    cdef cpp.MatrixFormat format
+    cdef int weights, dtype
+    weights, format.block_rows, format.block_k, dtype = numbers
+    format.weights = <cpp.WeightFormat>weights
+    format.sum_dtype = <cpp.DType>dtype
+    return format
+
+
 cdef class PackedStorage:
     """The packed bytes of matrices: one block of memory, exported read-only.
 
@@ -16,7 +27,6 @@ cdef class PackedStorage:
     of bytes for each expert.
     """
 
-    cdef cpp.WeightFormat format
     cdef int64_t num_terms
     cdef cpp.MatrixLayout[2] layouts
     cdef tuple names  # of the matrices, in their order
@@ -70,7 +80,7 @@ cdef class PackedStorage:
 
     cdef cpp.SourceMatrix source(self, int matrix, cpp.DType dtype) noexcept:
         cdef cpp.SourceMatrix m
-        m.format = self.format
+        m.format = self.layouts[matrix].sizes.format
         m.dtype = dtype
         m.weights = m.scales = m.up_weights = m.up_scales = NULL
         m.num_rows = self.layouts[matrix].num_rows
@@ -88,7 +98,8 @@ cdef class PackedStorage:
 
     cdef cpp.PackedSumScales sum_scales(self, int matrix, int64_t expert) noexcept:
         cdef cpp.PackedSumScales p
-        p.data = <float*>self.part(matrix, <int>cpp.Part.kSumScales, expert)
+        p.data = self.part(matrix, <int>cpp.Part.kSumScales, expert)
+        p.dtype = self.layouts[matrix].sizes.sum_dtype
         p.num_panels = self.layouts[matrix].sizes.num_panels
         p.num_ranges = self.layouts[matrix].sizes.num_ranges
         p.scale_rows = self.layouts[matrix].sizes.scale_rows
@@ -139,11 +150,11 @@ cdef class PackedStorage:
             cpp.unpack_matrix(m, packed, &weights[0, 0], scale_bytes, num_threads)
         raise_interrupt(call)
 
-    def pack_sum_scales(self, int matrix, int64_t expert, const float[:, ::1] scales):
-        """Store one expert's float32 scales: gate rows before up rows if they are blocked apart."""
+    def pack_sum_scales(self, int matrix, int64_t expert, const uint8_t[:, ::1] scales):
+        """Store the bytes of one expert's scales of sums: gate rows before up rows if they are blocked apart."""
         cpp.pack_sum_scales(self.layouts[matrix].sum_blocks, &scales[0, 0], self.sum_scales(matrix, expert))
 
-    def unpack_sum_scales(self, int matrix, int64_t expert, float[:, ::1] scales):
+    def unpack_sum_scales(self, int matrix, int64_t expert, uint8_t[:, ::1] scales):
         """Read what `pack_sum_scales` stored; return whether the copies of each scale agree."""
         return cpp.unpack_sum_scales(self.layouts[matrix].sum_blocks, self.sum_scales(matrix, expert), &scales[0, 0])
 
@@ -161,12 +172,11 @@ cdef class ExpertStorage(PackedStorage):
 
     cdef cpp.StorageShape shape
 
-    def __cinit__(self, const uint8_t[::1] bytes=None, *, int format, int64_t num_experts, int64_t hidden_size,
-                  int64_t intermediate_size, bint gated=True, bint has_w13_bias=False, bint has_w2_bias=False,
-                  bint interleaved=False, int64_t block_rows=0, int64_t block_k=0, bint tensor_scales=False):
-        """Where `block_rows` or `block_k` is 0, a block of float32 scales is the whole axis."""
+    def __cinit__(self, const uint8_t[::1] bytes=None, *, w13_format, w2_format, int64_t num_experts,
+                  int64_t hidden_size, int64_t intermediate_size, bint gated=True, bint has_w13_bias=False,
+                  bint has_w2_bias=False, bint interleaved=False, bint tensor_scales=False):
         cdef cpp.StorageLayout layout
-        self.shape.format = <cpp.WeightFormat>format
+        self.shape.w13, self.shape.w2 = matrix_format(w13_format), matrix_format(w2_format)
         self.shape.num_experts = num_experts
         self.shape.hidden_size = hidden_size
         self.shape.intermediate_size = intermediate_size
@@ -175,10 +185,8 @@ cdef class ExpertStorage(PackedStorage):
         self.shape.has_w2_bias = has_w2_bias
         self.shape.tensor_scales = tensor_scales
         self.shape.interleaved = interleaved
-        self.shape.block_rows = block_rows
-        self.shape.block_k = block_k
         layout = cpp.storage_layout(self.shape)
-        self.format, self.num_terms = self.shape.format, 1
+        self.num_terms = 1
         self.layouts[0], self.layouts[1] = layout.w13, layout.w2
         self.names = "w13", "w2"
         self.total = layout.total
@@ -281,20 +289,18 @@ cdef class LinearStorage(PackedStorage):
 
     cdef cpp.MatrixShape shape
 
-    def __cinit__(self, const uint8_t[::1] bytes=None, *, int format, int64_t num_rows, int64_t k, int64_t num_terms=1,
-                  bint has_bias=False, int64_t block_rows=0, int64_t block_k=0, bint tensor_scale=False):
-        """A weight is the sum of `num_terms` bfloat16 numbers; blocks are as those of ExpertStorage."""
+    def __cinit__(self, const uint8_t[::1] bytes=None, *, format, int64_t num_rows, int64_t k, int64_t num_terms=1,
+                  bint has_bias=False, bint tensor_scale=False):
+        """A weight is the sum of `num_terms` bfloat16 numbers."""
         cdef cpp.SingleLayout layout
-        self.shape.format = <cpp.WeightFormat>format
+        self.shape.format = matrix_format(format)
         self.shape.num_rows = num_rows
         self.shape.k = k
         self.shape.num_terms = num_terms
         self.shape.has_bias = has_bias
         self.shape.tensor_scale = tensor_scale
-        self.shape.block_rows = block_rows
-        self.shape.block_k = block_k
         layout = cpp.single_layout(self.shape)
-        self.format, self.num_terms = self.shape.format, num_terms
+        self.num_terms = num_terms
         self.layouts[0] = layout.matrix
         self.names = ("weight",)
         self.total = layout.total

@@ -104,6 +104,49 @@ def dequantize_nvfp4(const uint8_t[::1] blocks, const uint8_t[::1] scales, const
     raise_interrupt(call)
 
 
+cdef cpp.IntegerArrays integer_arrays(const uint8_t[::1] codes, const float[::1] scales, const uint8_t[::1] zeros) noexcept:
+    """The arrays of `quantize_integers`, which writes them, or of its inverse."""
+    cdef cpp.IntegerArrays arrays
+    arrays.codes = <uint8_t*>&codes[0]
+    arrays.scales = <float*>&scales[0]
+    arrays.zeros = NULL
+    if zeros is not None:
+        arrays.zeros = <uint8_t*>&zeros[0]
+    return arrays
+
+
+def quantize_integers(const uint8_t[::1] values, int dtype, int bits, uint8_t[::1] codes, float[::1] scales,
+                      uint8_t[::1] zeros, int num_threads):
+    """Write the codes, the scale and, unless `zeros` is None, the zero point of each group of values."""
+    cdef cpp.InterruptibleCall call
+    cdef cpp.IntegerGroups groups
+    cdef cpp.IntegerArrays arrays = integer_arrays(codes, scales, zeros)
+    groups.values = &values[0]
+    groups.dtype = <cpp.DType>dtype
+    groups.bits = bits
+    groups.num_groups = scales.shape[0]
+    groups.group_size = codes.shape[0] * 8 // bits // scales.shape[0]
+    with nogil:
+        cpp.quantize_integers(groups, arrays, num_threads)
+    raise_interrupt(call)
+
+
+def dequantize_integers(const uint8_t[::1] codes, const float[::1] scales, const uint8_t[::1] zeros, int dtype,
+                        int bits, uint8_t[::1] values, int num_threads):
+    """Write the values of what `quantize_integers` wrote."""
+    cdef cpp.InterruptibleCall call
+    cdef cpp.IntegerGroups groups
+    cdef cpp.IntegerArrays arrays = integer_arrays(codes, scales, zeros)
+    groups.values = NULL
+    groups.dtype = <cpp.DType>dtype
+    groups.bits = bits
+    groups.num_groups = scales.shape[0]
+    groups.group_size = codes.shape[0] * 8 // bits // scales.shape[0]
+    with nogil:
+        cpp.dequantize_integers(groups, arrays, &values[0], num_threads)
+    raise_interrupt(call)
+
+
 def pack_e2m1(const uint8_t[::1] codes, uint8_t[::1] blocks, int num_threads):
     """Pack each two codes, of one byte each, into one byte of `blocks`."""
     cdef cpp.InterruptibleCall call

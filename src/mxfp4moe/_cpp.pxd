@@ -138,6 +138,8 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
         int64_t source_panels
 
     cdef struct PackedMatrix:
+        WeightFormat format
+        DType sum_dtype
         int64_t num_panels
         int64_t k_blocks
         int64_t num_ranges
@@ -147,7 +149,8 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
         pass
 
     cdef struct PackedSumScales:
-        float* data
+        uint8_t* data
+        DType dtype
         int64_t num_panels
         int64_t num_ranges
         int64_t scale_rows
@@ -156,8 +159,8 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
     void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
                        int num_threads)
     int64_t count_terms(const SourceMatrix& source, int num_threads)
-    void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed)
-    cbool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales)
+    void pack_sum_scales(const SumScaleBlocks& blocks, const uint8_t* scales, const PackedSumScales& packed)
+    cbool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, uint8_t* scales)
 
     cdef struct PackedBias:
         float* data
@@ -168,8 +171,15 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
 
 
 cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
+    cdef struct MatrixFormat:
+        WeightFormat weights
+        int64_t block_rows
+        int64_t block_k
+        DType sum_dtype
+
     cdef struct StorageShape:
-        WeightFormat format
+        MatrixFormat w13
+        MatrixFormat w2
         int64_t num_experts
         int64_t hidden_size
         int64_t intermediate_size
@@ -178,8 +188,6 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         cbool has_w2_bias
         cbool tensor_scales
         cbool interleaved
-        int64_t block_rows
-        int64_t block_k
 
     cdef enum class Part(int32_t):
         kWeights
@@ -202,14 +210,12 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         int64_t total
 
     cdef struct MatrixShape:
-        WeightFormat format
+        MatrixFormat format
         int64_t num_rows
         int64_t k
         int64_t num_terms
         cbool has_bias
         cbool tensor_scale
-        int64_t block_rows
-        int64_t block_k
 
     cdef struct SingleLayout:
         MatrixLayout matrix
@@ -422,6 +428,20 @@ cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
                         int num_threads)
     void dequantize_nvfp4(const KernelTable& kernels, const Nvfp4ValuesArgs& args, int64_t num_tensors,
                           const float* tensor_scales, int num_threads)
+    cdef struct IntegerGroups:
+        const uint8_t* values
+        DType dtype
+        int bits
+        int64_t num_groups
+        int64_t group_size
+
+    cdef struct IntegerArrays:
+        uint8_t* codes
+        float* scales
+        uint8_t* zeros
+
+    void quantize_integers(const IntegerGroups& groups, const IntegerArrays& to, int num_threads)
+    void dequantize_integers(const IntegerGroups& groups, const IntegerArrays& arrays, uint8_t* values, int num_threads)
     void pack_e2m1(const uint8_t* codes, uint8_t* blocks, int64_t num_bytes, int num_threads)
     void unpack_e2m1(const uint8_t* blocks, uint8_t* codes, int64_t num_bytes, int num_threads)
 

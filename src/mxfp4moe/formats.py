@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import num_axes
+from mxfp4moe._arguments import num_axes, value_error
 
-Format = Literal["mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16"]
+Format = Literal["mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16", "int4", "int8"]
 """The names of the weight formats."""
 
 LinearFormat = Format | Literal["float32"]
@@ -23,12 +23,29 @@ GateUpLayout = Literal["concatenated", "interleaved"]
 _UINT8, _INT8 = np.dtype(np.uint8), np.dtype(np.int8)
 _FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_FLOAT16 = np.dtype(np.float16)
 _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 _E5M2 = np.dtype(ml_dtypes.float8_e5m2)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 
 # The numbers by which the kernels know the dtypes of hidden states and results.
-FLOAT_CODES = {dtype: _core.DTYPES[dtype.name] for dtype in (BFLOAT16, np.dtype(np.float16), _FLOAT32)}
+FLOAT_CODES = {dtype: _core.DTYPES[dtype.name] for dtype in (BFLOAT16, _FLOAT16, _FLOAT32)}
+
+
+class ZeroPoints(NamedTuple):
+    """The zero points of integers, which are in the range of the codes."""
+
+    dtype: np.dtype
+    maximum: int
+    packed: int
+    """The number of the packed format of weights that have some."""
+
+    def check(self, name: str, zeros: np.ndarray) -> None:
+        """Raise unless all of an array of the dtype are in the range."""
+        if zeros.size and zeros.max() > self.maximum:
+            position = tuple(np.argwhere(zeros > self.maximum)[0].tolist())
+            got = f"{zeros[position]} at position {position}"
+            raise value_error(name, f"values in [0, {self.maximum}]", got)
 
 
 @dataclass(frozen=True)
@@ -47,9 +64,12 @@ class WeightFormat:
     scale_dtypes : tuple of dtype
         What an array of scales may be; empty for formats without scales.
     scale_block : int
-        How many weights along K share a block scale; 0 if the scales are float32 and of any block shape.
+        How many weights along K share a block scale; 0 if the scales are floats that multiply sums, each of a
+        block of any shape or of a group of a row.
     has_tensor_scale : bool
-        Whether there must be a float32 scale of each matrix; all formats without a block shape may have one.
+        Whether there must be a float32 scale of each matrix; all formats without scales of sums may have one.
+    zero_points : ZeroPoints or None
+        Of integers: what their zero points are.
     """
 
     name: LinearFormat
@@ -59,6 +79,7 @@ class WeightFormat:
     scale_dtypes: tuple[np.dtype, ...] = ()
     scale_block: int = 0
     has_tensor_scale: bool = False
+    zero_points: ZeroPoints | None = None
 
     @property
     def has_scales(self) -> bool:
@@ -66,35 +87,55 @@ class WeightFormat:
         return bool(self.scale_dtypes)
 
     @property
-    def has_block_shape(self) -> bool:
-        """Whether the scales are float32, one for each block of rows and columns."""
+    def has_sum_scales(self) -> bool:
+        """Whether the scales multiply sums: those of blocks or of groups."""
         return self.has_scales and self.scale_block == 0
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether each row is cut in groups that have a scale, of a size that the number of scales tells."""
+        return self.zero_points is not None
+
+    @property
+    def has_block_shape(self) -> bool:
+        """Whether there is a scale for each block of rows and columns, of a shape that must be said."""
+        return self.has_sum_scales and not self.has_groups
 
     def row_shapes(self, k: int) -> dict[int, tuple[int, ...]]:
         """Shapes of a row of `k` weights, by number of axes."""
         if self.element_bits != 4:
             return {1: (k,)}
+        if not self.scale_block:
+            return {1: (k // 2,)}
         return {1: (k // 2,), 2: (k // self.scale_block, self.scale_block // 2)}
 
     def k_of(self, row_shape: tuple[int, ...]) -> int:
         """The number of weights of a row of that shape."""
         return int(np.prod(row_shape, dtype=np.int64)) * (2 if self.element_bits == 4 else 1)
 
-    def nbytes(self, rows: int, k: int, block_shape: tuple[int | None, int | None] | None = None) -> int:
+    def nbytes(
+        self,
+        rows: int,
+        k: int,
+        block_shape: tuple[int | None, int | None] | None = None,
+        scale_bytes: int = _FLOAT32.itemsize,
+    ) -> int:
         """Return the bytes of the weights and scales of `rows` rows of `k` weights in a checkpoint.
 
-        A bf16 matrix counts as rounded to bfloat16.
+        A bf16 matrix counts as rounded to bfloat16. Scales of sums have blocks of `block_shape`, each of so
+        many bytes, those of its zero point among them.
         """
         bits = rows * k * (self.element_bits or 8 * BFLOAT16.itemsize)
         scales = rows * k // self.scale_block if self.scale_block else 0
-        if self.has_block_shape:
+        if self.has_sum_scales:
             block_rows, block_k = block_shape or (None, None)
-            scales += 4 * -(-rows // (block_rows or rows)) * -(-k // (block_k or k))
+            scales += scale_bytes * -(-rows // (block_rows or rows)) * -(-k // (block_k or k))
         return bits // 8 + scales + (4 if self.has_tensor_scale else 0)
 
 
 _PACKED = _core.WEIGHT_FORMATS
 _E4M3_MX, _E5M2_MX = _PACKED["mxfp8-e4m3"], _PACKED["mxfp8-e5m2"]
+_GROUP_SCALES = (_FLOAT32, BFLOAT16, _FLOAT16)
 
 FORMATS: dict[str, WeightFormat] = {
     f.name: f
@@ -108,12 +149,45 @@ FORMATS: dict[str, WeightFormat] = {
         ),
         WeightFormat("fp8_block", dict.fromkeys((_E4M3, _UINT8), _PACKED["fp8_block"]), 8, 1, (_FLOAT32,)),
         WeightFormat("bf16", dict.fromkeys(FLOAT_CODES, _PACKED["bf16"])),
+        WeightFormat(
+            "int4",
+            dict.fromkeys((_UINT8, _INT8), _PACKED["int4"]),
+            4,
+            2,
+            _GROUP_SCALES,
+            zero_points=ZeroPoints(_UINT8, 15, _PACKED["int4-zeros"]),
+        ),
+        WeightFormat(
+            "int8",
+            {_INT8: _PACKED["int8"]},
+            8,
+            1,
+            _GROUP_SCALES,
+            zero_points=ZeroPoints(_INT8, 127, _PACKED["int8-zeros"]),
+        ),
     )
 }
 
 LINEAR_FORMATS: dict[str, WeightFormat] = FORMATS | {
     "float32": WeightFormat("float32", dict.fromkeys(FLOAT_CODES, _PACKED["bf16"]))  # in terms of bfloat16
 }
+
+
+GROUP_MULTIPLE = 32
+"""What the sizes of groups of a row are multiples of, unless a group is the whole row."""
+
+
+def group_size_of(name: str, k: int, num_groups: int) -> int | None:
+    """The size of the groups that a row of `k` weights with so many scales, those of `name`, is cut in.
+
+    None is the whole row.
+    """
+    if num_groups == 1:
+        return None
+    if num_groups < 1 or k % num_groups or k // num_groups % GROUP_MULTIPLE:
+        expected = f"a scale for each row of {k} weights, or for each group of a multiple of {GROUP_MULTIPLE}"
+        raise value_error(name, expected, f"{num_groups} for a row")
+    return k // num_groups
 
 
 def is_pair(arrays: Any) -> bool:

@@ -218,8 +218,8 @@ class MoELayer(LayerDescription[PackedExperts]):
             Counted from 0 over all layers of the model, dense ones included.
         quantize : str, optional
             The format to quantize a checkpoint in bfloat16, float16 or float32 to while it is read, one
-            expert at a time: "mxfp4", "mxfp8", "fp8_block" (128 x 128) or "nvfp4". Without it such weights
-            are packed in bfloat16.
+            expert at a time: "mxfp4", "mxfp8", "fp8_block" (128 x 128), "nvfp4", "int4" or "int8" (in groups
+            of 32). Without it such weights are packed in bfloat16.
         nonfinite : {"raise", "propagate"}
             As for `MoELayer`.
 

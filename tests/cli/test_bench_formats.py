@@ -93,7 +93,7 @@ def parse(*arguments: str) -> Any:
 
 def test_unknown_format_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
-        main(["bench", "--format", "int4"])
+        main(["bench", "--format", "int3"])
     assert exit_info.value.code == 2
     assert "argument --format: expected mxfp4, " in capsys.readouterr().err
 
@@ -170,8 +170,7 @@ def test_bytes_of_the_roofline_are_those_of_the_checkpoint(format: str, rng: np.
     assert 5 * shape.expert_bytes == sum(a.nbytes for a in arrays_of(arrays))
     packed = problem.pack(shape, arrays)
     assert packed.nbytes > 5 * shape.expert_bytes
-    blocks = packed.block_shape
-    assert _roofline.expert_bytes(packed.format, 256, 384, blocks) == shape.expert_bytes
+    assert packed.spec.expert_bytes == shape.expert_bytes
 
 
 def test_bytes_of_an_expert() -> None:
@@ -182,6 +181,11 @@ def test_bytes_of_an_expert() -> None:
     assert sizes["nvfp4"] == weights * 4.5 / 8 + 3 * 4
     assert sizes["fp8_block"] == weights + 3 * 23 * 23 * 4  # 2880 = 22.5 * 128
     assert sizes["bf16"] == 2 * weights
+    assert sizes["int4"] == weights * 4.5 / 8
+    assert sizes["int8"] == weights * 8.5 / 8
+    assert replace(problem.SHAPES["qwen3-30b-a3b"], format="int4", group_size=128).expert_bytes == (
+        3 * 2048 * 768 * 4.125 / 8
+    )
     assert FORMATS["fp8_block"].nbytes(20, 30, (None, 32)) == 600 + 4
     assert FORMATS["fp8_block"].nbytes(20, 30, (1, None)) == 600 + 80
 

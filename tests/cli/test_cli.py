@@ -22,6 +22,7 @@ import mxfp4moe as mx
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli import _roofline, _scratch, _synthetic, main
 from mxfp4moe.cli._text import table
+from mxfp4moe.formats import FORMATS
 
 SMALL = ["demo", "--hidden-size", "256", "--intermediate-size", "128", "--num-experts", "6", "--top-k", "2"]
 SMALL += ["--tokens", "20", "--steps", "4"]
@@ -333,8 +334,9 @@ def test_roofline_counts_shared_experts(rng: np.random.Generator) -> None:
     num_distinct = len(set(layer.route(batch, ids)[1].ravel().tolist()))
 
     def nbytes(experts: mx.PackedExperts) -> float:
-        sizes = experts.hidden_size, experts.intermediate_size
-        return _roofline.expert_bytes(experts.format, *sizes, experts.block_shape)
+        format, sizes = FORMATS[experts.format], (experts.hidden_size, experts.intermediate_size)
+        gate_or_up, down = (format.nbytes(*s, experts.block_shape) for s in (sizes[::-1], sizes))
+        return 2 * gate_or_up + down
 
     assert call.nbytes == num_distinct * nbytes(layer.experts) + nbytes(shared)
     slots = 3 * (layer.top_k * layer.intermediate_size + shared.intermediate_size)

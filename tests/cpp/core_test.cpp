@@ -71,6 +71,13 @@ size_t to_aligned(const Bytes& storage) { return (64 - reinterpret_cast<uintptr_
 const uint8_t* aligned(const Bytes& storage) { return storage.data() + to_aligned(storage); }
 uint8_t* aligned(Bytes& storage) { return storage.data() + to_aligned(storage); }
 
+// Blocks of float32 scales are groups of a row in integer formats.
+MatrixFormat random_format(Random& random, WeightFormat format) {
+  const int64_t rows = is_integer(format) ? 1 : 16 * between(random, 0, 2);
+  const int64_t k = is_integer(format) ? 32 * between(random, 0, 3) : 0;
+  return {format, rows, k, DType::kFloat32};
+}
+
 // Weights become random bytes below the NaN codes of every element, scales random exponents.
 void fill(Random& random, const MatrixLayout& m, int64_t num_experts, uint8_t* data) {
   const auto put = [&](Part part, const Bytes& content) {
@@ -120,7 +127,7 @@ class Experts : public Work {
  private:
   static StorageShape random_shape(Random& random, WeightFormat format) {
     StorageShape shape{};
-    shape.format = format;
+    shape.w13 = shape.w2 = random_format(random, format);
     shape.num_experts = between(random, 1, 5);
     shape.hidden_size = 32 * between(random, 1, 6);
     shape.intermediate_size = 32 * between(random, 1, 6);
@@ -128,7 +135,6 @@ class Experts : public Work {
     shape.has_w13_bias = shape.has_w2_bias = true;
     shape.tensor_scales = format == WeightFormat::kNvfp4;
     shape.interleaved = random() % 2 == 0;
-    shape.block_rows = 16 * between(random, 0, 2);
     return shape;
   }
 
@@ -164,13 +170,12 @@ class Linear : public Work {
  private:
   static MatrixShape random_shape(Random& random, WeightFormat format) {
     MatrixShape shape{};
-    shape.format = format;
+    shape.format = random_format(random, format);
     shape.num_rows = between(random, 1, 70);
     shape.k = 32 * between(random, 1, 9);
     shape.num_terms = format == WeightFormat::kBf16 ? between(random, 1, 3) : 1;
     shape.has_bias = true;
     shape.tensor_scale = format == WeightFormat::kNvfp4;
-    shape.block_rows = 16 * between(random, 0, 2);
     return shape;
   }
 

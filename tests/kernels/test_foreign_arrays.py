@@ -136,6 +136,8 @@ def test_quantizers(isa, rng, foreign, library, dtype):
         (mx.quantize_mxfp4, mx.dequantize_mxfp4),
         (mx.quantize_mxfp8, mx.dequantize_mxfp8),
         (mx.quantize_nvfp4, mx.dequantize_nvfp4),
+        (lambda a: mx.quantize_int4(a, symmetric=False), mx.dequantize_int4),
+        (lambda a: mx.quantize_int8(a, symmetric=False), mx.dequantize_int8),
     ):
         expected, got = quantize(w), quantize(foreign(w))
         for of_numpy, of_library in zip(expected, got, strict=True):

@@ -8,7 +8,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import SEED
-from format_problems import FORMATS, FREE_SIZES, exact_arrays, format_problem, with_tensor_scales
+from format_problems import (
+    FORMATS,
+    FREE_SIZES,
+    SCALABLE,
+    exact_arrays,
+    exact_format_problem,
+    format_problem,
+    with_tensor_scales,
+)
 from problems import (
     ACTIVATIONS,
     LAYOUTS,
@@ -22,13 +30,9 @@ from problems import (
 )
 
 import mxfp4moe as mx
-from mxfp4moe.reference import ExpertArrays
 
 float8_e4m3fn = np.dtype(ml_dtypes.float8_e4m3fn)
 float8_e5m2 = np.dtype(ml_dtypes.float8_e5m2)
-
-# Formats that may have tensor scales, and need none.
-SCALABLE = [name for name in FORMATS if not name.startswith(("nvfp4", "fp8_block"))]
 
 
 @pytest.mark.emulation
@@ -36,8 +40,7 @@ SCALABLE = [name for name in FORMATS if not name.startswith(("nvfp4", "fp8_block
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_exact_cases_bit_for_bit(isa, rng, name, layout):
-    mxfp4 = exact_problem(rng, Shape(48, 224, 96, 3, 2), layout=layout, bias="both")
-    problem = mxfp4._replace(arrays=exact_arrays(rng, mxfp4.arrays, name))
+    mxfp4, problem = exact_format_problem(rng, Shape(48, 224, 96, 3, 2), name, layout=layout, bias="both")
     expected, experts = mxfp4.expected(), problem.pack()
     assert_same_bits(problem.expected(), expected)
     for part in (slice(0, 1), slice(1, 3), slice(3, 8), slice(8, 48)):
@@ -46,8 +49,7 @@ def test_exact_cases_bit_for_bit(isa, rng, name, layout):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_one_expert_with_many_tokens_is_exact(isa, rng, name):
-    mxfp4 = exact_problem(rng, Shape(150, 416, 64, 1, 1))
-    problem = mxfp4._replace(arrays=exact_arrays(rng, mxfp4.arrays, name))
+    mxfp4, problem = exact_format_problem(rng, Shape(150, 416, 64, 1, 1), name)
     assert_same_bits(problem.run(), mxfp4.expected())
 
 
@@ -309,8 +311,7 @@ def test_unpack_gives_the_arrays_that_came(rng, name, layout):
             assert (got.dtype, got.shape) == (expected.dtype, expected.shape), field
             assert got.tobytes() == expected.tobytes(), field
     assert (experts.format, experts.block_shape) == (arrays.format, arrays.block_shape)
-    again = pack(ExpertArrays(*parts[:6], layout, arrays.format, arrays.block_shape, *parts[6:]))
-    assert again == experts
+    assert pack(arrays._replace(**parts._asdict())) == experts
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -321,15 +322,19 @@ def test_a_pair_and_sequences_are_the_same_experts(rng, name):
         middle = array.shape[1] // 2
         return list(array[:, :middle]), list(array[:, middle:])
 
-    scales = None if arrays.w13_scales is None else halves(arrays.w13_scales)
-    pair = arrays._replace(w13=halves(arrays.w13), w13_scales=scales, w2=list(arrays.w2))
+    of_halves = {
+        field: halves(array)
+        for field in ("w13", "w13_scales", "w13_zero_points")
+        if (array := getattr(arrays, field)) is not None
+    }
+    pair = arrays._replace(**of_halves, w2=list(arrays.w2))
     assert pack(pair) == pack(arrays)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_memory_order_of_the_arrays_does_not_matter(rng, name):
     arrays = format_problem(rng, Shape(1, 96, 160, 2, 1), name, bias="both").arrays
-    fields = ("w13", "w13_scales", "w2", "w2_scales")
+    fields = ("w13", "w13_scales", "w13_zero_points", "w2", "w2_scales", "w2_zero_points")
     columns_first = {
         field: [np.asfortranarray(a) for a in getattr(arrays, field)]
         for field in fields

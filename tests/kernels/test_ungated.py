@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from format_problems import FORMATS, FREE_SIZES, exact_arrays, format_problem, with_tensor_scales
+from format_problems import (
+    FORMATS,
+    FREE_SIZES,
+    SCALABLE,
+    exact_arrays,
+    exact_format_problem,
+    format_problem,
+    with_tensor_scales,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_examples import make_experts
@@ -30,7 +38,6 @@ from mxfp4moe.experts.quantizing import pack_weights
 from mxfp4moe.reference import ExpertArrays
 
 RELU2 = {"activation": "relu2"}
-SCALABLE = [name for name in FORMATS if not name.startswith(("nvfp4", "fp8_block"))]
 
 
 def exact_ungated(problem: Problem) -> Problem:
@@ -55,8 +62,9 @@ def exact_ungated(problem: Problem) -> Problem:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("bias", BIASES)
 def test_exact_cases_bit_for_bit(isa, rng, name, bias):
-    mxfp4 = exact_problem(rng, Shape(48, 224, 96, 3, 2), bias=bias, dtype=np.float32)
-    problem = exact_ungated(mxfp4._replace(arrays=exact_arrays(rng, mxfp4.arrays, name)))
+    shape = Shape(48, 224, 96, 3, 2)
+    mxfp4, gated = exact_format_problem(rng, shape, name, bias=bias, dtype=np.float32)
+    problem = exact_ungated(gated)
     expected, experts = problem.expected(**RELU2), problem.pack()
     assert not experts.gated
     assert_same_bits(expected, ungated(mxfp4).expected(**RELU2))

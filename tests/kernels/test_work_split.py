@@ -13,6 +13,7 @@ from mxfp4moe.formats import FORMATS
 
 MODELS = {"G": (2880, 2880, 32, 4), "Q": (2048, 768, 128, 8)}
 (WEIGHT_FORMAT,) = set(FORMATS["mxfp4"].weight_dtypes.values())
+FLOAT32 = _core.DTYPES["float32"]
 BATCHES = (1, 4, 16, 64, 256, 1024)
 
 
@@ -28,7 +29,8 @@ class Plan(NamedTuple):
 def plan_of(shape: Shape, ids: np.ndarray, num_threads: int, num_nodes: int = 1) -> Plan:
     # Memory that nothing is written to.
     storage = _core.ExpertStorage(
-        format=WEIGHT_FORMAT,
+        w13_format=(WEIGHT_FORMAT, 0, 0, FLOAT32),
+        w2_format=(WEIGHT_FORMAT, 0, 0, FLOAT32),
         num_experts=shape.num_experts,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,

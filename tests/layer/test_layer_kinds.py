@@ -422,7 +422,7 @@ def test_load_layers_wrong_arguments(tmp_path: Path) -> None:
         ({"layers": [1.0]}, TypeError, "layer: expected an integer, got 1.0"),
         ({"layers": [4]}, ValueError, r"layer: expected an integer in \[0, 3\], got 4"),
         ({"progress": 1}, TypeError, "progress: expected a bool, got 1"),
-        ({"quantize": "int4"}, ValueError, "quantize: expected 'mxfp4', .* got 'int4'"),
+        ({"quantize": "int3"}, ValueError, "quantize: expected 'mxfp4', .* got 'int3'"),
         ({"quantize": "mxfp4"}, ValueError, "quantize: expected None for a checkpoint in compressed-tensors"),
     ):
         with pytest.raises(error, match=message):

@@ -103,7 +103,7 @@ PACK_EXPERTS = {
     "w13_bias_one_axis": (lambda a: {"w13_bias": a.w13_bias[0]}, ValueError, r"w13_bias.*got.*\(64,\)"),
     "w2_bias_shape": (lambda a: {"w2_bias": a.w13_bias[:, :32]}, ValueError, "w2_bias.*64.*got.*32"),
     "w2_bias_experts": (lambda a: {"w2_bias": a.w2_bias[:3]}, ValueError, "w2_bias.*4.*got.*3"),
-    "format_unknown": (lambda a: {"format": "int4"}, ValueError, "format.*'mxfp4'.*got 'int4'"),
+    "format_unknown": (lambda a: {"format": "int3"}, ValueError, "format.*'mxfp4'.*got 'int3'"),
     "format_none": (lambda a: {"format": None}, TypeError, "format.*got None"),
     "layout_unknown": (
         lambda a: {"gate_up_layout": "chunked"},

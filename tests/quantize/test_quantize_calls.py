@@ -64,6 +64,9 @@ QUANTIZERS: dict[str, Callable[[Any], tuple[np.ndarray, ...]]] = {
     "mxfp8_e5m2": lambda w: mx.quantize_mxfp8(w, element="e5m2"),
     "fp8_block": lambda w: mx.quantize_fp8_block(w, block_shape=(4, 40)),
     "nvfp4": mx.quantize_nvfp4,
+    "int4": lambda w: mx.quantize_int4(w)[:2],
+    "int4_zero_points": lambda w: mx.quantize_int4(w, group_size=None, symmetric=False),
+    "int8_zero_points": lambda w: mx.quantize_int8(w, symmetric=False),
 }
 DEQUANTIZERS: dict[str, Callable[..., np.ndarray]] = {
     "mxfp4": mx.dequantize_mxfp4,
@@ -71,6 +74,9 @@ DEQUANTIZERS: dict[str, Callable[..., np.ndarray]] = {
     "mxfp8_e5m2": mx.dequantize_mxfp8,
     "fp8_block": lambda *arrays: mx.dequantize_fp8_block(*arrays, block_shape=(4, 40)),
     "nvfp4": mx.dequantize_nvfp4,
+    "int4": mx.dequantize_int4,
+    "int4_zero_points": mx.dequantize_int4,
+    "int8_zero_points": mx.dequantize_int8,
 }
 FORMAT = pytest.mark.parametrize("name", QUANTIZERS)
 
@@ -223,6 +229,7 @@ quantize_mxfp8: Any = mx.quantize_mxfp8
 quantize_fp8_block: Any = mx.quantize_fp8_block
 dequantize_fp8_block: Any = mx.dequantize_fp8_block
 quantize_nvfp4: Any = mx.quantize_nvfp4
+quantize_int4: Any = mx.quantize_int4
 
 VALUES = np.zeros((2, 64), ml_dtypes.float8_e4m3fn)
 FLOAT_SCALES = np.ones((1, 1), np.float32)
@@ -288,6 +295,35 @@ WRONG_CALLS_8 = [
     (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES.astype(float)), TypeError, "^scales: .*float32, got"),
     (lambda: dequantize_fp8_block(ONES, FLOAT_SCALES), TypeError, "^values: .*float8_e4m3fn or uint8, got"),
     (lambda: dequantize_fp8_block(VALUES, FLOAT_SCALES, dtype=None), TypeError, "^dtype: .*got None"),
+    (lambda: quantize_int4(ONES[:, :33], group_size=None), ValueError, r"^w: .*of 2, got shape \(2, 33\)"),
+    (lambda: quantize_int4(ONES, group_size=48), ValueError, "^group_size: .*multiple of 32 or None, got 48"),
+    (lambda: quantize_int4(ONES, group_size=0), ValueError, "^group_size: .*got 0"),
+    (lambda: quantize_int4(ONES, group_size=32.0), TypeError, "^group_size: "),
+    (lambda: quantize_int4(np.ones((2, 96)), group_size=64), ValueError, r"^w: .*of 64, got shape \(2, 96\)"),
+    (lambda: quantize_int4(ONES, symmetric=1), TypeError, "^symmetric: "),
+    (lambda: quantize_int4(SIGNALING), ValueError, r"^w: .* got inf at position \(0, 0\)"),
+    (
+        lambda: mx.dequantize_int4(BLOCKS, np.ones((2, 3), np.float32)),
+        ValueError,
+        "^scales: .*64 weights.*got 3",
+    ),
+    (lambda: mx.dequantize_int4(BLOCKS, np.ones(2, np.float32)), ValueError, r"^scales: .*\(2, groups\)"),
+    (
+        lambda: mx.dequantize_int4(BLOCKS, np.ones((2, 2))),
+        TypeError,
+        "^scales: .*float32, bfloat16 or float16",
+    ),
+    (
+        lambda: mx.dequantize_int4(BLOCKS, np.ones((2, 2), np.float32), np.full((2, 2), 16, np.uint8)),
+        ValueError,
+        r"^zero_points: .*\[0, 15\], got 16 at position \(0, 0\)",
+    ),
+    (
+        lambda: mx.dequantize_int8(BLOCKS.view(np.int8), np.ones((2, 1), np.float32), BLOCKS[:, :1]),
+        TypeError,
+        "^zero_points: .*int8",
+    ),
+    (lambda: mx.dequantize_int8(BLOCKS, np.ones((2, 1), np.float32)), TypeError, "^codes: .*int8"),
     (lambda: quantize_nvfp4(ONES[:, :33]), ValueError, r"^w: .*multiple of 16, got shape \(2, 33\)"),
     (lambda: quantize_nvfp4(np.float32(1)), ValueError, r"^w: .*multiple of 16, got shape \(\)"),
     (lambda: quantize_nvfp4(ONES, nonfinite=None), TypeError, "^nonfinite: .*got None"),

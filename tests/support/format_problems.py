@@ -6,12 +6,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from problems import Problem, Shape, bfloat16, random_problem
+from problems import Problem, Shape, bfloat16, exact_problem, pack_nibbles, random_problem
 
 from mxfp4moe import reference
 from mxfp4moe.reference import ExpertArrays
 
-# Name, of the weights' dtype where a format has several, and the block shape of fp8_block.
+# Name, of the weights' dtype where a format has several, the block shape of fp8_block; of integers the size
+# of groups, the dtype of scales, and whether there are zero points.
 FORMATS: dict[str, dict[str, Any]] = {
     "mxfp4": {"format": "mxfp4"},
     "mxfp8-e4m3": {"format": "mxfp8", "dtype": ml_dtypes.float8_e4m3fn},
@@ -22,8 +23,24 @@ FORMATS: dict[str, dict[str, Any]] = {
     "fp8_block-rows": {"format": "fp8_block", "block_shape": (1, None)},
     "fp8_block-tensor": {"format": "fp8_block", "block_shape": (None, None)},
     "bf16": {"format": "bf16"},
+    "int4": {"format": "int4", "group_size": 32, "scales": bfloat16, "zeros": False},
+    "int4-zeros": {"format": "int4", "group_size": 32, "scales": np.float16, "zeros": True},
+    "int8-rows": {"format": "int8", "group_size": None, "scales": np.float32, "zeros": False},
+    "int8-zeros": {"format": "int8", "group_size": 32, "scales": bfloat16, "zeros": True},
 }
-FREE_SIZES = tuple(name for name in FORMATS if name.startswith(("fp8_block", "bf16")))
+FREE_SIZES = tuple(name for name in FORMATS if name.startswith(("fp8_block", "bf16", "int8-rows")))
+# Formats that may have tensor scales, and need none.
+SCALABLE = tuple(name for name in FORMATS if not name.startswith(("nvfp4", "fp8_block", "int")))
+
+
+def exact_format_problem(
+    rng: np.random.Generator, shape: Shape, name: str, **options: Any
+) -> tuple[Problem, Problem]:
+    """An exact problem in MXFP4, and the same one in another format."""
+    if FORMATS[name]["format"] == "int4":
+        options["largest_code"] = 5  # 3.0: integers of four bits hold multiples of 1/2 up to that
+    mxfp4 = exact_problem(rng, shape, **options)
+    return mxfp4, mxfp4._replace(arrays=exact_arrays(rng, mxfp4.arrays, name))
 
 
 def scale_rows(arrays: ExpertArrays, block_shape: Any, matrix: str) -> np.ndarray:
@@ -74,6 +91,8 @@ def exact_arrays(rng: np.random.Generator, arrays: ExpertArrays, name: str) -> E
             result[matrix] = getattr(arrays, matrix)
             result[matrix + "_scales"] = scales.astype(ml_dtypes.float8_e4m3fn)
             result[matrix + "_tensor_scale"] = factors.astype(np.float32).reshape((experts, 2)[:halves])
+        elif format in ("int4", "int8"):
+            result |= _exact_integers(rng, matrix, w, getattr(arrays, matrix + "_scales"), how)
         else:
             block_k = how["block_shape"][1] or k
             by_row = scale_rows(arrays, how["block_shape"], matrix)
@@ -92,6 +111,30 @@ def exact_arrays(rng: np.random.Generator, arrays: ExpertArrays, name: str) -> E
             else weights[matrix],
         )
     return converted
+
+
+def _exact_integers(
+    rng: np.random.Generator, matrix: str, w: np.ndarray, mx_scales: np.ndarray, how: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Integers that are `w`, with scales of a half or a quarter; of four bits, of half of the MX scales."""
+    shape = (*w.shape[:-1], w.shape[-1] // (how["group_size"] or w.shape[-1]))
+    if how["format"] == "int4":
+        scales, zeros = np.ldexp(0.5, mx_scales.astype(int) - 127), np.full(shape, 8)
+        spare = range(6, 10)  # zero points such that codes of -6 to 6 are not below 0 or above 15
+    else:
+        scales, zeros, spare = rng.choice([0.5, 0.25], shape), np.zeros(shape, int), range(-79, 80)
+    if how["zeros"]:
+        zeros = rng.choice(spare, shape)
+    codes = w.reshape(*shape, -1) / scales[..., None] + zeros[..., None]
+    assert (codes == np.rint(codes)).all()
+    codes = codes.reshape(w.shape)
+    dtype = np.uint8 if how["format"] == "int4" else np.int8
+    assert (codes.astype(dtype) == codes).all()
+    return {
+        matrix: pack_nibbles(codes.astype(dtype)) if how["format"] == "int4" else codes.astype(dtype),
+        matrix + "_scales": scales.astype(how["scales"]),
+        matrix + "_zero_points": zeros.astype(dtype) if how["zeros"] else None,
+    }
 
 
 def with_tensor_scales(rng: np.random.Generator, arrays: ExpertArrays) -> ExpertArrays:
@@ -155,6 +198,8 @@ def _random_matrix(
             matrix + "_scales": rng.uniform(0.5, 2, (experts, rows, k // 16)).astype(ml_dtypes.float8_e4m3fn),
             matrix + "_tensor_scale": tensor.reshape((experts, 2)[:halves]),
         }
+    if format in ("int4", "int8"):
+        return _random_integers(rng, matrix, w.shape, how)
     rows_of = scale_rows(arrays._replace(**{matrix: w}), how["block_shape"], matrix)
     block_k = how["block_shape"][1] or k
     scales = rng.uniform(0.5, 2, (experts, rows_of.max() + 1, -(-k // block_k))).astype(np.float32)
@@ -164,4 +209,24 @@ def _random_matrix(
         matrix: values.astype(ml_dtypes.float8_e4m3fn),
         matrix + "_scales": scales,
         "block_shape": how["block_shape"],
+    }
+
+
+def _random_integers(
+    rng: np.random.Generator, matrix: str, shape: tuple[int, ...], how: dict[str, Any]
+) -> dict[str, Any]:
+    """Random codes, scales and zero points of weights of order 1 / sqrt(K)."""
+    experts, rows, k = shape
+    groups = experts, rows, k // (how["group_size"] or k)
+    if how["format"] == "int4":
+        codes, magnitude = rng.integers(0, 256, (experts, rows, k // 2), dtype=np.uint8), 5
+        zeros = rng.integers(0, 16, groups).astype(np.uint8)
+    else:
+        codes, magnitude = rng.integers(-127, 128, shape).astype(np.int8), 73
+        zeros = rng.integers(-128, 128, groups).astype(np.int8)
+    scales = rng.uniform(0.5, 2, groups) / magnitude / np.sqrt(k)
+    return {
+        matrix: codes,
+        matrix + "_scales": scales.astype(how["scales"]),
+        matrix + "_zero_points": zeros if how["zeros"] else None,
     }

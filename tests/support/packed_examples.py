@@ -21,8 +21,11 @@ FORMATS = (
     "fp8_block",
     "fp8_block rows",
     "bf16",
+    "int4",
+    "int8 with zero points",
     "mxfp4 scaled ungated",
     "fp8_block ungated",
+    "int4 ungated",
     "bf16 ungated",
 )
 
@@ -33,7 +36,7 @@ UNGATED = " ungated"
 def without_gate(experts: mx.PackedExperts) -> mx.PackedExperts:
     """The up and down projections of experts with a gate."""
     arguments = experts.arguments() | {"gated": False}
-    for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale"):
+    for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale", "w13_zero_points"):
         if arguments.get(name) is not None:
             arguments[name] = arguments[name][:, arguments[name].shape[1] // 2 :]
     return mx.pack_experts(**arguments)
@@ -72,6 +75,15 @@ def make_experts(rng: np.random.Generator, name: str, num_experts: int = E) -> m
                                 for a in (w13, w2))  # fmt: skip
         scales = {"w13_tensor_scale": np.abs(w(2)), "w2_tensor_scale": np.abs(w(1)[:, 0])}
         return mx.pack_experts(b13, s13, b2, s2, format="nvfp4", **scales)
+    if name == "int4":
+        (c13, s13, _), (c2, s2, _) = mx.quantize_int4(w13), mx.quantize_int4(w2, group_size=None)
+        return mx.pack_experts(c13, s13.astype(BF16), c2, s2.astype(np.float16), format="int4")
+    if name == "int8 with zero points":
+        (c13, s13, z13), (c2, s2, z2) = (mx.quantize_int8(a, symmetric=False) for a in (w13, w2))
+        zeros = {"w13_zero_points": z13, "w2_zero_points": z2}
+        return mx.pack_experts(
+            c13, s13, c2, s2.astype(BF16), format="int8", w13_bias=w(2 * INTERMEDIATE), **zeros
+        )
     if name.startswith("fp8_block"):
         block = (None, 32) if name.endswith("rows") else (16, 32)
         rows13, rows2 = (INTERMEDIATE, K) if block[0] is None else block[:1] * 2

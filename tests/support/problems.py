@@ -74,7 +74,7 @@ def ungated(problem: Problem) -> Problem:
     arrays = problem.arrays
     cut = {
         name: array[:, array.shape[1] // 2 :]
-        for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale")
+        for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale", "w13_zero_points")
         if (array := getattr(arrays, name)) is not None
     }
     return problem._replace(arrays=arrays._replace(**cut, gated=False))
@@ -122,16 +122,18 @@ def exact_problem(
     bias: str = "none",
     router_weights: tuple[float, ...] = (0.5, 1.0),
     shift: int = 0,
+    largest_code: int = 7,
 ) -> Problem:
     """A problem that any order of float32 additions computes exactly.
 
     Hidden states are small integers, weights multiples of 1/2, and every gate is 0 or at least 17, where each
     activation's factor is 1 in float32 with `EXACT_PARAMETERS`. `check_exact`
-    makes sure. `shift` multiplies the hidden states by a power of two and divides `w13` by it.
+    makes sure. `shift` multiplies the hidden states by a power of two and divides `w13` by it. No magnitude
+    has a code above `largest_code`, which is that of an integer.
     """
     m, k, i, e, top_k = shape
-    w13_codes = rng.integers(0, 16, (e, 2 * i, k), dtype=np.uint8)
-    w2_codes = rng.integers(0, 16, (e, k, i), dtype=np.uint8)
+    w13_codes = random_codes(rng, (e, 2 * i, k), largest_code)
+    w2_codes = random_codes(rng, (e, k, i), largest_code)
     w13_scales = rng.integers(127 - shift, 129 - shift, (e, 2 * i, k // 32), dtype=np.uint8)
     w2_scales = rng.integers(127, 129, (e, k, i // 32), dtype=np.uint8)
 
@@ -142,11 +144,12 @@ def exact_problem(
         hidden[token, columns] = rng.choice([-1, 1], 4)
     anchor = int(rng.integers(k))
     hidden[:, anchor] = 0
-    largest = 4 * 6 * 2  # of the other columns' sum: columns, code, scale
-    hidden[:, anchor] = (largest + 18) // 6  # times code 6 and a scale of at least 1
+    value = int(reference.E2M1_VALUES[largest_code])
+    largest = 4 * value * 2  # of the other columns' sum: columns, code, scale
+    hidden[:, anchor] = (largest + 18) // value  # times that code and a scale of at least 1
     zero = rng.random((e, i)) < max(0.5, 1 - 64 / i)  # keeps the sums of GEMM 2 below 2**24
     gate, up = w13_codes[:, :i], w13_codes[:, i:]
-    gate[:, :, anchor] = 7  # code 7 is 6.0
+    gate[:, :, anchor] = largest_code
     up[:, :, anchor] = 0
     gate[zero] &= 8  # both signs of zero
 
@@ -198,6 +201,12 @@ def check_exact(problem: Problem, limit: float = np.inf) -> None:
         down = abs(reference.round_bfloat16(gate * up) @ w2.T.astype(np.float64))
         total += weights[:, expert, None] * (down if w2_bias is None else down + abs(w2_bias))
     assert total.max(initial=0) < 2**24 / 8 * problem.topk_weights.min(initial=1)
+
+
+def random_codes(rng: np.random.Generator, shape: tuple[int, ...], largest_code: int) -> np.ndarray:
+    """E2M1 codes of both signs, one a byte, of magnitudes up to that of `largest_code`."""
+    codes = rng.integers(0, 2 * (largest_code + 1), shape, dtype=np.uint8)
+    return codes // 2 + codes % 2 * 8
 
 
 def pack_nibbles(codes: np.ndarray) -> np.ndarray:

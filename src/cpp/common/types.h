@@ -11,9 +11,23 @@ namespace mxfp4moe {
 
 enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
 constexpr const char* kDTypeNames[] = {"float32", "float16", "bfloat16", "float64"};
+constexpr int64_t value_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
-enum class WeightFormat : int32_t { kMxfp4, kNvfp4, kMxfp8E4m3, kMxfp8E5m2, kFp8Block, kBf16 };
-constexpr const char* kWeightFormatNames[] = {"mxfp4", "nvfp4", "mxfp8-e4m3", "mxfp8-e5m2", "fp8_block", "bf16"};
+// The integer formats are two each, without and with zero points.
+enum class WeightFormat : int32_t {
+  kMxfp4,
+  kNvfp4,
+  kMxfp8E4m3,
+  kMxfp8E5m2,
+  kFp8Block,
+  kBf16,
+  kInt4,
+  kInt4Zeros,
+  kInt8,
+  kInt8Zeros,
+};
+constexpr const char* kWeightFormatNames[] = {"mxfp4", "nvfp4", "mxfp8-e4m3", "mxfp8-e5m2", "fp8_block",
+                                              "bf16",  "int4",  "int4-zeros", "int8",       "int8-zeros"};
 
 enum class MxElement : int32_t { kE2m1, kE4m3, kE5m2 };
 constexpr const char* kMxElementNames[] = {"e2m1", "e4m3", "e5m2"};

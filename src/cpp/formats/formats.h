@@ -6,5 +6,6 @@
 #include "formats/e8m0.h"
 #include "formats/element.h"
 #include "formats/fp8.h"
+#include "formats/int4.h"
 #include "formats/mxfp4.h"
 #include "formats/nvfp4.h"

@@ -96,7 +96,7 @@ void run_step(const LinearCall& call, TokenRange group, ItemRange step, const Th
   for (int64_t t = 0; t < group.count; ++t) std::fill_n(m.sums + t * stride, panels * kPanelRows, 0.0f);
 
   AccumulateArgs args;
-  args.matrix = skip_panels(p.weight, p.shape.format, first_panel);
+  args.matrix = skip_panels(p.weight, first_panel);
   args.matrix.bias = nullptr;  // which is added after the terms
   args.operand = m.operand;
   args.num_tokens = group.count;
@@ -109,7 +109,7 @@ void run_step(const LinearCall& call, TokenRange group, ItemRange step, const Th
   run_parts(all, pair_products(p.weight, group.count * terms), [&](ItemRange part) {
     args.panel_begin = 2 * part.begin * terms;
     args.panel_end = std::min(2 * part.end * terms, panels);
-    call.kernels.weights[static_cast<int>(p.shape.format)].accumulate(args);
+    call.kernels.weights[static_cast<int>(p.weight.format)].accumulate(args);
   });
 
   const int64_t begin = step.begin * kPairRows, end = std::min(step.end * kPairRows, p.shape.num_rows);
@@ -150,7 +150,7 @@ void run_thread(void* context, int thread, int) {
 }  // namespace
 
 LinearPlan plan_linear(const KernelTable& kernels, const LinearProblem& p, int num_threads) {
-  const BlockLayout block = block_layout(p.shape.format);
+  const BlockLayout block = block_layout(p.weight.format);
   const int64_t tokens = p.num_tokens, pairs = num_pairs(p.shape);
   const int64_t bytes = p.weight.num_panels * p.weight.k_blocks * block.weight_bytes;
   // As many tokens as a weight has bits take about as long as reading the weights once.

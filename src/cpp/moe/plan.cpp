@@ -23,8 +23,8 @@ constexpr int64_t kMaxChunkTokens = 1 << 14, kMaxChunkSlots = 1 << 17;
 constexpr int64_t kSlotBytesPerThread = 1 << 20;
 
 // The bytes of packed weights and block scales of one expert.
-int64_t matrix_bytes(WeightFormat format, const PackedMatrix& m) {
-  const BlockLayout block = block_layout(format);
+int64_t matrix_bytes(const PackedMatrix& m) {
+  const BlockLayout block = block_layout(m.format);
   return m.num_panels * m.k_blocks * (block.weight_bytes + block.scale_bytes);
 }
 
@@ -60,10 +60,10 @@ void order_experts(const Grouping& grouping, int64_t used_experts, int64_t num_e
 // Cuts the experts into about `target` items in all; each expert gets a number according to its share of the work.
 void cut_experts(const PackedLayer& layer, const PackedMatrix& m, const Grouping& grouping, int64_t target,
                  const ExpertItems& items) {
-  const int64_t bytes = matrix_bytes(layer.format, m);
+  const int64_t bytes = matrix_bytes(m);
   const auto work_of = [&](int64_t e) {
     const int64_t tokens = grouping.slots_of(e);
-    return tokens == 0 ? 0 : read_equivalent(bytes, tokens, layer.format);
+    return tokens == 0 ? 0 : read_equivalent(bytes, tokens, m.format);
   };
   int64_t work = 0;
   for (int64_t e = 0; e < layer.num_experts; ++e) work += work_of(e) * items.num_nodes;
@@ -145,8 +145,8 @@ ItemMemory take_items(Arena* arena, int64_t num_experts, int num_nodes) {
 
 ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& moe_plan, const Grouping& grouping,
                      const ItemMemory& memory) {
-  const int64_t w13_bytes = matrix_bytes(layer.format, layer.w13);
-  const int64_t w2_bytes = matrix_bytes(layer.format, layer.w2);
+  const int64_t w13_bytes = matrix_bytes(layer.w13);
+  const int64_t w2_bytes = matrix_bytes(layer.w2);
   int64_t used_experts = 0;
   for (int64_t e = 0; e < layer.num_experts; ++e) used_experts += grouping.slots_of(e) > 0;
   order_experts(grouping, used_experts, layer.num_experts, memory.order);

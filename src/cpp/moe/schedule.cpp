@@ -51,7 +51,8 @@ class Chunk {
  public:
   Chunk(const KernelTable& kernels, const MoeProblem& problem, const ChunkMemory& memory, const ChunkPlan& plan)
       : kernels_(kernels),
-        weights_(kernels.weights[static_cast<int>(problem.layer.format)]),
+        gate_up_(kernels.weights[static_cast<int>(problem.layer.w13.format)].gate_up),
+        accumulate_(kernels.weights[static_cast<int>(problem.layer.w2.format)].accumulate),
         p_(problem),
         m_(memory),
         plan_(plan) {}
@@ -117,7 +118,7 @@ class Chunk {
     const PackedLayer& layer = p_.layer;
     const ExpertItem item = expert_item(plan_.gate_up, index);
     GateUpArgs args;
-    args.w13 = expert_matrix(layer.w13, layer.format, item.expert);
+    args.w13 = expert_matrix(layer.w13, item.expert);
     args.activation = p_.activation;
     args.intermediate_size = layer.intermediate_size;
     args.scratch = scratch;
@@ -129,7 +130,7 @@ class Chunk {
       run_parts(item.pairs, pair_products(layer.w13, group.count), [&](ItemRange pairs) {
         args.pair_begin = pairs.begin;
         args.pair_end = pairs.end;
-        weights_.gate_up(args);
+        gate_up_(args);
       });
     });
   }
@@ -151,7 +152,7 @@ class Chunk {
                  uint8_t* scratch) const {
     const PackedLayer& layer = p_.layer;
     AccumulateArgs args;
-    args.matrix = expert_matrix(layer.w2, layer.format, group.expert);
+    args.matrix = expert_matrix(layer.w2, group.expert);
     args.operand = group_operand(m_.intermediate, group, layer.intermediate_size);
     args.num_tokens = group.count;
     args.tokens = rows + group.first;
@@ -162,7 +163,7 @@ class Chunk {
     run_parts(c.pairs, pair_products(layer.w2, group.count), [&](ItemRange pairs) {
       args.panel_begin = 2 * pairs.begin;
       args.panel_end = std::min(layer.w2.num_panels, 2 * pairs.end);
-      weights_.accumulate(args);
+      accumulate_(args);
     });
   }
 
@@ -201,7 +202,8 @@ class Chunk {
   }
 
   const KernelTable& kernels_;
-  const WeightKernels& weights_;
+  void (*const gate_up_)(const GateUpArgs&);
+  void (*const accumulate_)(const AccumulateArgs&);
   const MoeProblem& p_;
   const ChunkMemory& m_;
   const ChunkPlan& plan_;

@@ -40,7 +40,7 @@ RowBytes row_bytes(const SourceMatrix& m) {
   b.block_scales = layout.scale_bytes / kPanelRows;
   b.source = m.k * layout.weight_bits() / 8;
   if (m.format == WeightFormat::kBf16 && m.dtype == DType::kFloat32) b.source *= 2;
-  b.source_scales = m.k * b.block_scales / kBlockK;
+  b.source_scales = ceil_div(m.k * b.block_scales, kBlockK);
   b.k_blocks = ceil_div(m.k, kBlockK);
   return b;
 }
@@ -273,15 +273,16 @@ void run_panels(const Task& task, int num_threads) {
       &run);
 }
 
-// Calls f(packed scale, row of the source's scales, range) for each packed scale. The row is -1 for padding.
+// Calls f(packed scale, where it stands in the source, or -1 for padding) for each packed scale, both as bytes.
 template <class F>
 void each_sum_scale(const SumScaleBlocks& blocks, const PackedSumScales& packed, F&& f) {
+  const int64_t bytes = value_bytes(packed.dtype);
   for (int64_t panel = 0; panel < packed.num_panels; ++panel) {
     for (int64_t r = 0; r < packed.scale_rows; ++r) {
       const int64_t row = source_row(blocks.order, panel * kPanelRows + r, blocks.num_rows);
       for (int64_t range = 0; range < packed.num_ranges; ++range) {
-        f(packed.data + (panel * packed.num_ranges + range) * packed.scale_rows + r, row < 0 ? -1 : blocks.of_row(row),
-          range);
+        const int64_t from = row < 0 ? -1 : (blocks.of_row(row) * packed.num_ranges + range) * bytes;
+        f(packed.data + ((panel * packed.num_ranges + range) * packed.scale_rows + r) * bytes, from);
       }
     }
   }
@@ -318,24 +319,26 @@ int64_t count_terms(const SourceMatrix& source, int num_threads) {
   return most.load();
 }
 
-void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed) {
-  each_sum_scale(blocks, packed, [&](float* value, int64_t row, int64_t range) {
+void pack_sum_scales(const SumScaleBlocks& blocks, const uint8_t* scales, const PackedSumScales& packed) {
+  const size_t bytes = static_cast<size_t>(value_bytes(packed.dtype));
+  each_sum_scale(blocks, packed, [&](uint8_t* value, int64_t from) {
     // Scales are copied as bytes, here and below, because copying a float may change a NaN.
-    if (row < 0) {
-      *value = 0.0f;
+    if (from < 0) {
+      std::memset(value, 0, bytes);
     } else {
-      std::memcpy(value, scales + row * packed.num_ranges + range, sizeof(float));
+      std::memcpy(value, scales + from, bytes);
     }
   });
 }
 
-bool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales) {
-  each_sum_scale(blocks, packed, [&](float* value, int64_t row, int64_t range) {
-    if (row >= 0) std::memcpy(scales + row * packed.num_ranges + range, value, sizeof(float));
+bool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, uint8_t* scales) {
+  const size_t bytes = static_cast<size_t>(value_bytes(packed.dtype));
+  each_sum_scale(blocks, packed, [&](uint8_t* value, int64_t from) {
+    if (from >= 0) std::memcpy(scales + from, value, bytes);
   });
   bool agree = true;
-  each_sum_scale(blocks, packed, [&](float* value, int64_t row, int64_t range) {
-    agree &= row < 0 || std::memcmp(scales + row * packed.num_ranges + range, value, sizeof(float)) == 0;
+  each_sum_scale(blocks, packed, [&](uint8_t* value, int64_t from) {
+    agree &= from < 0 || std::memcmp(scales + from, value, bytes) == 0;
   });
   return agree;
 }

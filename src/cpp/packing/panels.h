@@ -7,6 +7,9 @@
 //   a K-block         [quad of rows 0-3][quad of rows 4-7][quad of rows 8-11][quad of rows 12-15]
 //   its block scales  [row 0][row 1] ... [row 15], one byte each (two for NVFP4, of k < 16 and of k >= 16)
 //
+// The zero points of integers, which belong to groups of K-blocks of a row, stand in the place of block scales, those
+// of a group once for each of its K-blocks.
+//
 // The bytes of a quad of rows r0, r1, r2, r3:
 //
 //   4 bits: 64 bytes, two for each k
@@ -33,7 +36,8 @@
 // their order in the checkpoint. Experts without a gate have up rows alone, in their order.
 //
 // Float32 scales, which multiply sums, stand in a third array, [panel][range of K][1 or 16]: one for each row, or one
-// for the panel where the rows of every panel share it. A matrix of any format may have a single one.
+// for the panel where the rows of every panel share it. A matrix of any format may have a single one. Scales that came
+// in 16 bits stay in 16 bits.
 #pragma once
 
 #include "common/types.h"
@@ -46,7 +50,7 @@ constexpr int kLayoutVersion = 1;
 // What a weight format needs for a K-block of a panel.
 struct BlockLayout {
   int32_t weight_bytes;
-  int32_t scale_bytes;  // bytes of block scales
+  int32_t scale_bytes;  // bytes of block scales, or of zero points
   bool sum_blocks;      // whether blocks of any shape have float32 scales
 
   constexpr int32_t weight_bits() const { return weight_bytes * 8 / (kPanelRows * kBlockK); }
@@ -59,13 +63,21 @@ constexpr BlockLayout block_layout(WeightFormat format) {
     case WeightFormat::kMxfp8E4m3:
     case WeightFormat::kMxfp8E5m2: return {512, 16, false};
     case WeightFormat::kFp8Block: return {512, 0, true};
+    case WeightFormat::kInt4: return {256, 0, true};
+    case WeightFormat::kInt4Zeros: return {256, 16, true};
+    case WeightFormat::kInt8: return {512, 0, true};
+    case WeightFormat::kInt8Zeros: return {512, 16, true};
     case WeightFormat::kBf16: break;
   }
   return {1024, 0, false};
 }
 
+constexpr bool is_integer(WeightFormat format) { return format >= WeightFormat::kInt4; }
+
 // A packed matrix, or the same matrix of all experts one after the other. Weights are 64-byte aligned.
 struct PackedMatrix {
+  WeightFormat format;
+  DType sum_dtype;       // of the float32 scales: float32, or the type of 16 bits in which they came
   int64_t num_panels;    // the panels of one expert
   int64_t k_blocks;      // the K-blocks of a panel
   int64_t num_ranges;    // K is cut in so many ranges that have float32 scales of their own; 0 without such scales
@@ -73,24 +85,26 @@ struct PackedMatrix {
   int64_t scale_rows;    // 1 or 16 float32 scales for each panel and range
   const uint8_t* weights;
   const uint8_t* scales;
-  const float* sum_scales;  // [panels][ranges][scale_rows], or null
-  const float* bias;        // [panels][16], or null
+  const uint8_t* sum_scales;  // [panels][ranges][scale_rows] of sum_dtype, or null
+  const float* bias;          // [panels][16], or null
 };
 
 // Returns the matrix without its first `panels` panels.
-inline PackedMatrix skip_panels(const PackedMatrix& all, WeightFormat format, int64_t panels) {
-  const BlockLayout block = block_layout(format);
+inline PackedMatrix skip_panels(const PackedMatrix& all, int64_t panels) {
+  const BlockLayout block = block_layout(all.format);
   const int64_t blocks = panels * all.k_blocks;
   PackedMatrix m = all;
   m.weights += blocks * block.weight_bytes;
   if (m.scales != nullptr) m.scales += blocks * block.scale_bytes;
-  if (m.sum_scales != nullptr) m.sum_scales += panels * all.num_ranges * all.scale_rows;
+  if (m.sum_scales != nullptr) {
+    m.sum_scales += panels * all.num_ranges * all.scale_rows * value_bytes(all.sum_dtype);
+  }
   if (m.bias != nullptr) m.bias += panels * kPanelRows;
   return m;
 }
 
-inline PackedMatrix expert_matrix(const PackedMatrix& all, WeightFormat format, int64_t expert) {
-  return skip_panels(all, format, expert * all.num_panels);
+inline PackedMatrix expert_matrix(const PackedMatrix& all, int64_t expert) {
+  return skip_panels(all, expert * all.num_panels);
 }
 
 // Counts the products of a pair of panels with the hidden states of some tokens.
@@ -164,16 +178,17 @@ struct SumScaleBlocks {
 
 // The packed float32 scales, [num_panels][num_ranges][scale_rows] with 1 or 16 scale_rows. Rows of padding get 0.
 struct PackedSumScales {
-  float* data;
+  uint8_t* data;
+  DType dtype;  // here and in the source
   int64_t num_panels;
   int64_t num_ranges;
   int64_t scale_rows;
 };
 
-void pack_sum_scales(const SumScaleBlocks& blocks, const float* scales, const PackedSumScales& packed);
+void pack_sum_scales(const SumScaleBlocks& blocks, const uint8_t* scales, const PackedSumScales& packed);
 // The scale of a block is stored once for each panel that the block reaches. Returns whether all of these are the same
 // bits, as they are wherever `pack_sum_scales` wrote them.
-bool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, float* scales);
+bool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, uint8_t* scales);
 
 // The bias of one matrix of one packed expert: [num_panels][16] in the order of packed rows, 0 for rows of padding.
 struct PackedBias {

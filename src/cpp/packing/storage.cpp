@@ -25,31 +25,33 @@ bool is_too_large(int64_t matrices, int64_t rows, int64_t k) {
 Rectangle w13_of(const StorageShape& s) {
   const int64_t parts = s.gated ? 2 : 1;
   const RowOrder gated = s.interleaved ? RowOrder::kInterleaved : RowOrder::kConcatenated;
-  return {{s.format, parts * s.intermediate_size, s.hidden_size, 1, s.has_w13_bias, s.tensor_scales, s.block_rows,
-           s.block_k},
+  return {{s.w13, parts * s.intermediate_size, s.hidden_size, 1, s.has_w13_bias, s.tensor_scales},
           s.gated ? gated : RowOrder::kPlain,
           parts * round_up(s.intermediate_size, kBlockK) / kPanelRows};
 }
 
 Rectangle w2_of(const StorageShape& s) {
-  return {{s.format, s.hidden_size, s.intermediate_size, 1, s.has_w2_bias, s.tensor_scales, s.block_rows, s.block_k},
+  return {{s.w2, s.hidden_size, s.intermediate_size, 1, s.has_w2_bias, s.tensor_scales},
           RowOrder::kPlain,
           ceil_div(s.hidden_size, kPanelRows)};
 }
 
 MatrixLayout matrix_layout(const Rectangle& rectangle) {
   const MatrixShape& s = rectangle.shape;
-  const BlockLayout block = block_layout(s.format);
+  const MatrixFormat& format = s.format;
+  const BlockLayout block = block_layout(format.weights);
   MatrixLayout m{};
   m.num_rows = s.num_rows;
   m.k = s.k;
   m.order = rectangle.order;
   PackedMatrix& sizes = m.sizes;
+  sizes.format = format.weights;
+  sizes.sum_dtype = block.sum_blocks ? format.sum_dtype : DType::kFloat32;
   sizes.num_panels = rectangle.num_panels * s.num_terms;
   sizes.k_blocks = ceil_div(s.k, kBlockK);
   if (block.sum_blocks || s.tensor_scale) {
     const bool per_tensor = !block.sum_blocks, gate_up = m.order != RowOrder::kPlain;
-    const int64_t block_k = per_tensor || s.block_k == 0 || s.block_k > s.k ? s.k : s.block_k;
+    const int64_t block_k = per_tensor || format.block_k == 0 || format.block_k > s.k ? s.k : format.block_k;
     sizes.num_ranges = ceil_div(s.k, block_k);
     sizes.range_blocks = ceil_div(block_k, kBlockK);
     SumScaleBlocks& blocks = m.sum_blocks;
@@ -57,7 +59,7 @@ MatrixLayout matrix_layout(const Rectangle& rectangle) {
     blocks.apart = gate_up && (per_tensor || m.order == RowOrder::kConcatenated);
     blocks.num_rows = s.num_rows;
     const int64_t all = blocks.apart ? s.num_rows / 2 : s.num_rows;
-    blocks.block_rows = per_tensor || s.block_rows == 0 || s.block_rows > all ? all : s.block_rows;
+    blocks.block_rows = per_tensor || format.block_rows == 0 || format.block_rows > all ? all : format.block_rows;
     // One scale serves a panel if all its rows lie in one block. The rows of a panel span twice as many rows of the
     // source where gate and up alternate.
     const int64_t span = gate_up && !blocks.apart ? 2 * kPanelRows : kPanelRows;
@@ -66,7 +68,8 @@ MatrixLayout matrix_layout(const Rectangle& rectangle) {
   const int64_t num_blocks = sizes.num_panels * sizes.k_blocks;
   m.expert_bytes[static_cast<int>(Part::kWeights)] = num_blocks * block.weight_bytes;
   m.expert_bytes[static_cast<int>(Part::kScales)] = num_blocks * block.scale_bytes;
-  m.expert_bytes[static_cast<int>(Part::kSumScales)] = sizes.num_panels * sizes.num_ranges * sizes.scale_rows * 4;
+  m.expert_bytes[static_cast<int>(Part::kSumScales)] =
+      sizes.num_panels * sizes.num_ranges * sizes.scale_rows * value_bytes(sizes.sum_dtype);
   m.expert_bytes[static_cast<int>(Part::kBias)] = s.has_bias ? rectangle.num_panels * kPanelRows * 4 : 0;
   return m;
 }
@@ -89,7 +92,7 @@ PackedMatrix view_matrix(const MatrixLayout& m, const uint8_t* data) {
   PackedMatrix matrix = m.sizes;
   matrix.weights = part_at(m, Part::kWeights, data);
   matrix.scales = part_at(m, Part::kScales, data);
-  matrix.sum_scales = reinterpret_cast<const float*>(part_at(m, Part::kSumScales, data));
+  matrix.sum_scales = part_at(m, Part::kSumScales, data);
   matrix.bias = reinterpret_cast<const float*>(part_at(m, Part::kBias, data));
   return matrix;
 }
@@ -121,11 +124,7 @@ SingleLayout single_layout(const MatrixShape& s) {
 
 PackedLayer view_storage(const StorageShape& s, const uint8_t* data) {
   const StorageLayout layout = storage_layout(s);
-  return {s.format,
-          s.num_experts,
-          s.hidden_size,
-          s.intermediate_size,
-          view_matrix(layout.w13, data),
+  return {s.num_experts, s.hidden_size, s.intermediate_size, view_matrix(layout.w13, data),
           view_matrix(layout.w2, data)};
 }
 

@@ -6,28 +6,33 @@
 
 namespace mxfp4moe {
 
+// How the weights of a matrix are stored.
+struct MatrixFormat {
+  WeightFormat weights;
+  int64_t block_rows;  // rows that share a float32 scale, of formats with scales of any block shape; 0 means all rows
+  int64_t block_k;     // the same along K: 0 for all of K, else a multiple of 32
+  DType sum_dtype;     // of these scales: float32, or the type of 16 bits in which they came
+};
+
 struct StorageShape {
-  WeightFormat format;
+  MatrixFormat w13, w2;
   int64_t num_experts;
   int64_t hidden_size;
   int64_t intermediate_size;
   bool gated;  // without a gate, w13 has `intermediate_size` rows, those of up
   bool has_w13_bias;
   bool has_w2_bias;
-  bool tensor_scales;  // a float32 scale for each gate, up and down; not of kFp8Block
+  bool tensor_scales;  // a float32 scale for each gate, up and down; not of formats with scales of any block shape
   bool interleaved;    // gate and up rows of the source's w13 alternate
-  int64_t block_rows;  // rows that share a scale of kFp8Block; 0 means all rows
-  int64_t block_k;     // the same along K: 0 for all of K, else a multiple of 32
 };
 
 // A matrix that stands alone.
 struct MatrixShape {
-  WeightFormat format;
+  MatrixFormat format;
   int64_t num_rows, k;
   int64_t num_terms;  // of kBf16: each weight is the sum of so many numbers; otherwise 1
   bool has_bias;
-  bool tensor_scale;            // as above; not with several terms
-  int64_t block_rows, block_k;  // as above
+  bool tensor_scale;  // as above; not with several terms
 };
 
 enum class Part : int32_t { kWeights, kScales, kSumScales, kBias };
@@ -61,7 +66,6 @@ SingleLayout single_layout(const MatrixShape& shape);
 
 // The packed experts of one layer.
 struct PackedLayer {
-  WeightFormat format;
   int64_t num_experts;
   int64_t hidden_size;
   int64_t intermediate_size;

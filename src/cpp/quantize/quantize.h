@@ -29,6 +29,27 @@ void quantize_nvfp4(const KernelTable& kernels, const Nvfp4Args& args, int64_t n
 void dequantize_nvfp4(const KernelTable& kernels, const Nvfp4ValuesArgs& args, int64_t num_tensors,
                       const float* tensor_scales, int num_threads);
 
+// Values that are quantized to integers of 4 or 8 bits in groups, each of which has a float32 scale; those of a group
+// are consecutive. Codes of four bits are 0 to 15, two to a byte; their group_size is even. Codes of eight bits are
+// signed. reference/integers.py is the definition.
+struct IntegerGroups {
+  const uint8_t* values;  // not of dequantize_integers
+  DType dtype;
+  int bits;
+  int64_t num_groups, group_size;
+};
+
+struct IntegerArrays {
+  uint8_t* codes;
+  float* scales;
+  uint8_t* zeros;  // a zero point for each group; null where all are 8, or 0 of signed codes
+};
+
+// A scale is NaN where a value of the group is not finite.
+void quantize_integers(const IntegerGroups& groups, const IntegerArrays& to, int num_threads);
+// groups.dtype is that of `values`.
+void dequantize_integers(const IntegerGroups& groups, const IntegerArrays& from, uint8_t* values, int num_threads);
+
 // Pack codes that stand one to a byte (in the low nibble) two to a byte, and back. `num_bytes` is the size of `blocks`.
 void pack_e2m1(const uint8_t* codes, uint8_t* blocks, int64_t num_bytes, int num_threads);
 void unpack_e2m1(const uint8_t* blocks, uint8_t* codes, int64_t num_bytes, int num_threads);

@@ -9,8 +9,6 @@
 
 namespace mxfp4moe {
 
-constexpr int64_t value_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
 // So many values are worth a thread of their own: 64 KiB of float32, some 10 us of work.
 constexpr int64_t kMinValuesPerThread = 16384;
 

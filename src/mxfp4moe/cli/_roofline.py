@@ -17,26 +17,9 @@ import numpy as np
 
 from mxfp4moe import _core, config
 from mxfp4moe.experts import PackedExperts
-from mxfp4moe.formats import FORMATS
 from mxfp4moe.layer import MoELayer
 
 _PEAK_SECONDS = 3e-3  # of one measurement of the peak
-
-
-def expert_bytes(
-    format: str,
-    hidden_size: int,
-    intermediate_size: int,
-    block_shape: tuple[int | None, int | None] | None = None,
-    num_w13_parts: int = 2,
-) -> int:
-    """Bytes of one expert, as the roofline counts them: weights and all scales as they are in a checkpoint.
-
-    Padding of the packed layout does not count, nor do biases.
-    """
-    spec = FORMATS[format]
-    gate_or_up = spec.nbytes(intermediate_size, hidden_size, block_shape)
-    return num_w13_parts * gate_or_up + spec.nbytes(hidden_size, intermediate_size, block_shape)
 
 
 class Speed(NamedTuple):
@@ -171,18 +154,15 @@ def measure(
             other.get("input_ids"),
         )[1]  # with the shared experts that the router weighs
         ids = ids[ids < layer.experts.num_experts]  # the others are zero experts, which cost nothing
-        nbytes, flops = np.unique(ids).size * _bytes(layer.experts), ids.size * _flops(layer.experts)
+        nbytes, flops = (
+            np.unique(ids).size * layer.experts.spec.expert_bytes,
+            ids.size * _flops(layer.experts),
+        )
         if layer.shared_experts is not None:
-            nbytes += _bytes(layer.shared_experts)
+            nbytes += layer.shared_experts.spec.expert_bytes
             flops += len(hidden_states) * _flops(layer.shared_experts)
         run.calls.append(Call(seconds, nbytes, flops))
     return run
-
-
-def _bytes(experts: PackedExperts) -> float:
-    """Bytes of one of the experts."""
-    sizes = experts.hidden_size, experts.intermediate_size
-    return expert_bytes(experts.format, *sizes, experts.block_shape, experts.spec.num_w13_parts)
 
 
 def _flops(experts: PackedExperts) -> float:

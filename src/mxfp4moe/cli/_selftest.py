@@ -23,7 +23,7 @@ _EXPERTS, _HIDDEN, _INTERMEDIATE, _TOP_K = 5, 160, 96, 2
 _TOKENS = (1, 3, 70)
 _BLOCK = 64
 _SCALES = np.array([0.5, 1, 2], np.float32)
-_FORMATS: tuple[Format, ...] = ("mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16")
+_FORMATS: tuple[Format, ...] = ("mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16", "int4", "int8")
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,16 @@ def _expert_arrays(rng: np.random.Generator, format: Format, gated: bool) -> Exp
     w2 = rng.integers(-2, 3, (_EXPERTS, _HIDDEN, _INTERMEDIATE))
     w2_bias = rng.integers(-8, 9, (_EXPERTS, _HIDDEN)).astype(np.float32)
     halves = 2 if gated else 1
+    encoded: dict[str, Any] = {}
+    for name, weights, parts in (("w13", w13, halves), ("w2", w2, 1)):
+        if format in ("int4", "int8"):
+            encoded |= {name + part: array for part, array in _integers(rng, weights, format).items()}
+        else:
+            encoded[name], encoded[name + "_scales"] = _encode(rng, weights, format, parts)
     arrays = ExpertArrays(
-        *_encode(rng, w13, format, halves),
-        *_encode(rng, w2, format, 1),
-        w13_bias.astype(np.float32),
-        w2_bias,
+        **encoded,
+        w13_bias=w13_bias.astype(np.float32),
+        w2_bias=w2_bias,
         format=format,
         block_shape=(_BLOCK, _BLOCK) if format == "fp8_block" else None,
         gated=gated,
@@ -167,6 +172,18 @@ def _encode(
     return reference.pack_e2m1(e2m1), scales.astype(ml_dtypes.float8_e4m3fn)
 
 
+def _integers(rng: np.random.Generator, weights: _Array, format: Format) -> dict[str, _Array]:
+    """Small integers exactly in int4 or, with zero points, in int8, by what follows the matrix's name."""
+    experts, rows, k = weights.shape
+    scales = rng.choice(_SCALES[:2], (experts, rows, k // 32))
+    codes = weights / scales.repeat(32, axis=-1)
+    if format == "int4":
+        return {"": reference.pack_e2m1((codes + 8).astype(np.uint8)), "_scales": scales}
+    zeros = rng.integers(-100, 101, scales.shape).astype(np.int8)
+    codes = (codes + zeros.repeat(32, axis=-1)).astype(np.int8)
+    return {"": codes, "_scales": scales.astype(ml_dtypes.bfloat16), "_zero_points": zeros}
+
+
 # ---- quantization ----
 
 
@@ -175,13 +192,13 @@ def _quantizer_cases(rng: np.random.Generator) -> list[Case]:
     result = []
     for dtype in (np.float32, ml_dtypes.bfloat16):
         w = values.astype(dtype)
-        for name in ("mxfp4", "mxfp8", "nvfp4", "fp8_block"):
+        for name in ("mxfp4", "mxfp8", "nvfp4", "fp8_block", "int4", "int8"):
             quantized = getattr(reference, f"quantize_{name}")(w)
             result.append(
                 Case(
                     f"quantize_{name}, {np.dtype(dtype).name}",
                     partial(_quantize, name, w),
-                    tuple(map(np.asarray, quantized)),
+                    tuple(map(np.asarray, _given(quantized))),
                 )
             )
             result.append(
@@ -195,7 +212,12 @@ def _quantizer_cases(rng: np.random.Generator) -> list[Case]:
 
 
 def _quantize(name: str, w: _Array) -> _Results:
-    return tuple(map(np.asarray, getattr(mx, f"quantize_{name}")(w)))
+    return tuple(map(np.asarray, _given(getattr(mx, f"quantize_{name}")(w))))
+
+
+def _given(quantized: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arrays that there are: symmetric integers have no zero points."""
+    return tuple(array for array in quantized if array is not None)
 
 
 def _dequantize(name: str, quantized: tuple[_Array, ...]) -> _Results:

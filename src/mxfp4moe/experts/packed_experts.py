@@ -12,7 +12,7 @@ from mxfp4moe import _core
 from mxfp4moe._dtypes import narrow
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.spec import BlockShape, ExpertsSpec, scale_shape
-from mxfp4moe.formats import BFLOAT16, Format, GateUpLayout
+from mxfp4moe.formats import BFLOAT16, GROUP_MULTIPLE, Format, GateUpLayout
 from mxfp4moe.packed.container import PackedFile, is_packed_file
 from mxfp4moe.packed.kinds import EXPERTS
 from mxfp4moe.packed.weights import PackedWeights
@@ -28,8 +28,8 @@ class UnpackedExperts(NamedTuple):
         without a gate have I rows instead of 2 * I, here and below. uint8
         for 4-bit formats, else of the dtype that was packed; bfloat16 where float16 or float32 was rounded.
     w13_scales : ndarray, or None for bfloat16
-        Block scales (E, 2 * I, K / 32 or K / 16) of the dtype that was packed; float32 scales of fp8_block in
-        the shape that `pack_experts` takes.
+        Block scales (E, 2 * I, K / 32 or K / 16) of the dtype that was packed; those of fp8_block and of the
+        groups of int4 and int8 in the shape that `pack_experts` takes.
     w2 : ndarray of shape (E, K, I) or (E, K, I / 2)
     w2_scales : ndarray or None
     w13_bias : float32 or bfloat16 ndarray of shape (E, 2 * I), or None
@@ -37,6 +37,7 @@ class UnpackedExperts(NamedTuple):
     w13_tensor_scale : float32 ndarray of shape (E, 2), or None
         Of gate and of up; of shape (E,) without a gate.
     w2_tensor_scale : float32 ndarray of shape (E,), or None
+    w13_zero_points, w2_zero_points : uint8 (int4) or int8 (int8) ndarray of the shape of the scales, or None
 
     Examples
     --------
@@ -56,6 +57,8 @@ class UnpackedExperts(NamedTuple):
     w2_bias: NDArray[Any] | None = None
     w13_tensor_scale: NDArray[np.float32] | None = None
     w2_tensor_scale: NDArray[np.float32] | None = None
+    w13_zero_points: NDArray[Any] | None = None
+    w2_zero_points: NDArray[Any] | None = None
 
 
 class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
@@ -197,31 +200,29 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
         (True, dtype(float8_e8m0fnu), None)
         """
         threads = resolve_num_threads(num_threads)
-        w13, w13_scales, w13_bias, w13_tensor_scale = self._unpack_matrix(True, threads)
-        w2, w2_scales, w2_bias, w2_tensor_scale = self._unpack_matrix(False, threads)
+        matrices = {"w13": self._unpack_matrix(True, threads), "w2": self._unpack_matrix(False, threads)}
         return UnpackedExperts(
-            w13, w13_scales, w2, w2_scales, w13_bias, w2_bias, w13_tensor_scale, w2_tensor_scale
+            **{name + part: array for name, arrays in matrices.items() for part, array in arrays.items()}
         )
 
-    def _unpack_matrix(
-        self, is_w13: bool, threads: int
-    ) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None, NDArray[np.float32] | None]:
-        """Weights, scales, bias and tensor scales."""
-        format, experts = self.spec.weight_format, self.num_experts
-        dtypes = self.spec.w13_dtypes if is_w13 else self.spec.w2_dtypes
-        parts = self.spec.num_w13_parts if is_w13 else 1
+    def _unpack_matrix(self, is_w13: bool, threads: int) -> dict[str, Any]:
+        """The arrays of a matrix, by what follows its name in theirs."""
+        format, dtypes = self.spec.weight_format, self.spec.dtypes(is_w13)
+        experts, parts = self.num_experts, self.spec.num_w13_parts if is_w13 else 1
         rows, k = self.hidden_size, self.intermediate_size
         if is_w13:
             rows, k = parts * k, rows
+        apart = parts if self.gate_up_layout == "concatenated" else 1
+        scales_shape = scale_shape(format, self.spec.scale_blocks(is_w13), (rows // apart, k), apart)
         weight_dtype = BFLOAT16 if self.format == "bf16" else dtypes.weights
         weights = np.empty((experts, rows, *format.row_shapes(k)[1]), weight_dtype)
-        block_scales = sum_scales = bias = None
+        block_bytes = sum_scales = bias = None
         if format.scale_block:
-            block_scales = np.empty((experts, rows, k // format.scale_block), np.uint8)
-        if format.has_block_shape:
-            apart = parts if self.gate_up_layout == "concatenated" else 1
-            shape = scale_shape(format, self.block_shape, (rows // apart, k), apart)
-            sum_scales = np.empty((experts, *shape), np.float32)
+            block_bytes = np.empty((experts, *scales_shape), np.uint8)
+        if dtypes.zero_points is not None:
+            block_bytes = np.empty((experts, rows, -(-k // GROUP_MULTIPLE)), np.uint8)
+        if format.has_sum_scales:
+            sum_scales = np.empty((experts, *scales_shape), dtypes.scales)
         if self.spec.has_tensor_scales:
             sum_scales = np.empty((experts, parts, 1), np.float32)
         if dtypes.bias is not None:
@@ -229,24 +230,28 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
         index, name = (0, "w13") if is_w13 else (1, "w2")
         for expert in range(experts):
             bytes_of_expert = weights[expert].view(np.uint8)
-            scales_of_expert = None if block_scales is None else block_scales[expert]
-            self._storage.unpack(index, expert, bytes_of_expert, scales_of_expert, threads)
+            blocks_of_expert = None if block_bytes is None else block_bytes[expert]
+            self._storage.unpack(index, expert, bytes_of_expert, blocks_of_expert, threads)
             if sum_scales is not None and not self._storage.unpack_sum_scales(
-                index, expert, sum_scales[expert]
+                index, expert, sum_scales[expert].view(np.uint8)
             ):
                 raise self._unpack_error(name, "one scale for each block", f"several in expert {expert}")
             if bias is not None:
                 self._storage.unpack_bias(index, expert, bias[expert])
-        narrow_bias = bias if bias is None or dtypes.bias is None else narrow(bias, dtypes.bias)
-        if bias is not None and narrow_bias is None:
-            raise self._unpack_error(name, f"a bias that {dtypes.bias} can hold", "one of float32")
-        typed_scales = None
-        if block_scales is not None and dtypes.scales is not None:
-            typed_scales = block_scales.view(dtypes.scales)
-        if self.spec.has_tensor_scales and sum_scales is not None:
-            tensor_scales = sum_scales[:, :, 0] if parts == 2 else sum_scales[:, 0, 0]
-            return weights, typed_scales, narrow_bias, tensor_scales
-        return weights, sum_scales if typed_scales is None else typed_scales, narrow_bias, None
+        result: dict[str, Any] = {"": weights, "_scales": None}
+        if format.scale_block and block_bytes is not None:
+            result["_scales"] = block_bytes.view(dtypes.scales)
+        elif block_bytes is not None:
+            result["_zero_points"] = self._zero_points(name, format, block_bytes, scales_shape[1])
+        if format.has_sum_scales:
+            result["_scales"] = sum_scales
+        elif sum_scales is not None:
+            result["_tensor_scale"] = sum_scales[:, :, 0] if parts == 2 else sum_scales[:, 0, 0]
+        if bias is not None and dtypes.bias is not None:
+            result["_bias"] = narrow(bias, dtypes.bias)
+            if result["_bias"] is None:
+                raise self._unpack_error(name, f"a bias that {dtypes.bias} can hold", "one of float32")
+        return result
 
 
 def is_experts_file(path: Path) -> bool:

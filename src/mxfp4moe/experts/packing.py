@@ -12,7 +12,7 @@ from mxfp4moe import _core
 from mxfp4moe._arguments import check_bool, check_choice, describe, type_error, value_error
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.packed_experts import PackedExperts
-from mxfp4moe.experts.sources import Bias, Matrix, describe_experts, tensor_scales
+from mxfp4moe.experts.sources import Bias, Matrix, MatrixArrays, describe_experts, tensor_scales
 from mxfp4moe.experts.spec import (
     BlockShape,
     ExpertsSpec,
@@ -21,7 +21,7 @@ from mxfp4moe.experts.spec import (
     check_gate_up_layout,
     scale_shape,
 )
-from mxfp4moe.formats import FLOAT_CODES, FORMATS, Format, GateUpLayout, is_pair
+from mxfp4moe.formats import FLOAT_CODES, FORMATS, Format, GateUpLayout, WeightFormat, is_pair
 
 ExpertArrays = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLike]]
 """One array with a leading axis of experts, an array for each expert, or a (gate, up) pair of these."""
@@ -40,12 +40,15 @@ def pack_experts(
     block_shape: BlockShape | None = None,
     w13_tensor_scale: ArrayLike | None = None,
     w2_tensor_scale: ArrayLike | None = None,
+    w13_zero_points: ExpertArrays | None = None,
+    w2_zero_points: ExpertArrays | None = None,
     gated: bool = True,
     num_threads: int | None = None,
 ) -> PackedExperts:
     """Pack the weights of E experts of hidden size K and intermediate size I.
 
-    K and I are multiples of 32 for the MX formats, of 16 for nvfp4, and free for fp8_block and bf16.
+    K and I are multiples of 32 for the MX formats, of 16 for nvfp4, even for int4, and free for fp8_block,
+    bf16 and int8.
     Each of `w13`, `w2` and their scales is one array with a leading axis E, or a sequence of E arrays without
     it, so that a checkpoint with a tensor per expert needs no stacked copy. `w13` and `w13_scales` may also
     both be a pair (gate, up) of such arrays or sequences with I rows each.
@@ -62,6 +65,9 @@ def pack_experts(
     fp8_block  float8_e4m3fn or uint8 (N, K)                          float32, see `block_shape`
     bf16       bfloat16, or float16 or float32, which are rounded     None
                to bfloat16, (N, K)
+    int4       uint8 or int8 (N, K / 2): codes 0 to 15, two per       float32, bfloat16 or float16
+               byte, the low nibble the even k                        (N, groups of a row)
+    int8       int8 (N, K)                                            as int4
     =========  =====================================================  ================================
 
     Parameters
@@ -74,7 +80,9 @@ def pack_experts(
     w2 : array of shape (E, K, I)
         Down projection.
     w2_scales : array or None
-    format : {"mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16"}
+    format : {"mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16", "int4", "int8"}
+        A weight of int4 and int8 is (code - zero point) * scale. A row is cut in groups of equal size, a
+        multiple of 32 or the whole row, which follows from the number of its scales.
     w13_bias : float32 or bfloat16 array of shape (E, 2 * I), optional
         Rows in the order of `w13`; with a (gate, up) pair, gate then up.
     w2_bias : float32 or bfloat16 array of shape (E, K), optional
@@ -87,9 +95,11 @@ def pack_experts(
         (E, ceil(K / bn), ceil(I / bk)).
     w13_tensor_scale : float32 array of shape (E, 2), optional
         Of gate and of up: multiplies their float32 sums, before the bias. Both tensor scales or neither;
-        nvfp4 needs them, fp8_block has none.
+        nvfp4 needs them, fp8_block, int4 and int8 have none.
     w2_tensor_scale : float32 array of shape (E,), optional
         Of down.
+    w13_zero_points, w2_zero_points : array of the shape of the scales, optional
+        Of int4 and int8: the codes that are zero, uint8 in [0, 15] and int8. They are 8 and 0 if not given.
     gated : bool, default True
         False for experts that have no gate and so compute ``w2 @ activation(w13 @ x)``: `w13`, its scales and
         its bias then have I rows instead of 2 * I, and `w13_tensor_scale` has the shape (E,) or (E, 1).
@@ -133,30 +143,32 @@ def pack_experts(
                 "gate_up_layout", "'concatenated' with a (gate, up) pair", describe(gate_up_layout)
             )
         scales: Any = w13_scales if spec.has_scales else (None, None)
-        gate_up = [Matrix(spec, f"w13[{i}]", w13[i], f"w13_scales[{i}]", scales[i]) for i in range(2)]
+        zeros = _pair_of_zero_points(w13_zero_points)
+        halves = [MatrixArrays(w13[i], scales[i], zeros[i]) for i in range(2)]
+        gate_up = [Matrix(spec, "w13", half, f"[{i}]") for i, half in enumerate(halves)]
     else:
-        gate_up = [Matrix(spec, "w13", w13, "w13_scales", w13_scales)]
-    down = Matrix(spec, "w2", w2, "w2_scales", w2_scales)
+        gate_up = [Matrix(spec, "w13", MatrixArrays(w13, w13_scales, w13_zero_points))]
+    down = Matrix(spec, "w2", MatrixArrays(w2, w2_scales, w2_zero_points))
 
     num_experts, hidden, intermediate = len(down), down.rows, down.k
     inferred = _check_sizes(down)
     parts = 2 if gated else 1
     for matrix in gate_up:
         of_matrix = parts // len(gate_up)
-        rows, halves = of_matrix * intermediate, of_matrix if gate_up_layout == "concatenated" else 1
-        scales_shape = scale_shape(spec, blocks, (rows // halves, hidden), halves)
+        rows, apart = of_matrix * intermediate, of_matrix if gate_up_layout == "concatenated" else 1
+        scales_shape = scale_shape(spec, _scale_blocks(gate_up[0], blocks), (rows // apart, hidden), apart)
         matrix.check(num_experts, (rows, hidden), scales_shape, inferred)
-    down_scales = scale_shape(spec, blocks, (hidden, intermediate))
+    down_scales = scale_shape(spec, _scale_blocks(down, blocks), (hidden, intermediate))
     down.check(num_experts, (hidden, intermediate), down_scales, inferred)
     if {spec.weight_dtypes[m.dtype] for m in gate_up} != {spec.weight_dtypes[down.dtype]}:
         raise type_error("w2", f"elements as in w13, {gate_up[0].dtype}", str(down.dtype))
     for matrix in gate_up[1:]:
-        if matrix.dtype != gate_up[0].dtype or matrix.scale_dtype != gate_up[0].scale_dtype:
-            raise type_error(
-                matrix.name,
-                f"{gate_up[0].dtype} and scales of {gate_up[0].scale_dtype}, as in w13[0]",
-                f"{matrix.dtype} and {matrix.scale_dtype}",
+        if matrix.dtypes != gate_up[0].dtypes:
+            expected, got = (
+                f"weights of {m.dtypes[0]}, scales of {m.dtypes[1]}, zero points of {m.dtypes[2]}"
+                for m in (gate_up[0], matrix)
             )
+            raise type_error(matrix.name, f"{expected}, as in w13[0]", got)
     biases = (
         Bias("w13_bias", w13_bias, (num_experts, parts * intermediate), inferred),
         Bias("w2_bias", w2_bias, (num_experts, hidden), inferred),
@@ -164,7 +176,7 @@ def pack_experts(
     per_tensor = tensor_scales(spec, w13_tensor_scale, w2_tensor_scale, num_experts, gated)
 
     w13_dtypes, w2_dtypes = (
-        MatrixDtypes(_unpacked_dtype(matrix.dtype), matrix.scale_dtype, bias.dtype)
+        MatrixDtypes(_unpacked_dtype(spec, matrix.dtype), matrix.scale_dtype, bias.dtype, matrix.dtypes[2])
         for matrix, bias in zip((gate_up[0], down), biases, strict=True)
     )
     experts_spec = ExpertsSpec(
@@ -178,6 +190,7 @@ def pack_experts(
         w2_dtypes=w2_dtypes,
         has_tensor_scales=per_tensor is not None,
         gated=gated,
+        group_sizes=(gate_up[0].group_size, down.group_size) if spec.has_groups else None,
     )
     storage = experts_spec.make_storage()
     for expert in range(num_experts):
@@ -187,6 +200,20 @@ def pack_experts(
             if biases[i].dtype is not None:
                 storage.pack_bias(i, expert, biases[i].expert(expert))
     return PackedExperts._make(experts_spec, storage)
+
+
+def _pair_of_zero_points(zero_points: Any) -> Any:
+    """The zero points of gate and of up, for weights that are a pair."""
+    if zero_points is None:
+        return None, None
+    if not isinstance(zero_points, (list, tuple)) or len(zero_points) != 2:
+        raise value_error("w13_zero_points", "a (gate, up) pair like w13", describe_experts(zero_points))
+    return zero_points
+
+
+def _scale_blocks(matrix: Matrix, block_shape: BlockShape | None) -> BlockShape | None:
+    """Rows and columns that share a scale of sums."""
+    return (1, matrix.group_size) if matrix.format.has_groups else block_shape
 
 
 def _check_sizes(down: Matrix) -> str:
@@ -207,7 +234,7 @@ def _pack_weights(
 ) -> None:
     """Pack the weights of one matrix of one expert, which came as one array or as gate and up."""
     weights = [matrix.weights(expert) for matrix in matrices]
-    scales = [matrix.scale_bytes(expert) for matrix in matrices] if matrices[0].format.scale_block else []
+    scales = [matrix.block_bytes(expert) for matrix in matrices if matrix.has_block_bytes]
     storage.pack(index, expert, weights, scales, FLOAT_CODES.get(matrices[0].dtype, 0), threads)
 
 
@@ -219,12 +246,13 @@ def _pack_sum_scales(
     per_tensor: np.ndarray | None,
 ) -> None:
     """Store the float32 scales of one matrix of one expert, those of blocks or of the tensor."""
-    if matrices[0].format.has_block_shape:
+    if matrices[0].format.has_sum_scales:
         rows = [matrix.sum_scales(expert) for matrix in matrices]
         storage.pack_sum_scales(index, expert, np.concatenate(rows))
     elif per_tensor is not None:
-        storage.pack_sum_scales(index, expert, np.ascontiguousarray(per_tensor[expert, :, None]))
+        scales = np.ascontiguousarray(per_tensor[expert, :, None])
+        storage.pack_sum_scales(index, expert, scales.view(np.uint8))
 
 
-def _unpacked_dtype(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.uint8) if dtype == np.int8 else dtype
+def _unpacked_dtype(format: WeightFormat, dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.uint8) if format.element_bits == 4 else dtype

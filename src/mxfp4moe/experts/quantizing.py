@@ -17,17 +17,19 @@ from mxfp4moe.experts.packing import pack_experts
 from mxfp4moe.experts.spec import BlockShape
 from mxfp4moe.experts.weights import ExpertWeights
 
-QuantizeFormat = Literal["mxfp4", "mxfp8", "fp8_block", "nvfp4"]
+QuantizeFormat = Literal["mxfp4", "mxfp8", "fp8_block", "nvfp4", "int4", "int8"]
 QUANTIZE_FORMATS: tuple[QuantizeFormat, ...] = get_args(QuantizeFormat)
 
 _BLOCK_SHAPE = (128, 128)
 
-# A quantizer returns weights, scales and, for nvfp4, a scale of the tensor.
+# A quantizer returns weights, scales and, for nvfp4, a scale of the tensor; for symmetric integers None.
 _QUANTIZERS: dict[QuantizeFormat, Callable[..., tuple[Any, ...]]] = {
     "mxfp4": quantizers.quantize_mxfp4,
     "mxfp8": quantizers.quantize_mxfp8,
     "fp8_block": quantizers.quantize_fp8_block,
     "nvfp4": quantizers.quantize_nvfp4,
+    "int4": quantizers.quantize_int4,
+    "int8": quantizers.quantize_int8,
 }
 
 

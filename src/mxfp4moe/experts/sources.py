@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mxfp4moe._arguments import as_array, check_num_experts, describe, type_error, value_error
 from mxfp4moe._dtypes import widen
-from mxfp4moe.experts.spec import BIAS_DTYPES
-from mxfp4moe.formats import WeightFormat
+from mxfp4moe.experts.spec import BIAS_DTYPES, zeros_of_blocks
+from mxfp4moe.formats import WeightFormat, ZeroPoints, group_size_of
 
 _FLOAT32 = (np.dtype(np.float32),)
 
@@ -64,23 +64,61 @@ def _check_shape(
             raise value_error(name, expected, f"{array.shape} for expert {expert}")
 
 
-class Matrix:
-    """Weights and scales of one matrix of every expert, as they came."""
+class MatrixArrays(NamedTuple):
+    """What `pack_experts` was given for one matrix of every expert."""
 
-    def __init__(self, format: WeightFormat, name: str, weights: Any, scales_name: str, scales: Any) -> None:
-        self.format, self.name, self.scales_name = format, name, scales_name
+    weights: Any
+    scales: Any = None
+    zero_points: Any = None
+
+
+def zero_points_of(name: str, zero_points: Any, format: WeightFormat) -> ZeroPoints:
+    """What zero points must be that are given for a format; raise if it has none."""
+    if format.zero_points is None:
+        raise value_error(name, f"None with format {format.name!r}", describe(zero_points))
+    return format.zero_points
+
+
+def check_zero_points(name: str, zero_points: Any, format: WeightFormat) -> np.ndarray | None:
+    """The zero points of one matrix as an array, or None if there are none."""
+    if zero_points is None:
+        return None
+    expected = zero_points_of(name, zero_points, format)
+    array = as_array(name, zero_points, (expected.dtype,))
+    expected.check(name, array)
+    return array
+
+
+class Matrix:
+    """Weights, scales and zero points of one matrix of every expert, as they came.
+
+    The names of the arguments are those of `name`, such as "w13", followed by `half`, the place in a pair.
+    """
+
+    def __init__(self, format: WeightFormat, name: str, arrays: MatrixArrays, half: str = "") -> None:
+        self.format, self.name = format, name + half
+        self.scales_name, self._zeros_name = f"{name}_scales{half}", f"{name}_zero_points{half}"
         ndims = [1 + n for n in format.row_shapes(0)]
-        self._weights = per_expert(name, weights, tuple(format.weight_dtypes), ndims)
+        self._weights = per_expert(self.name, arrays.weights, tuple(format.weight_dtypes), ndims)
         self._scales: list[np.ndarray] = []
+        self._zeros: list[np.ndarray] = []
         self.scale_dtype: np.dtype | None = None
         if format.has_scales:
-            self._scales = per_expert(scales_name, scales, format.scale_dtypes, (2,))
+            self._scales = per_expert(self.scales_name, arrays.scales, format.scale_dtypes, (2,))
             self.scale_dtype = self._scales[0].dtype
-        elif scales is not None:
-            raise value_error(scales_name, f"None with format {format.name!r}", describe(scales))
+        elif arrays.scales is not None:
+            raise value_error(self.scales_name, f"None with format {format.name!r}", describe(arrays.scales))
         self.dtype = self._weights[0].dtype
         self.rows = self._weights[0].shape[0]
         self.k = format.k_of(self._weights[0].shape[1:])
+        self.group_size: int | None = None
+        if format.has_groups:
+            self.group_size = group_size_of(self.scales_name, self.k, self._scales[0].shape[1])
+        if arrays.zero_points is not None:
+            expected = zero_points_of(self._zeros_name, arrays.zero_points, format)
+            self._zeros = per_expert(self._zeros_name, arrays.zero_points, (expected.dtype,), (2,))
+            for expert, zeros in enumerate(self._zeros):
+                expected.check(f"{self._zeros_name}[{expert}]", zeros)
 
     def __len__(self) -> int:
         return len(self._weights)
@@ -90,33 +128,50 @@ class Matrix:
         """The shape of the array of expert 0."""
         return self._weights[0].shape
 
+    @property
+    def dtypes(self) -> tuple[np.dtype, np.dtype | None, np.dtype | None]:
+        """Those of weights, scales and zero points."""
+        return self.dtype, self.scale_dtype, self._zeros[0].dtype if self._zeros else None
+
     def check(
         self, num_experts: int, shape: tuple[int, int], scale_shape: tuple[int, int], inferred: str
     ) -> None:
         """Raise unless these are `num_experts` matrices of `shape`, with scales of `scale_shape`."""
-        pairs = [(self.name, self._weights), (self.scales_name, self._scales)][: 2 if self._scales else 1]
-        for name, arrays in pairs:
+        rows, k = shape
+        row_shapes: dict[int, tuple[int, ...]] = {
+            1 + n: (rows, *row) for n, row in self.format.row_shapes(k).items()
+        }
+        of_scales: dict[int, tuple[int, ...]] = {2: scale_shape}
+        for name, arrays, shapes in (
+            (self.name, self._weights, row_shapes),
+            (self.scales_name, self._scales, of_scales),
+            (self._zeros_name, self._zeros, of_scales),
+        ):
+            if not arrays:
+                continue
             if len(arrays) != num_experts:
                 raise value_error(name, f"{num_experts} experts, as in w2", str(len(arrays)))
-        rows, k = shape
-        shapes = {1 + n: (rows, *row) for n, row in self.format.row_shapes(k).items()}
-        _check_shape(self.name, self._weights, shapes, inferred)
-        _check_shape(self.scales_name, self._scales, {2: scale_shape}, inferred)
-        _check_same_dtype(self.name, self._weights)
-        if self._scales:
-            _check_same_dtype(self.scales_name, self._scales)
+            _check_shape(name, arrays, shapes, inferred)
+            _check_same_dtype(name, arrays)
 
     def weights(self, expert: int) -> np.ndarray:
         """The weights of one expert as C-contiguous rows of bytes."""
         return _byte_rows(self._weights[expert])
 
-    def scale_bytes(self, expert: int) -> np.ndarray:
-        """The block scales of one expert as C-contiguous rows of bytes."""
-        return _byte_rows(self._scales[expert])
+    @property
+    def has_block_bytes(self) -> bool:
+        """Whether each block of a row has bytes beside its weights."""
+        return bool(self.format.scale_block or self._zeros)
+
+    def block_bytes(self, expert: int) -> np.ndarray:
+        """These bytes of one expert, its block scales or its zero points, as C-contiguous rows."""
+        if self.format.scale_block:
+            return _byte_rows(self._scales[expert])
+        return zeros_of_blocks(_byte_rows(self._zeros[expert]), self.k)
 
     def sum_scales(self, expert: int) -> np.ndarray:
-        """The float32 scales of one expert, C-contiguous."""
-        return np.ascontiguousarray(self._scales[expert])
+        """The scales of sums of one expert, as C-contiguous rows of bytes."""
+        return _byte_rows(self._scales[expert])
 
 
 def _byte_rows(array: np.ndarray) -> np.ndarray:
@@ -149,7 +204,7 @@ def tensor_scales(
     each = (num_experts,)
     w13_shapes: tuple[tuple[int, ...], ...] = ((num_experts, 2),) if gated else (each, (num_experts, 1))
     given = {"w13_tensor_scale": (w13, w13_shapes), "w2_tensor_scale": (w2, (each,))}
-    if format.has_block_shape:
+    if format.has_sum_scales:
         for name, (value, _) in given.items():
             if value is not None:
                 raise value_error(name, f"None with format {format.name!r}", describe(value))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mxfp4moe import _core
 from mxfp4moe._arguments import MAX_EXPERTS, check_block_shape, check_choice, describe, value_error
 from mxfp4moe._json import shorten
-from mxfp4moe.formats import BFLOAT16, FORMATS, Format, GateUpLayout, WeightFormat
+from mxfp4moe.formats import BFLOAT16, FORMATS, GROUP_MULTIPLE, Format, GateUpLayout, WeightFormat
 
 GATE_UP_LAYOUTS: tuple[GateUpLayout, ...] = get_args(GateUpLayout)
 
@@ -24,6 +24,7 @@ _BLOCK_K_MULTIPLE = 32
 _MAX_BLOCK = 1 << 40
 
 BlockShape = tuple[int | None, int | None]
+GroupSizes = tuple[int | None, int | None]
 
 
 class MatrixDtypes(NamedTuple):
@@ -32,10 +33,12 @@ class MatrixDtypes(NamedTuple):
     weights: np.dtype[Any]
     scales: np.dtype[Any] | None
     bias: np.dtype[Any] | None
+    zero_points: np.dtype[Any] | None = None
 
     def to_json(self) -> list[str | None]:
         """The names of the dtypes; `read_dtypes` is the inverse."""
-        return [None if dtype is None else dtype.name for dtype in self]
+        given = self[:-1] if self.zero_points is None else self
+        return [None if dtype is None else dtype.name for dtype in given]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class ExpertsSpec:
         Whether each matrix has a float32 scale of its own.
     gated : bool
         Whether `w13` has gate and up, or up alone.
+    group_sizes : tuple or None
+        Of w13 and of w2: the weights along a row that share a scale, None for the whole row; None for formats
+        without groups.
     """
 
     format: Format
@@ -69,6 +75,7 @@ class ExpertsSpec:
     w2_dtypes: MatrixDtypes
     has_tensor_scales: bool
     gated: bool = True
+    group_sizes: GroupSizes | None = None
 
     @property
     def num_w13_parts(self) -> int:
@@ -82,10 +89,10 @@ class ExpertsSpec:
 
     def make_storage(self, data: NDArray[np.uint8] | None = None) -> _core.ExpertStorage:
         """Memory to pack such experts into; or packed bytes that are there, which stay where they are."""
-        blocks = self.block_shape
         return _core.ExpertStorage(
             data,
-            format=self.weight_format.weight_dtypes[self.w13_dtypes.weights],
+            w13_format=packed_format(self.weight_format, self.w13_dtypes, self.scale_blocks(True)),
+            w2_format=packed_format(self.weight_format, self.w2_dtypes, self.scale_blocks(False)),
             num_experts=self.num_experts,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
@@ -93,18 +100,37 @@ class ExpertsSpec:
             has_w13_bias=self.w13_dtypes.bias is not None,
             has_w2_bias=self.w2_dtypes.bias is not None,
             interleaved=self.gate_up_layout == "interleaved",
-            block_rows=(blocks and blocks[0]) or 0,
-            block_k=(blocks and blocks[1]) or 0,
             tensor_scales=self.has_tensor_scales,
         )
+
+    def dtypes(self, is_w13: bool) -> MatrixDtypes:
+        """What the arrays of `w13` or of `w2` were."""
+        return self.w13_dtypes if is_w13 else self.w2_dtypes
+
+    def scale_blocks(self, is_w13: bool) -> BlockShape | None:
+        """Rows and columns of `w13` or of `w2` that share a scale of sums, if the format has such scales."""
+        return self.block_shape if self.group_sizes is None else (1, self.group_sizes[0 if is_w13 else 1])
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of the weights and all scales of one expert as they are in a checkpoint."""
+
+        def nbytes(is_w13: bool, rows: int, k: int) -> int:
+            _, scales, _, zero_points = self.dtypes(is_w13)
+            scale_bytes = sum(dtype.itemsize for dtype in (scales, zero_points) if dtype is not None)
+            return self.weight_format.nbytes(rows, k, self.scale_blocks(is_w13), scale_bytes)
+
+        gate_or_up = nbytes(True, self.intermediate_size, self.hidden_size)
+        return self.num_w13_parts * gate_or_up + nbytes(False, self.hidden_size, self.intermediate_size)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON has them; packed files and pickles hold them."""
         # These are written only where they are not what they were before they existed, so that files stay as
         # they are.
         implied = self.has_tensor_scales == self.weight_format.has_tensor_scale
-        optional = {} if implied else {"tensor_scales": self.has_tensor_scales}
+        optional: dict[str, Any] = {} if implied else {"tensor_scales": self.has_tensor_scales}
         optional |= {} if self.gated else {"gated": self.gated}
+        optional |= {} if self.group_sizes is None else {"group_sizes": list(self.group_sizes)}
         return optional | {
             "format": self.format,
             "num_experts": self.num_experts,
@@ -122,8 +148,8 @@ class ExpertsSpec:
 
         Every field is checked: a TypeError or ValueError names the first that is not as expected.
         """
-        names = [name for name in cls.__dataclass_fields__ if name not in ("has_tensor_scales", "gated")]
-        optional = {"tensor_scales", "gated"}
+        optional = {"tensor_scales", "gated", "group_sizes"}
+        names = [name for name in cls.__dataclass_fields__ if name not in optional | {"has_tensor_scales"}]
         if not isinstance(fields, dict) or sorted(fields.keys() - optional) != sorted(names):
             raise value_error("fields", ", ".join(names), shorten(fields))
         format = FORMATS[check_choice("format", fields["format"], tuple(FORMATS))]
@@ -145,12 +171,15 @@ class ExpertsSpec:
         if len({format.weight_dtypes[each.weights] for each in dtypes.values()}) != 1:
             raise value_error("w2_dtypes", "elements as of w13", shorten(fields["w2_dtypes"]))
         tensor_scales = fields.get("tensor_scales", format.has_tensor_scale)
-        possible = (format.has_tensor_scale, not format.has_block_shape)
+        possible = (format.has_tensor_scale, not format.has_sum_scales)
         if type(tensor_scales) is not bool or not possible[0] <= tensor_scales <= possible[1]:
             raise value_error("tensor_scales", "true or false, as the format has it", shorten(tensor_scales))
         given = {name: fields[name] for name in names} | dtypes
         given["block_shape"] = block_shape_of(format, blocks)
-        return cls(**given, has_tensor_scales=tensor_scales, gated=gated)
+        row_sizes = fields["hidden_size"], fields["intermediate_size"]
+        sizes = read_group_sizes("group_sizes", fields.get("group_sizes"), format, row_sizes)
+        groups = None if sizes is None else (sizes[0], sizes[1])
+        return cls(**given, has_tensor_scales=tensor_scales, gated=gated, group_sizes=groups)
 
 
 def check_gate_up_layout(layout: Any, gated: bool) -> None:
@@ -179,11 +208,17 @@ def scale_shape(
 ) -> tuple[int, int]:
     """Shape of the block scales of `halves` matrices of `shape`, one below the other."""
     rows, columns = shape
-    if not format.has_block_shape:
+    if not format.has_sum_scales:
         return halves * rows, columns // max(format.scale_block, 1)
     block_rows, block_columns = blocks or (None, None)
     counts = -(-rows // (block_rows or max(rows, 1))), -(-columns // (block_columns or max(columns, 1)))
     return halves * counts[0], counts[1]
+
+
+def zeros_of_blocks(zeros: NDArray[Any], k: int) -> NDArray[Any]:
+    """The zero points of the groups of each row of `k` weights, once for each K-block, as they are packed."""
+    blocks = -(-k // GROUP_MULTIPLE)
+    return np.ascontiguousarray(zeros.repeat(-(-blocks // zeros.shape[1]), axis=1))
 
 
 def read_dtypes(
@@ -195,8 +230,41 @@ def read_dtypes(
         {dtype.name: dtype for dtype in format.scale_dtypes} if format.has_scales else {None: None},
         {None: None} | {dtype.name: dtype for dtype in bias_dtypes},
     ]
+    if format.zero_points is not None and isinstance(value, list) and len(value) > len(choices):
+        choices.append({format.zero_points.dtype.name: format.zero_points.dtype})
     names = value if isinstance(value, list) and len(value) == len(choices) else [[]] * len(choices)
     pairs = list(zip(names, choices, strict=True))
     if any(not isinstance(name, str | None) or name not in choice for name, choice in pairs):
         raise value_error(field, f"one each of {[list(choice) for choice in choices]}", shorten(value))
     return MatrixDtypes(*(choice[name] for name, choice in pairs))
+
+
+def read_group_sizes(
+    field: str, value: Any, format: WeightFormat, row_sizes: tuple[int, ...]
+) -> tuple[int | None, ...] | None:
+    """The group sizes of matrices whose rows have `row_sizes` weights."""
+    if not format.has_groups:
+        if value is not None:
+            raise value_error(field, f"none with format {format.name!r}", shorten(value))
+        return None
+    sizes = value if isinstance(value, list) and len(value) == len(row_sizes) else [0]
+    for size, k in zip(sizes, row_sizes, strict=False):
+        is_part = type(size) is int and 0 < size < k and size % GROUP_MULTIPLE == 0 == k % size
+        if size is not None and not is_part:
+            divided = " and ".join(map(str, row_sizes))
+            expected = f"for each of {divided} null or a multiple of {GROUP_MULTIPLE} that divides it"
+            raise value_error(field, expected, shorten(value))
+    return tuple(sizes)
+
+
+def packed_format(
+    format: WeightFormat, dtypes: MatrixDtypes, blocks: BlockShape | None
+) -> tuple[int, int, int, int]:
+    """The packed format of a matrix, and the shape and the dtype of `blocks` that share a scale of sums."""
+    number, scale_dtype = format.weight_dtypes[dtypes.weights], np.dtype(np.float32)
+    if format.zero_points is not None and dtypes.zero_points is not None:
+        number = format.zero_points.packed
+    if format.has_sum_scales and dtypes.scales is not None:
+        scale_dtype = dtypes.scales
+    rows, columns = blocks or (None, None)
+    return number, rows or 0, columns or 0, _core.DTYPES[scale_dtype.name]

@@ -15,7 +15,7 @@ from mxfp4moe.config import active_kernels, resolve_num_threads
 from mxfp4moe.experts.fused import check_hidden_states
 from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
 from mxfp4moe.experts.spec import BlockShape, scale_shape
-from mxfp4moe.formats import BFLOAT16, FLOAT_CODES, LinearFormat
+from mxfp4moe.formats import BFLOAT16, FLOAT_CODES, GROUP_MULTIPLE, LinearFormat
 from mxfp4moe.linear.spec import LinearSpec
 from mxfp4moe.packed.kinds import LINEAR
 from mxfp4moe.packed.weights import PackedWeights
@@ -32,18 +32,19 @@ class UnpackedLinear(NamedTuple):
     weight : ndarray of shape (N, K), or (N, K / 2) of two codes a byte
         uint8 for 4-bit formats, else of the dtype that was packed; bfloat16 where format bf16 has rounded.
     scales : ndarray or None
-        (N, K / 32) or (N, K / 16) of the dtype that was packed; float32 scales of fp8_block in the shape that
-        `pack_linear` takes.
+        (N, K / 32) or (N, K / 16) of the dtype that was packed; those of fp8_block and of the groups of int4
+        and int8 in the shape that `pack_linear` takes.
     bias : float32, bfloat16 or float16 ndarray of shape (N,), or None
     tensor_scale : float32 ndarray of shape (), or None
+    zero_points : uint8 (int4) or int8 (int8) ndarray of the shape of the scales, or None
 
     Examples
     --------
     >>> import numpy as np
     >>> import mxfp4moe as mx
     >>> linear = mx.pack_linear(np.ones((8, 96), np.float32), quantize="mxfp4")
-    >>> weight, scales, bias, tensor_scale = linear.unpack()
-    >>> weight.shape, scales.shape
+    >>> arrays = linear.unpack()
+    >>> arrays.weight.shape, arrays.scales.shape
     ((8, 48), (8, 3))
     """
 
@@ -51,6 +52,7 @@ class UnpackedLinear(NamedTuple):
     scales: NDArray[Any] | None = None
     bias: NDArray[Any] | None = None
     tensor_scale: NDArray[np.float32] | None = None
+    zero_points: NDArray[Any] | None = None
 
 
 class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
@@ -237,19 +239,23 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
         is_float = spec.format in ("bf16", "float32")
         packed_dtype = (_FLOAT32 if spec.num_terms > 1 else BFLOAT16) if is_float else spec.dtypes.weights
         weight = np.empty((rows, *format.row_shapes(k)[1]), packed_dtype)
-        block_scales = scales = tensor_scale = None
+        block_bytes = scales = tensor_scale = zeros = None
         if format.scale_block:
-            block_scales = np.empty((rows, k // format.scale_block), np.uint8)
-        self._storage.unpack(0, 0, weight.view(np.uint8), block_scales, threads)
+            block_bytes = np.empty((rows, k // format.scale_block), np.uint8)
+        if spec.dtypes.zero_points is not None:
+            block_bytes = np.empty((rows, -(-k // GROUP_MULTIPLE)), np.uint8)
+        self._storage.unpack(0, 0, weight.view(np.uint8), block_bytes, threads)
         if spec.format == "float32":
             weight = self._narrow_weight(weight)
-        if block_scales is not None and spec.dtypes.scales is not None:
-            scales = block_scales.view(spec.dtypes.scales)
-        if format.has_block_shape:
-            scales = self._sum_scales(scale_shape(format, self.block_shape, (rows, k)))
+        if block_bytes is not None and format.scale_block and spec.dtypes.scales is not None:
+            scales = block_bytes.view(spec.dtypes.scales)
+        if format.has_sum_scales and spec.dtypes.scales is not None:
+            scales = self._sum_scales(scale_shape(format, spec.scale_blocks, (rows, k)), spec.dtypes.scales)
+            if block_bytes is not None:
+                zeros = self._zero_points("weight", format, block_bytes, scales.shape[1])
         if spec.has_tensor_scale:
-            tensor_scale = self._sum_scales((1, 1)).reshape(())
-        return UnpackedLinear(weight, scales, self.bias, tensor_scale)
+            tensor_scale = self._sum_scales((1, 1), _FLOAT32).reshape(())
+        return UnpackedLinear(weight, scales, self.bias, tensor_scale, zeros)
 
     def _narrow_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Floats in the dtype that was packed, of the terms that they were packed in."""
@@ -259,9 +265,9 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
             raise self._unpack_error("weight", f"numbers that {dtype} can hold", "others")
         return narrow_weight
 
-    def _sum_scales(self, shape: tuple[int, int]) -> NDArray[np.float32]:
-        scales = np.empty(shape, np.float32)
-        if not self._storage.unpack_sum_scales(0, 0, scales):
+    def _sum_scales(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        scales = np.empty(shape, dtype)
+        if not self._storage.unpack_sum_scales(0, 0, scales.view(np.uint8)):
             raise self._unpack_error("weight", "one scale for each block", "several")
         return scales
 

@@ -16,8 +16,17 @@ from mxfp4moe._arguments import as_array, check_choice, check_shape, describe, j
 from mxfp4moe._dtypes import widen
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, matrix_quantizer
-from mxfp4moe.experts.spec import BlockShape, MatrixDtypes, block_shape_of, scale_shape
-from mxfp4moe.formats import BFLOAT16, FLOAT_CODES, LINEAR_FORMATS, LinearFormat, WeightFormat
+from mxfp4moe.experts.sources import MatrixArrays, check_zero_points
+from mxfp4moe.experts.spec import BlockShape, MatrixDtypes, block_shape_of, scale_shape, zeros_of_blocks
+from mxfp4moe.formats import (
+    BFLOAT16,
+    FLOAT_CODES,
+    GROUP_MULTIPLE,
+    LINEAR_FORMATS,
+    LinearFormat,
+    WeightFormat,
+    group_size_of,
+)
 from mxfp4moe.linear.packed_linear import PackedLinear
 from mxfp4moe.linear.spec import LinearSpec, may_have_tensor_scale
 
@@ -34,12 +43,13 @@ def pack_linear(
     bias: ArrayLike | None = None,
     block_shape: BlockShape | None = None,
     tensor_scale: ArrayLike | None = None,
+    zero_points: ArrayLike | None = None,
     quantize: QuantizeFormat | None = None,
     num_threads: int | None = None,
 ) -> PackedLinear:
     """Pack a matrix of N rows and K columns, as projections, heads and routers of a model are.
 
-    K is a multiple of 32 for the MX formats, of 16 for nvfp4, and free for the others.
+    K is a multiple of 32 for the MX formats, of 16 for nvfp4, even for int4, and free for the others.
 
     =========  =====================================================  ================================
     format     weight                                                 scales
@@ -56,6 +66,9 @@ def pack_linear(
     nvfp4      as mxfp4, or (N, K / 16, 8)                            float8_e4m3fn or uint8
                                                                       (N, K / 16), and a tensor scale
     fp8_block  float8_e4m3fn or uint8 (N, K)                          float32, see `block_shape`
+    int4       uint8 or int8 (N, K / 2): codes 0 to 15, two per       float32, bfloat16 or float16
+               byte, the low nibble the even k                        (N, groups of a row)
+    int8       int8 (N, K)                                            as int4
     =========  =====================================================  ================================
 
     Parameters
@@ -65,15 +78,19 @@ def pack_linear(
         memory peaks at the array that is given, the packed matrix and 32 MiB, but for nvfp4 with `quantize`,
         whose codes are complete before they are packed.
     scales : array or None
-    format : {"bf16", "float32", "mxfp4", "mxfp8", "nvfp4", "fp8_block"}, optional
+    format : {"bf16", "float32", "mxfp4", "mxfp8", "nvfp4", "fp8_block", "int4", "int8"}, optional
         Not given: "bf16", or what `quantize` says.
     bias : float32, bfloat16 or float16 array of shape (N,), optional
     block_shape : (int or None, int or None), optional
         Of fp8_block: the rows bn and columns bk that share a scale, None for a whole axis, (128, 128) if not
         given; bk is a multiple of 32. `scales` are (ceil(N / bn), ceil(K / bk)).
     tensor_scale : float32 array of shape () or (1,), optional
-        Multiplies the float32 sums, before the bias; nvfp4 needs one, fp8_block and float32 have none.
-    quantize : {"mxfp4", "mxfp8", "fp8_block", "nvfp4"}, optional
+        Multiplies the float32 sums, before the bias; nvfp4 needs one, fp8_block, int4, int8 and float32 have
+        none.
+    zero_points : array of the shape of the scales, optional
+        Of int4 and int8, whose weights are (code - zero point) * scale: uint8 in [0, 15] and int8; 8 and 0 if
+        not given. Groups are as those of `mxfp4moe.pack_experts`.
+    quantize : {"mxfp4", "mxfp8", "fp8_block", "nvfp4", "int4", "int8"}, optional
         Quantize the floats of `weight` to this format, by the quantizer of its name and its defaults.
     num_threads : int, optional
         For this call; see `mxfp4moe.num_threads`.
@@ -114,9 +131,11 @@ def pack_linear(
         raise value_error("format", f"None or {target!r} with quantize={target!r}", describe(format))
     blocks = block_shape_of(LINEAR_FORMATS[name], block_shape)
     if target is None:
-        source = _given(LINEAR_FORMATS[name], weight, scales, blocks, tensor_scale)
+        arrays = MatrixArrays(weight, scales, zero_points)
+        source = _given(LINEAR_FORMATS[name], arrays, blocks, tensor_scale)
     else:
-        for argument, value in (("scales", scales), ("tensor_scale", tensor_scale)):
+        not_given = {"scales": scales, "tensor_scale": tensor_scale, "zero_points": zero_points}
+        for argument, value in not_given.items():
             if value is not None:
                 raise value_error(argument, "None with quantize", describe(value))
         source = _quantized(target, weight, blocks, threads)
@@ -129,11 +148,12 @@ def pack_linear(
 
 
 class _Piece(NamedTuple):
-    """Some rows of a matrix from one on: weights, and their scales if there are any."""
+    """Some rows of a matrix from one on: weights, and their scales and zero points if there are any."""
 
     first_row: int
     weights: NDArray[Any]
     scales: NDArray[Any] | None
+    zero_points: NDArray[Any] | None = None
 
 
 class _Source(NamedTuple):
@@ -141,16 +161,16 @@ class _Source(NamedTuple):
 
     format: WeightFormat
     shape: tuple[int, int]
-    block_shape: BlockShape | None
+    block_shape: BlockShape | None  # (1, size of a group) of integers
     tensor_scale: NDArray[np.float32] | None
     pieces: Callable[[], Iterator[_Piece]]
 
 
 def _given(
-    format: WeightFormat, weight: Any, scales: Any, blocks: BlockShape | None, tensor_scale: Any
+    format: WeightFormat, arrays: MatrixArrays, blocks: BlockShape | None, tensor_scale: Any
 ) -> _Source:
     """Weights in the format, checked."""
-    codes = as_array("weight", weight, tuple(format.weight_dtypes))
+    codes = as_array("weight", arrays.weights, tuple(format.weight_dtypes))
     row_shapes = format.row_shapes(0)
     if codes.ndim - 1 not in row_shapes:
         axes = join_choices(1 + n for n in row_shapes)
@@ -160,20 +180,27 @@ def _given(
     check_shape("weight", codes, (len(codes), *format.row_shapes(shape[1])[codes.ndim - 1]))
     factors = None
     if format.has_scales:
-        factors = as_array("scales", scales, format.scale_dtypes)
+        factors = as_array("scales", arrays.scales, format.scale_dtypes)
+        if format.has_groups:
+            check_shape("scales", factors, (shape[0], "groups"))
+            blocks = 1, group_size_of("scales", shape[1], factors.shape[1])
         check_shape("scales", factors, scale_shape(format, blocks, shape))
-    elif scales is not None:
-        raise value_error("scales", f"None with format {format.name!r}", describe(scales))
+    elif arrays.scales is not None:
+        raise value_error("scales", f"None with format {format.name!r}", describe(arrays.scales))
+    zeros = check_zero_points("zero_points", arrays.zero_points, format)
+    if zeros is not None and factors is not None:
+        check_shape("zero_points", zeros, factors.shape)
 
     def pieces() -> Iterator[_Piece]:
         if codes.flags.c_contiguous:
-            yield _Piece(0, codes, factors)
+            yield _Piece(0, codes, factors, zeros)
             return
         for rows in _row_ranges(len(codes), codes.nbytes // len(codes), 1):
             own = rows
             if format.has_block_shape:  # the first piece brings all scales
                 own = slice(None if rows.start == 0 else 0)
-            yield _Piece(rows.start, codes[rows], None if factors is None else factors[own])
+            own_factors = None if factors is None else factors[own]
+            yield _Piece(rows.start, codes[rows], own_factors, None if zeros is None else zeros[rows])
 
     return _Source(format, shape, blocks, _check_tensor_scale(format, tensor_scale), pieces)
 
@@ -187,7 +214,12 @@ def _quantized(name: QuantizeFormat, weight: Any, blocks: BlockShape | None, thr
     quantizer = partial(_quantize_rows, matrix_quantizer(name, blocks, threads), values)
     if format.has_tensor_scale:
         codes, scales, tensor_scale = quantizer(slice(0, len(values)))
-        return _given(format, codes, scales, None, tensor_scale)
+        return _given(format, MatrixArrays(codes, scales), None, tensor_scale)
+    if format.has_groups:
+        if values.shape[1] > GROUP_MULTIPLE and values.shape[1] % GROUP_MULTIPLE:
+            expected = f"columns that are a multiple of {GROUP_MULTIPLE} with quantize={name!r}"
+            raise value_error("weight", expected, describe(values))
+        blocks = 1, group_size_of("weight", values.shape[1], -(-values.shape[1] // GROUP_MULTIPLE))
     block_rows = 1 if blocks is None else blocks[0] or len(values)
 
     def pieces() -> Iterator[_Piece]:
@@ -227,19 +259,23 @@ def _pack(
             _unpacked_dtype(format, first.weights.dtype),
             None if first.scales is None else first.scales.dtype,
             bias_dtype,
+            None if first.zero_points is None else first.zero_points.dtype,
         ),
-        block_shape=source.block_shape,
+        block_shape=source.block_shape if format.has_block_shape else None,
         has_tensor_scale=source.tensor_scale is not None,
         num_terms=terms,
+        group_size=source.block_shape[1] if format.has_groups and source.block_shape else None,
     )
     storage = spec.make_storage()
-    sum_scales = [] if source.tensor_scale is None else [source.tensor_scale.reshape(1, 1)]
+    sum_scales = [] if source.tensor_scale is None else [_byte_rows(source.tensor_scale.reshape(1, 1))]
     code = FLOAT_CODES.get(first.weights.dtype, 0)
     for piece in chain([first], pieces):
-        if format.has_block_shape and piece.scales is not None:
-            sum_scales.append(piece.scales)
-        block_scales = [_byte_rows(piece.scales)] if format.scale_block and piece.scales is not None else []
-        storage.pack(0, 0, [_byte_rows(piece.weights)], block_scales, code, threads, piece.first_row)
+        if format.has_sum_scales and piece.scales is not None and len(piece.scales):
+            sum_scales.append(_byte_rows(piece.scales))
+        block_bytes = [_byte_rows(piece.scales)] if format.scale_block and piece.scales is not None else []
+        if piece.zero_points is not None:
+            block_bytes = [zeros_of_blocks(_byte_rows(piece.zero_points), source.shape[1])]
+        storage.pack(0, 0, [_byte_rows(piece.weights)], block_bytes, code, threads, piece.first_row)
     if sum_scales:
         storage.pack_sum_scales(0, 0, np.ascontiguousarray(np.concatenate(sum_scales)))
     if bias is not None:
@@ -250,7 +286,7 @@ def _pack(
 def _unpacked_dtype(format: WeightFormat, dtype: np.dtype[Any]) -> np.dtype[Any]:
     if format.name == "bf16":
         dtype = BFLOAT16
-    return np.dtype(np.uint8) if dtype == np.int8 else dtype
+    return np.dtype(np.uint8) if format.element_bits == 4 else dtype
 
 
 def _check_size(format: WeightFormat, array: NDArray[Any], shape: tuple[int, ...]) -> None:

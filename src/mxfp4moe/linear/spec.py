@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from mxfp4moe import _core
 from mxfp4moe._arguments import check_choice, value_error
 from mxfp4moe._json import shorten
-from mxfp4moe.experts.spec import MAX_SIZE, BlockShape, MatrixDtypes, block_shape_of, read_dtypes
+from mxfp4moe.experts.spec import (
+    MAX_SIZE,
+    BlockShape,
+    MatrixDtypes,
+    block_shape_of,
+    packed_format,
+    read_dtypes,
+    read_group_sizes,
+)
 from mxfp4moe.formats import BFLOAT16, FLOAT_CODES, LINEAR_FORMATS, LinearFormat, WeightFormat
 
 # A float32 weight is the sum of so many bfloat16 numbers at most; narrower floats need fewer.
@@ -37,6 +45,8 @@ class LinearSpec:
         Whether the matrix has a float32 scale of its own.
     num_terms : int
         How many bfloat16 numbers a float32 weight is the sum of; 1 for other formats than float32.
+    group_size : int or None
+        Of int4 and int8: the weights along a row that share a scale, None for the whole row.
     """
 
     format: LinearFormat
@@ -45,6 +55,7 @@ class LinearSpec:
     block_shape: BlockShape | None = None
     has_tensor_scale: bool = False
     num_terms: int = 1
+    group_size: int | None = None
 
     @property
     def weight_format(self) -> WeightFormat:
@@ -53,22 +64,25 @@ class LinearSpec:
 
     def make_storage(self, data: NDArray[np.uint8] | None = None) -> _core.LinearStorage:
         """Memory to pack such a matrix into; or packed bytes that are there, which stay where they are."""
-        blocks = self.block_shape
         return _core.LinearStorage(
             data,
-            format=self.weight_format.weight_dtypes[self.dtypes.weights],
+            format=packed_format(self.weight_format, self.dtypes, self.scale_blocks),
             num_rows=self.shape[0],
             k=self.shape[1],
             num_terms=self.num_terms,
             has_bias=self.dtypes.bias is not None,
-            block_rows=(blocks and blocks[0]) or 0,
-            block_k=(blocks and blocks[1]) or 0,
             tensor_scale=self.has_tensor_scale,
         )
 
+    @property
+    def scale_blocks(self) -> BlockShape | None:
+        """Rows and columns that share a scale of sums, if the format has such scales."""
+        return (1, self.group_size) if self.weight_format.has_groups else self.block_shape
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON has them; packed files and pickles hold them."""
-        return {
+        groups = {"group_size": self.group_size} if self.weight_format.has_groups else {}
+        return groups | {
             "format": self.format,
             "shape": list(self.shape),
             "dtypes": self.dtypes.to_json(),
@@ -84,7 +98,7 @@ class LinearSpec:
         Every field is checked: a TypeError or ValueError names the first that is not as expected.
         """
         names = ["format", "shape", "dtypes", "block_shape", "tensor_scale", "num_terms"]
-        if not isinstance(fields, dict) or sorted(fields) != sorted(names):
+        if not isinstance(fields, dict) or sorted(fields.keys() - {"group_size"}) != sorted(names):
             raise value_error("fields", ", ".join(names), shorten(fields))
         format = LINEAR_FORMATS[check_choice("format", fields["format"], tuple(LINEAR_FORMATS))]
         shape = fields["shape"]
@@ -106,6 +120,8 @@ class LinearSpec:
         if type(terms) is not int or not 1 <= terms <= most:
             raise value_error("num_terms", f"an integer in [1, {most}]", shorten(terms))
         rows, columns = shape
+        groups = [fields["group_size"]] if "group_size" in fields else None
+        sizes = read_group_sizes("group_size", groups, format, (columns,))
         return cls(
             format=fields["format"],
             shape=(rows, columns),
@@ -113,12 +129,13 @@ class LinearSpec:
             block_shape=block_shape_of(format, blocks),
             has_tensor_scale=tensor_scale,
             num_terms=terms,
+            group_size=None if sizes is None else sizes[0],
         )
 
 
 def may_have_tensor_scale(format: WeightFormat) -> bool:
     """Whether a matrix may have a float32 scale of its own, which no sum of terms is multiplied by."""
-    return not format.has_block_shape and format.name != "float32"
+    return not format.has_sum_scales and format.name != "float32"
 
 
 def _is_size(size: Any) -> bool:

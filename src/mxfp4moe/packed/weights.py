@@ -13,6 +13,7 @@ from mxfp4moe import _core
 from mxfp4moe._arguments import check_bool, message
 from mxfp4moe._json import shorten
 from mxfp4moe.errors import PackedFormatError
+from mxfp4moe.formats import WeightFormat
 from mxfp4moe.packed.container import PackedFile, Part, check_byte_order, write_packed_file
 from mxfp4moe.packed.kinds import file_meta, open_packed_file
 
@@ -213,3 +214,18 @@ class PackedWeights(Generic[_Spec, _Bytes]):
         """The error of packed bytes of a matrix that hold something else than they are said to hold."""
         place = f"packed {matrix}"
         return PackedFormatError(message(f"{self._place}: {place}" if self._place else place, expected, got))
+
+    def _zero_points(
+        self, matrix: str, format: WeightFormat, block_bytes: NDArray[np.uint8], num_groups: int
+    ) -> NDArray[Any] | None:
+        """The zero points of the groups of a matrix, of which each K-block has a copy; None without any."""
+        if format.zero_points is None:
+            return None
+        by_group = block_bytes.reshape(*block_bytes.shape[:-1], num_groups, -1)
+        if (by_group != by_group[..., :1]).any():
+            raise self._unpack_error(matrix, "one zero point for each group", "several")
+        zeros = np.ascontiguousarray(by_group[..., 0]).view(format.zero_points.dtype)
+        if zeros.max() > format.zero_points.maximum:
+            expected = f"zero points of at most {format.zero_points.maximum}"
+            raise self._unpack_error(matrix, expected, str(zeros.max()))
+        return zeros

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 from mxfp4moe.formats import Format, GateUpLayout, is_pair
 from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, bfloat16, matmul, round_bfloat16
 from mxfp4moe.reference.activation import activate
+from mxfp4moe.reference.integers import dequantize_int4, dequantize_int8
 from mxfp4moe.reference.quantize import dequantize_mxfp4, unpack_e2m1
 
 
@@ -28,11 +29,12 @@ class ExpertArrays(NamedTuple):
     Attributes
     ----------
     w13 : ndarray
-        Of the format: MXFP4 and NVFP4 codes uint8 [E, 2I, K/2]; FP8 [E, 2I, K] of a float8 dtype, or uint8
-        that are e4m3; else weights [E, 2I, K] of any float dtype, used as they are. Gate and up; experts
-        without a gate have up alone, I rows instead of 2I here and below.
+        Of the format: codes of four bits uint8 [E, 2I, K/2]; FP8 [E, 2I, K] of a float8 dtype, or uint8
+        that are e4m3; int8 [E, 2I, K]; else weights [E, 2I, K] of any float dtype, used as they are. Gate and
+        up; experts without a gate have up alone, I rows instead of 2I here and below.
     w13_scales : ndarray or None
-        [E, 2I, K/32] (MX formats), [E, 2I, K/16] (nvfp4), float32 scales of blocks (fp8_block).
+        [E, 2I, K/32] (MX formats), [E, 2I, K/16] (nvfp4), float32 scales of blocks (fp8_block), floats
+        [E, 2I, groups of a row] (int4, int8).
     w2 : ndarray
         Codes [E, K, I/2] or weights [E, K, I].
     w2_scales : ndarray or None
@@ -52,6 +54,8 @@ class ExpertArrays(NamedTuple):
         float32 [E, 2], of gate and of up, and [E]; without a gate [E] or [E, 1] and [E].
     gated : bool
         Whether there is a gate.
+    w13_zero_points, w2_zero_points : ndarray or None
+        Of int4 and int8, of the shape of the scales.
 
     Examples
     --------
@@ -75,6 +79,8 @@ class ExpertArrays(NamedTuple):
     w13_tensor_scale: np.ndarray | None = None
     w2_tensor_scale: np.ndarray | None = None
     gated: bool = True
+    w13_zero_points: np.ndarray | None = None
+    w2_zero_points: np.ndarray | None = None
 
 
 def fused_experts(
@@ -290,19 +296,21 @@ def arrays_of(experts: PackableExperts) -> ExpertArrays:
         arguments["block_shape"] = (128, 128)
     scales = arguments.get("w13_scales")
     pair = is_pair(arguments["w13"] if scales is None else scales)
-    for name in ("w13", "w13_scales", "w2", "w2_scales"):
+    for name in ("w13", "w13_scales", "w13_zero_points", "w2", "w2_scales", "w2_zero_points"):
         matrices = arguments.setdefault(name, None)
         if matrices is not None:
             halves = matrices if pair and name.startswith("w13") else [matrices]
-            arguments[name] = _Matrices(halves, arguments["format"] == "bf16")
+            arguments[name] = _Matrices(halves, arguments["format"])
     return ExpertArrays(**arguments)
 
 
 class _Matrices(Sequence[np.ndarray]):
     """Weights or scales of every expert, brought into the shape of `ExpertArrays` one by one."""
 
-    def __init__(self, halves: Sequence[Any], rounded: bool) -> None:
-        self._halves, self._rounded = halves, rounded  # to bfloat16, as `pack_experts` does with other floats
+    def __init__(self, halves: Sequence[Any], format: str) -> None:
+        self._halves = halves
+        self._is_rounded = format == "bf16"  # as `pack_experts` does with other floats
+        self._is_bytes = format != "int8"  # whether int8 are bytes, not numbers
 
     def __len__(self) -> int:
         return len(self._halves[0])
@@ -310,16 +318,16 @@ class _Matrices(Sequence[np.ndarray]):
     def __getitem__(self, expert: Any) -> Any:
         matrices = [np.asarray(half[expert]) for half in self._halves]
         rows = np.concatenate([matrix.reshape(len(matrix), -1) for matrix in matrices])
-        if self._rounded and rows.dtype != bfloat16:
+        if self._is_rounded and rows.dtype != bfloat16:
             return round_bfloat16(rows)
-        return rows.view(np.uint8) if rows.dtype == np.int8 else rows
+        return rows.view(np.uint8) if rows.dtype == np.int8 and self._is_bytes else rows
 
 
 def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
     interleaved = arrays.gated and arrays.gate_up_layout == "interleaved"
     halves = 2 if arrays.gated and not interleaved else 1
-    w13 = _dequantize(arrays, arrays.w13[expert], _of(arrays.w13_scales, expert), halves)
-    w2 = _dequantize(arrays, arrays.w2[expert], _of(arrays.w2_scales, expert), 1)
+    w13 = _dequantize(arrays, "w13", expert, halves)
+    w2 = _dequantize(arrays, "w2", expert, 1)
     w13_bias = _of(arrays.w13_bias, expert)
     if interleaved:
         w13 = np.concatenate([w13[0::2], w13[1::2]])
@@ -341,16 +349,18 @@ def _of(array: np.ndarray | None, expert: int) -> np.ndarray | None:
     return None if array is None else np.asarray(array[expert])
 
 
-def _dequantize(
-    arrays: ExpertArrays, weights: np.ndarray, scales: np.ndarray | None, halves: int
-) -> np.ndarray:
+def _dequantize(arrays: ExpertArrays, name: str, expert: int, halves: int) -> np.ndarray:
     """The weights of one matrix, exactly: in float64 where float32 scales take part.
 
     Such a scale multiplies the sum of its range of K in the kernels. Exactly, that is what multiplying the
     weights gives.
     """
+    weights, scales = getattr(arrays, name)[expert], _of(getattr(arrays, f"{name}_scales"), expert)
     if scales is None:
-        return weights
+        return np.asarray(weights)
+    if arrays.format in ("int4", "int8"):
+        dequantize = dequantize_int4 if arrays.format == "int4" else dequantize_int8
+        return dequantize(weights, scales, _of(getattr(arrays, f"{name}_zero_points"), expert), np.float64)
     if arrays.format == "mxfp4":
         return dequantize_mxfp4(weights, scales)
     if arrays.format == "nvfp4":

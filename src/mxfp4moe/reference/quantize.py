@@ -84,7 +84,7 @@ def quantize_mx(
     ValueError
         A value is not finite and `nonfinite` is "raise".
     """
-    values, valid = _finite_blocks(_widen(w, np.float64), (*w.shape[:-1], w.shape[-1] // 32, 32), nonfinite)
+    values, valid = finite_blocks(widen(w, np.float64), (*w.shape[:-1], w.shape[-1] // 32, 32), nonfinite)
     amax = np.abs(values).max(axis=-1)
 
     half_m, exponent = np.frexp(amax)  # amax = half_m * 2**exponent, 0.5 <= half_m < 1
@@ -104,12 +104,13 @@ def quantize_mx(
     return codes.reshape(w.shape), scales.view(ml_dtypes.float8_e8m0fnu)
 
 
-def _widen(w: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+def widen(w: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+    """`w` in a wider dtype."""
     with np.errstate(invalid="ignore"):  # raised by a signaling NaN
         return w.astype(dtype)
 
 
-def _finite_blocks(
+def finite_blocks(
     values: np.ndarray, shape: tuple[int, ...], nonfinite: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Blocks of `values` along the last axis of `shape`, zero where one is not finite, and which are."""
@@ -330,16 +331,16 @@ def quantize_fp8_block(
     [[1.0]]
     """
     dtype = np.float64 if w.dtype == np.float64 else np.float32
-    values = _widen(w, dtype)
+    values = widen(w, dtype)
     if nonfinite == "raise":
-        _finite_blocks(values, values.shape, nonfinite)
+        finite_blocks(values, values.shape, nonfinite)
     rows, columns = _block_of(w.shape, block_shape)
     n, k = (-(-size // block) for size, block in zip(w.shape[-2:], (rows, columns), strict=True))
     codes = np.zeros(w.shape, np.uint8)
     scales = np.ones((*w.shape[:-2], n, k), np.float32)
     for i, j in np.ndindex(n, k):
         at = (..., slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns))
-        amax = _widen(np.abs(values[at]).max(axis=(-2, -1)), np.float64)
+        amax = widen(np.abs(values[at]).max(axis=(-2, -1)), np.float64)
         finite = np.isfinite(amax)
         scale = np.where(finite, float_scale(np.where(finite, amax, 0), 448), np.float32(np.nan))
         has_codes = finite & (amax > 0)
@@ -386,7 +387,7 @@ def dequantize_fp8_block(
     [[7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
     """
     (rows, columns), (n, k) = _block_of(values.shape, block_shape), values.shape[-2:]
-    factors = _widen(scales, np.float64).repeat(rows, axis=-2).repeat(columns, axis=-1)[..., :n, :k]
+    factors = widen(scales, np.float64).repeat(rows, axis=-2).repeat(columns, axis=-1)[..., :n, :k]
     elements = values.view(ml_dtypes.float8_e4m3fn).astype(np.float64)
     with np.errstate(invalid="ignore"):  # 0 times infinity
         return round_once(elements * factors, dtype)
@@ -431,8 +432,8 @@ def quantize_nvfp4(w: np.ndarray, nonfinite: str = "raise") -> tuple[np.ndarray,
     ([448.0], 1.0)
     """
     dtype = np.float64 if w.dtype == np.float64 else np.float32
-    values = _widen(w, dtype)
-    blocks, valid = _finite_blocks(values, (*w.shape[:-1], w.shape[-1] // 16, 16), nonfinite)
+    values = widen(w, dtype)
+    blocks, valid = finite_blocks(values, (*w.shape[:-1], w.shape[-1] // 16, 16), nonfinite)
     tensors = np.where(np.isfinite(values), np.abs(values), 0).reshape(*w.shape[:-2], -1)
     tensor_scale = float_scale(tensors.max(axis=-1, initial=0).astype(np.float64), 448 * 6)
     factor = tensor_scale.astype(dtype).reshape(*w.shape[:-2], *[1] * min(w.ndim, 2))

@@ -51,16 +51,16 @@ struct PanelPair {
 };
 
 template <class Decoder>
-inline PanelPair panel_pair(const PackedMatrix& m, int64_t first, int64_t second) {
-  const int64_t a = first * m.k_blocks, b = second * m.k_blocks, ranges = m.num_ranges * m.scale_rows;
+inline PanelPair panel_pair(const PackedMatrix& m, int64_t first, int64_t second, float* scale_buffer) {
+  const int64_t a = first * m.k_blocks, b = second * m.k_blocks;
   PanelPair pair;
   pair.weights[0] = m.weights + a * kWeightBytes<Decoder>;
   pair.weights[1] = m.weights + b * kWeightBytes<Decoder>;
   pair.scales[0] = m.scales + a * kScaleBytes<Decoder>;
   pair.scales[1] = m.scales + b * kScaleBytes<Decoder>;
   pair.k_blocks = m.k_blocks;
-  pair.sum_scales[0] = m.sum_scales + first * ranges;
-  pair.sum_scales[1] = m.sum_scales + second * ranges;
+  pair.sum_scales[0] = panel_sum_scales(m, first, scale_buffer);
+  pair.sum_scales[1] = panel_sum_scales(m, second, scale_buffer + sum_scale_floats(m.k_blocks * kBlockK));
   pair.range_blocks = m.range_blocks;
   pair.scale_rows = m.scale_rows;
   return pair;
@@ -307,15 +307,9 @@ inline void scale_sums(const PanelPair& pair, int64_t num_blocks, float* sums) {
   }
 }
 
-// Computes sums[token block][panel of the pair][16 rows][16 tokens].
+// Computes the sums of panels that have no float32 scales, or some that hold for all of K.
 template <class Decoder>
-inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
-  static_assert(Decoder::kSumFactor == 1, "decoders to bfloat16 are exact");
-  if constexpr (kMayHaveSegments<Decoder>) {
-    if (pair.range_blocks < pair.k_blocks) {
-      return pair_sums_by<Segmented<Decoder>>(pair, tokens, buffer, sums);
-    }
-  }
+inline void plain_pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
   if constexpr (has_ordinary<Decoder>(0)) {
     if (is_ordinary<Decoder>(pair.weights[0], pair.scales[0], pair.k_blocks) &&
         is_ordinary<Decoder>(pair.weights[1], pair.scales[1], pair.k_blocks)) {
@@ -327,4 +321,22 @@ inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t
     pair_sums_by<Decoder>(pair, tokens, buffer, sums);
   }
   if (pair.sum_scales[0] != nullptr) scale_sums(pair, tokens.count, sums);
+}
+
+// Computes sums[token block][panel of the pair][16 rows][16 tokens].
+template <class Decoder>
+inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t* buffer, float* sums) {
+  static_assert(Decoder::kSumFactor == 1, "decoders to bfloat16 are exact");
+  // Integers are always in segments, also where a group is a whole row: a plain decoder of them would be code for that
+  // alone.
+  if constexpr (is_integer(Decoder::kFormat)) {
+    pair_sums_by<Segmented<Decoder>>(pair, tokens, buffer, sums);
+  } else {
+    if constexpr (kMayHaveSegments<Decoder>) {
+      if (pair.range_blocks < pair.k_blocks) {
+        return pair_sums_by<Segmented<Decoder>>(pair, tokens, buffer, sums);
+      }
+    }
+    plain_pair_sums<Decoder>(pair, tokens, buffer, sums);
+  }
 }

@@ -9,15 +9,17 @@ constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 
 constexpr int kRegisters = 16;
 constexpr int kDirectTokens = 4;
-constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens + 1; }
+// Scaled integers need more registers than two rows by four tokens leave.
+constexpr int64_t direct_limit(WeightFormat format) { return is_integer(format) ? 2 : kDirectTokens + 1; }
 constexpr int direct_rows(int tokens) { return tokens <= 2 ? 4 : 2; }
 constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
 // In four-bit formats, rows 0 and 2 of a quad are the low nibbles of its bytes and rows 1 and 3 the high ones, so that
 // the two rows of a walk are decoded together.
-constexpr int pair_step(WeightFormat f) { return f == WeightFormat::kMxfp4 || f == WeightFormat::kNvfp4 ? 2 : 1; }
+constexpr int pair_step(WeightFormat format) { return block_layout(format).weight_bits() == 4 ? 2 : 1; }
 constexpr int64_t kDirectBlocks = 16;
 constexpr int kSlabRows = 4, kSlabSegmentRows = kSlabRows, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 24 << 10;
+constexpr bool kFusedProducts = true;
 
 MXFP4MOE_INLINE Vec load_vec(const Element* p) { return _mm256_loadu_ps(p); }
 MXFP4MOE_INLINE Vec load_vec_once(const Element* p) { return load_vec(p); }

@@ -56,6 +56,9 @@ MXFP4MOE_INLINE void code_words(const uint8_t* quad, const CodeBytes& table, __m
 constexpr CodeBytes kUnscaled = make_code_bytes(127), kMaxOrdinary = make_code_bytes(kMaxOrdinaryScale);
 
 MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm256_mul_ps(v, _mm256_set1_ps(scale)); }
+MXFP4MOE_INLINE Vec scale_and_add(Vec v, float scale, float addend) {
+  return _mm256_fmadd_ps(v, _mm256_set1_ps(scale), _mm256_set1_ps(addend));
+}
 
 using E2m1Scale = float;
 MXFP4MOE_INLINE E2m1Scale e8m0_scale(uint8_t byte) { return kE8m0F32.values[byte]; }
@@ -148,6 +151,50 @@ MXFP4MOE_INLINE void each_e4m3(const uint8_t* quad, F&& f) {
 template <class F>
 MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
   each_fp8(quad, [](__m256i v) MXFP4MOE_INLINE_LAMBDA { return v; }, f);
+}
+
+// Small integers become floats by standing in the mantissa of a power of two, which a subtraction takes away together
+// with the zero point: 0x4300 over 7 bits is a bfloat16 of 128 + code, 0x4b00 over 16 bits a float32 of 2^23 + code.
+MXFP4MOE_INLINE Vec subtract(Vec v, int number) { return _mm256_sub_ps(v, _mm256_set1_ps(static_cast<float>(number))); }
+
+constexpr int kCheapestInt4Zero = -128;  // nothing is left to subtract
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  const __m256i power = _mm256_set1_epi8(0x43);
+  unroll<2>([&](auto first) MXFP4MOE_INLINE_LAMBDA {
+    constexpr Index<first.value + 2> second{};
+    unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
+      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quad + 32 * half.value));
+      const __m256i nibbles = first.value == 0 ? bytes : _mm256_srli_epi16(bytes, 4);
+      const __m256i codes = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+      unroll<2>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+        constexpr Index<2 * half.value + i.value> part{};
+        const __m256i words = i.value == 0 ? _mm256_unpacklo_epi8(codes, power) : _mm256_unpackhi_epi8(codes, power);
+        f(first, part, subtract(low_halves(words), 128 + zero_of(first)));
+        f(second, part, subtract(high_halves(words), 128 + zero_of(second)));
+      });
+    });
+  });
+}
+
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int8(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  const __m256i power = _mm256_set1_epi16(0x4b00), zero = _mm256_setzero_si256();
+  unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {
+    unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
+      const __m256i bytes =
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quad + 64 * pair.value + 32 * half.value));
+      const __m256i codes = _mm256_xor_si256(bytes, _mm256_set1_epi8(static_cast<char>(0x80)));  // plus 128
+      unroll<2>([&](auto row) MXFP4MOE_INLINE_LAMBDA {
+        constexpr Index<2 * pair.value + row.value> index{};
+        const __m256i words = row.value == 0 ? _mm256_unpacklo_epi8(codes, zero) : _mm256_unpackhi_epi8(codes, zero);
+        const int number = (1 << 23) + 128 + zero_of(index);
+        f(index, Index<2 * half.value>{}, subtract(_mm256_castsi256_ps(_mm256_unpacklo_epi16(words, power)), number));
+        f(index, Index<2 * half.value + 1>{},
+          subtract(_mm256_castsi256_ps(_mm256_unpackhi_epi16(words, power)), number));
+      });
+    });
+  });
 }
 
 template <class F>

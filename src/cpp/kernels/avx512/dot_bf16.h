@@ -23,6 +23,7 @@ constexpr int pair_step(WeightFormat) { return 1; }
 constexpr int64_t kDirectBlocks = 0;  // a walk is all of K
 constexpr int kSlabRows = 4, kSlabSegmentRows = 2, kSlabTokens = 6;
 constexpr int64_t kSlabBytes = 24 << 10;
+constexpr bool kFusedProducts = true;
 
 MXFP4MOE_INLINE Vec load_vec(const Element* p) { return _mm512_loadu_si512(p); }
 MXFP4MOE_INLINE void store_vec(Element* p, Vec v) { _mm512_storeu_si512(p, v); }

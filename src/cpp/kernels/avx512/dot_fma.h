@@ -18,6 +18,7 @@ constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
 constexpr int64_t kDirectBlocks = 0;  // a walk is all of K
 constexpr int kSlabRows = 4, kSlabSegmentRows = kSlabRows, kSlabTokens = 6;
 constexpr int64_t kSlabBytes = 24 << 10;
+constexpr bool kFusedProducts = true;
 
 MXFP4MOE_INLINE Vec load_vec(const Element* p) { return _mm512_loadu_ps(p); }
 MXFP4MOE_INLINE void store_vec(Element* p, Vec v) { _mm512_storeu_ps(p, v); }

@@ -73,6 +73,42 @@ MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
   each_fp8(kE5m2Bytes, quad, f);
 }
 
+// The differences of the sixteen codes and each zero point.
+constexpr Int4TableBf16 kInt4Bf16 = make_int4_table_bf16();
+constexpr int kCheapestInt4Zero = 0;
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  const __m512i words = load_words(quad);
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const __m512i table = _mm512_load_si512(kInt4Bf16.row[zero_of(i)]);
+    f(i, Index<0>{}, _mm512_permutexvar_epi16(shift_words<4 * i.value>(words), table));
+  });
+}
+
+// Codes plus 128 become floats by standing in the mantissa of 2^23, which a subtraction takes away together with the
+// zero point. The upper halves of the differences are exact.
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int8(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  const __m512i power = _mm512_set1_epi32(0x4b000000), zero = _mm512_setzero_si512();
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const auto emit = [&](auto row, __m512i words) MXFP4MOE_INLINE_LAMBDA {
+    const __m512 number = _mm512_set1_ps(static_cast<float>((1 << 23) + 128 + zero_of(row)));
+    // (words & ~upper) | power
+    const __m512i even = _mm512_ternarylogic_epi32(words, upper, power, 0xba);
+    const __m512i odd = _mm512_or_si512(_mm512_srli_epi32(words, 16), power);
+    const __m512i even_value = _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(even), number));
+    const __m512i odd_value = _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(odd), number));
+    // (even_value >> 16) | (odd_value & upper)
+    f(row, Index<0>{}, _mm512_ternarylogic_epi32(_mm512_srli_epi32(even_value, 16), odd_value, upper, 0xf8));
+  };
+  unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {
+    const __m512i codes =
+        _mm512_xor_si512(_mm512_loadu_si512(quad + 64 * pair.value), _mm512_set1_epi8(static_cast<char>(0x80)));
+    emit(Index<2 * pair.value>{}, _mm512_unpacklo_epi8(codes, zero));
+    emit(Index<2 * pair.value + 1>{}, _mm512_unpackhi_epi8(codes, zero));
+  });
+}
+
 template <class F>
 MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
   unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA { f(i, Index<0>{}, _mm512_loadu_si512(quad + 64 * i.value)); });

@@ -6,6 +6,9 @@ constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
 constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
 
 MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm512_mul_ps(v, _mm512_set1_ps(scale)); }
+MXFP4MOE_INLINE Vec scale_and_add(Vec v, float scale, float addend) {
+  return _mm512_fmadd_ps(v, _mm512_set1_ps(scale), _mm512_set1_ps(addend));
+}
 
 // vpermps uses the four low bits of each 32-bit lane as the index. Nibble i of a lane is the code of row i at the even
 // k, nibble 4 + i that at the odd k.
@@ -74,6 +77,40 @@ MXFP4MOE_INLINE void each_e4m3(const uint8_t* quad, F&& f) {
 template <class F>
 MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
   each_fp8(quad, [](__m512i v) MXFP4MOE_INLINE_LAMBDA { return v; }, f);
+}
+
+// The differences of the sixteen codes and each zero point.
+constexpr Int4TableF32 kInt4F32 = make_int4_table_f32();
+constexpr int kCheapestInt4Zero = 0;
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  const __m512i words = load_words(quad);
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const __m512 table = _mm512_load_ps(kInt4F32.row[zero_of(i)]);
+    f(i, Index<0>{}, _mm512_permutexvar_ps(_mm512_srli_epi32(words, 4 * i.value), table));
+    f(i, Index<1>{}, _mm512_permutexvar_ps(_mm512_srli_epi32(words, 16 + 4 * i.value), table));
+  });
+}
+
+// Codes plus 128 become floats by standing in the mantissa of 2^23, which a subtraction takes away together with the
+// zero point.
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int8(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  const __m512i power = _mm512_set1_epi32(0x4b000000), zero = _mm512_setzero_si512();
+  const auto emit = [&](auto row, __m512i words) MXFP4MOE_INLINE_LAMBDA {
+    const __m512 number = _mm512_set1_ps(static_cast<float>((1 << 23) + 128 + zero_of(row)));
+    // (words & 0xffff) | power
+    const __m512i even = _mm512_ternarylogic_epi32(words, _mm512_set1_epi32(0xffff), power, 0xea);
+    const __m512i odd = _mm512_or_si512(_mm512_srli_epi32(words, 16), power);
+    f(row, Index<0>{}, _mm512_sub_ps(_mm512_castsi512_ps(even), number));
+    f(row, Index<1>{}, _mm512_sub_ps(_mm512_castsi512_ps(odd), number));
+  };
+  unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {
+    const __m512i codes =
+        _mm512_xor_si512(load_words(quad + 64 * pair.value), _mm512_set1_epi8(static_cast<char>(0x80)));
+    emit(Index<2 * pair.value>{}, _mm512_unpacklo_epi8(codes, zero));
+    emit(Index<2 * pair.value + 1>{}, _mm512_unpackhi_epi8(codes, zero));
+  });
 }
 
 template <class F>

@@ -23,12 +23,14 @@
 //   direct_rows(tokens)     4         4 2     16 8 4      16 8 4       rows of a walk, fewer for more tokens (1)
 //   direct_segment_rows     4         4 2     16 8 4      16 4 2       the same with sums beside the accumulators (2)
 //   direct_limit(format)    1         5       16          all          the most tokens of the direct path (3)
+//   the same for integers   1         2       16 or 6     all or 6
 //   the same for 8 bits     1         5       6           6
 //   kDirectBlocks           0         16      0           0            K-blocks of a walk; 0 means all of K (4)
 //   pair_step(format)       -         2 1     -           1            distance of the rows of a walk of two rows (5)
 //   kSlabRows x kSlabTokens 2 x 3     4 x 3   4 x 6       4 x 6        accumulators of the slab path (1)
 //   kSlabSegmentRows        2         4       4           2            the same with sums beside the accumulators (2)
 //   kSlabBytes              16 KiB    24 KiB  24 KiB      24 KiB       decoded weights that stay in an L1 of 32 KiB
+//   kFusedProducts          false     true    true        true         multiply_add rounds once
 //
 //   (1) rows x tokens accumulators, a vector of each token and one of weights fit the registers: avx2 has
 //       4 x 3 + 3 + 1 = 16, AVX-512 4 x 6 + 6 + 1 = 31. A portable accumulator takes two registers, 2 x 3 of them
@@ -61,17 +63,24 @@ struct PanelView {
   const float* sum_scales;  // [ranges][scale_rows], or null
   int64_t range_blocks;
   int64_t scale_rows;
+  RowScales* row_scales;  // room for what write_row_scales() writes
 };
 
+// The bytes of memory that the scales of a panel of rows of `k` weights may be written to.
+constexpr int64_t scale_buffer_bytes(int64_t k) {
+  return sum_scale_floats(k) * 4 + ceil_div(k, kBlockK) * static_cast<int64_t>(sizeof(RowScales));
+}
+
 template <class Decoder>
-inline PanelView panel_of(const PackedMatrix& m, int64_t panel) {
+inline PanelView panel_of(const PackedMatrix& m, int64_t panel, float* scale_buffer) {
   const int64_t blocks = panel * m.k_blocks;
   return {m.weights + blocks * kWeightBytes<Decoder>,
           m.scales + blocks * kScaleBytes<Decoder>,
           m.k_blocks,
-          m.sum_scales + panel * m.num_ranges * m.scale_rows,
+          panel_sum_scales(m, panel, scale_buffer),
           m.range_blocks,
-          m.scale_rows};
+          m.scale_rows,
+          reinterpret_cast<RowScales*>(scale_buffer + sum_scale_floats(m.k_blocks * kBlockK))};
 }
 
 struct TokenRows {
@@ -168,7 +177,7 @@ MXFP4MOE_INLINE void add_segments(BlockRange range, PanelSegments segments, int 
 template <class Decoder, class R, int kTokens>
 MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const TokenRows& tokens, BlockRange range,
                                    Acc (&acc)[R::kCount][kTokens]) {
-  constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kScaleBytes<Decoder> / 4;
+  constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kQuadScaleBytes<Decoder>;
   const uint8_t* w = panel.weights + range.begin * kWeightBytes<Decoder> + first_row / 4 * kQuadBytes;
   const uint8_t* s = panel.scales + range.begin * kScaleBytes<Decoder> + first_row / 4 * kQuadScales;
   const Element* x[kTokens];
@@ -254,7 +263,7 @@ inline void for_token_tiles(int64_t count, F&& f) {
 
 template <class Decoder>
 inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num_blocks, Element* slab) {
-  constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kScaleBytes<Decoder> / 4;
+  constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kQuadScaleBytes<Decoder>;
   const uint8_t* w = panel.weights + first_block * kWeightBytes<Decoder>;
   const uint8_t* s = panel.scales + first_block * kScaleBytes<Decoder>;
   for (int64_t kb = 0; kb < num_blocks; ++kb) {
@@ -385,14 +394,10 @@ inline void scale_sums(const PanelView& panel, int64_t num_tokens, float* sums) 
   }
 }
 
-// Computes sums[token][16 rows] of one panel.
+// Computes the sums of a panel that has no float32 scales, or some that hold for all of K.
 template <class Decoder>
-inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
-  if constexpr (kMayHaveSegments<Decoder>) {
-    if (panel.range_blocks < panel.k_blocks) {
-      return panel_sums_by<Segmented<Decoder>>(panel, tokens, slab, lanes, sums);
-    }
-  }
+inline void plain_panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes,
+                             float* sums) {
   if constexpr (has_ordinary<Decoder>(0)) {
     static_assert(Decoder::kSumFactor == Decoder::Ordinary::kSumFactor, "sums are scaled below");
     if (is_ordinary<Decoder>(panel.weights, panel.scales, panel.k_blocks)) {
@@ -404,4 +409,36 @@ inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element*
     panel_sums_by<Decoder>(panel, tokens, slab, lanes, sums);
   }
   if (panel.sum_scales != nullptr) scale_sums<Decoder>(panel, tokens.count, sums);
+}
+
+// Computes the sums of a panel of integers, whose scales multiply weights if that is exact, else sums.
+template <class Decoder>
+inline void integer_panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes,
+                               float* sums) {
+  if constexpr (sizeof(Element) == sizeof(float)) {
+    const int64_t ranges = ceil_div(panel.k_blocks, panel.range_blocks);
+    if (has_exact_products(panel.sum_scales, ranges * panel.scale_rows)) {
+      using Scaled = ScaledIntegers<Decoder::kNibbles ? WeightFormat::kInt4 : WeightFormat::kInt8>;
+      write_row_scales<Decoder>(panel, Scaled::kZero, panel.row_scales);
+      PanelView scaled = panel;
+      scaled.scales = reinterpret_cast<const uint8_t*>(panel.row_scales);
+      return panel_sums_by<Scaled>(scaled, tokens, slab, lanes, sums);
+    }
+  }
+  panel_sums_by<Segmented<Decoder>>(panel, tokens, slab, lanes, sums);
+}
+
+// Computes sums[token][16 rows] of one panel.
+template <class Decoder>
+inline void panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
+  if constexpr (is_integer(Decoder::kFormat)) {
+    integer_panel_sums<Decoder>(panel, tokens, slab, lanes, sums);
+  } else {
+    if constexpr (kMayHaveSegments<Decoder>) {
+      if (panel.range_blocks < panel.k_blocks) {
+        return panel_sums_by<Segmented<Decoder>>(panel, tokens, slab, lanes, sums);
+      }
+    }
+    plain_panel_sums<Decoder>(panel, tokens, slab, lanes, sums);
+  }
 }

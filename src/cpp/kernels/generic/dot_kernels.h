@@ -24,6 +24,7 @@ struct Scratch {
   Element* tokens;
   Element* slab;
   float* lanes;
+  float* scales;
   float* sums[2];
 };
 
@@ -41,12 +42,14 @@ inline int64_t carve_scratch(uint8_t* base, int64_t num_tokens, int64_t k, Scrat
   uint8_t* tokens = take(kWidens ? num_tokens * padded_k(k) * static_cast<int64_t>(sizeof(Element)) : 0);
   uint8_t* slab = take(kSlabBytes);
   uint8_t* lanes = take((num_tokens < kDirectTokens ? kDirectTokens : num_tokens) * kPanelRows * kLanes * 4);
+  uint8_t* scales = take(scale_buffer_bytes(k));
   uint8_t* gate = take(num_tokens * kPanelRows * 4);
   uint8_t* up = take(num_tokens * kPanelRows * 4);
   if (base != nullptr) {
     *s = {reinterpret_cast<Element*>(tokens),
           reinterpret_cast<Element*>(slab),
           reinterpret_cast<float*>(lanes),
+          reinterpret_cast<float*>(scales),
           {reinterpret_cast<float*>(gate), reinterpret_cast<float*>(up)}};
   }
   return at;
@@ -111,7 +114,8 @@ void gate_up(const GateUpArgs& args) {
   const TokenRows tokens = widen_operand(args.operand, args.num_tokens, k, s.tokens);
   for (int64_t pair = args.pair_begin; pair < args.pair_end; ++pair) {
     for (int half = 0; half < 2; ++half) {
-      panel_sums<Decoder>(panel_of<Decoder>(args.w13, 2 * pair + half), tokens, s.slab, s.lanes, s.sums[half]);
+      const PanelView panel = panel_of<Decoder>(args.w13, 2 * pair + half, s.scales);
+      panel_sums<Decoder>(panel, tokens, s.slab, s.lanes, s.sums[half]);
     }
     const GateUpEpilogue epilogue{args, pair, s.sums};
     with_activation(args.activation.kind, epilogue);
@@ -125,7 +129,8 @@ void accumulate(const AccumulateArgs& args) {
   carve_scratch(args.scratch, args.num_tokens, k, &s);
   const TokenRows tokens = widen_operand(args.operand, args.num_tokens, k, s.tokens);
   for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
-    panel_sums<Decoder>(panel_of<Decoder>(args.matrix, panel), tokens, s.slab, s.lanes, s.sums[0]);
+    const PanelView view = panel_of<Decoder>(args.matrix, panel, s.scales);
+    panel_sums<Decoder>(view, tokens, s.slab, s.lanes, s.sums[0]);
     const bool has_bias = args.matrix.bias != nullptr;
     const F32 bias = has_bias ? load(args.matrix.bias + panel * kPanelRows) : broadcast(0.0f);
     for (int64_t t = 0; t < args.num_tokens; ++t) {

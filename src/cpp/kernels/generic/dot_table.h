@@ -6,6 +6,7 @@
 #include "kernels/generic/rows.h"
 #include "kernels/generic/weight_formats.h"
 #include "kernels/generic/segments.h"
+#include "kernels/generic/scaled_integers.h"
 #include "kernels/generic/dot_gemm.h"
 #include "kernels/generic/dot_kernels.h"
 #include "kernels/generic/dot_peak.h"

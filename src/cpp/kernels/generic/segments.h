@@ -7,6 +7,26 @@ struct BlockRange {
   int64_t begin, end;  // K-blocks
 };
 
+// Returns the float32 scales of a panel, [ranges][scale_rows], or null: where they stand, or widened to `buffer`, which
+// has room for a scale for each row and K-block. Those of the next panel, which follow, are prefetched into L2.
+inline const float* panel_sum_scales(const PackedMatrix& m, int64_t panel, float* buffer) {
+  if (m.sum_scales == nullptr) return nullptr;
+  const int64_t count = m.num_ranges * m.scale_rows;
+  if (m.sum_dtype == DType::kFloat32) return reinterpret_cast<const float*>(m.sum_scales) + panel * count;
+  const uint16_t* from = reinterpret_cast<const uint16_t*>(m.sum_scales) + panel * count;
+  const bool is_bf16 = m.sum_dtype == DType::kBFloat16;
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    __builtin_prefetch(from + count + i, 0, 2);
+    store(buffer + i, is_bf16 ? load_bf16(from + i) : load_f16(from + i));
+  }
+  for (; i < count; ++i) buffer[i] = is_bf16 ? bf16_to_f32(from[i]) : f16_to_f32(from[i]);
+  return buffer;
+}
+
+// The floats of such a buffer for rows of `k` weights.
+constexpr int64_t sum_scale_floats(int64_t k) { return ceil_div(k, kBlockK) * kPanelRows; }
+
 template <class Panels>
 class Segments {
  public:

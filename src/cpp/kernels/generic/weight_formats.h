@@ -3,7 +3,9 @@
 //
 //   each_e2m1(quad, scale_of, f)  four-bit codes times scale_of(Index<row>, Index<k / 16>), of type E2m1Scale
 //   each_e4m3(quad, f), each_e5m2(quad, f), each_bf16(quad, f)   unscaled; e4m3 values are divided by kE4m3Factor
+//   each_int4(quad, zero_of, f), each_int8(quad, zero_of, f)     codes minus zero_of(Index<row>), an int
 //   e4m3_scale(byte)                     as an E2m1Scale
+//   scale_and_add(vec, scale, addend)    where Element is float32, with kCheapestInt4Zero: see scaled_integers.h
 //   scale_vec(vec, float)                exact unless a product is too large or too small
 //   kE8m0F32                             the values of e8m0 bytes
 //   Mxfp4, Mxfp8<format>                 faster than those, or Mxfp4ByE2m1, Mxfp8By...Values (mxfp*_by_*.h)
@@ -16,6 +18,9 @@ template <class Decoder>
 constexpr int kWeightBytes = block_layout(Decoder::kFormat).weight_bytes;
 template <class Decoder>
 constexpr int kScaleBytes = block_layout(Decoder::kFormat).scale_bytes;
+// From the scales of a quad to those of the next.
+template <class Decoder>
+constexpr int kQuadScaleBytes = kScaleBytes<Decoder> / 4;
 
 // The decoder of a matrix whose float32 scales change along K: K is cut in segments that have a scale each. Where one
 // range is all of K, the plain decoder is used and the scale multiplies the finished sum.
@@ -100,13 +105,43 @@ struct Bf16 {
   }
 };
 
+// Integer codes minus their zero point. Codes of 4 bits are 0 to 15, their zero points as well, 8 where there are none;
+// those of 8 bits are signed, with 0. The differences, at most 255, are bfloat16 numbers.
+template <WeightFormat kFormat_>
+struct Integers {
+  static constexpr WeightFormat kFormat = kFormat_;
+  static constexpr int kSumFactor = 1;
+  static constexpr bool kHasZeros = block_layout(kFormat).scale_bytes != 0;
+  static constexpr bool kNibbles = block_layout(kFormat).weight_bits() == 4;
+
+  // The zero point of a row.
+  static MXFP4MOE_INLINE int zero_of(const uint8_t* zeros, int row) {
+    if (kNibbles) return kHasZeros ? zeros[row] & 15 : 8;
+    return kHasZeros ? static_cast<int8_t>(zeros[row]) : 0;
+  }
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* zeros, F&& f) {
+    const auto zero = [&](auto row) MXFP4MOE_INLINE_LAMBDA { return zero_of(zeros, row.value); };
+    if constexpr (kNibbles) {
+      each_int4(quad, zero, f);
+    } else {
+      each_int8(quad, zero, f);
+    }
+  }
+};
+
 // Two functions of each format, first<Decoder> and second<Decoder>, in the order of WeightFormat.
-#define MXFP4MOE_ALL_FORMATS(first, second)                                                \
-  {                                                                                        \
-    {first<Mxfp4>, second<Mxfp4>}, {first<Nvfp4>, second<Nvfp4>},                          \
-        {first<Mxfp8<WeightFormat::kMxfp8E4m3>>, second<Mxfp8<WeightFormat::kMxfp8E4m3>>}, \
-        {first<Mxfp8<WeightFormat::kMxfp8E5m2>>, second<Mxfp8<WeightFormat::kMxfp8E5m2>>}, \
-        {first<Fp8Block>, second<Fp8Block>}, {                                             \
-      first<Bf16>, second<Bf16>                                                            \
-    }                                                                                      \
+#define MXFP4MOE_ALL_FORMATS(first, second)                                                    \
+  {                                                                                            \
+      {first<Mxfp4>, second<Mxfp4>},                                                           \
+      {first<Nvfp4>, second<Nvfp4>},                                                           \
+      {first<Mxfp8<WeightFormat::kMxfp8E4m3>>, second<Mxfp8<WeightFormat::kMxfp8E4m3>>},       \
+      {first<Mxfp8<WeightFormat::kMxfp8E5m2>>, second<Mxfp8<WeightFormat::kMxfp8E5m2>>},       \
+      {first<Fp8Block>, second<Fp8Block>},                                                     \
+      {first<Bf16>, second<Bf16>},                                                             \
+      {first<Integers<WeightFormat::kInt4>>, second<Integers<WeightFormat::kInt4>>},           \
+      {first<Integers<WeightFormat::kInt4Zeros>>, second<Integers<WeightFormat::kInt4Zeros>>}, \
+      {first<Integers<WeightFormat::kInt8>>, second<Integers<WeightFormat::kInt8>>},           \
+      {first<Integers<WeightFormat::kInt8Zeros>>, second<Integers<WeightFormat::kInt8Zeros>>}, \
   }

@@ -20,6 +20,7 @@ constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
 constexpr int64_t kDirectBlocks = 0;  // a walk is all of K
 constexpr int kSlabRows = 2, kSlabSegmentRows = kSlabRows, kSlabTokens = 3;
 constexpr int64_t kSlabBytes = 16 << 10;
+constexpr bool kFusedProducts = false;
 
 MXFP4MOE_INLINE Vec load_vec(const Element* p) {
   Vec v;

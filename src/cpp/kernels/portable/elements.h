@@ -4,10 +4,15 @@
 constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
 constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
 typedef uint8_t Byte8 __attribute__((vector_size(8)));
+typedef int8_t SignedByte8 __attribute__((vector_size(8)));
 typedef uint16_t Word8 __attribute__((vector_size(16)));
 typedef uint32_t Uint4 __attribute__((vector_size(16)));
 
 MXFP4MOE_INLINE Vec scale_vec(const Vec& v, float scale) { return {{v.v[0] * scale, v.v[1] * scale}}; }
+
+MXFP4MOE_INLINE Vec scale_and_add(const Vec& v, float scale, float addend) {
+  return {{v.v[0] * scale + addend, v.v[1] * scale + addend}};
+}
 
 using E2m1Scale = float;
 MXFP4MOE_INLINE E2m1Scale e8m0_scale(uint8_t byte) { return kE8m0F32.values[byte]; }
@@ -83,6 +88,38 @@ MXFP4MOE_INLINE void each_e4m3(const uint8_t* quad, F&& f) {
 template <class F>
 MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
   each_fp8<21, 112, 0x7c, 0x7f800000u>(quad, f);
+}
+
+// Small integers in the words of 32-bit lanes, those of the even and those of the odd k.
+MXFP4MOE_INLINE Vec integers_to_f32(const Short8& words) {
+  Int4 lanes;
+  std::memcpy(&lanes, &words, sizeof(lanes));
+  return {{__builtin_convertvector((lanes << 16) >> 16, Float4), __builtin_convertvector(lanes >> 16, Float4)}};
+}
+
+constexpr int kCheapestInt4Zero = 0;
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const int16_t zero = static_cast<int16_t>(zero_of(i));
+    unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
+      Short8 words;
+      std::memcpy(&words, quad + 16 * part.value, sizeof(words));
+      f(i, part, integers_to_f32(((words >> (4 * i.value)) & 15) - zero));
+    });
+  });
+}
+
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int8(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const int16_t zero = static_cast<int16_t>(zero_of(i));
+    unroll<kParts>([&](auto part) MXFP4MOE_INLINE_LAMBDA {
+      SignedByte8 bytes;
+      std::memcpy(&bytes, quad + i.value / 2 * 64 + 16 * part.value + i.value % 2 * 8, sizeof(bytes));
+      f(i, part, integers_to_f32(__builtin_convertvector(bytes, Short8) - zero));
+    });
+  });
 }
 
 template <class F>

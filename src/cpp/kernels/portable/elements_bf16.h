@@ -47,6 +47,32 @@ MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
   each_fp8(kE5m2F32, quad, f);
 }
 
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const int zero = zero_of(i);
+    Vec row;
+    for (int k = 0; k < kBlockK; ++k) {
+      const int code = (quad[2 * k + i.value / 2] >> (4 * (i.value & 1))) & 15;
+      row.v[k] = exact_bf16(static_cast<float>(code - zero));
+    }
+    f(i, Index<0>{}, row);
+  });
+}
+
+template <class ZeroOf, class F>
+MXFP4MOE_INLINE void each_int8(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const uint8_t* codes = quad + i.value / 2 * 64 + i.value % 2 * 8;
+    const int zero = zero_of(i);
+    Vec row;
+    for (int k = 0; k < kBlockK; ++k) {
+      row.v[k] = exact_bf16(static_cast<float>(static_cast<int8_t>(codes[k / 8 * 16 + k % 8]) - zero));
+    }
+    f(i, Index<0>{}, row);
+  });
+}
+
 template <class F>
 MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
   unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {

@@ -18,7 +18,20 @@ from mxfp4moe.reference import E2M1_VALUES, ExpertArrays
 # Both values of a byte are looked up together, because NumPy gathers single words fastest.
 _CODES = np.arange(256)
 _PAIRS = np.stack([E2M1_VALUES[_CODES & 15], E2M1_VALUES[_CODES >> 4]], axis=-1).view(np.uint64).ravel()
+_INT4_VALUES = np.arange(-8, 8, dtype=np.float32)
+_INT4_PAIRS = (
+    np.stack([_INT4_VALUES[_CODES & 15], _INT4_VALUES[_CODES >> 4]], axis=-1).view(np.uint64).ravel()
+)
 _E4M3_VALUES = _CODES.astype(np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+_INT8_VALUES = _CODES.astype(np.uint8).view(np.int8).astype(np.float32)
+_VALUES = {
+    "mxfp4": _PAIRS,
+    "nvfp4": _PAIRS,
+    "mxfp8": _E4M3_VALUES,
+    "fp8_block": _E4M3_VALUES,
+    "int4": _INT4_PAIRS,
+    "int8": _INT8_VALUES,
+}
 
 
 class NumpyPeer:
@@ -90,10 +103,9 @@ def _dequantize(arrays: ExpertArrays, matrix: str, expert: int) -> np.ndarray:
     if not spec.has_scales:
         plain: np.ndarray = codes.astype(np.float32)
         return plain
-    table = _PAIRS if spec.element_bits == 4 else _E4M3_VALUES
-    values: np.ndarray = table[codes.view(np.uint8)].view(np.float32)
+    values: np.ndarray = _VALUES[arrays.format][codes.view(np.uint8)].view(np.float32)
     rows, k = values.shape
-    scales, block_k = _row_scales(arrays, matrix, expert, rows)
+    scales, block_k = _row_scales(arrays, matrix, expert, values.shape)
     block_k = block_k or k
     whole = k // block_k  # blocks; the last one may be shorter
     blocks = values[:, : whole * block_k].reshape(rows, whole, block_k)
@@ -102,10 +114,14 @@ def _dequantize(arrays: ExpertArrays, matrix: str, expert: int) -> np.ndarray:
     return values
 
 
-def _row_scales(arrays: ExpertArrays, matrix: str, expert: int, rows: int) -> tuple[np.ndarray, int | None]:
+def _row_scales(
+    arrays: ExpertArrays, matrix: str, expert: int, shape: tuple[int, int]
+) -> tuple[np.ndarray, int | None]:
     """The float32 scales of each row, and how many columns have the same one."""
-    spec = FORMATS[arrays.format]
+    spec, rows = FORMATS[arrays.format], shape[0]
     scales = getattr(arrays, f"{matrix}_scales")[expert]
+    if spec.has_groups:
+        return scales.astype(np.float32), shape[1] // scales.shape[1]
     if spec.has_block_shape:
         block_rows, block_k = arrays.block_shape or (None, None)
         return scales.repeat(block_rows or rows, axis=0)[:rows], block_k

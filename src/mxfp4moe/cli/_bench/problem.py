@@ -9,10 +9,9 @@ import ml_dtypes
 import numpy as np
 
 from mxfp4moe.cli._bench.weights import MatrixSizes, random_matrix
-from mxfp4moe.cli._roofline import expert_bytes
 from mxfp4moe.experts import PackedExperts, pack_experts
 from mxfp4moe.experts.spec import BlockShape
-from mxfp4moe.formats import FORMATS, Format
+from mxfp4moe.formats import BFLOAT16, FORMATS, GROUP_MULTIPLE, Format
 from mxfp4moe.reference import ExpertArrays
 from mxfp4moe.routing import topk_softmax
 
@@ -34,6 +33,7 @@ class Shape:
     limit: float | None = None
     has_bias: bool = False
     format: Format = "mxfp4"
+    group_size: int = GROUP_MULTIPLE  # of int4 and int8
 
     def __post_init__(self) -> None:
         multiple = FORMATS[self.format].k_multiple
@@ -41,18 +41,26 @@ class Shape:
             size = getattr(self, name)
             if size % multiple:
                 raise ValueError(f"{name}: expected a multiple of {multiple} in {self.format}, got {size}")
+            if FORMATS[self.format].has_groups and self.group_size < size and size % self.group_size:
+                raise ValueError(
+                    f"group_size: expected one that divides {name} {size}, got {self.group_size}"
+                )
+        if self.group_size % GROUP_MULTIPLE:
+            raise ValueError(f"group_size: expected a multiple of {GROUP_MULTIPLE}, got {self.group_size}")
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k: expected at most num_experts = {self.num_experts}, got {self.top_k}")
 
     @property
     def title(self) -> str:
         """Name and format."""
-        return f"{self.name}, {self.format}"
+        groups = f" in groups of {self.group_size}" if FORMATS[self.format].has_groups else ""
+        return f"{self.name}, {self.format}{groups}"
 
     @property
     def block_shape(self) -> BlockShape | None:
-        """Rows and columns of a scale of fp8_block."""
-        return _BLOCK_SHAPE if FORMATS[self.format].has_block_shape else None
+        """Rows and columns of a scale of sums."""
+        format = FORMATS[self.format]
+        return (1, self.group_size) if format.has_groups else _BLOCK_SHAPE if format.has_block_shape else None
 
     @property
     def expert_weights(self) -> int:
@@ -62,7 +70,9 @@ class Shape:
     @property
     def expert_bytes(self) -> int:
         """Bytes of the weights and scales of one expert."""
-        return expert_bytes(self.format, self.hidden_size, self.intermediate_size, self.block_shape)
+        format, sizes = FORMATS[self.format], (self.hidden_size, self.intermediate_size)
+        scales = self.block_shape, (BFLOAT16 if format.has_groups else np.dtype(np.float32)).itemsize
+        return 2 * format.nbytes(*sizes[::-1], *scales) + format.nbytes(*sizes, *scales)
 
     def flops(self, num_tokens: int) -> float:
         """Operations of a call."""
@@ -110,7 +120,7 @@ def random_arrays(shape: Shape, rng: np.random.Generator) -> ExpertArrays:
         bias(hidden),
         "interleaved",
         shape.format,
-        blocks,
+        blocks if format.has_block_shape else None,
         None if w13.tensor_scale is None else np.repeat(w13.tensor_scale[:, None], 2, axis=1),
         w2.tensor_scale,
     )

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mxfp4moe._arguments import cast
 from mxfp4moe.cli._synthetic import middle_scale, weight_rms
 from mxfp4moe.experts.spec import BlockShape
-from mxfp4moe.formats import WeightFormat
+from mxfp4moe.formats import BFLOAT16, WeightFormat
 
 # These are root mean squares of what is drawn: all E2M1 codes; numbers in [1/8, 2) whose four binades are
 # equally likely, with three mantissa bits; and the same numbers with seven.
 _E2M1_RMS, _E4M3_RMS, _BF16_RMS = 2.93, 0.845, 0.876
+_INTEGER_RMS = {4: 4.64, 8: 73.9}  # of all codes minus their middle, by their bits
 _E4M3_SCALE_RMS = 1.16  # of [1/2, 2)
 
 
@@ -44,6 +46,9 @@ def random_matrix(
     dtype = next(iter(format.weight_dtypes))
     row = format.row_shapes(sizes.columns)[1]
     codes = _random_bytes((sizes.experts, sizes.rows, row[0] * dtype.itemsize), rng)
+    if format.has_groups:
+        scales, _ = _scales(format, block_shape, sizes, _INTEGER_RMS[format.element_bits], rng)
+        return RandomMatrix(codes.view(dtype), None if scales is None else cast(scales, BFLOAT16), None)
     if format.element_bits == 4:
         return RandomMatrix(codes, *_scales(format, block_shape, sizes, _E2M1_RMS, rng))
     if format.element_bits == 8:
@@ -71,7 +76,7 @@ def _scales(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Block scales and tensor scales."""
     experts, rows, columns = sizes
-    if format.has_block_shape:
+    if format.has_sum_scales:
         block_rows, block_k = block_shape or (None, None)
         shape = experts, -(-rows // (block_rows or rows)), -(-columns // (block_k or columns))
         return _random_float32(shape, weight_rms(columns) / code_rms, rng), None

@@ -1,0 +1,76 @@
+// Integers times their scale as float32 weights, which leaves sums as they are, so that K need not be cut in segments.
+// That is exact where scales have few enough bits, as those that came in 16 bits have. Included inside a kernel table's
+// own namespace whose Element is float32, after weight_formats.h and segments.h.
+
+// A weight (code - z) * scale is computed as (code - c) * scale + (c - z) * scale, where c is the zero point that
+// each_int4 or each_int8 subtracts at the least cost. Both products have at most 8 bits more than the scale, and must
+// not have more than float32's 24. Unless multiply_add rounds only once, the product with an activation, of 8 bits,
+// must not either.
+constexpr uint32_t kInexactBits = kFusedProducts ? 0xff : 0xffff;
+// The factors of the scale are at most 255, so that its products are finite. Infinity and NaN are larger.
+constexpr uint32_t kLargestExactScale = static_cast<uint32_t>(127 + 119) << 23;
+
+inline bool has_exact_products(const float* scales, int64_t count) {
+  uint32_t any = 0, largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = f32_bits(scales[i]), magnitude = bits & 0x7fffffffu;
+    any |= bits;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return (any & kInexactBits) == 0 && largest <= kLargestExactScale;
+}
+
+// What the rows of a K-block have beside their codes, in the place of block scales.
+struct RowScales {
+  float scale[kPanelRows], addend[kPanelRows];
+};
+
+// The weights of both formats with codes of as many bits, that with and that without zero points.
+template <WeightFormat kFormat_>
+struct ScaledIntegers {
+  static constexpr WeightFormat kFormat = kFormat_;
+  static constexpr int kSumFactor = 1;
+  static constexpr int kZero = block_layout(kFormat).weight_bits() == 4 ? kCheapestInt4Zero : 0;
+
+  // `scales` points to the scale of the first row of the quad.
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const float* of_rows = reinterpret_cast<const float*>(scales);
+    const auto zero_of = [](auto) MXFP4MOE_INLINE_LAMBDA { return kZero; };
+    const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
+      f(row, part, scale_and_add(vec, of_rows[row.value], of_rows[kPanelRows + row.value]));
+    };
+    if constexpr (block_layout(kFormat).weight_bits() == 4) {
+      each_int4(quad, zero_of, scaled);
+    } else {
+      each_int8(quad, zero_of, scaled);
+    }
+  }
+};
+
+template <WeightFormat kFormat>
+constexpr int kScaleBytes<ScaledIntegers<kFormat>> = sizeof(RowScales);
+template <WeightFormat kFormat>
+constexpr int kQuadScaleBytes<ScaledIntegers<kFormat>> = 4 * sizeof(float);
+
+// Writes the scales of the K-blocks of a panel, which has a float32 scale for each row, or one for all rows, and range
+// of K, and zero points as `Decoder` has them.
+template <class Decoder, class Panel>
+inline void write_row_scales(const Panel& panel, int zero, RowScales* out) {
+  const uint8_t* zeros = panel.scales;
+  const float* of_range = panel.sum_scales;
+  for (int64_t kb = 0; kb < panel.k_blocks; of_range += panel.scale_rows) {
+    const F32 scales = panel.scale_rows == 1 ? broadcast(*of_range) : load(of_range);
+    const int64_t end = kb + panel.range_blocks < panel.k_blocks ? kb + panel.range_blocks : panel.k_blocks;
+    for (; kb < end; ++kb, zeros += kScaleBytes<Decoder>, ++out) {
+      uint8_t of_rows[kPanelRows];  // a copy, which the compiler knows not to change while differences are written
+      if (Decoder::kHasZeros) std::memcpy(of_rows, zeros, kPanelRows);
+      float differences[kPanelRows];
+      for (int row = 0; row < kPanelRows; ++row) {
+        differences[row] = static_cast<float>(zero - Decoder::zero_of(of_rows, row));
+      }
+      store(out->scale, scales);
+      store(out->addend, mul(load(differences), scales));
+    }
+  }
+}
