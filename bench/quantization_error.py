@@ -38,6 +38,11 @@ def mxfp4(scale_rule: Any = "floor") -> tuple[Quantize, Dequantize]:
     return lambda w: mx.quantize_mxfp4(w, scale_rule=scale_rule), mx.dequantize_mxfp4
 
 
+def groups(quantize: Any, dequantize: Dequantize, **options: Any) -> tuple[Quantize, Dequantize]:
+    """Integers of other groups than by default."""
+    return lambda w: quantize(w, **options), dequantize
+
+
 FORMATS: dict[str, tuple[Quantize, Dequantize]] = {
     "`mxfp4`": mxfp4(),
     "`nvfp4`": (mx.quantize_nvfp4, mx.dequantize_nvfp4),
@@ -46,6 +51,13 @@ FORMATS: dict[str, tuple[Quantize, Dequantize]] = {
     "`fp8_block`, 128 x 128": fp8((128, 128)),
     "`fp8_block`, a row": fp8((1, None)),
     "`fp8_block`, a matrix": fp8((None, None)),
+    "`int4`, groups of 32": (mx.quantize_int4, mx.dequantize_int4),
+    "`int4`, groups of 128": groups(mx.quantize_int4, mx.dequantize_int4, group_size=128),
+    "`int4`, groups of 128, zero points": groups(
+        mx.quantize_int4, mx.dequantize_int4, group_size=128, symmetric=False
+    ),
+    "`int8`, groups of 32": (mx.quantize_int8, mx.dequantize_int8),
+    "`int8`, a row": groups(mx.quantize_int8, mx.dequantize_int8, group_size=None),
     "`bf16`": (lambda w: (w.astype(ml_dtypes.bfloat16),), lambda w: w.astype(np.float32)),
 }
 RULES = ("floor", "ceil", "rceil", "even")
@@ -78,7 +90,7 @@ def format_table() -> Iterator[str]:
     yield "| format | bytes per weight | error, Gaussian | error, heavy tails |"
     yield "|---|---|---|---|"
     for name, (quantize, dequantize) in FORMATS.items():
-        nbytes = sum(array.nbytes for array in quantize(gaussian)) / gaussian.size
+        nbytes = sum(a.nbytes for a in quantize(gaussian) if a is not None) / gaussian.size
         errors = [percent(relative_error(w, quantize, dequantize)) for w in (gaussian, heavy)]
         yield f"| {name} | {nbytes:.4f} | {errors[0]} | {errors[1]} |"
 

@@ -8,8 +8,10 @@ def layout_version():
 
 
 cdef cpp.MatrixFormat matrix_format(numbers):
-    """The format of a matrix: that of its weights, rows and columns of a block of scales of sums, 0 for a whole axis, and
-    the dtype of these scales."""
+    """The format of a matrix, of (format of weights, rows and columns of a block of scales of sums, dtype of these).
+
+    Where rows or columns are 0, a block is the whole axis.
+    """
     cdef cpp.MatrixFormat format
     cdef int weights, dtype
     weights, format.block_rows, format.block_k, dtype = numbers

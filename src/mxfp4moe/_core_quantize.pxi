@@ -104,7 +104,8 @@ def dequantize_nvfp4(const uint8_t[::1] blocks, const uint8_t[::1] scales, const
     raise_interrupt(call)
 
 
-cdef cpp.IntegerArrays integer_arrays(const uint8_t[::1] codes, const float[::1] scales, const uint8_t[::1] zeros) noexcept:
+cdef cpp.IntegerArrays integer_arrays(const uint8_t[::1] codes, const float[::1] scales,
+                                      const uint8_t[::1] zeros) noexcept:
     """The arrays of `quantize_integers`, which writes them, or of its inverse."""
     cdef cpp.IntegerArrays arrays
     arrays.codes = <uint8_t*>&codes[0]

@@ -275,3 +275,47 @@ def test_packed_bytes_that_no_zero_points_are(rng):
         storage = data if spec is not groups else data[: data.size]
         with pytest.raises(PackedFormatError, match=f"^changed.*expected ({message})"):
             mx.PackedExperts._from_json(spec, storage, "changed").unpack()
+
+
+@pytest.mark.parametrize("format", ["int4", "int8"])
+@pytest.mark.parametrize("has_zeros", [False, True])
+@pytest.mark.parametrize(("shape", "groups"), [((5, 32), 1), ((40, 256), 2), ((17, 96), 3), ((33, 100), 1)])
+def test_a_matrix_alone(isa, rng, tmp_path, format, has_zeros, shape, groups):
+    """Sums of small integers times powers of two are exact; what was packed comes back."""
+    (codes,), (factors,), zero_points = random_integers(rng, format, (1, *shape), groups, bfloat16, has_zeros)
+    factors = np.exp2(rng.integers(-3, 4, factors.shape)).astype(bfloat16)
+    zero_points = None if zero_points is None else zero_points[0]
+    linear = mx.pack_linear(codes, factors, format=format, zero_points=zero_points)
+    inverse = mx.dequantize_int4 if format == "int4" else mx.dequantize_int8
+    weights = inverse(codes, factors, zero_points, dtype=np.float64)
+    hidden = rng.integers(-8, 9, (40, shape[1])).astype(np.float32)
+    expected = (hidden @ weights.T).astype(np.float32)
+    assert_same_bits(linear(hidden), expected)
+    assert_same_bits(linear(hidden[3:4], num_threads=1), expected[3:4])
+    unpacked = linear.unpack()
+    for got, given in (
+        (unpacked.weight, codes),
+        (unpacked.scales, factors),
+        (unpacked.zero_points, zero_points),
+    ):
+        assert (got is None) == (given is None)
+        if given is not None:
+            assert (got.dtype, got.shape, got.tobytes()) == (given.dtype, given.shape, given.tobytes())
+    assert mx.pack_linear(**linear.arguments()) == linear
+    linear.save(tmp_path / "linear.packed")
+    assert mx.PackedLinear.open(tmp_path / "linear.packed", verify=True) == linear
+
+
+def test_a_matrix_quantized_while_it_is_packed(rng):
+    w = rng.standard_normal((70, 96), np.float32)
+    for format, quantizer in (("int4", mx.quantize_int4), ("int8", mx.quantize_int8)):
+        assert mx.pack_linear(w, quantize=format) == mx.pack_linear(*quantizer(w)[:2], format=format)
+    with pytest.raises(ValueError, match="^weight: expected columns that are a multiple of 32 with quantize"):
+        mx.pack_linear(w[:, :48], quantize="int8")
+    with pytest.raises(ValueError, match="^zero_points: expected None with format 'bf16'"):
+        mx.pack_linear(w, zero_points=np.zeros((70, 3), np.uint8))
+    codes, factors, zeros = mx.quantize_int4(w, symmetric=False)
+    with pytest.raises(ValueError, match=r"^zero_points: expected shape \(70, 3\)"):
+        mx.pack_linear(codes, factors, format="int4", zero_points=zeros[:, :1])
+    with pytest.raises(ValueError, match=r"^scales: .*96 weights.*got 2"):
+        mx.pack_linear(codes, factors[:, :2], format="int4", zero_points=zeros)
