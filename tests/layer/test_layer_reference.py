@@ -87,12 +87,12 @@ def test_experts_in_any_form_are_the_same(rng: np.random.Generator, name: str, f
     if form.startswith("pair"):
         if arrays["gate_up_layout"] != "concatenated" or not experts.gated:
             pytest.skip("a pair has no layout")
-        for key in ("w13", "w13_scales"):
-            if arrays[key] is not None:
+        for key in ("w13", "w13_scales", "w13_zero_points"):
+            if arrays.get(key) is not None:
                 arrays[key] = tuple(np.split(arrays[key], 2, axis=1))
     if form.endswith("sequences"):
-        for key in ("w13", "w13_scales", "w2", "w2_scales"):
-            value = arrays[key]
+        for key in ("w13", "w13_scales", "w13_zero_points", "w2", "w2_scales", "w2_zero_points"):
+            value = arrays.get(key)
             if isinstance(value, tuple):
                 arrays[key] = tuple(list(half) for half in value)
             elif value is not None:

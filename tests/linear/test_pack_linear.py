@@ -24,6 +24,8 @@ QUANTIZERS = {
     "mxfp8": mx.quantize_mxfp8,
     "nvfp4": mx.quantize_nvfp4,
     "fp8_block": mx.quantize_fp8_block,
+    "int4": lambda w: mx.quantize_int4(w)[:2],
+    "int8": lambda w: mx.quantize_int8(w)[:2],
 }
 
 

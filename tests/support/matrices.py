@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from format_problems import FORMATS, exact_arrays, format_problem
-from problems import Shape, exact_problem
+from format_problems import FORMATS, exact_format_problem, format_problem
+from problems import Shape
 
 from mxfp4moe import reference
 from mxfp4moe.reference import ExpertArrays
@@ -23,6 +23,7 @@ def of_down_projection(arrays: ExpertArrays) -> Arguments:
         "scales": arrays.w2_scales,
         "bias": arrays.w2_bias,
         "tensor_scale": arrays.w2_tensor_scale,
+        "zero_points": arrays.w2_zero_points,
     }
     first = {name: None if array is None else array[0] for name, array in each.items()}
     return {**first, "format": arrays.format, "block_shape": arrays.block_shape}
@@ -30,9 +31,9 @@ def of_down_projection(arrays: ExpertArrays) -> Arguments:
 
 def exact_matrix(rng: np.random.Generator, name: str, rows: int, k: int) -> Arguments:
     """Weights that are multiples of 1/2 up to 12, with a bias of small integers; k is a multiple of 32."""
-    arrays = exact_problem(rng, Shape(1, -(-rows // 32) * 32, k, 1, 1), bias="w2").arrays
-    in_format = exact_arrays(rng, arrays, "bf16" if name == "float32" else name)
-    arguments = cut_rows(of_down_projection(in_format), rows)
+    shape, of_problem = Shape(1, -(-rows // 32) * 32, k, 1, 1), "bf16" if name == "float32" else name
+    _, problem = exact_format_problem(rng, shape, of_problem, bias="w2")
+    arguments = cut_rows(of_down_projection(problem.arrays), rows)
     if name == "float32":  # of up to three terms: the last bits are those of 2**-12
         bits = rng.integers(-(2**11), 2**11, (rows, k))
         weight = arguments["weight"].astype(np.float32) + np.ldexp(bits, -12).astype(np.float32)
@@ -59,6 +60,8 @@ def cut_rows(arguments: Arguments, rows: int) -> Arguments:
         if arguments["format"] == "fp8_block":
             scales = scales[: -(-rows // (arguments["block_shape"][0] or rows))]
         cut["scales"] = scales[:rows]
+    if arguments.get("zero_points") is not None:
+        cut["zero_points"] = arguments["zero_points"][:rows]
     return arguments | cut
 
 
@@ -73,5 +76,5 @@ def magnitude(hidden_states: np.ndarray, arguments: Arguments) -> np.ndarray:
 
 def arguments_k(arguments: Arguments) -> int:
     """The columns of the matrix."""
-    codes_per_byte = 2 if arguments["format"] in ("mxfp4", "nvfp4") else 1
+    codes_per_byte = 2 if arguments["format"] in ("mxfp4", "nvfp4", "int4") else 1
     return int(arguments["weight"][0].size) * codes_per_byte

@@ -19,6 +19,7 @@ def linear(
     bias: np.ndarray | None = None,
     block_shape: tuple[int | None, int | None] | None = None,
     tensor_scale: np.ndarray | None = None,
+    zero_points: np.ndarray | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
     """Weight . hidden + bias in float32, rounded once; hidden states are rounded once to bfloat16.
@@ -27,7 +28,7 @@ def linear(
     ----------
     hidden_states : ndarray of shape (..., K)
         bfloat16, float16 or float32.
-    weight, scales, format, bias, block_shape, tensor_scale
+    weight, scales, format, bias, block_shape, tensor_scale, zero_points
         As `mxfp4moe.pack_linear` takes them; weights of format bf16 are rounded to bfloat16.
     dtype : dtype, default float32
         Of the result.
@@ -47,7 +48,8 @@ def linear(
     >>> reference.linear(np.ones((1, 2), np.float32), np.array([[1, 2], [3, 4]], np.float32)).tolist()
     [[3.0, 7.0]]
     """
-    matrix = _matrix(weight, scales, format, block_shape, tensor_scale)
+    arrays = weight, scales, zero_points
+    matrix = _matrix(arrays, format, block_shape, tensor_scale)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return _linear(hidden_states, matrix, bias, CONTRACT).astype(dtype)
 
@@ -61,6 +63,7 @@ def linear_float64(
     bias: np.ndarray | None = None,
     block_shape: tuple[int | None, int | None] | None = None,
     tensor_scale: np.ndarray | None = None,
+    zero_points: np.ndarray | None = None,
 ) -> np.ndarray:
     """Compute as `linear` does, in float64, rounding nothing but the hidden states to bfloat16.
 
@@ -70,7 +73,7 @@ def linear_float64(
     ----------
     hidden_states, weight, scales
         See `linear`.
-    format, bias, block_shape, tensor_scale
+    format, bias, block_shape, tensor_scale, zero_points
         See `linear`.
 
     Returns
@@ -88,27 +91,28 @@ def linear_float64(
     >>> reference.linear_float64(np.ones((1, 2), np.float32), np.array([[1, 2], [3, 4]], np.float32)).tolist()
     [[3.0, 7.0]]
     """
-    return _linear(hidden_states, _matrix(weight, scales, format, block_shape, tensor_scale), bias, FLOAT64)
+    arrays = weight, scales, zero_points
+    return _linear(hidden_states, _matrix(arrays, format, block_shape, tensor_scale), bias, FLOAT64)
 
 
 def _matrix(
-    weight: np.ndarray,
-    scales: np.ndarray | None,
+    arrays: tuple[np.ndarray, np.ndarray | None, np.ndarray | None],
     format: LinearFormat,
     block_shape: tuple[int | None, int | None] | None,
     tensor_scale: np.ndarray | None,
 ) -> np.ndarray:
-    """The weights, exactly: those of the down projection of a single expert."""
+    """The weights of codes, scales and zero points, exactly: the down projection of a single expert."""
+    weight, scales, zero_points = arrays
     rows = weight.reshape(len(weight), -1)
     if format == "bf16":
         rows = round_bfloat16(rows)
-    elif rows.dtype == np.int8:
+    elif rows.dtype == np.int8 and format != "int8":
         rows = rows.view(np.uint8)
     if format == "fp8_block" and block_shape is None:
         block_shape = (128, 128)
     one_scale = None if tensor_scale is None else np.reshape(tensor_scale, (1,))
     each = rows[None], None if scales is None else scales[None]
-    arrays = ExpertArrays(
+    expert = ExpertArrays(
         *each,
         *each,
         format="bf16" if format == "float32" else format,  # weights as they are
@@ -116,8 +120,9 @@ def _matrix(
         w13_tensor_scale=one_scale,
         w2_tensor_scale=one_scale,
         gated=False,
+        w2_zero_points=None if zero_points is None else zero_points[None],
     )
-    return down_weights(arrays, 0)
+    return down_weights(expert, 0)
 
 
 def _linear(

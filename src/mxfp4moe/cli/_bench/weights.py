@@ -48,7 +48,9 @@ def random_matrix(
     codes = _random_bytes((sizes.experts, sizes.rows, row[0] * dtype.itemsize), rng)
     if format.has_groups:
         scales, _ = _scales(format, block_shape, sizes, _INTEGER_RMS[format.element_bits], rng)
-        return RandomMatrix(codes.view(dtype), None if scales is None else cast(scales, BFLOAT16), None)
+        if scales is not None:  # of both signs, as there is one code more below the middle than above
+            scales = cast(np.where(rng.random(scales.shape) < 0.5, -scales, scales), BFLOAT16)
+        return RandomMatrix(codes.view(dtype), scales, None)
     if format.element_bits == 4:
         return RandomMatrix(codes, *_scales(format, block_shape, sizes, _E2M1_RMS, rng))
     if format.element_bits == 8:
