@@ -215,8 +215,16 @@ cdef cpp.IdTable id_table(const id_t[:, :] ids) noexcept:
     return table
 
 
-def local_ids(const id_t[:, :] ids, const int64_t[::1] expert_map, int64_t num_ids, int32_t[:, ::1] result):
+def local_ids(ids, const int64_t[::1] expert_map, int64_t num_ids, int32_t[:, ::1] result):
     """Write the local expert id, or -1, of each slot; return the flat position of the first id out of range, or -1."""
+    # A function of fused types that Python calls finds its types more slowly, above all under the stable ABI.
+    if ids.itemsize == sizeof(int64_t):
+        return find_local_ids[int64_t](ids, expert_map, num_ids, result)
+    return find_local_ids[int32_t](ids, expert_map, num_ids, result)
+
+
+cdef int64_t find_local_ids(const id_t[:, :] ids, const int64_t[::1] expert_map, int64_t num_ids,
+                            int32_t[:, ::1] result) noexcept:
     cdef cpp.IdTable table = id_table(ids)
     cdef const int64_t* mapping = NULL
     cdef int64_t first_bad

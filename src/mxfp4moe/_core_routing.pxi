@@ -47,13 +47,23 @@ def route(const float[:, ::1] logits, const float[::1] correction_bias, const fl
     return None if first_bad == cpp.kBadBias else first_bad
 
 
-def hash_ids(const int64_t[::1] input_ids, const id_t[:, :] tid2eid, int64_t num_experts, int32_t[:, ::1] topk_ids):
+def hash_ids(const int64_t[::1] input_ids, tid2eid, int64_t num_experts, int32_t[:, ::1] topk_ids):
     """Copy rows of the table. Return the token and the slot of the first entry out of range, or (-1, -1).
 
     An input id out of range is slot -1 of its token.
     """
+    cdef cpp.IdPosition bad
+    if tid2eid.itemsize == sizeof(int64_t):
+        bad = look_up_ids[int64_t](input_ids, tid2eid, num_experts, topk_ids)
+    else:
+        bad = look_up_ids[int32_t](input_ids, tid2eid, num_experts, topk_ids)
+    return bad.row, bad.column
+
+
+cdef cpp.IdPosition look_up_ids(const int64_t[::1] input_ids, const id_t[:, :] tid2eid, int64_t num_experts,
+                                int32_t[:, ::1] topk_ids) noexcept:
     cdef cpp.IdTable table = id_table(tid2eid)
     cdef cpp.IdPosition bad
     with nogil:
         bad = cpp.look_up_ids(&input_ids[0], input_ids.shape[0], table, num_experts, &topk_ids[0, 0])
-    return bad.row, bad.column
+    return bad
