@@ -20,7 +20,6 @@ from quantized_storages import STORAGES, words
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
-from mxfp4moe.checkpoint.gguf.blocks import split_nvfp4
 
 # The bounds on a call, 2.0e-3 for float32 hidden states and 2.6e-3 for bfloat16, hold where rounding
 # averages out. Here each sum has 128 terms: a fifth more.
@@ -212,11 +211,11 @@ EXPERTS = "model.layers.1.mlp.experts"
         (
             "modelopt fp8",
             {EXPERTS: "W4A8_AWQ", "lm_head": "FP8"},
-            f"{EXPERTS}.quant_algo: expected NVFP4 or FP8",
+            f"{EXPERTS}.quant_algo: expected NVFP4, FP8",
         ),
         ("modelopt fp8", {EXPERTS: "FP8", f"{EXPERTS}.1": "NVFP4"}, "experts of a layer that are all stored"),
         ("modelopt fp8", {"lm_head": "FP8"}, "gate_proj.weight: expected BF16"),
-        ("modelopt fp8", {"lm_head": "INT8"}, "quantized_layers: expected layers in NVFP4 or FP8"),
+        ("modelopt fp8", {"lm_head": "INT8"}, "quantized_layers: expected layers in NVFP4, FP8"),
     ],
 )
 def test_modelopt_says_it_by_layer(
@@ -301,6 +300,22 @@ def test_quantized_routers(tmp_path: Path, bits: int, group_size: int, same: boo
     assert read.router_weight.dtype == np.float32
 
 
+def test_a_router_in_fp8(tmp_path: Path) -> None:
+    written = qwen3(STORAGES["compressed-tensors fp8 channel"])
+    written.config["quantization_config"] = written.config["quantization_config"] | {"ignore": []}
+    router = "model.layers.1.mlp.gate"
+    codes = np.random.default_rng(0).integers(1, 126, (16, 128)).astype(np.uint8)
+    codes = codes.view(ml_dtypes.float8_e4m3fn)
+    scales = np.linspace(0.1, 3, 16, dtype=np.float32)[:, None]
+    written.tensors.update({f"{router}.weight": codes, f"{router}.weight_scale": scales})
+    read = checkpoint.read_layer(written.write(tmp_path / "read"), written.layer)
+    # The product of a float32 scale and a code of 4 bits is exact in float64, and rounded once.
+    expected = (codes.astype(np.float64) * scales.astype(np.float64)).astype(np.float32)
+    assert np.array_equal(read.router_weight, expected)
+    written.config["quantization_config"]["ignore"] = ["re:.*gate$"]
+    refuses(tmp_path / "ignored", written, f"tensor {router}.weight: expected BF16 or F16 or F32")
+
+
 def test_what_mlx_says_twice_is_the_same(tmp_path: Path) -> None:
     written = qwen3(STORAGES["mlx mxfp4"])
     written.config["quantization"] = written.config["quantization_config"] | {"bits": 8}
@@ -323,6 +338,21 @@ def test_mlx_says_it_by_module(tmp_path: Path, mode: Any) -> None:
     checkpoint.read_layer(written.write(tmp_path / "other"), written.layer)
     quantization["model.layers.1.mlp.switch_mlp.up_proj"] = mode
     refuses(tmp_path / "experts", written, "")
+
+
+@pytest.mark.parametrize("part", ["gate_proj", "up_proj", "down_proj"])
+def test_a_scale_of_a_matrix_beside_scales_of_rows(tmp_path: Path, part: str) -> None:
+    written, other = (qwen3(STORAGES[f"compressed-tensors fp8 {kind}"]) for kind in ("channel", "tensor"))
+    groups = {}
+    for name, each, targets in (("group_0", written, ["Linear"]), ("group_1", other, [f"re:.*{part}"])):
+        group = each.config["quantization_config"]["config_groups"]["group_0"]
+        groups[name] = group | {"targets": targets}
+    quantization = {**written.config["quantization_config"], "config_groups": groups}
+    tensors = written.tensors | {name: a for name, a in other.tensors.items() if part in name}
+    written = written._replace(config=written.config | {"quantization_config": quantization}, tensors=tensors)
+    layer = mx.MoELayer.from_checkpoint(written.write(tmp_path), written.layer)
+    assert layer.experts.spec.block_shape == (1, None)
+    check_against_golden(layer, written.golden)
 
 
 @pytest.mark.parametrize("storage", ["compressed-tensors fp8 channel", "modelopt nvfp4", "quark fp8 tensor"])
@@ -409,21 +439,3 @@ def test_gpt_oss_of_other_software(isa: str, tmp_path: Path, kind: str) -> None:
         array = written.tensors.pop(name)
         refuses(tmp_path / "b", written, rf"expected a tensor {re.escape(name)}, got none")
         written.tensors[name] = array
-
-
-# --- GGUF ---------------------------------------------------------------------------------------------------
-
-
-def test_nvfp4_blocks_of_gguf() -> None:
-    """Every code at every place, and every scale byte; without a sign, and 0 for the code of NaN."""
-    scales = np.arange(256, dtype=np.uint8).reshape(64, 1, 4)
-    rng = np.random.default_rng(0)
-    nibbles = rng.integers(16, size=(64, 4, 16)).astype(np.uint8)
-    data = (nibbles[..., :8] | nibbles[..., 8:] << 4).reshape(64, 1, 32)
-    codes, got = split_nvfp4(np.concatenate([scales, data], axis=-1))
-    assert np.array_equal(np.stack([codes & 15, codes >> 4], axis=-1).reshape(64, 4, 16), nibbles)
-    bytes_ = scales.reshape(64, 4)
-    expected = (bytes_ & 0x7F).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    expected[bytes_ == 0x7F] = 0
-    assert np.array_equal(got.astype(np.float32), expected, equal_nan=True)
-    assert np.isnan(expected).sum() == 1  # 0xFF, which stands for no number

@@ -27,7 +27,7 @@ GROUPS: dict[str, dict[str, Any]] = {
         "format": "nvfp4-pack-quantized",
         "weights": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
     },
-    "other": {"format": "int-quantized", "weights": {"num_bits": 8, "type": "int", "strategy": "channel"}},
+    "other": {"format": "marlin-24", "weights": {"num_bits": 8, "type": "int", "strategy": "channel"}},
 }
 
 
@@ -242,7 +242,7 @@ def test_ignored_experts_are_floats(tmp_path: Path, ignore: list[str]) -> None:
     ("groups", "message"),
     [
         ([("it", [REST])], f"a group in .* that targets {FIRST}, got none"),
-        ([("it", [REST]), ("other", [EXPERTS])], f"a group in .* that targets {FIRST}, got 'int-quantized'"),
+        ([("it", [REST]), ("other", [EXPERTS])], f"a group in .* that targets {FIRST}, got 'marlin-24'"),
         ([("it", ["re:(", EXPERTS])], r"config_groups.targets: expected regular expressions, got 're:\('"),
         (
             [("it", [r"re:.*(gate|up)_proj"]), ("not", [r"re:.*down_proj"])],

@@ -79,13 +79,13 @@ SUPPORTED = "quantization_config: expected fp8 with weight_block_size, mxfp8, .*
 CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "quantization unknown": (
         _COMPRESSED,
-        {"quantization_config.quant_method": "gptq"},
-        f"{SUPPORTED}, got .*gptq",
+        {"quantization_config.quant_method": "another"},
+        f"{SUPPORTED}, got .*another",
     ),
     "format unknown": (
         _COMPRESSED,
-        {"quantization_config.format": "pack-quantized"},
-        f"{SUPPORTED}, got .*'pack-",
+        {"quantization_config.format": "marlin-24"},
+        f"{SUPPORTED}, got .*'marlin-",
     ),
     "quantization a list": (
         _COMPRESSED,

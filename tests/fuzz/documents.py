@@ -24,7 +24,7 @@ BITS = {
 # GGUF files have these layouts of scalars, other types of values, and sizes of a block: elements and bytes.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-BLOCKS = {0: (1, 4), 1: (1, 2), 30: (1, 2), 39: (32, 17)}
+BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 8: (32, 34), 23: (256, 136), 30: (1, 2), 39: (32, 17)}
 
 
 class Document(Protocol):
@@ -266,8 +266,9 @@ class Gguf:
 
 
 def gguf_tensor(array: np.ndarray, kind: int) -> tuple[list[Any], bytes]:
-    """Sizes, type and offset of a tensor, and its data; MXFP4 comes as blocks [..., K / 32 * 17]."""
+    """Sizes, type and offset of a tensor, and its data; blocks come as bytes."""
     sizes = list(array.shape[::-1])
-    if kind == 39:
-        sizes[0] = sizes[0] // 17 * 32
+    elements, nbytes = BLOCKS[kind]
+    if elements > 1:
+        sizes[0] = sizes[0] // nbytes * elements
     return [sizes, kind, 0], array.tobytes()

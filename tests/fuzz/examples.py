@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf_models
+import integer_storages
 import numpy as np
 from checkpoints import (
     MODELS,
@@ -24,7 +25,7 @@ from packed_examples import FORMATS, ROUTINGS, make_experts, make_layer
 from quantized_storages import STORAGES
 
 import mxfp4moe as mx
-from fuzz.documents import Document, Gguf, Json, Packed, Safetensors, gguf_tensor
+from fuzz.documents import BLOCKS, Document, Gguf, Json, Packed, Safetensors, gguf_tensor
 
 NUM_EXPERTS = 4
 
@@ -70,11 +71,16 @@ def model_folders(folder: Path) -> Iterator[Example]:
         name: make for name, make in MODELS.items() if not name.startswith("mixtral") or "fused" in name
     }
     models |= {f"qwen3 {name}": partial(qwen3, store) for name, store in STORAGES.items()}
+    models |= {f"integers {name}": partial(_integers, name) for name in integer_storages.CASES}
     for number, (name, make) in enumerate(models.items()):
-        written, path = few_experts(make()), folder / name.replace(" ", "-")
+        written, path = few_experts(make()), folder / re.sub(r"[ :,]+", "-", name)
         written.write(path, 1 + number % 2)
         files = {str(file.relative_to(folder)): file.read_bytes() for file in sorted(path.iterdir())}
         yield Example(name, path.name, files, _documents(files), _layer_reader(written.layer))
+
+
+def _integers(name: str) -> Written:
+    return integer_storages.written(integer_storages.CASES[name], (NUM_EXPERTS, 64, 128))[0]
 
 
 def _layer_reader(number: int) -> Callable[[Path], mx.MoELayer]:
@@ -101,6 +107,8 @@ def gguf_files(folder: Path) -> Iterator[Example]:
         ("qwen3moe", 0),
         ("gpt-oss", 39),
         ("gpt-oss", 1),
+        ("qwen3moe", 2),
+        ("qwen3moe", 8),
     ):
         document = _gguf(name, kind)
         file = f"{name}-{kind}.gguf"
@@ -182,6 +190,13 @@ def _as_type(matrices: Any, kind: int) -> np.ndarray:
     if kind == 39:
         return gguf_blocks(matrices)
     values = matrices.values()
+    if kind in (2, 8):  # Q4_0 and Q8_0
+        elements, nbytes = BLOCKS[kind]
+        shape = (*values.shape[:-1], values.shape[-1] // elements)
+        rng = np.random.default_rng(kind)
+        blocks = rng.integers(256, size=(*shape, nbytes)).astype(np.uint8)
+        blocks[..., :2] = rng.uniform(0.01, 0.02, shape).astype("<f2")[..., None].view(np.uint8)
+        return blocks.reshape(*values.shape[:-1], -1)
     if kind == 30:
         return (values.view(np.uint32) >> 16).astype(np.uint16)
     return values.astype({0: np.float32, 1: np.float16}[kind])

@@ -96,6 +96,9 @@ def matrix(arrays: dict[str, Any], name: str, expert: int) -> Matrix:
     format, codes = arrays["format"], np.asarray(arrays[name][expert])
     scales = arrays.get(f"{name}_scales")
     scales = None if scales is None else np.asarray(scales[expert])
+    if format in ("int4", "int8"):
+        zeros = arrays.get(f"{name}_zero_points")
+        return _integers(codes, np.asarray(scales), None if zeros is None else np.asarray(zeros[expert]))
     weights = _elements(format, codes)
     rows, k = weights.shape
     if format == "fp8_block":
@@ -109,6 +112,17 @@ def matrix(arrays: dict[str, Any], name: str, expert: int) -> Matrix:
         tensor = np.atleast_1d(arrays[f"{name}_tensor_scale"][expert]).astype(np.float64)
         of_rows = tensor[_halves(arrays, rows)] if name == "w13" else tensor.repeat(rows)
     return Matrix(weights, np.broadcast_to(of_rows[:, None], (rows, k)))
+
+
+def _integers(codes: Array, scales: Array, zeros: Array | None) -> Matrix:
+    """Codes minus zero points, and the scale of each one's group."""
+    offsets = codes.astype(np.float64)
+    if codes.dtype == np.uint8:
+        offsets = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1).astype(np.float64)
+        offsets -= 8 if zeros is None else 0
+    size = offsets.shape[1] // scales.shape[1]
+    offsets -= 0 if zeros is None else zeros.astype(np.float64).repeat(size, axis=1)
+    return Matrix(offsets, scales.astype(np.float64).repeat(size, axis=1))
 
 
 def _elements(format: str, codes: Array) -> Array:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,15 @@ def store(weights: dict[str, Fp4], kind: str, suffix: str = "exps") -> Tensors:
     return tensors
 
 
-def write(path: Path, architecture: str, keys: Keys, tensors: Tensors, **options: Any) -> Path:
-    """Write a GGUF file; bytes are MXFP4 blocks if their rows are a multiple of 17 long, else bfloat16."""
+def write(
+    path: Path,
+    architecture: str,
+    keys: Keys,
+    tensors: Tensors,
+    kinds: Mapping[str, str] = MappingProxyType({}),
+    **options: Any,
+) -> Path:
+    """Write a GGUF file; bytes are as `kinds` says, else MXFP4 blocks if 17 divides a row, else bfloat16."""
     gguf = pytest.importorskip("gguf", reason="the gguf package, which writes the files, is not installed")
     writer = gguf.GGUFWriter(path, architecture, **options)
     for key, value in keys.items():
@@ -44,6 +53,7 @@ def write(path: Path, architecture: str, keys: Keys, tensors: Tensors, **options
         if array.dtype == np.uint8:
             types = gguf.GGMLQuantizationType
             raw = types.MXFP4 if array.shape[-1] % 17 == 0 else types.BF16
+            raw = types[kinds[name]] if name in kinds else raw
         writer.add_tensor(name, np.ascontiguousarray(array), raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -37,6 +37,7 @@ def dequantize(weights: ExpertWeights) -> dict[str, np.ndarray]:
     """The matrices as float32, gate and up apart, by a definition of their formats of its own."""
     arguments = weights.arguments()
     w13, scales = arguments["w13"], arguments["w13_scales"]
+    zeros = (*arguments.get("w13_zero_points", (None, None)), arguments.get("w2_zero_points"))
     if not isinstance(w13, tuple):
         assert arguments.get("gate_up_layout", "concatenated") == "concatenated"
         half = w13.shape[1] // 2
@@ -46,19 +47,25 @@ def dequantize(weights: ExpertWeights) -> dict[str, np.ndarray]:
     scales = scales or (None, None)
     return {
         part: np.stack(
-            [_values(arguments, w, None if s is None else s[e]) * t[e] for e, w in enumerate(matrices)]
+            [
+                _values(arguments, w, None if s is None else s[e], None if z is None else z[e]) * t[e]
+                for e, w in enumerate(matrices)
+            ]
         )
-        for part, matrices, s, t in zip(
+        for part, matrices, s, z, t in zip(
             PARTS,
             (*w13, arguments["w2"]),
             (*scales, arguments["w2_scales"]),
+            zeros,
             (*tensor_scales.T, down_scale),
             strict=True,
         )
     }
 
 
-def _values(arguments: dict[str, Any], weight: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+def _values(
+    arguments: dict[str, Any], weight: np.ndarray, scales: np.ndarray | None, zeros: np.ndarray | None
+) -> np.ndarray:
     kind = arguments["format"]
     if kind == "bf16":
         assert weight.dtype == BFLOAT16
@@ -72,6 +79,16 @@ def _values(arguments: dict[str, Any], weight: np.ndarray, scales: np.ndarray | 
     if kind == "mxfp4":
         codes = np.asarray(weight).reshape(len(weight), -1).view(np.uint8)
         return Fp4(codes, np.asarray(scales).view(np.uint8)).values()
+    if kind in ("int4", "int8"):
+        codes = weight
+        if kind == "int4":
+            assert weight.dtype == np.uint8
+            codes = np.stack([weight & 15, weight >> 4], axis=-1).reshape(len(weight), -1)
+        columns = codes.shape[1] // scales.shape[1]
+        factors = np.repeat(scales.astype(np.float32), columns, axis=1)
+        middle = 8 if kind == "int4" else 0
+        offsets = middle if zeros is None else np.repeat(zeros.astype(np.int32), columns, axis=1)
+        return np.asarray((codes.astype(np.int32) - offsets).astype(np.float32) * factors)
     if kind == "nvfp4":
         block = np.repeat(scales.astype(np.float32), 16, axis=-1)
         return np.asarray(

@@ -120,6 +120,11 @@ def compressed_mxfp8(prefix: str, names: Names, weights: Weights) -> Storage:
     return tensors, compressed_group("mxfp8-quantized", group)
 
 
+def modelopt_mxfp8(prefix: str, names: Names, weights: Weights) -> Storage:
+    tensors, _ = compressed_mxfp8(prefix, names, weights)
+    return tensors, {"quant_method": "modelopt", "quant_algo": "MXFP8", "group_size": 32}
+
+
 def _fused(prefix: str, suffix: str, gate: np.ndarray, up: np.ndarray, down: np.ndarray) -> Tensors:
     return {
         f"{prefix}.experts.gate_up_proj{suffix}": np.concatenate([gate, up], axis=1),
@@ -193,6 +198,12 @@ STORAGES: dict[str, Callable[..., Storage]] = {
     "modelopt fp8": _fp8_storage(
         (1, 2), {"quant_method": "modelopt", "quant_algo": "FP8"}, lambda s: s[:, 0, 0]
     ),
+    "modelopt fp8 channel": _fp8_storage(
+        (2,),
+        {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"},
+        lambda s: s[..., 0],
+    ),
+    "modelopt mxfp8": modelopt_mxfp8,
     "compressed-tensors fp8 channel": _fp8_storage((2,), _float_quantized("channel"), lambda s: s, BFLOAT16),
     "compressed-tensors fp8 channel, flat": _fp8_storage(
         (2,), _float_quantized("channel"), lambda s: s[..., 0]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe._arguments import cast, message, value_error
+from mxfp4moe._arguments import cast, message
+from mxfp4moe.checkpoint._arrange import Stored, half_of_rows, halves
 from mxfp4moe.checkpoint._fused import ExpertSizes, FusedLayout, fused_arrays, read_fused
 from mxfp4moe.checkpoint._model import Model
 from mxfp4moe.checkpoint._names import Block
 from mxfp4moe.checkpoint._places import Part, Place, find_parts, usual_parts
 from mxfp4moe.checkpoint.model_folder import ModelFolder, TensorError
-from mxfp4moe.checkpoint.schemes import FLOATS, Matrix, Scheme, plain
+from mxfp4moe.checkpoint.schemes import FLOATS, Scheme, plain
 from mxfp4moe.experts.weights import ExpertWeights
 
 _CODES = ("U8", "I8", "U32", "F8_E4M3")
@@ -62,10 +63,13 @@ def read_dense(
 
 def read_matrix(folder: ModelFolder, name: str, shape: tuple[int, int], scheme: Scheme) -> dict[str, Any]:
     """A matrix that stands alone: the arguments of `mxfp4moe.pack_linear`, but for the bias."""
-    scheme = _common_scheme([Place(folder, name)], scheme)
-    weight, scales, tensor_scale = scheme.read(folder, name, *shape)
+    place = Place(folder, name)
+    scheme = _scheme_of(place, scheme)
+    _check_columns(place, scheme, shape[1])
+    matrix = scheme.read(folder, name, *shape)
+    weight, scales, tensor_scale, zeros = matrix if scheme.decode is None else scheme.decode(matrix)
     arguments: dict[str, Any] = {"weight": weight, "scales": scales, "tensor_scale": tensor_scale}
-    arguments |= {"block_shape": scheme.block_shape, "format": scheme.format}
+    arguments |= {"zero_points": zeros, "block_shape": scheme.block_shape, "format": scheme.format}
     return {key: value for key, value in arguments.items() if value is not None}
 
 
@@ -96,96 +100,50 @@ def _plain_experts(arrays: dict[str, Any], source: str, sizes: ExpertSizes) -> E
     return ExpertWeights("bf16", source, (sizes.hidden, sizes.intermediate), arrays, plain.to_bfloat16)
 
 
-class _Read(NamedTuple):
-    """A matrix of all experts, and its biases, if it has some."""
-
-    matrices: list[Matrix]
-    biases: list[NDArray[Any]]
-
-
 def _read_parts(
     parts: Sequence[Part], scheme: Scheme, sizes: ExpertSizes, has_biases: bool = False
 ) -> ExpertWeights:
     """Experts with a tensor or a few for each matrix."""
-    scheme = _common_scheme([place for part in parts for place in part.places], scheme)
-    _check_sizes(parts[0].places[0], scheme, sizes)
-    *first, down = (each for part in parts for each in _read_part(part, scheme, has_biases))
-    arrays: dict[str, Any] = {
-        "w13": _both([[m.weight for m in part.matrices] for part in first]),
-        "w13_scales": _both([[m.scales for m in part.matrices] for part in first]),
-        "w2": [m.weight for m in down.matrices],
-        "w2_scales": [m.scales for m in down.matrices],
-        **sizes.options,
-    }
+    schemes = [[_scheme_of(place, scheme) for place in part.places] for part in parts]
+    stored = Stored(parts, schemes)
+    stored.check_alike()
+    for part, of_part in zip(parts, schemes, strict=True):
+        for place, each in zip(part.places, of_part, strict=True):
+            _check_columns(place, each, part.shape[1])
+    biases = [[_read_bias(place, part.shape[0]) for place in part.places] for part in parts if has_biases]
+    *first, down = (
+        [each.read(*place, *part.shape) for place, each in zip(part.places, of_part, strict=True)]
+        for part, of_part in zip(parts, schemes, strict=True)
+    )
+    arrays: dict[str, Any] = {"w13": first, "w2": down, **sizes.options}
     if has_biases:
-        arrays["w13_bias"] = np.concatenate([np.stack(part.biases) for part in first], axis=1)
-        arrays["w2_bias"] = np.stack(down.biases)
-    if scheme.format == "bf16":
-        return _plain_experts(plain.with_scales(arrays), scheme.name, sizes)
-    if scheme.block_shape is not None:
-        arrays["block_shape"] = scheme.block_shape
-    if down.matrices[0].tensor_scale is not None:
-        scales = [[m.tensor_scale for m in part.matrices] for part in first]
-        arrays["w13_tensor_scale"] = np.array(scales, np.float32).T.reshape(-1, *[2] * sizes.is_gated)
-        arrays["w2_tensor_scale"] = np.array([m.tensor_scale for m in down.matrices], np.float32)
-    return ExpertWeights(scheme.format, scheme.name, (sizes.hidden, sizes.intermediate), arrays)
+        *of_first, of_down = (
+            half
+            for part, each in zip(parts, biases, strict=True)
+            for half in halves(part, each, half_of_rows)
+        )
+        arrays["w13_bias"] = np.concatenate([np.stack(each) for each in of_first], axis=1)
+        arrays["w2_bias"] = np.stack(of_down)
+    found = dict.fromkeys(each for of_part in schemes for each in of_part)
+    source = " and ".join(dict.fromkeys(each.name for each in found))
+    if stored.format == "bf16":
+        return _plain_experts(plain.with_scales(stored.arrange(arrays)), source, sizes)
+    shape = (sizes.hidden, sizes.intermediate)
+    if any(each.decode is not None or each.format != stored.format for each in found):
+        return ExpertWeights(stored.format, source, shape, arrays, stored.arrange)
+    return ExpertWeights(stored.format, source, shape, stored.arrange(arrays))
 
 
-def _both(parts: Sequence[list[Any]]) -> Any:
-    """Gate and up as a pair; or up, where there is no gate."""
-    return tuple(parts) if len(parts) > 1 else parts[0]
+def _scheme_of(place: Place, scheme: Scheme) -> Scheme:
+    """The scheme of a matrix: what is stored in floats was left out by the quantization."""
+    is_plain = place.tensors.dtype(f"{place.name}.weight") in FLOATS
+    return plain.SCHEME if is_plain else scheme.of(place.name)
 
 
-def _check_sizes(place: Place, scheme: Scheme, sizes: ExpertSizes) -> None:
-    multiple = scheme.multiple_of
-    if sizes.hidden % multiple or sizes.intermediate % multiple:
-        expected = f"rows and columns that are multiples of {multiple} in {scheme.name}"
-        got = f"{sizes.intermediate} and {sizes.hidden}"
-        raise TensorError(message(f"{place.tensors.path}: {place.name}", expected, got))
-
-
-def _common_scheme(places: Sequence[Place], scheme: Scheme) -> Scheme:
-    """The scheme of all these matrices: what is stored in floats was left out by the quantization."""
-    found: dict[Scheme, str] = {}
-    for tensors, name in places:
-        is_plain = tensors.dtype(f"{name}.weight") in FLOATS
-        found.setdefault(plain.SCHEME if is_plain else scheme.of(name), name)
-    if len(found) > 1:
-        kinds = " and ".join(f"{each.name} for {name}" for each, name in list(found.items())[:2])
-        raise value_error(str(places[0].tensors.path), "experts of a layer that are all stored alike", kinds)
-    return next(iter(found))
-
-
-def _read_part(part: Part, scheme: Scheme, has_biases: bool) -> list[_Read]:
-    """One matrix of all experts; of gate and up in one, each."""
-    matrices = [scheme.read(*place, *part.shape) for place in part.places]
-    biases = [_read_bias(place, part.shape[0]) for place in part.places] if has_biases else []
-    if not part.gate_up:
-        return [_Read(matrices, biases)]
-    rows, block_rows = part.shape[0], (scheme.block_shape or (1,))[0] or 1
-    if block_rows > 1 and (part.gate_up == "interleaved" or rows // 2 % block_rows):
-        place = f"{part.places[0].tensors.path}: {part.places[0].name}"
-        expected = f"gate and up of a multiple of {block_rows} rows each, one above the other"
-        raise value_error(place, expected, f"{rows // 2} rows each, {part.gate_up}")
-    return [
-        _Read([_half(m, part, half) for m in matrices], [_rows(b, part, half) for b in biases])
-        for half in range(2)
-    ]
-
-
-def _half(matrix: Matrix, part: Part, half: int) -> Matrix:
-    """Gate or up of a matrix that is both."""
-    scales = matrix.scales
-    if scales is not None and len(scales) > 1:
-        scales = _rows(scales, part, half)
-    return matrix._replace(weight=_rows(matrix.weight, part, half), scales=scales)
-
-
-def _rows(array: NDArray[Any], part: Part, half: int) -> NDArray[Any]:
-    if part.gate_up == "interleaved":
-        return array[half::2]
-    middle = len(array) // 2
-    return array[middle:] if half else array[:middle]
+def _check_columns(place: Place, scheme: Scheme, columns: int) -> None:
+    if columns % scheme.multiple_of:
+        expected = f"rows of a multiple of {scheme.multiple_of} in {scheme.name}"
+        raise TensorError(message(f"{place.tensors.path}: {place.name}", expected, str(columns)))
 
 
 def _read_bias(place: Place, rows: int) -> NDArray[Any]:

@@ -22,7 +22,15 @@ from mxfp4moe._file_bytes import FileBytes
 from mxfp4moe._json import shorten
 
 MAGIC = b"GGUF"
-BLOCKS = {"MXFP4": (32, 17), "NVFP4": (64, 36)}
+BLOCKS = {
+    "MXFP4": (32, 17),
+    "NVFP4": (64, 36),
+    "Q4_0": (32, 18),
+    "Q5_0": (32, 22),
+    "Q8_0": (32, 34),
+    "IQ4_NL": (32, 18),
+    "IQ4_XS": (256, 136),
+}
 """Types of blocks: their elements, and their bytes, which are scales and then codes."""
 
 _VERSIONS = (2, 3)
@@ -57,11 +65,14 @@ _TYPES: dict[int, tuple[str, Any, int, int]] = {
     1: ("F16", np.dtype("<f2"), 1, 2),
     26: ("I32", np.dtype("<i4"), 1, 4),
     30: ("BF16", np.dtype(ml_dtypes.bfloat16), 1, 2),
-    39: ("MXFP4", np.dtype(np.uint8), *BLOCKS["MXFP4"]),
-    40: ("NVFP4", np.dtype(np.uint8), *BLOCKS["NVFP4"]),
 }
-_OTHER_TYPES = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
-                13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS"}  # fmt: skip
+_TYPES |= {
+    number: (name, np.dtype(np.uint8), *BLOCKS[name])
+    for number, name in {
+        2: "Q4_0", 6: "Q5_0", 8: "Q8_0", 20: "IQ4_NL", 23: "IQ4_XS", 39: "MXFP4", 40: "NVFP4",
+    }.items()
+}  # fmt: skip
+_OTHER_TYPES = {3: "Q4_1", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K"}
 
 
 class Omitted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,15 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe._arguments import cast, value_error
-from mxfp4moe.checkpoint.gguf.blocks import SPLIT, Split
-from mxfp4moe.checkpoint.gguf.file import BLOCKS
+from mxfp4moe._arguments import cast, join_choices, value_error
+from mxfp4moe.checkpoint._arrange import as_int8, both, common_format, same_groups
+from mxfp4moe.checkpoint.gguf.blocks import BLOCK_TYPES
 from mxfp4moe.checkpoint.gguf.tensors import FLOATS, Tensors
-from mxfp4moe.checkpoint.schemes import plain
+from mxfp4moe.checkpoint.schemes import Matrix, plain
 from mxfp4moe.experts.weights import ExpertWeights
 from mxfp4moe.formats import FORMATS
 
-_WEIGHTS = (*FLOATS, *BLOCKS)
+_WEIGHTS = (*FLOATS, *BLOCK_TYPES)
+_ALIKE = [name for name, each in BLOCK_TYPES.items() if common_format((each.format, "int8"))]
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,12 @@ class Matrices:
             array = self.tensors.tensor(self._name(part), _WEIGHTS, (*leading, *shape))
             matrices[part] = array if leading else array[None]
             kinds.append(self.tensors.type(self._name(part)))
-        (kind, *others) = {kind if kind in BLOCKS else "floats": None for kind in kinds}
-        if others:
+        formats = [BLOCK_TYPES[kind].format if kind in BLOCK_TYPES else "bf16" for kind in kinds]
+        format = common_format(formats)
+        if format is None:
             place = f"{self.tensors.path}: tensors {self.name.format('*')}.weight"
             parts = " and ".join([", ".join(list(shapes)[:-1]), "down"])
-            expected = f"{parts} all in {', all in '.join(BLOCKS)} or all in floats"
+            expected = f"{parts} all in floats, all in NVFP4, or all in {join_choices(_ALIKE)}"
             raise value_error(place, expected, " and ".join(kinds))
         arrays: dict[str, Any] = {"w13": self._w13(matrices, intermediate), "w2": list(matrices["down"])}
         if not self.is_gated:
@@ -72,13 +75,12 @@ class Matrices:
                 "w13_bias": np.concatenate(both, axis=-1),
                 "w2_bias": self._bias("down", (*leading, hidden)),
             }
-        format = kind.lower()
-        needs_scales = format in FORMATS and FORMATS[format].has_tensor_scale
-        arrays |= self._scales(tuple(rows), count, needs_scales)
-        if kind in BLOCKS:
-            return ExpertWeights(format, f"GGUF {kind}", sizes, arrays, partial(_decode, SPLIT[kind]))
+        source = f"GGUF {' and '.join(dict.fromkeys(kinds))}"
+        arrays |= self._scales(tuple(rows), count, format)
+        if format != "bf16":
+            return ExpertWeights(format, source, sizes, arrays, partial(_decode, kinds, format))
         arrays = plain.with_scales(arrays)
-        return ExpertWeights("bf16", f"GGUF {kinds[0]}", sizes, arrays, plain.to_bfloat16)
+        return ExpertWeights("bf16", source, sizes, arrays, plain.to_bfloat16)
 
     def _name(self, part: str, suffix: str = "weight") -> str:
         return f"{self.name.format(part)}.{suffix}"
@@ -104,11 +106,15 @@ class Matrices:
     def _bias(self, part: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         return cast(self.tensors.tensor(self._name(part, "bias"), FLOATS, shape), np.float32)
 
-    def _scales(self, parts: tuple[str, ...], count: int, are_needed: bool) -> dict[str, Any]:
+    def _scales(self, parts: tuple[str, ...], count: int, format: str) -> dict[str, Any]:
         """What multiplies the products of each expert, before the bias is added; 1 where there is none."""
         names = {part: self._name(part, "scale") for part in (*parts, "down")}
-        if not are_needed and not any(name in self.tensors for name in names.values()):
+        found = [name for name in names.values() if name in self.tensors]
+        if not found and not FORMATS[format].has_tensor_scale:
             return {}
+        if found and format.startswith("int"):
+            expected = f"no tensor {found[0]} beside integers, whose scales are of groups"
+            raise value_error(str(self.tensors.path), expected, "one")
         scales = {
             part: self.tensors.tensor(name, ("F32",), (count,))
             if name in self.tensors
@@ -122,17 +128,28 @@ class Matrices:
         return {"w13_tensor_scale": first, "w2_tensor_scale": down}
 
 
-def _decode(split: Split, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Scales apart, and codes in the order of all other formats."""
-    w13, w13_scales = _split_all(split, arrays["w13"])
-    w2, w2_scales = _split_all(split, arrays["w2"])
-    return {**arrays, "w13": w13, "w13_scales": w13_scales, "w2": w2, "w2_scales": w2_scales}
+def _decode(kinds: Sequence[str], format: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Scales apart, and codes in the order of all other formats; `kinds` are the types of the tensors."""
+    w13 = arrays["w13"]
+    first = [list(part) for part in w13] if isinstance(w13, tuple) else [w13]
+    of_first = kinds[:-1] if len(kinds) > len(first) else [kinds[0]] * len(first)
+    matrices = [
+        [_decoded(blocks, kind, format) for blocks in part]
+        for part, kind in zip([*first, arrays["w2"]], [*of_first, kinds[-1]], strict=True)
+    ]
+    *first_parts, down = matrices
+    if format.startswith("int"):
+        first_parts, (down,) = same_groups(first_parts, format), same_groups([down], format)
+    return {
+        **arrays,
+        "w13": both([[m.weight for m in part] for part in first_parts]),
+        "w13_scales": both([[m.scales for m in part] for part in first_parts]),
+        "w2": [m.weight for m in down],
+        "w2_scales": [m.scales for m in down],
+    }
 
 
-def _split_all(split: Split, matrices: Any) -> tuple[Any, Any]:
-    """`split` of each matrix: of a list, or of gate and up."""
-    if isinstance(matrices, tuple):
-        (gate, gate_scales), (up, up_scales) = (_split_all(split, each) for each in matrices)
-        return (gate, up), (gate_scales, up_scales)
-    codes, scales = zip(*map(split, matrices), strict=True)
-    return list(codes), list(scales)
+def _decoded(blocks: NDArray[np.uint8], kind: str, format: str) -> Matrix:
+    own_format, split = BLOCK_TYPES[kind]
+    matrix = Matrix(*split(blocks))
+    return matrix if own_format == format else as_int8(matrix, own_format)

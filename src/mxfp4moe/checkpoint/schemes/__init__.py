@@ -12,7 +12,7 @@ from collections.abc import Callable
 from mxfp4moe._arguments import join_choices, value_error
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
-from mxfp4moe.checkpoint.schemes import compressed, fp8_block, mlx, modelopt, mxfp8, plain, quark
+from mxfp4moe.checkpoint.schemes import compressed, fp8_block, gptq, mlx, modelopt, mxfp8, plain, quark
 from mxfp4moe.checkpoint.schemes._scheme import E8M0, FLOATS, Matrix, Scheme, Tensors
 
 __all__ = ["E8M0", "FLOATS", "Matrix", "Scheme", "Tensors", "find_scheme"]
@@ -23,6 +23,7 @@ _FINDERS: tuple[Callable[[Config], Scheme | None], ...] = (
     modelopt.find,
     compressed.find,
     quark.find,
+    gptq.find,
     mlx.find,
 )
 _NAMES = ("quantization_config", "compression_config", "quantization")
@@ -32,6 +33,9 @@ _SUPPORTED = (
     "modelopt",
     f"compressed-tensors in {join_choices(compressed.FORMATS)}",
     "quark in fp4 or fp8",
+    "gptq",
+    "awq",
+    "auto-round",
     "a mode of MLX",
 )
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mxfp4moe import quantize
 from mxfp4moe._arguments import cast, value_error
 from mxfp4moe.checkpoint._config import Config
+from mxfp4moe.checkpoint.schemes import integers
 
 FLOATS = ("BF16", "F16", "F32")
 """Dtypes of safetensors that hold a matrix without scales."""
@@ -51,6 +52,7 @@ class Matrix(NamedTuple):
     weight: NDArray[Any]
     scales: NDArray[Any] | None = None
     tensor_scale: float | None = None
+    zero_points: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Scheme:
     """How many rows and columns share one scale in fp8_block."""
     choose: Callable[[str], Scheme] | None = None
     """The scheme of a module by its name, where a configuration has several; this one then reads nothing."""
+    decode: Callable[[Matrix], Matrix] | None = None
+    """It makes what `pack_experts` takes of what `read` returns, where that is stored otherwise."""
     floats: Callable[[Tensors, str, int, int], NDArray[np.float32]] | None = None
     """It takes the same and returns the numbers, where they do not follow from `format`."""
 
@@ -80,10 +84,13 @@ class Scheme:
         """The matrix as numbers: those that it stands for, each rounded once to float32."""
         if self.floats is not None:
             return self.floats(tensors, name, *shape)
-        weight, scales, tensor_scale = self.read(tensors, name, *shape)
+        matrix = self.read(tensors, name, *shape)
+        weight, scales, tensor_scale, zeros = matrix if self.decode is None else self.decode(matrix)
         values: NDArray[np.float32]
         if scales is None:
             values = cast(weight, np.float32)
+        elif self.format.startswith("int"):
+            values = integers.dequantize(weight, scales, zeros)
         elif self.format == "mxfp4":
             values = quantize.dequantize_mxfp4(weight, scales)
         elif self.format == "mxfp8":

@@ -10,7 +10,7 @@ from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._patterns import compile_pattern
 from mxfp4moe.checkpoint._unread import says_nothing
-from mxfp4moe.checkpoint.schemes import mx_formats, plain
+from mxfp4moe.checkpoint.schemes import integer_formats, mx_formats, plain
 from mxfp4moe.checkpoint.schemes._scheme import BlockShape, Scheme, later, mixture
 
 _MIXED = "mixed-precision"
@@ -48,6 +48,30 @@ def _float_quantized(weights: Config) -> Scheme:
     return mx_formats.fp8(f"compressed-tensors float-quantized, {strategy}", shapes[strategy])
 
 
+def _group_size(weights: Config) -> int | None:
+    """How many neighbours of a row share a scale; None: those of the whole row, or of the matrix."""
+    strategy = weights.choice("strategy", ("group", "channel", "tensor", None), default=None)
+    size = weights.integer("group_size", minimum=-1, maximum=1 << 20, default=-1)
+    if (strategy == "group" and size == -1) or (size != -1 and (size < 1 or size % 32)):
+        raise weights.error("group_size", "a multiple of 32", str(size))
+    return size if size > 0 and strategy in ("group", None) else None
+
+
+def _integers(weights: Config, *bits: int) -> tuple[int, int | None, bool]:
+    weights.choice("type", ("int",), default="int")
+    symmetric = weights.boolean("symmetric", default=True)
+    return weights.choice("num_bits", bits), _group_size(weights), symmetric
+
+
+def _pack_quantized(weights: Config) -> Scheme:
+    return integer_formats.packed(*_integers(weights, 4, 8))
+
+
+def _int_quantized(weights: Config) -> Scheme:
+    _, group_size, symmetric = _integers(weights, 4, 8)
+    return integer_formats.plain(group_size, symmetric)
+
+
 _MXFP4 = mx_formats.mxfp4("compressed-tensors mxfp4-pack-quantized", "weight_packed")
 _MXFP8 = mx_formats.mxfp8("compressed-tensors mxfp8-quantized")
 _NVFP4 = mx_formats.nvfp4("compressed-tensors nvfp4-pack-quantized", "weight_packed", mx_formats.reciprocal)
@@ -56,6 +80,8 @@ _FORMATS: dict[str, Callable[[Config], Scheme]] = {
     "nvfp4-pack-quantized": _of_groups(_NVFP4, 16, 4),
     "mxfp8-quantized": _of_groups(_MXFP8, 32, 8),
     "float-quantized": _float_quantized,
+    "pack-quantized": _pack_quantized,
+    "int-quantized": _int_quantized,
 }
 """What reads the `weights` of a group, by its format."""
 FORMATS = tuple(_FORMATS)

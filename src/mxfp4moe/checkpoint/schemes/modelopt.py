@@ -1,4 +1,4 @@
-"""NVIDIA Model Optimizer: NVFP4 and FP8, said in config.json or in hf_quant_config.json alone."""
+"""NVIDIA Model Optimizer: NVFP4, FP8 and MXFP8, said in config.json or in hf_quant_config.json alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ _MIXED = "MIXED_PRECISION"
 _SCHEMES = {
     "NVFP4": mx_formats.nvfp4("ModelOpt NVFP4", "weight", mx_formats.scale_2),
     "FP8": mx_formats.fp8("ModelOpt FP8", (None, None)),
+    "FP8_PER_CHANNEL_PER_TOKEN": mx_formats.fp8("ModelOpt FP8, per channel", (1, None)),
+    "MXFP8": mx_formats.mxfp8("ModelOpt MXFP8"),
 }
-_WEIGHTS = {"NVFP4": (4, 16), "FP8": (8, None)}
+_WEIGHTS = {
+    "NVFP4": (4, 16),
+    "FP8": (8, None),
+    "FP8_PER_CHANNEL_PER_TOKEN": (8, None),
+    "MXFP8": (8, 32),
+}
 """Bits, and weights that share a scale."""
 
 
