@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mxfp4moe import _core, config
 from mxfp4moe.cli._bench.model_gguf import Kind
-from mxfp4moe.cli._roofline import attainable, expert_bytes
+from mxfp4moe.cli._roofline import attainable
 from mxfp4moe.cli._synthetic_model import DECODERS, Decoder, GptOss
 from mxfp4moe.cli._text import paragraph
 from mxfp4moe.formats import FORMATS
@@ -172,9 +172,8 @@ def step_bytes(model: Decoder, dense: str, context: int) -> float:
     def nbytes(rows: int, columns: int) -> int:
         return FORMATS[dense].nbytes(rows, columns, block)
 
-    experts = model.num_experts_per_tok * expert_bytes(
-        "mxfp4", model.hidden_size, model.moe_intermediate_size
-    )
+    expert = 3 * FORMATS["mxfp4"].nbytes(model.moe_intermediate_size, model.hidden_size)
+    experts = model.num_experts_per_tok * expert
     layer = sum(nbytes(*sizes) for sizes in matrices) + experts + 2 * model.num_experts * model.hidden_size
     windows = [context] * model.num_hidden_layers
     if isinstance(model, GptOss):
