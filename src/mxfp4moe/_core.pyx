@@ -11,6 +11,15 @@ from libcpp.vector cimport vector
 
 from mxfp4moe cimport _cpp as cpp
 
+cdef extern from "Python.h":
+    ctypedef struct PyInterpreterState
+    PyInterpreterState* PyInterpreterState_Get()
+    int64_t PyInterpreterState_GetID(PyInterpreterState*)
+
+# The library has one state for a process, which would call into an interpreter that has ended.
+if PyInterpreterState_GetID(PyInterpreterState_Get()) != 0:
+    raise ImportError("mxfp4moe cannot be used in a subinterpreter")
+
 include "_core_signals.pxi"
 include "_core_quantize.pxi"
 include "_core_experts.pxi"
