@@ -21,6 +21,7 @@ from checkpoints import (
     qwen3,
     qwen3_weights,
 )
+from matrices import MATRICES, random_matrix
 from packed_examples import FORMATS, ROUTINGS, make_experts, make_layer
 from quantized_storages import STORAGES
 
@@ -213,6 +214,9 @@ def packed_files(folder: Path) -> Iterator[Example]:
     for number, name in enumerate(ROUTINGS):
         make_layer(rng, name, FORMATS[number % len(FORMATS)]).save(folder / f"layer-{number}.packed")
         yield _packed_example(folder, f"layer-{number}.packed", name, mx.MoELayer.open)
+    for number, name in enumerate(MATRICES):
+        mx.pack_linear(**random_matrix(rng, name, 40, 96)).save(folder / f"linear-{number}.packed")
+        yield _packed_example(folder, f"linear-{number}.packed", name, mx.PackedLinear.open)
 
 
 def _packed_example(folder: Path, file: str, name: str, open_file: Callable[..., Any]) -> Example:

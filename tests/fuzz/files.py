@@ -156,7 +156,16 @@ def run(read: Any) -> bytes:
     """The result of a call, checked."""
     if isinstance(read, mx.PackedExperts):
         return run_experts(read)
+    if isinstance(read, mx.PackedLinear):
+        return run_linear(read)
     return run_layer(read)
+
+
+def run_linear(linear: mx.PackedLinear) -> bytes:
+    hidden = _hidden_states(linear.shape[1])
+    result = linear(hidden)
+    compare(result, float64.linear(hidden, linear.arguments()))
+    return result.tobytes()
 
 
 def run_experts(experts: mx.PackedExperts) -> bytes:

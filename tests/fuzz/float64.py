@@ -128,6 +128,8 @@ def _integers(codes: Array, scales: Array, zeros: Array | None) -> Matrix:
 def _elements(format: str, codes: Array) -> Array:
     if format == "bf16":
         return to_bfloat16(codes)
+    if format == "float32":
+        return codes.astype(np.float64)
     bits = codes.view(np.uint8)
     if format in ("mxfp4", "nvfp4"):
         return e2m1(bits.reshape(len(bits), -1))
@@ -236,6 +238,19 @@ def fused_experts(
                 part = expert_output(exactly(x[tokens]), arrays, int(expert), router_weight, options)
                 total = _add_rows(total, tokens, part)
         return total
+
+
+def linear(hidden: Array, arguments: dict[str, Any]) -> Bounded:
+    """Of hidden states [T, K] and arguments of `pack_linear`; not yet rounded to a type."""
+    names = {"weight": "w2", "scales": "w2_scales", "tensor_scale": "w2_tensor_scale"}
+    arrays = {
+        names[name]: [value] for name, value in arguments.items() if name in names and value is not None
+    }
+    arrays |= {name: arguments.get(name) for name in ("format", "block_shape")}
+    with np.errstate(all="ignore"):
+        sums = dot(exactly(to_bfloat16(hidden)), *matrix(arrays, "w2", 0))
+        bias = arguments.get("bias")
+        return sums if bias is None else add(sums, exactly(bias[None].astype(np.float64)))
 
 
 def _add_rows(total: Bounded, tokens: Array, part: Bounded) -> Bounded:

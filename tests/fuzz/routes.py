@@ -1,4 +1,4 @@
-"""Random router logits and layers, against scores in float64 with the bounds of docs/routing.md."""
+"""Random matrices, router logits and layers, against scores in float64 with the bounds of docs/routing.md."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fuzz.bounded import EPS32, Array
 from fuzz.calls import FLOATS, TABLES, chance, choose
 from fuzz.cases import Campaign, Case, Rng
 from fuzz.float64 import to_bfloat16
+from fuzz.linears import run_linear
 from mxfp4moe import config
 
 RULES = ("topk_softmax", "topk_sigmoid", "topk_sqrt_softplus", "grouped_topk", "hash_topk")
@@ -175,6 +176,8 @@ def check_logits(rng: Rng) -> None:
 
 
 def run_route(rng: Rng) -> str:
+    if chance(rng, 0.3):
+        return run_linear(rng)
     table = choose(rng, TABLES)
     with config._use_kernels(table):
         if chance(rng, 0.3):
