@@ -242,9 +242,11 @@ def fused_experts(
 
 def linear(hidden: Array, arguments: dict[str, Any]) -> Bounded:
     """Of hidden states [T, K] and arguments of `pack_linear`; not yet rounded to a type."""
-    names = {"weight": "w2", "scales": "w2_scales", "tensor_scale": "w2_tensor_scale"}
-    arrays = {
-        names[name]: [value] for name, value in arguments.items() if name in names and value is not None
+    arrays = {"w2": [arguments["weight"]]}
+    arrays |= {
+        f"w2_{name}": [arguments[name]]
+        for name in ("scales", "zero_points", "tensor_scale")
+        if arguments.get(name) is not None
     }
     arrays |= {name: arguments.get(name) for name in ("format", "block_shape")}
     with np.errstate(all="ignore"):

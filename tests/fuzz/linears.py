@@ -27,8 +27,8 @@ from mxfp4moe import config
 def random_matrix(rng: Rng, special: bool) -> dict[str, Any]:
     """Arguments of `pack_linear`: the down projection of a random expert, or weights of format float32."""
     arrays = random_experts(rng, special)
-    names = {"weight": "w2", "scales": "w2_scales", "tensor_scale": "w2_tensor_scale", "bias": "w2_bias"}
-    values = {name: arrays.get(of_experts) for name, of_experts in names.items()}
+    values = {name: arrays.get(f"w2_{name}") for name in ("scales", "zero_points", "tensor_scale", "bias")}
+    values["weight"] = arrays["w2"]
     arguments = {name: None if value is None else value[0] for name, value in values.items()}
     arguments |= {"format": arrays["format"], "block_shape": arrays.get("block_shape")}
     if arguments["format"] == "bf16" and chance(rng, 0.5):
