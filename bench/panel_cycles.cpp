@@ -56,6 +56,7 @@ constexpr int64_t kMaxWeightBytes = block_layout(WeightFormat::kBf16).weight_byt
 constexpr int64_t kMaxScaleBytes = block_layout(WeightFormat::kNvfp4).scale_bytes;
 
 struct Operands {
+  WeightFormat format = WeightFormat::kMxfp4;  // integers with and without zero points have the same decoder
   uint8_t* weights = allocate(kAllBlocks * kMaxWeightBytes);
   uint8_t* scales = allocate(kAllBlocks * kMaxScaleBytes);
   uint16_t* sum_scales = reinterpret_cast<uint16_t*>(allocate(kAllBlocks * kPanelRows * 4));
@@ -86,6 +87,7 @@ constexpr int64_t kBlockBytes = kWeightBytes<Decoder> + kScaleBytes<Decoder>;
 template <class Decoder>
 PackedMatrix matrix_of(const Operands& operands, int64_t k_blocks) {
   PackedMatrix m{};
+  m.format = operands.format;
   m.num_panels = 4;
   m.k_blocks = k_blocks;
   m.range_blocks = kHasRanges<Decoder> ? kRangeBlocks<Decoder> : k_blocks;
@@ -218,7 +220,7 @@ void measure(const Operands& operands, int64_t num_tokens) {
   const double block = (whole - half) * clock / static_cast<double>(k_blocks - k_blocks / 2) / kPanels;
   const double panel = whole * clock / kPanels - block * static_cast<double>(k_blocks);
   std::printf("%-10s %6d %8d %12.1f %12.2f %12.1f %11.2f %8.2f\n",
-              kWeightFormatNames[static_cast<int>(Decoder::kFormat)], static_cast<int>(num_tokens),
+              kWeightFormatNames[static_cast<int>(operands.format)], static_cast<int>(num_tokens),
               static_cast<int>(k_blocks), block, block / static_cast<double>(num_tokens), panel,
               kBlockBytes<Decoder> / block, clock / 1e9);
 }
@@ -283,9 +285,10 @@ int main(int argc, char** argv) {
     std::puts("");
     return 1;
   }
-  const Operands operands;
+  Operands operands;
   std::puts("format     tokens K-blocks cycles/block    per token cycles/panel bytes/cycle      GHz");
   for (int format = 0; format < kNumWeightFormats; ++format) {
+    operands.format = static_cast<WeightFormat>(format);
     for (int64_t m = 1; choice.formats[format] && m <= kMaxTokens; ++m) {
       if (choice.tokens[m]) kMeasure[format].measure(operands, m);
     }

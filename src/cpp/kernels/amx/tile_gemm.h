@@ -56,11 +56,16 @@ inline PanelPair panel_pair(const PackedMatrix& m, int64_t first, int64_t second
   PanelPair pair;
   pair.weights[0] = m.weights + a * kWeightBytes<Decoder>;
   pair.weights[1] = m.weights + b * kWeightBytes<Decoder>;
-  pair.scales[0] = m.scales + a * kScaleBytes<Decoder>;
-  pair.scales[1] = m.scales + b * kScaleBytes<Decoder>;
+  float* buffers[2] = {scale_buffer, scale_buffer + panel_scale_floats(m.k_blocks * kBlockK)};
+  const auto scales_of = [&](int64_t panel, float* buffer) {
+    float* after_sums = buffer + sum_scale_floats(m.k_blocks * kBlockK);
+    return panel_scales<Decoder>(m, panel, reinterpret_cast<uint8_t*>(after_sums));
+  };
+  pair.scales[0] = scales_of(first, buffers[0]);
+  pair.scales[1] = scales_of(second, buffers[1]);
   pair.k_blocks = m.k_blocks;
-  pair.sum_scales[0] = panel_sum_scales(m, first, scale_buffer);
-  pair.sum_scales[1] = panel_sum_scales(m, second, scale_buffer + sum_scale_floats(m.k_blocks * kBlockK));
+  pair.sum_scales[0] = panel_sum_scales(m, first, buffers[0]);
+  pair.sum_scales[1] = panel_sum_scales(m, second, buffers[1]);
   pair.range_blocks = m.range_blocks;
   pair.scale_rows = m.scale_rows;
   return pair;

@@ -20,19 +20,19 @@ inline int64_t group_tokens(int64_t max_k) {
 
 struct Scratch {
   uint16_t* slab;
-  float* sum_scales;  // of two panels
+  float* scales;  // of two panels
   float* sums;
 };
 
 constexpr int64_t kSlabBytes = kSlabBlocks * 2 * kTileElements * 2;
 
 inline Scratch carve_scratch(uint8_t* base, int64_t k) {
-  float* sum_scales = reinterpret_cast<float*>(base + kSlabBytes);
-  return {reinterpret_cast<uint16_t*>(base), sum_scales, sum_scales + 2 * sum_scale_floats(k)};
+  float* scales = reinterpret_cast<float*>(base + kSlabBytes);
+  return {reinterpret_cast<uint16_t*>(base), scales, scales + 2 * panel_scale_floats(k)};
 }
 
 inline int64_t scratch_bytes(int64_t num_tokens, int64_t k) {
-  return kSlabBytes + (2 * sum_scale_floats(k) + ceil_div(num_tokens, kTokenTile) * kSumFloats) * 4;
+  return kSlabBytes + (2 * panel_scale_floats(k) + ceil_div(num_tokens, kTokenTile) * kSumFloats) * 4;
 }
 
 inline TokenBlocks token_blocks(const uint8_t* operand, int64_t num_tokens, int64_t k) {
@@ -122,7 +122,7 @@ void gate_up(const GateUpArgs& args) {
   const TokenBlocks blocks = token_blocks(args.operand, args.num_tokens, k);
   configure_for(blocks);
   for (int64_t pair = args.pair_begin; pair < args.pair_end; ++pair) {
-    const PanelPair panels = panel_pair<Decoder>(args.w13, 2 * pair, 2 * pair + 1, s.sum_scales);
+    const PanelPair panels = panel_pair<Decoder>(args.w13, 2 * pair, 2 * pair + 1, s.scales);
     pair_sums<Decoder>(panels, blocks, s.slab, s.sums);
     const GateUpEpilogue epilogue{args, blocks, pair, s.sums};
     with_activation(args.activation.kind, epilogue);
@@ -158,7 +158,7 @@ void accumulate(const AccumulateArgs& args) {
   for (int64_t panel = args.panel_begin; panel < args.panel_end; panel += 2) {
     // A last panel without a partner is computed twice and added once.
     const int64_t second = panel + 1 < args.panel_end ? panel + 1 : panel;
-    const PanelPair panels = panel_pair<Decoder>(args.matrix, panel, second, s.sum_scales);
+    const PanelPair panels = panel_pair<Decoder>(args.matrix, panel, second, s.scales);
     pair_sums<Decoder>(panels, blocks, s.slab, s.sums);
     for (int64_t b = 0; b < blocks.count; ++b) {
       combine(args, panel, b, s.sums + b * kSumFloats);

@@ -68,19 +68,19 @@ struct PanelView {
 
 // The bytes of memory that the scales of a panel of rows of `k` weights may be written to.
 constexpr int64_t scale_buffer_bytes(int64_t k) {
-  return sum_scale_floats(k) * 4 + ceil_div(k, kBlockK) * static_cast<int64_t>(sizeof(RowScales));
+  return panel_scale_floats(k) * 4 + ceil_div(k, kBlockK) * static_cast<int64_t>(sizeof(RowScales));
 }
 
 template <class Decoder>
 inline PanelView panel_of(const PackedMatrix& m, int64_t panel, float* scale_buffer) {
-  const int64_t blocks = panel * m.k_blocks;
+  const int64_t blocks = panel * m.k_blocks, k = m.k_blocks * kBlockK;
   return {m.weights + blocks * kWeightBytes<Decoder>,
-          m.scales + blocks * kScaleBytes<Decoder>,
+          panel_scales<Decoder>(m, panel, reinterpret_cast<uint8_t*>(scale_buffer + sum_scale_floats(k))),
           m.k_blocks,
           panel_sum_scales(m, panel, scale_buffer),
           m.range_blocks,
           m.scale_rows,
-          reinterpret_cast<RowScales*>(scale_buffer + sum_scale_floats(m.k_blocks * kBlockK))};
+          reinterpret_cast<RowScales*>(scale_buffer + panel_scale_floats(k))};
 }
 
 struct TokenRows {
@@ -421,7 +421,7 @@ inline void integer_panel_sums(const PanelView& panel, const TokenRows& tokens, 
   if constexpr (sizeof(Element) == sizeof(float)) {
     const int64_t ranges = ceil_div(panel.k_blocks, panel.range_blocks);
     if (has_exact_products(panel.sum_scales, ranges * panel.scale_rows)) {
-      using Scaled = ScaledIntegers<Decoder::kNibbles ? WeightFormat::kInt4 : WeightFormat::kInt8>;
+      using Scaled = ScaledIntegers<Decoder::kFormat>;
       write_row_scales<Decoder>(panel, Scaled::kZero, panel.row_scales);
       PanelView scaled = panel;
       scaled.scales = reinterpret_cast<const uint8_t*>(panel.row_scales);

@@ -25,7 +25,6 @@ struct RowScales {
   float scale[kPanelRows], addend[kPanelRows];
 };
 
-// The weights of both formats with codes of as many bits, that with and that without zero points.
 template <WeightFormat kFormat_>
 struct ScaledIntegers {
   static constexpr WeightFormat kFormat = kFormat_;
@@ -64,7 +63,7 @@ inline void write_row_scales(const Panel& panel, int zero, RowScales* out) {
     const int64_t end = kb + panel.range_blocks < panel.k_blocks ? kb + panel.range_blocks : panel.k_blocks;
     for (; kb < end; ++kb, zeros += kScaleBytes<Decoder>, ++out) {
       uint8_t of_rows[kPanelRows];  // a copy, which the compiler knows not to change while differences are written
-      if (Decoder::kHasZeros) std::memcpy(of_rows, zeros, kPanelRows);
+      std::memcpy(of_rows, zeros, kPanelRows);
       float differences[kPanelRows];
       for (int row = 0; row < kPanelRows; ++row) {
         differences[row] = static_cast<float>(zero - Decoder::zero_of(of_rows, row));

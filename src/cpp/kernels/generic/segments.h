@@ -24,8 +24,25 @@ inline const float* panel_sum_scales(const PackedMatrix& m, int64_t panel, float
   return buffer;
 }
 
-// The floats of such a buffer for rows of `k` weights.
+// Returns the block scales of a panel. Integers without zero points have those that they stand for, which are written
+// to `buffer`, a byte for each row and K-block.
+template <class Decoder>
+inline const uint8_t* panel_scales(const PackedMatrix& m, int64_t panel, uint8_t* buffer) {
+  if constexpr (is_integer(Decoder::kFormat)) {
+    if (m.format != Decoder::kFormat) {
+      const int zero = m.format == WeightFormat::kInt4 ? 8 : 0;
+      std::memset(buffer, zero, static_cast<size_t>(m.k_blocks * kScaleBytes<Decoder>));
+      return buffer;
+    }
+  }
+  return m.scales + panel * m.k_blocks * kScaleBytes<Decoder>;
+}
+
+// The floats of both buffers, one after the other, for rows of `k` weights.
 constexpr int64_t sum_scale_floats(int64_t k) { return ceil_div(k, kBlockK) * kPanelRows; }
+constexpr int64_t panel_scale_floats(int64_t k) {
+  return sum_scale_floats(k) + round_up(sum_scale_floats(k) / 4, kPanelRows);
+}
 
 template <class Panels>
 class Segments {

@@ -105,19 +105,17 @@ struct Bf16 {
   }
 };
 
-// Integer codes minus their zero point. Codes of 4 bits are 0 to 15, their zero points as well, 8 where there are none;
-// those of 8 bits are signed, with 0. The differences, at most 255, are bfloat16 numbers.
+// Integer codes minus their zero point. Codes and zero points of 4 bits are 0 to 15, those of 8 bits are signed. The
+// differences, at most 255, are bfloat16 numbers. panel_scales() gives zero points to formats without any.
 template <WeightFormat kFormat_>
 struct Integers {
   static constexpr WeightFormat kFormat = kFormat_;
   static constexpr int kSumFactor = 1;
-  static constexpr bool kHasZeros = block_layout(kFormat).scale_bytes != 0;
   static constexpr bool kNibbles = block_layout(kFormat).weight_bits() == 4;
 
   // The zero point of a row.
   static MXFP4MOE_INLINE int zero_of(const uint8_t* zeros, int row) {
-    if (kNibbles) return kHasZeros ? zeros[row] & 15 : 8;
-    return kHasZeros ? static_cast<int8_t>(zeros[row]) : 0;
+    return kNibbles ? zeros[row] & 15 : static_cast<int8_t>(zeros[row]);
   }
 
   template <class F>
@@ -130,18 +128,20 @@ struct Integers {
     }
   }
 };
+using Int4Weights = Integers<WeightFormat::kInt4Zeros>;
+using Int8Weights = Integers<WeightFormat::kInt8Zeros>;
 
 // Two functions of each format, first<Decoder> and second<Decoder>, in the order of WeightFormat.
-#define MXFP4MOE_ALL_FORMATS(first, second)                                                    \
-  {                                                                                            \
-      {first<Mxfp4>, second<Mxfp4>},                                                           \
-      {first<Nvfp4>, second<Nvfp4>},                                                           \
-      {first<Mxfp8<WeightFormat::kMxfp8E4m3>>, second<Mxfp8<WeightFormat::kMxfp8E4m3>>},       \
-      {first<Mxfp8<WeightFormat::kMxfp8E5m2>>, second<Mxfp8<WeightFormat::kMxfp8E5m2>>},       \
-      {first<Fp8Block>, second<Fp8Block>},                                                     \
-      {first<Bf16>, second<Bf16>},                                                             \
-      {first<Integers<WeightFormat::kInt4>>, second<Integers<WeightFormat::kInt4>>},           \
-      {first<Integers<WeightFormat::kInt4Zeros>>, second<Integers<WeightFormat::kInt4Zeros>>}, \
-      {first<Integers<WeightFormat::kInt8>>, second<Integers<WeightFormat::kInt8>>},           \
-      {first<Integers<WeightFormat::kInt8Zeros>>, second<Integers<WeightFormat::kInt8Zeros>>}, \
+#define MXFP4MOE_ALL_FORMATS(first, second)                                              \
+  {                                                                                      \
+      {first<Mxfp4>, second<Mxfp4>},                                                     \
+      {first<Nvfp4>, second<Nvfp4>},                                                     \
+      {first<Mxfp8<WeightFormat::kMxfp8E4m3>>, second<Mxfp8<WeightFormat::kMxfp8E4m3>>}, \
+      {first<Mxfp8<WeightFormat::kMxfp8E5m2>>, second<Mxfp8<WeightFormat::kMxfp8E5m2>>}, \
+      {first<Fp8Block>, second<Fp8Block>},                                               \
+      {first<Bf16>, second<Bf16>},                                                       \
+      {first<Int4Weights>, second<Int4Weights>},                                         \
+      {first<Int4Weights>, second<Int4Weights>},                                         \
+      {first<Int8Weights>, second<Int8Weights>},                                         \
+      {first<Int8Weights>, second<Int8Weights>},                                         \
   }
