@@ -33,6 +33,11 @@ for cpu in Nehalem Haswell; do
   selftest qemu-x86_64 -cpu "$cpu" .venv-ci/bin/python
 done
 
+echo "+ types, as users have them"
+python3 -m venv build/wheels/types
+.venv-ci/bin/pip --python build/wheels/types/bin/python install "$dist"/*-abi3-*x86_64.whl
+.venv-ci/bin/python .ci/check_types.py "$PWD/build/wheels/types/bin/python" || status=1
+
 echo "+ without the global interpreter lock"
 python=build/wheels/python3.14t/venv/bin/python
 install "$dist"/*-cp314t-*.whl "$python" "$site"
