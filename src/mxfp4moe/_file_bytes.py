@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
-import resource
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe import _core
+from mxfp4moe import _core, _unix
 from mxfp4moe._arguments import value_error
 from mxfp4moe._files import errors_name
 from mxfp4moe._json import check_regular_file
@@ -53,8 +52,8 @@ class FileBytes:
         with path.open("rb", buffering=0) as file:
             self._identity = _identity(file)
             self.size = os.fstat(file.fileno()).st_size
-            unlimited = resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
-            self._whole = self._map(file, 0, self.size) if unlimited and self.size else None
+            mapped = self.size and _unix.has_unlimited_addresses()
+            self._whole = self._map(file, 0, self.size) if mapped else None
         check_is_content(path, self[: min(self.size, HEAD_BYTES)].tobytes())
 
     def __getitem__(self, place: slice) -> NDArray[np.uint8]:

@@ -7,7 +7,6 @@ removes what runs that were killed have left; a lock shows that one is still at 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from mxfp4moe import _core
+from mxfp4moe import _core, _unix
 
 _NEW = "tmp"  # what is not yet complete, or no longer needed
 _FORMER = "old"  # what had the name; only where two names cannot change places
@@ -133,7 +132,7 @@ def _claim(found: Path, path: Path) -> None:
     access = os.O_RDONLY if kind == stat.S_IFDIR else os.O_RDWR
     descriptor = os.open(found, access | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _unix.lock(descriptor)
         if not _is_at(descriptor, found):
             return
         if found.suffix != f".{_FORMER}":
@@ -227,7 +226,7 @@ def _always(clean: Callable[[], object]) -> Iterator[None]:
 def _lock(descriptor: int) -> bool:
     """Lock what is open as `descriptor` until it is closed; False if another run has it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _unix.lock(descriptor)
     except BlockingIOError:
         return False
     except OSError:

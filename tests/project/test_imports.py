@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from mxfp4moe.formats import FORMATS, Format
 from mxfp4moe.quantize._common import ScaleRule
 
 ROOMS = (
-    ("errors", "_core", "_startup"),
+    ("errors", "_core", "_startup", "_unix"),
     ("_dlpack",),
     (
         "_arguments",
@@ -79,6 +80,14 @@ def room_of(module: str) -> int:
 
 def test_every_module_has_a_room() -> None:
     assert {name.split(".")[0] for name in modules()} <= {name for rooms in ROOMS for name in rooms}
+
+
+def test_what_unix_alone_has_is_in_one_module() -> None:
+    """So that what another system needs can be seen in one place."""
+    for name, path in modules().items():
+        text = path.read_text()
+        found = re.findall(r"import (?:fcntl|resource|termios|pwd|grp)\b|\bSIGHUP\b", text)
+        assert name == "_unix" or not found, path
 
 
 def test_no_import_points_upward() -> None:

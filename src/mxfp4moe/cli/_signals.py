@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from mxfp4moe._unix import ENDING_SIGNALS
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def interrupted_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where alone signals can be handled
         yield
         return
-    former = {number: signal.getsignal(number) for number in _ENDING}
+    former = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     active = [number for number, handler in former.items() if handler not in (signal.SIG_IGN, None)]
 
     def unwind(number: int, frame: Any) -> None:

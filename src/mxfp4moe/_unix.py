@@ -1,0 +1,20 @@
+"""What Python offers on Unix systems alone: locks of files, the limit of addresses, the end of a terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import resource
+import signal
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Those that end a process in the ordinary way."""
+
+
+def lock(descriptor: int) -> None:
+    """Lock an open file until it is closed; a BlockingIOError if another process has locked it."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def has_unlimited_addresses() -> bool:
+    """Whether mapping files is not counted against a limit of this process."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
