@@ -21,7 +21,6 @@ from mxfp4moe.layer import MoELayer
 from mxfp4moe.linear import PackedLinear, UnpackedLinear, pack_linear
 from mxfp4moe.linear.rms_norm import rms_norm
 from mxfp4moe.loading import load_layers
-from mxfp4moe.model import CausalLM, ModelCache
 from mxfp4moe.quantize import (
     dequantize_fp8_block,
     dequantize_int4,
@@ -53,6 +52,8 @@ if _typing.TYPE_CHECKING:
     from mxfp4moe import checkpoint as checkpoint
     from mxfp4moe import reference as reference
     from mxfp4moe.checkpoint import register_model as register_model
+    from mxfp4moe.model import CausalLM as CausalLM
+    from mxfp4moe.model import ModelCache as ModelCache
 
 __all__ = [
     "CausalLM",
@@ -106,20 +107,20 @@ __all__ = [
     "use_isa",
 ]
 
-_MODULES = ("checkpoint", "reference")  # imported when they are first asked for
+# What is imported when it is first asked for, so that importing the package takes little longer than NumPy.
+_MODULES = ("checkpoint", "reference")
+_HOMES = {"CausalLM": "model", "ModelCache": "model", "register_model": "checkpoint"}
 
 
 def __getattr__(name: str) -> _typing.Any:
+    import importlib
+
     if name in _MODULES:
-        import importlib
-
         return importlib.import_module(f"mxfp4moe.{name}")
-    if name == "register_model":
-        from mxfp4moe.checkpoint import register_model
-
-        return register_model
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"mxfp4moe.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, "register_model"})
+    return sorted({*globals(), *_MODULES, *_HOMES})

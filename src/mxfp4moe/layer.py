@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxfp4moe import checkpoint
 from mxfp4moe._arguments import as_rows, cast, check_bool, check_choice, describe, type_error
 from mxfp4moe._dlpack import SupportsDLPack
-from mxfp4moe.checkpoint import AnyExperts
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.fused import as_slots, check_hidden_states, check_slots
@@ -24,6 +22,9 @@ from mxfp4moe.layer_description import LayerDescription, RoutingFunction, float3
 from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.layer_routing import NONFINITE, LayerRouter, Nonfinite
 from mxfp4moe.layer_sum import LayerSum
+
+if TYPE_CHECKING:
+    from mxfp4moe.checkpoint import AnyExperts
 
 _Layer = TypeVar("_Layer", bound="MoELayer")
 
@@ -242,6 +243,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         """
         check_quantize(quantize)
         check_choice("nonfinite", nonfinite, NONFINITE)
+        from mxfp4moe import checkpoint  # which most uses of layers do without
+
         description = checkpoint.read_layer(path, layer)
         return cls._of_description(description, quantize, os.fspath(path), nonfinite)
 

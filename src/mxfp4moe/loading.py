@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterable
 
-from mxfp4moe import checkpoint
 from mxfp4moe._arguments import check_bool, check_choice
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize
@@ -74,6 +73,8 @@ def load_layers(
     >>> [layer(weight(3, 64)).shape for layer in layers]
     [(3, 64)]
     """
+    from mxfp4moe import checkpoint  # for which importing the package should not wait
+
     check_quantize(quantize)
     check_choice("nonfinite", nonfinite, NONFINITE)
     model = checkpoint.open(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,6 +114,16 @@ def test_no_import_goes_in_a_circle() -> None:
         }
         graph[module] = {name for name in wanted | packages if not module.startswith(f"{name}.")} - {module}
     list(TopologicalSorter(graph).static_order())  # a CycleError names the circle
+
+
+def test_the_package_imports_readers_and_models_when_they_are_asked_for() -> None:
+    """They take longer to import than all else together."""
+    code = "import sys, mxfp4moe; print([name for name in sys.modules if name.startswith('mxfp4moe')])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    late = [
+        name for name in ("checkpoint", "model", "reference", "cli") if f"'mxfp4moe.{name}" in result.stdout
+    ]
+    assert not late
 
 
 def test_names_of_types_are_those_of_the_enumerations() -> None:
