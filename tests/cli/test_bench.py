@@ -89,6 +89,7 @@ def test_json_has_every_figure(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         "limit": 7.0,
         "has_bias": True,
         "format": "mxfp4",
+        "group_size": 32,
     }
     isa, kernels = mx.active_isa(), config._TABLES[config.active_kernels()].name
     assert result["contenders"] == [

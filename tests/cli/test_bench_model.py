@@ -64,7 +64,7 @@ def test_every_cell_has_a_row(capsys: pytest.CaptureFixture[str], tmp_path: Path
     ("options", "message"),
     [
         (["--model", "gpt-4"], "argument --model: expected gpt-oss-20b or qwen3-30b-a3b, got 'gpt-4'"),
-        (["--dense", "nvfp4"], "argument --dense: expected bf16, mxfp8"),
+        (["--dense", "nvfp4"], "argument --dense: expected bf16, int8, mxfp8"),
         (["--dense", ""], "argument --dense: expected names with commas between them, got ''"),
         (["--peers", "numpy"], "argument --peers: expected llama.cpp or all, got 'numpy'"),
         (["--context", "-1"], "argument --context: "),

@@ -319,7 +319,8 @@ def test_ctrl_c_ends_the_text(model: Path) -> None:
     command = [sys.executable, "-m", "mxfp4moe", "generate", "--checkpoint", str(model), "--ids", "5"]
     command += ["--max-new-tokens", "200", "--temperature", "1", "--stop", "96"]
     script = (
-        "import sys, time; from mxfp4moe.model import decoder; run = decoder.Decoder.hidden_states\n"
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from mxfp4moe.model import decoder; run = decoder.Decoder.hidden_states\n"
         "def slow(*args): time.sleep(0.1); return run(*args)\n"
         "decoder.Decoder.hidden_states = slow\n"
         "from mxfp4moe.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -70,7 +70,7 @@ def test_help_shows_one_word_for_each_option() -> None:
 def test_option_of_several_commands_has_one_help() -> None:
     """Unless it is about another thing, which is then listed here."""
     different = {"--hidden-size", "--intermediate-size", "--num-experts", "--top-k"}  # other defaults
-    different |= {"--tokens", "--format", "--json", "--layer", "--checkpoint"}
+    different |= {"--tokens", "--format", "--json", "--layer", "--checkpoint", "--model", "--layers"}
     texts: dict[str, set[str]] = {}
     for command in COMMANDS:
         for action in options(command):

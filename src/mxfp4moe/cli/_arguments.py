@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mxfp4moe._arguments import join_choices
 from mxfp4moe.config import MAX_THREADS
 from mxfp4moe.experts.quantizing import QUANTIZE_FORMATS
 
@@ -96,8 +97,10 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         type=name,
         choices=QUANTIZE_FORMATS,
-        help="Quantize experts in bfloat16, float16 or float32 to this format while they are read. Default: "
-        "leave them as they are (float16 and float32 become bfloat16).",
+        metavar="FORMAT",
+        help="Quantize experts in bfloat16, float16 or float32 while they are read, to "
+        f"{join_choices(QUANTIZE_FORMATS)}. Default: leave them as they are (float16 and float32 become "
+        "bfloat16).",
     )
 
 
@@ -107,8 +110,10 @@ def add_quantize_dense(parser: argparse.ArgumentParser) -> None:
         "--quantize-dense",
         type=name,
         choices=QUANTIZE_FORMATS,
-        help="Quantize attention, layers without experts and the head of a whole model to this format while "
-        "they are read. Default: leave them as they are (float16 and float32 become bfloat16).",
+        metavar="FORMAT",
+        help="Quantize attention, layers without experts and the head of a whole model while they are read, "
+        f"to {join_choices(QUANTIZE_FORMATS)}. Default: leave them as they are (float16 and float32 become "
+        "bfloat16).",
     )
 
 

@@ -134,8 +134,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=["bf16"],
         metavar="NAME,...",
-        help="Formats of the matrices beside the experts: bf16, mxfp8, fp8_block; beside other formats than "
-        "bf16 llama.cpp has Q8_0. Default: bf16.",
+        help="Formats of the matrices beside the experts: bf16, int8, mxfp8, fp8_block; against others "
+        "than bf16 llama.cpp has Q8_0. Default: bf16.",
     )
     group.add_argument(
         "--context",

@@ -21,9 +21,9 @@ from mxfp4moe.formats import FORMATS
 if TYPE_CHECKING:
     from mxfp4moe.model import CausalLM
 
-Dense: TypeAlias = Literal["bf16", "mxfp8", "fp8_block"]
+Dense: TypeAlias = Literal["bf16", "int8", "mxfp8", "fp8_block"]
 
-DENSE: dict[Dense, Kind] = {"bf16": "BF16", "mxfp8": "Q8_0", "fp8_block": "Q8_0"}
+DENSE: dict[Dense, Kind] = {"bf16": "BF16", "int8": "Q8_0", "mxfp8": "Q8_0", "fp8_block": "Q8_0"}
 """What the matrices beside the experts are in llama.cpp, by what they are here."""
 
 FIRST_TOKENS = 16  # that are in the cache where a context of 0 is asked for: both have begun
@@ -161,13 +161,13 @@ class Stopwatch:
 
 
 def step_bytes(model: Decoder, dense: str, context: int) -> float:
-    """Bytes of a decode step: all matrices but the embedding, the chosen experts, keys and values."""
+    """Bytes of a decode step: all matrices but the embedding, the chosen experts, 16-bit keys and values."""
     matrices = [
         (model.num_attention_heads * model.head_dim, model.hidden_size),
         *2 * [(model.num_key_value_heads * model.head_dim, model.hidden_size)],
         (model.hidden_size, model.num_attention_heads * model.head_dim),
     ]
-    block = (128, 128) if FORMATS[dense].has_block_shape else None
+    block = (128, 128) if FORMATS[dense].has_block_shape else (1, 32)  # the latter of integers
 
     def nbytes(rows: int, columns: int) -> int:
         return FORMATS[dense].nbytes(rows, columns, block)
