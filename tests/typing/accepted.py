@@ -61,3 +61,13 @@ def configure() -> str:
     assert_type(config, dict[str, dict[str, Any]])
     with mx.use_isa("portable"), mx.num_threads(2):
         return mx.active_isa()
+
+
+lm = mx.CausalLM.from_checkpoint("model", quantize_dense="int8", progress=False)
+cache: mx.ModelCache = lm.new_cache(dtype="float32")
+for token in lm.generate(np.array([1, 2]), max_new_tokens=9, temperature=0.7, seed=1, cache=cache):
+    print(token)
+lm.save("packed", replace=True)
+keys = mx.KVCache(2, 64, sliding_window=128)
+attended: NDArray[Any] = mx.attention(np.zeros((1, 4, 64), np.float32), keys, scale=0.125)
+normed: NDArray[Any] = mx.rms_norm(attended, eps=1e-6, dtype=np.float32)

@@ -20,10 +20,15 @@ mx.fused_experts(w, "experts", w, w)  # error: no PackedExperts
 mx.MoELayer.open("layer.packed", True)  # error: keyword-only
 mx.MoELayer.from_checkpoint("model", nonfinite="ignore")  # error: no such choice
 mx.MoELayer.from_checkpoint("model", quantize="bf16")  # error: nothing to quantize to
-mx.load_layers("model", quantize="int4")  # error: no such format
+mx.load_layers("model", quantize="int3")  # error: no such format
 layer = mx.MoELayer.from_checkpoint("model")
 layer.top_k = 1  # error: read-only
 mx.show_config(mode="json")  # error: no such mode
 mx.show_config().keys()  # error: None
 mx.fused_moe(w, experts, w)  # error: top_k
 mx.select_experts(w, 2, scoring="relu")  # error: no such score
+lm = mx.CausalLM.from_checkpoint("model", quantize_dense="fp4")  # error: no such format
+lm.num_layers = 3  # error: read-only
+lm.generate([1, 2], max_new_tokens="9")  # error: no int
+mx.KVCache(2, 64, dtype="float16")  # error: no such dtype
+mx.quantize_int4(w, 64)  # error: keyword-only
