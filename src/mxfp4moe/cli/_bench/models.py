@@ -20,7 +20,7 @@ from mxfp4moe.cli._synthetic_model import DECODERS, Decoder
 
 _SHARE = 0.8  # of the available memory that is used at most
 _CALL_BYTES = 3 << 30  # of scratch, caches and what measures the bandwidth
-_PEER_COPIES = 2  # llama.cpp rearranges matrices beside those that it has mapped
+_PEER_COPIES = 1.6  # llama.cpp rearranges experts beside those that it has mapped
 _DECODE_ROOM = 1024  # tokens that are decoded after the longest context, at the most
 
 
@@ -42,7 +42,7 @@ def measure(title: str, args: argparse.Namespace, with_peer: bool) -> list[dict[
     return results
 
 
-def _fit(model: Decoder, num_layers: int | None, copies: int) -> Decoder:
+def _fit(model: Decoder, num_layers: int | None, copies: float) -> Decoder:
     """The model with `num_layers`, or as many as the memory allows."""
     available = available_memory()
     room = int((_SHARE * available - _CALL_BYTES) / copies - model.end_bytes)
