@@ -60,11 +60,6 @@ def nvfp4(name: str, weight: str, read_scale: Callable[[Tensors, str], np.float3
     return Scheme(name, "nvfp4", read, multiple_of=16)
 
 
-def no_scale(tensors: Tensors, module: str) -> np.float32:
-    """Of files without a scale of the matrix."""
-    return np.float32(1)
-
-
 def scale_2(tensors: Tensors, module: str) -> np.float32:
     """The scale of a matrix as it multiplies its weights."""
     return read_tensor_scale(tensors, f"{module}.weight_scale_2")
