@@ -2,7 +2,8 @@
 
 A kernel object exports its table and nothing else, so that the linker can share none of its functions, and
 has no initializers, which would run when the library is loaded, on any CPU. Objects hold only the registers
-and instructions of their own instruction set. The extension that they are linked into is hardened.
+and instructions of their own instruction set. The library that they are linked into and the extension are
+hardened and export nothing but their interfaces; the extension finds the library beside itself.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def problems_of(path: Path, kind: str | None, table: str | None) -> list[str]:
     return problems
 
 
-# What `readelf -W` says of a hardened extension: with which options, what is meant, what must be seen.
+# What `readelf -W` says of a hardened binary: with which options, what is meant, what must be seen.
 HARDENING = [
     ("-l", "read-only relocations", r"GNU_RELRO"),
     ("-d", "all symbols bound at the start", r"\bNOW\b"),
@@ -74,20 +75,33 @@ if platform.libc_ver()[0] == "glibc":
 SHADOW_STACKS = ("-n", "a note that it keeps to shadow stacks", r"x86 feature: .*SHSTK")
 
 
-def missing_of(extension: Path) -> list[str]:
-    """What an extension lacks of its hardening."""
-    x86 = "X86-64" in output_of("readelf", "-h", extension)
-    return [
+# What the two binaries of an installation export, and where they look for libraries.
+EXPORTS = {"_core": r"PyInit__core", "libmxfp4moe": r"mxfp4moe_\w+"}
+PATHS = {"_core": ["$ORIGIN/lib"], "libmxfp4moe": []}
+
+
+def missing_of(binary: Path) -> list[str]:
+    """What an extension or a library lacks of its hardening, and what it has that is not of its interface."""
+    x86 = "X86-64" in output_of("readelf", "-h", binary)
+    problems = [
         f"lacks: {what}"
         for option, what, pattern in [*HARDENING, *([SHADOW_STACKS] if x86 else [])]
-        if not re.search(pattern, output_of("readelf", "-W", option, extension))
+        if not re.search(pattern, output_of("readelf", "-W", option, binary))
     ]
+    kind = binary.name.split(".")[0]
+    exported = [line.split()[-1] for line in output_of("nm", "-D", "--defined-only", binary).splitlines()]
+    problems += [f"exports {name}" for name in exported if not re.fullmatch(EXPORTS[kind], name)]
+    paths = re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", output_of("readelf", "-W", "-d", binary))
+    if paths != PATHS[kind]:
+        problems.append(f"looks for libraries in {paths}, expected {PATHS[kind]}")
+    return problems
 
 
 def main() -> int:
-    """Check every object and extension under the folder that is given."""
+    """Check every object, the extension and the library under the folder that is given."""
     objects = sorted(Path(sys.argv[1]).rglob("*.o"))
-    extensions = sorted(Path(sys.argv[1]).glob("_core*.so"))
+    tree = Path(sys.argv[1])
+    binaries = [*tree.glob("_core*.so"), *tree.glob("src/cpp/libmxfp4moe.so")]
     tables = 0
     failed = False
     for path in objects:
@@ -97,12 +111,12 @@ def main() -> int:
         failed |= bool(problems)
         name = " ".join(match.groups()) if match else path.stem
         print(f"{name:24} {'; '.join(problems) or 'ok'}")
-    for extension in extensions:
-        missing = missing_of(extension)
+    for binary in binaries:
+        missing = missing_of(binary)
         failed |= bool(missing)
-        print(f"{'the extension':24} {'; '.join(missing) or 'ok'}")
-    if len(extensions) != 1:
-        print(f"expected an extension in {sys.argv[1]}, got {len(extensions)}")
+        print(f"{binary.name:24} {'; '.join(missing) or 'ok'}")
+    if len(binaries) != 2:
+        print(f"expected an extension and a library in {sys.argv[1]}, got {len(binaries)}")
         failed = True
     if tables < 2 or tables == len(objects):
         print(f"expected kernel tables and other objects in {sys.argv[1]}, got {tables} of {len(objects)}")

@@ -22,26 +22,24 @@ MAX_GLIBC = 28  # 2.28
 BIN = Path(sys.executable).parent
 
 
-def problems_of(wheel: Path, extension: Path) -> Iterator[str]:
-    """What is wrong with a wheel whose extension is unpacked at `extension`."""
+def problems_of_binary(binary: Path) -> Iterator[str]:
+    """What is wrong with the extension or the library of a wheel."""
+    yield from missing_of(binary)
+    if re.search(r"NEEDED.*libstdc\+\+", output_of("readelf", "-W", "-d", binary)):
+        yield "needs a libstdc++"
+    if ".symtab" in output_of("readelf", "-W", "-S", binary):
+        yield "is not stripped"
+    if b"/build/" in binary.read_bytes():
+        yield "holds the path of its build"
+
+
+def problems_of(wheel: Path) -> Iterator[str]:
+    """What is wrong with a wheel as a whole."""
     if wheel.stat().st_size >= MAX_WHEEL:
         yield f"{wheel.stat().st_size} bytes, expected less than {MAX_WHEEL}"
     glibc = re.search(r"[-.]manylinux_2_(\d+)_\w+\.whl$", wheel.name)
     if not glibc or int(glibc[1]) > MAX_GLIBC:
         yield f"expected a tag of manylinux_2_{MAX_GLIBC} or older"
-    yield from missing_of(extension)
-    dynamic = output_of("readelf", "-W", "-d", extension)
-    if re.search(r"\(R(?:UN)?PATH\)", dynamic):
-        yield "has a path of libraries"
-    if re.search(r"NEEDED.*libstdc\+\+", dynamic):
-        yield "needs a libstdc++"
-    if ".symtab" in output_of("readelf", "-W", "-S", extension):
-        yield "is not stripped"
-    exported = [line.split()[-1] for line in output_of("nm", "-D", "--defined-only", extension).splitlines()]
-    if exported != ["PyInit__core"]:
-        yield f"exports {exported}"
-    if b"/build/" in extension.read_bytes():
-        yield "holds the path of its build"
     if "-abi3-" in wheel.name:
         audit = subprocess.run(
             [BIN / "abi3audit", "--strict", wheel], capture_output=True, text=True, check=False
@@ -66,16 +64,16 @@ def main() -> int:
     for wheel in wheels:
         with tempfile.TemporaryDirectory() as unpacked:
             with zipfile.ZipFile(wheel) as archive:
-                names = [name for name in archive.namelist() if re.fullmatch(r"mxfp4moe/_core\..*so", name)]
-                extensions = [Path(archive.extract(name, unpacked)) for name in names]
-            problems = [text for extension in extensions for text in problems_of(wheel, extension)]
-            size = sum(extension.stat().st_size for extension in extensions)
-        if len(extensions) != 1:
-            problems.append(f"holds {len(extensions)} extensions")
+                names = [name for name in archive.namelist() if re.search(r"\.so\b", name)]
+                binaries = [Path(archive.extract(name, unpacked)) for name in names]
+            problems = list(problems_of(wheel))
+            problems += [f"{path.name} {text}" for path in binaries for text in problems_of_binary(path)]
+            sizes = ", ".join(f"{path.name} {path.stat().st_size}" for path in binaries)
+        kinds = sorted(name.split(".")[0] for name in names)
+        if kinds != ["mxfp4moe/_core", "mxfp4moe/lib/libmxfp4moe"]:
+            problems.append(f"holds {names}")
         failed |= bool(problems)
-        print(
-            f"{wheel.name}: {wheel.stat().st_size} bytes, the extension {size}, {'; '.join(problems) or 'ok'}"
-        )
+        print(f"{wheel.name}: {wheel.stat().st_size} bytes, {sizes}: {'; '.join(problems) or 'ok'}")
         print(output_of(BIN / "auditwheel", "show", wheel).strip())
     if not wheels:
         print(f"no wheel in {folder}")

@@ -16,4 +16,6 @@ set(CMAKE_CXX_FLAGS_INIT "${flags}")
 # The compiler would look into its own folders before those of the sysroot. libgcc_s is that of the C library of this
 # machine, which the trial programs of CMake do not meet.
 set(CMAKE_EXE_LINKER_FLAGS_INIT "-L${sysroot}/usr/lib -Wl,--allow-shlib-undefined")
-set(CMAKE_MODULE_LINKER_FLAGS_INIT "-L${sysroot}/usr/lib -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,--gc-sections -Wl,--build-id=none")
+set(library_flags "-L${sysroot}/usr/lib -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,--gc-sections -Wl,--build-id=none")
+set(CMAKE_MODULE_LINKER_FLAGS_INIT "${library_flags}")
+set(CMAKE_SHARED_LINKER_FLAGS_INIT "${library_flags}")

@@ -57,7 +57,8 @@ def test_pool_stress(tmp_path: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None or not CPP.is_dir():
         pytest.skip("needs a C++ compiler and the sources")
-    sources = [ROOT / "tests/cpp/pool_test.cpp", CPP / "threads/pool.cpp", CPP / "threads/cpus.cpp"]
+    sources = [ROOT / "tests/cpp/pool_test.cpp"]
+    sources += (CPP / "threads" / f"{name}.cpp" for name in ("cpus", "interrupt", "pool"))
     sources += (CPP / "platform" / "linux").glob("*.cpp")
     program = tmp_path / "pool_test"
     options = ["-std=c++17", "-O1", "-pthread", f"-I{CPP}"]

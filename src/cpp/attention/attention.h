@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention_kernels.h"
+#include "platform/exported.h"
 
 namespace mxfp4moe {
 
@@ -26,6 +27,7 @@ struct AttentionProblem {
 
 // Computes every sequence. No bit of a query's result depends on the other queries, the other sequences or the number
 // of threads. Never throws.
-Status attention(const AttentionKernels& kernels, const AttentionProblem& problem, int num_threads);
+Status attention(const AttentionKernels& kernels, const AttentionProblem& problem, int num_threads)
+    MXFP4MOE_EXPORTED(attention);
 
 }  // namespace mxfp4moe

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "kernels/attention_kernels.h"
+#include "platform/exported.h"
 
 namespace mxfp4moe {
 
@@ -31,6 +32,7 @@ struct NewPositions {
 
 // Rounds keys and values once to the dtype of the cache and writes them into pages, of which pages[0] has the first
 // position that is written.
-void fill_pages(const KVLayout& layout, const NewPositions& tokens, uint8_t* const* pages, int num_threads);
+void fill_pages(const KVLayout& layout, const NewPositions& tokens, uint8_t* const* pages, int num_threads)
+    MXFP4MOE_EXPORTED(fill_pages);
 
 }  // namespace mxfp4moe

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/types.h"
+#include "platform/exported.h"
 
 namespace mxfp4moe {
 
@@ -26,6 +27,6 @@ struct Rotary {
 
 // Turns the pairs (a, b) to (a cos - b sin, b cos + a sin) in float32: two products and their sum, each rounded. Sine
 // and cosine are computed in float64, times the factor, and rounded once.
-void rotary(const Rotary& problem, int num_threads);
+void rotary(const Rotary& problem, int num_threads) MXFP4MOE_EXPORTED(rotary);
 
 }  // namespace mxfp4moe

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "platform/exported.h"
+
 namespace mxfp4moe {
 
 enum CpuFeature : uint32_t {
@@ -15,9 +17,9 @@ enum CpuFeature : uint32_t {
 };
 
 // The features are detected once, at the first call.
-uint32_t cpu_features();
+uint32_t cpu_features() MXFP4MOE_EXPORTED(cpu_features);
 
 // Says why AMX is not used although the CPU may have it; "" if it is used (for show_config).
-const char* amx_status();
+const char* amx_status() MXFP4MOE_EXPORTED(amx_status);
 
 }  // namespace mxfp4moe

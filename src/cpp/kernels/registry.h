@@ -3,15 +3,16 @@
 
 #include "kernels/attention_kernels.h"
 #include "kernels/kernel_table.h"
+#include "platform/exported.h"
 
 namespace mxfp4moe {
 
-int num_kernel_tables();
+int num_kernel_tables() MXFP4MOE_EXPORTED(num_kernel_tables);
 // Tables stand in the order of CMake's list; the last one that is supported is preferred. 0 <= index <
 // num_kernel_tables().
-const KernelTable& kernel_table(int index);
+const KernelTable& kernel_table(int index) MXFP4MOE_EXPORTED(kernel_table);
 // The attention that is computed with table `index`: on the same lanes, or on some that it requires too.
-const AttentionKernels& attention_kernels(int index);
-bool kernel_table_supported(int index);
+const AttentionKernels& attention_kernels(int index) MXFP4MOE_EXPORTED(attention_kernels);
+bool kernel_table_supported(int index) MXFP4MOE_EXPORTED(kernel_table_supported);
 
 }  // namespace mxfp4moe

@@ -4,6 +4,7 @@
 
 #include "kernels/kernel_table.h"
 #include "packing/storage.h"
+#include "platform/exported.h"
 
 namespace mxfp4moe {
 
@@ -32,6 +33,6 @@ LinearPlan plan_linear(const KernelTable& kernels, const LinearProblem& problem,
 // first sum + (second sum + third sum), where the n-th sum is that of the n-th terms. A first sum that is infinite or
 // NaN is the result as it is, because an infinite hidden state times a later term of 0 would make NaN of infinity.
 // Never throws.
-Status linear(const KernelTable& kernels, const LinearProblem& problem, int num_threads);
+Status linear(const KernelTable& kernels, const LinearProblem& problem, int num_threads) MXFP4MOE_EXPORTED(linear);
 
 }  // namespace mxfp4moe

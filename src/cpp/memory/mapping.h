@@ -4,10 +4,12 @@
 
 #include <cstdint>
 
+#include "platform/exported.h"
+
 namespace mxfp4moe {
 
 // Returns null if the system has no memory left. A size of 0 counts as 1.
-uint8_t* map_memory(int64_t bytes);
-void unmap_memory(uint8_t* data, int64_t bytes);
+uint8_t* map_memory(int64_t bytes) MXFP4MOE_EXPORTED(map_memory);
+void unmap_memory(uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(unmap_memory);
 
 }  // namespace mxfp4moe

@@ -6,6 +6,7 @@
 
 #include "kernels/kernel_table.h"
 #include "moe/plan.h"
+#include "platform/exported.h"
 
 namespace mxfp4moe {
 
@@ -24,6 +25,7 @@ struct CallPlan {
 };
 
 // Reads the sizes of `problem` and its ids; no other pointer is followed.
-CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Team team);
+CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Team team)
+    MXFP4MOE_EXPORTED(describe_plan);
 
 }  // namespace mxfp4moe

@@ -41,6 +41,7 @@
 #pragma once
 
 #include "common/types.h"
+#include "platform/exported.h"
 
 namespace mxfp4moe {
 
@@ -149,14 +150,14 @@ struct PackedBytes {
   int64_t source_panels = -1;  // -1 for all
 };
 
-void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads);
+void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads) MXFP4MOE_EXPORTED(pack_matrix);
 // Unpacks into C-contiguous arrays of the shape of the source; the pointers of `shape` are not used. Weights of several
 // terms are float32.
 void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,
-                   int num_threads);
+                   int num_threads) MXFP4MOE_EXPORTED(unpack_matrix);
 
 // Counts the terms that the weights of a kBf16 source need to be exact: 1 to 3.
-int64_t count_terms(const SourceMatrix& source, int num_threads);
+int64_t count_terms(const SourceMatrix& source, int num_threads) MXFP4MOE_EXPORTED(count_terms);
 
 // How the float32 scales of a matrix come: [row blocks][ranges of K], with blocks of `block_rows` rows. If gate and up
 // are `apart`, the blocks of up begin anew after those of gate.
@@ -185,10 +186,12 @@ struct PackedSumScales {
   int64_t scale_rows;
 };
 
-void pack_sum_scales(const SumScaleBlocks& blocks, const uint8_t* scales, const PackedSumScales& packed);
+void pack_sum_scales(const SumScaleBlocks& blocks, const uint8_t* scales, const PackedSumScales& packed)
+    MXFP4MOE_EXPORTED(pack_sum_scales);
 // The scale of a block is stored once for each panel that the block reaches. Returns whether all of these are the same
 // bits, as they are wherever `pack_sum_scales` wrote them.
-bool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, uint8_t* scales);
+bool unpack_sum_scales(const SumScaleBlocks& blocks, const PackedSumScales& packed, uint8_t* scales)
+    MXFP4MOE_EXPORTED(unpack_sum_scales);
 
 // The bias of one matrix of one packed expert: [num_panels][16] in the order of packed rows, 0 for rows of padding.
 struct PackedBias {
@@ -196,7 +199,9 @@ struct PackedBias {
   int64_t num_panels;
 };
 
-void pack_bias(RowOrder order, int64_t num_rows, const float* bias, const PackedBias& packed);
-void unpack_bias(RowOrder order, int64_t num_rows, const PackedBias& packed, float* bias);
+void pack_bias(RowOrder order, int64_t num_rows, const float* bias, const PackedBias& packed)
+    MXFP4MOE_EXPORTED(pack_bias);
+void unpack_bias(RowOrder order, int64_t num_rows, const PackedBias& packed, float* bias)
+    MXFP4MOE_EXPORTED(unpack_bias);
 
 }  // namespace mxfp4moe

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "packing/panels.h"
+#include "platform/exported.h"
 
 namespace mxfp4moe {
 
@@ -55,14 +56,14 @@ struct StorageLayout {
 };
 
 // The total is -1 if the sizes do not fit in 62 bits.
-StorageLayout storage_layout(const StorageShape& shape);
+StorageLayout storage_layout(const StorageShape& shape) MXFP4MOE_EXPORTED(storage_layout);
 
 struct SingleLayout {
   MatrixLayout matrix;
   int64_t total;  // as above
 };
 
-SingleLayout single_layout(const MatrixShape& shape);
+SingleLayout single_layout(const MatrixShape& shape) MXFP4MOE_EXPORTED(single_layout);
 
 // The packed experts of one layer.
 struct PackedLayer {
@@ -75,7 +76,7 @@ struct PackedLayer {
   PackedMatrix w2;
 };
 
-PackedLayer view_storage(const StorageShape& shape, const uint8_t* data);
-PackedMatrix view_single(const MatrixShape& shape, const uint8_t* data);
+PackedLayer view_storage(const StorageShape& shape, const uint8_t* data) MXFP4MOE_EXPORTED(view_storage);
+PackedMatrix view_single(const MatrixShape& shape, const uint8_t* data) MXFP4MOE_EXPORTED(view_single);
 
 }  // namespace mxfp4moe

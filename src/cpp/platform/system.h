@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <thread>
 
+#include "platform/exported.h"
+
 namespace mxfp4moe::platform {
 
 // --- processors; a set of them has bit i % 64 of word i / 64 for number i ---
@@ -54,11 +56,11 @@ void unmap_pages(uint8_t* data, int64_t bytes, int64_t alignment);
 // Maps bytes [begin, begin + bytes) of an open file for reading, `begin` a multiple of the page size and `bytes` above
 // 0. Unlike Python's own mapping this one keeps no descriptor, so that thousands of files can be mapped at a time. 0,
 // or the errno.
-int map_file(int descriptor, int64_t begin, int64_t bytes, uint8_t** data);
-void unmap_file(uint8_t* data, int64_t bytes);
+int map_file(int descriptor, int64_t begin, int64_t bytes, uint8_t** data) MXFP4MOE_EXPORTED(map_file);
+void unmap_file(uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(unmap_file);
 
 // Lets two names of the file system change places. At no moment does either lead to nothing. False, and nothing is
 // changed, if the system cannot do that.
-bool exchange_names(const char* a, const char* b);
+bool exchange_names(const char* a, const char* b) MXFP4MOE_EXPORTED(exchange_names);
 
 }  // namespace mxfp4moe::platform

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/types.h"
+#include "platform/exported.h"
 
 namespace mxfp4moe {
 
@@ -69,6 +70,6 @@ constexpr int64_t kBadBias = -3;
 // Returns kRouted, or what went wrong: the first row that holds NaN or +inf or, for a softmax of any kind, nothing but
 // -inf; kNoRoutingMemory; or kBadBias if the correction bias holds NaN or +inf. The result of a row depends on nothing
 // but the row, and has the same bits on every CPU.
-int64_t route(const RoutingArgs& args, int num_threads);
+int64_t route(const RoutingArgs& args, int num_threads) MXFP4MOE_EXPORTED(route);
 
 }  // namespace mxfp4moe

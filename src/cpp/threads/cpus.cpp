@@ -50,4 +50,6 @@ int available_cpus(const AffinityMask& mask) {
   return std::max(limit, 1);
 }
 
+int available_cpus() { return available_cpus(AffinityMask::of_caller()); }
+
 }  // namespace mxfp4moe

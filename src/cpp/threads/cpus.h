@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <thread>
 
+#include "platform/exported.h"
+
 namespace mxfp4moe {
 
 // The processors that a thread may run on. The mask is empty if the system does not tell them.
@@ -30,6 +32,6 @@ class AffinityMask {
 // Returns the smaller of the size of the caller's affinity mask and the CPU quota of the control group rounded up, but
 // at least 1. The quota is looked up once.
 int available_cpus(const AffinityMask& mask);
-inline int available_cpus() { return available_cpus(AffinityMask::of_caller()); }
+int available_cpus() MXFP4MOE_EXPORTED(available_cpus);
 
 }  // namespace mxfp4moe

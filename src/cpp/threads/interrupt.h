@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <thread>
 
+#include "platform/exported.h"
 #include "platform/system.h"
 
 namespace mxfp4moe {
@@ -14,8 +15,8 @@ namespace mxfp4moe {
 // the rest of their work undone. What the application does meanwhile may include calls of its own.
 class InterruptibleCall {
  public:
-  InterruptibleCall() : outer_(current_) { current_ = this; }
-  ~InterruptibleCall() { current_ = outer_; }
+  InterruptibleCall() : outer_(work_for(this)) {}
+  ~InterruptibleCall() { work_for(outer_); }
   InterruptibleCall(const InterruptibleCall&) = delete;
   InterruptibleCall& operator=(const InterruptibleCall&) = delete;
 
@@ -23,11 +24,12 @@ class InterruptibleCall {
 
   // The question to the application; if it answers true the call ends. Null means that it is not asked.
   using Check = bool (*)();
-  static void set_check(Check check) { check_.store(check, std::memory_order_relaxed); }
+  static void set_check(Check check) MXFP4MOE_EXPORTED(set_interrupt_check);
 
   // The call that the current thread works for, or null.
   static InterruptibleCall* current() { return current_; }
-  static void work_for(InterruptibleCall* call) { current_ = call; }
+  // Returns the call before. What touches the state of the library is compiled in it alone: not inline.
+  static InterruptibleCall* work_for(InterruptibleCall* call) MXFP4MOE_EXPORTED(work_for_call);
 
   static constexpr int64_t kPeriodMs = 50;  // from one question to the next
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "platform/exported.h"
 #include "threads/wait_word.h"
 
 namespace mxfp4moe {
@@ -16,10 +17,10 @@ using ThreadTask = void (*)(void* context, int thread, int num_threads);
 void parallel_run(int num_threads, ThreadTask task, void* context);
 
 // Ends the workers that wait for work and waits until they are gone; a later call makes new ones.
-void release_workers();
+void release_workers() MXFP4MOE_EXPORTED(release_workers);
 
 // Counts the workers that exist in this process, waiting or running.
-int num_workers();
+int num_workers() MXFP4MOE_EXPORTED(num_workers);
 
 // Lets the threads of one parallel_run meet, as often as they like. It lives in the frame of the caller.
 class Barrier {
