@@ -287,6 +287,48 @@ def attention(
     out_dtype: int,
 ) -> None: ...
 
+# decoder
+class SelfAttention:
+    def __init__(
+        self,
+        projections: list[LinearStorage],
+        output: LinearStorage,
+        input_norm: np.ndarray,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        norm_epsilon: float,
+        q_norm: np.ndarray | None,
+        k_norm: np.ndarray | None,
+        norms_whole: bool,
+        clip: float | None,
+        frequencies: np.ndarray,
+        rotary_factor: float,
+        window: int,
+        scale: float,
+        sinks: np.ndarray | None,
+    ) -> None: ...
+    def add_to(
+        self,
+        residual: np.ndarray,
+        positions: np.ndarray,
+        sequences: list[tuple[int, int, tuple[KVPage, ...]]],
+        kernels: int,
+        num_threads: int,
+    ) -> None: ...
+
+def route_normalized(
+    residual: np.ndarray,
+    norm: np.ndarray,
+    epsilon: float,
+    weight: LinearStorage,
+    rows: np.ndarray,
+    logits: np.ndarray,
+    kernels: int,
+    num_threads: int,
+) -> None: ...
+
 # files
 class FileMapping:
     def __init__(self, descriptor: int, begin: int, size: int) -> None: ...

@@ -25,6 +25,7 @@ include "_core_quantize.pxi"
 include "_core_experts.pxi"
 include "_core_routing.pxi"
 include "_core_attention.pxi"
+include "_core_decoder.pxi"
 include "_core_files.pxi"
 include "_core_dlpack.pxi"
 

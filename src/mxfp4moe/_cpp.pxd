@@ -1,5 +1,5 @@
 # The C++ library as the binding sees it.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
@@ -353,6 +353,65 @@ cdef extern from "attention/attention.h" namespace "mxfp4moe" nogil:
 
     Status run_attention "mxfp4moe::attention"(
         const AttentionKernels& kernels, const AttentionProblem& problem, int num_threads)
+
+
+cdef extern from "decoder/self_attention.h" namespace "mxfp4moe" nogil:
+    cdef struct Linear:
+        MatrixShape shape
+        PackedMatrix weight
+
+    cdef struct SelfAttention:
+        int64_t hidden_size
+        int64_t num_heads
+        KVLayout layout
+        double norm_epsilon
+        const float* input_norm
+        const Linear* projections
+        int64_t num_projections
+        Linear output
+        const float* q_norm
+        const float* k_norm
+        cbool norms_whole
+        cbool clips
+        float clip
+        const double* frequencies
+        int64_t num_pairs
+        double rotary_factor
+        int64_t window
+        float scale
+        const float* sinks
+
+    cdef struct NewTokens:
+        int64_t num_tokens
+        int64_t position
+        uint8_t* const* pages
+
+    cdef struct DecoderStep:
+        float* residual
+        const int64_t* positions
+        int64_t num_tokens
+        const NewTokens* sequences
+        int64_t num_sequences
+
+    Status add_self_attention(const KernelTable& kernels, const AttentionKernels& attention_kernels,
+                              const SelfAttention& layer, const DecoderStep& step, int num_threads)
+
+
+cdef extern from "decoder/router.h" namespace "mxfp4moe" nogil:
+    cdef struct Router:
+        int64_t hidden_size
+        double norm_epsilon
+        const float* norm
+        Linear weight
+
+    cdef struct RouterStep:
+        const float* residual
+        int64_t num_tokens
+        uint16_t* rows
+        float* logits
+
+    Status run_route_normalized "mxfp4moe::route_normalized"(
+        const KernelTable& kernels, const Router& router, const RouterStep& step, int num_threads)
 
 
 cdef extern from "routing/scores.h" namespace "mxfp4moe" nogil:

@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxfp4moe._arguments import as_rows, cast, check_bool, check_choice, describe, type_error
+from mxfp4moe._arguments import as_rows, check_bool, check_choice, describe, type_error
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.activation import Activation
@@ -21,7 +20,7 @@ from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, pack_wei
 from mxfp4moe.layer_description import LayerDescription, RoutingFunction, float32_copy, frozen_copy
 from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.layer_routing import NONFINITE, LayerRouter, Nonfinite
-from mxfp4moe.layer_sum import LayerSum
+from mxfp4moe.layer_sum import Floats, LayerSum
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint import AnyExperts
@@ -484,10 +483,12 @@ class MoELayer(LayerDescription[PackedExperts]):
             result[nonfinite] = np.nan
         return returned(out, result)
 
-    def _run_float32(self, rows: NDArray[np.float32], out: NDArray[np.float32], num_threads: int) -> None:
-        """Write to `out` what a layer of a whole model computes: its router reads float32 hidden states."""
-        slots = self._router.route_float32(rows, num_threads)
-        self._sum.add_up(cast(rows, ml_dtypes.bfloat16), slots, out, num_threads)
+    def _run_normalized(
+        self, residual: Floats, norm: tuple[Floats, float], out: Floats, num_threads: int
+    ) -> None:
+        """Write to `out` what a layer of a whole model computes of the norm of its tokens."""
+        slots, rows = self._router.route_normalized(residual, norm, num_threads)
+        self._sum.add_up(rows, slots, out, num_threads)
 
 
 def _make(layer_class: type[_Layer], arguments: dict[str, Any], path: str | None) -> _Layer:

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mxfp4moe import _core
 from mxfp4moe._arguments import (
     as_integer_array,
     cast,
@@ -18,6 +19,7 @@ from mxfp4moe._arguments import (
     value_error,
 )
 from mxfp4moe._nonfinite import check_finite, nonfinite_rows, nonfinite_tokens, nonfinite_value
+from mxfp4moe.config import active_kernels
 from mxfp4moe.experts.fused import check_hidden_states
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer_description import LayerDescription
@@ -104,20 +106,25 @@ class LayerRouter:
             check_finite("hidden_states", hidden)
         return *self._choose_or_raise(read, logits, input_ids, num_threads), None
 
-    def route_float32(self, read: NDArray[np.float32], num_threads: int | None) -> Chosen:
-        """The same of a router that reads float32 hidden states, each as the sum of two bfloat16 numbers.
+    def route_normalized(
+        self, residual: NDArray[np.float32], norm: tuple[NDArray[np.float32], float], num_threads: int
+    ) -> tuple[Chosen, NDArray[Any]]:
+        """The same of a layer of a whole model, whose router reads the norm of its tokens in float32.
 
-        So what is read has 16 significant bits, and of two experts that are nearly equal the right one is
-        chosen more often than by 8 bits.
+        `norm` is a weight and an epsilon. Also returns the normalized tokens in bfloat16, which experts read.
         """
-        first = cast(read, ml_dtypes.bfloat16)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            rest = cast(read - cast(first, np.float32), ml_dtypes.bfloat16)
-            logits = self._linear(first, num_threads=num_threads)
-            logits += self._linear(rest, num_threads=num_threads)
-            if self._bias is not None:  # which both have
-                logits -= self._bias
-        return self._choose_or_raise(read, logits, None, num_threads)
+        rows = np.empty(residual.shape, ml_dtypes.bfloat16)
+        logits = np.empty((len(residual), self._linear.shape[0]), np.float32)
+        _core.route_normalized(
+            residual,
+            *norm,
+            self._linear._storage,
+            rows.view(np.uint16),
+            logits,
+            active_kernels(),
+            num_threads,
+        )
+        return self._choose_or_raise(rows, logits, None, num_threads), rows
 
     def _choose_or_raise(
         self,

@@ -17,6 +17,7 @@ from sequences import Heads, draw
 
 import mxfp4moe as mx
 from mxfp4moe import _core
+from mxfp4moe.self_attention.cache import reserve
 
 HEADS = Heads(2, 2, 8)
 
@@ -312,3 +313,16 @@ def test_caches_of_a_list_have_the_same_sizes() -> None:
         mx.attention([ones(1, 2, 8), ones(1, 4, 8)], [caches[0]] * 2, scale=1.0)
     with pytest.raises(TypeError, match="queries: expected a list of 2 arrays"):
         mx.attention(ones(2, 1, 2, 8), [caches[0]] * 2, scale=1.0)
+
+
+def test_reserved_positions_are_of_the_cache_that_was() -> None:
+    cache = mx.KVCache(2, 8)
+    room = reserve(cache, 3)
+    keys = values = np.ones((1, 2, 8), np.float32)
+    cache.append(keys, values)
+    with pytest.raises(RuntimeError, match="cache: expected to be left alone during a call"):
+        room.commit()
+    assert len(cache) == 1
+    again = reserve(cache, 70)
+    again.commit()
+    assert (again.begin, len(cache), len(again.pages)) == (1, 71, 2)

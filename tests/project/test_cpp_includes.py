@@ -25,6 +25,7 @@ FOLDERS = (
     "routing",
     "linear",
     "attention",
+    "decoder",
     "moe",
 )
 

@@ -2,7 +2,9 @@
 
 The residual stream is float32. What a matrix reads is rounded once to bfloat16, by the norm before it or by
 the attention; what NumPy computes here is elementwise and rounded exactly. So the bits of a token depend on
-nothing but the weights and the tokens before it.
+nothing but the weights and the tokens before it. The attention of a layer is one call of the C++ library, and
+its norm and router are another one: between two calls Python finds the caches full of weights, and takes
+longer than a norm or a rotary embedding.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
+from mxfp4moe import _core
 from mxfp4moe._arguments import cast
+from mxfp4moe.config import active_kernels
 from mxfp4moe.experts.fused import fused_experts
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.linear import PackedLinear
 from mxfp4moe.linear.rms_norm import rms_norm
 from mxfp4moe.model.description import DecoderDescription
-from mxfp4moe.self_attention import KVCache, RotaryEmbedding, YarnScaling, attention
+from mxfp4moe.self_attention import KVCache, RotaryEmbedding, YarnScaling
+from mxfp4moe.self_attention.cache import MAX_POSITIONS, reserve
 
 Floats = NDArray[np.float32]
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -104,11 +109,35 @@ class Decoder:
         self.description, self.layers = description, tuple(layers)
         self.embedding, self.final_norm, self.head = ends
         rotary = description.rotary
-        self._rotate = RotaryEmbedding(
+        embedding = RotaryEmbedding(
             rotary.head_dim,
             base=rotary.base,
             rotary_dim=rotary.rotary_dim,
             yarn=None if rotary.yarn is None else YarnScaling(**rotary.yarn),
+        )
+        pairs = zip(self.layers, description.windows, strict=True)
+        self._attentions = [self._joined(layer.attention, window, embedding) for layer, window in pairs]
+
+    def _joined(self, weights: Attention, window: int | None, rotary: RotaryEmbedding) -> _core.SelfAttention:
+        """The attention of a layer as the C++ library computes it."""
+        description = self.description
+        return _core.SelfAttention(
+            [matrix._storage for matrix in weights.projections],
+            weights.output._storage,
+            weights.input_norm,
+            num_heads=description.num_heads,
+            num_kv_heads=description.num_kv_heads,
+            head_dim=description.head_dim,
+            norm_epsilon=description.norm_epsilon,
+            q_norm=weights.q_norm,
+            k_norm=weights.k_norm,
+            norms_whole=description.qk_norm == "whole",
+            clip=description.clip,
+            frequencies=rotary.frequencies,
+            rotary_factor=rotary.attention_factor,
+            window=MAX_POSITIONS if window is None else window,
+            scale=description.scale,
+            sinks=weights.sinks,
         )
 
     @property
@@ -159,7 +188,7 @@ class Decoder:
         residual = cast(self.embedding[step.input_ids], np.float32)
         buffer = np.empty_like(residual)
         for number, layer in enumerate(self.layers):
-            residual += self._attend(number, residual, positions, step)
+            self._attend(number, residual, positions, step)
             self._run_block(layer, residual, buffer, step.num_threads)
             residual += buffer
         return residual
@@ -168,66 +197,32 @@ class Decoder:
         """Write the logits of rows of the residual stream to `out`."""
         self.head(self._normalized(residual, self.final_norm, num_threads), out=out, num_threads=num_threads)
 
-    def _normalized(
-        self, rows: Floats, weight: Floats, num_threads: int, dtype: DTypeLike = _BFLOAT16
-    ) -> NDArray[Any]:
+    def _normalized(self, rows: Floats, weight: Floats, num_threads: int) -> NDArray[Any]:
         epsilon = self.description.norm_epsilon
-        return rms_norm(rows, weight, eps=epsilon, dtype=dtype, num_threads=num_threads)
+        return rms_norm(rows, weight, eps=epsilon, dtype=_BFLOAT16, num_threads=num_threads)
 
-    def _attend(self, number: int, residual: Floats, positions: NDArray[np.int64], step: Step) -> Floats:
-        """What the attention of a layer adds to the residual stream."""
-        weights, description, threads = self.layers[number].attention, self.description, step.num_threads
-        rows = self._normalized(residual, weights.input_norm, threads)
-        parts = [matrix(rows, num_threads=threads) for matrix in weights.projections]
-        every = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        begin, end = description.projections[0], sum(description.projections[:2])
-        if weights.q_norm is None or weights.k_norm is None:
-            turned = self._heads(every[:, :end], None, threads)
-        else:
-            queries = self._heads(every[:, :begin], weights.q_norm, threads)
-            keys = self._heads(every[:, begin:end], weights.k_norm, threads)
-            turned = np.concatenate([queries, keys], axis=1)
-        turned = self._rotate(turned, positions, num_threads=threads)
-        queries, keys = turned[:, : description.num_heads], turned[:, description.num_heads :]
-        values = self._heads(every[:, end:], None, threads)
-        caches = [layers[number] for layers in step.caches]
-        for cache, k, v in zip(caches, step.split(keys), step.split(values), strict=True):
-            cache.append(k, v)
-        result = attention(
-            step.split(queries),
-            caches,
-            scale=description.scale,
-            sliding_window=description.windows[number],
-            sinks=weights.sinks,
-            dtype=_BFLOAT16,
-            num_threads=threads,
-        )
-        joined = result[0] if len(result) == 1 else np.concatenate(result)
-        return weights.output(joined.reshape(len(rows), -1), num_threads=threads)
+    def _attend(self, number: int, residual: Floats, positions: NDArray[np.int64], step: Step) -> None:
+        """Add to the residual stream what the attention of a layer gives."""
+        room = [
+            reserve(layers[number], length) for layers, length in zip(step.caches, step.lengths, strict=True)
+        ]
+        sequences = [
+            (length, each.begin, each.pages) for each, length in zip(room, step.lengths, strict=True)
+        ]
+        self._attentions[number].add_to(residual, positions, sequences, active_kernels(), step.num_threads)
+        for each in room:
+            each.commit()
 
     def _run_block(self, layer: DecoderLayer, residual: Floats, out: Floats, num_threads: int) -> None:
         """Write what the block of a layer adds to the residual stream to `out`."""
-        block = layer.block
+        block, epsilon = layer.block, self.description.norm_epsilon
         if isinstance(block, MoELayer):
-            # A token whose router hesitates between two experts should get those that the model means.
-            exact = self._normalized(residual, layer.post_norm, num_threads, np.float32)
-            block._run_float32(exact, out, num_threads)
+            block._run_normalized(residual, (layer.post_norm, epsilon), out, num_threads)
             return
         rows = self._normalized(residual, layer.post_norm, num_threads)
         slots = np.ones((len(rows), 1), np.float32), np.zeros((len(rows), 1), np.int32)
         activation: Any = self.description.activation
         fused_experts(rows, block, *slots, activation=activation, out=out, num_threads=num_threads)
-
-    def _heads(self, rows: Floats, norm: Floats | None, threads: int) -> Floats:
-        """Queries, keys or values by heads, normalized and clipped as the model does it."""
-        epsilon, clip = self.description.norm_epsilon, self.description.clip
-        shape = (len(rows), -1, self.description.head_dim)
-        if norm is not None:
-            rows = rows if self.description.qk_norm == "whole" else rows.reshape(shape)
-            rows = rms_norm(rows, norm, eps=epsilon, dtype=np.float32, num_threads=threads)
-        if clip is not None:
-            rows = np.clip(rows, np.float32(-clip), np.float32(clip))
-        return rows.reshape(shape)
 
 
 def _block_bytes(block: MoELayer | PackedExperts) -> int:

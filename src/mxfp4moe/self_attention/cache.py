@@ -142,7 +142,10 @@ class KVCache:
             return
         while True:  # until no other thread has changed the cache meanwhile
             state = self._slot.get()
-            if self._slot.exchange(state, self._append_to(state, (new_keys, new_values), threads)):
+            grown = self._grown(state, len(new_keys))
+            first = state.length // _PAGE
+            _core.fill_pages(list(grown.pages[first:]), state.length, new_keys, new_values, threads)
+            if self._slot.exchange(state, grown):
                 return
 
     def copy(self) -> KVCache:
@@ -203,10 +206,12 @@ class KVCache:
             if self._slot.exchange(state, _State(kept, state.pages[: -(-kept // _PAGE)], state.spare)):
                 return
 
-    def _append_to(self, state: _State, positions: tuple[np.ndarray, np.ndarray], threads: int) -> _State:
-        """The state with more positions; `state` and all that share its pages stay as they are."""
-        keys, values = positions
-        end = state.length + len(keys)
+    def _grown(self, state: _State, count: int) -> _State:
+        """The state with `count` more positions, which are to be filled.
+
+        `state` and all that share its pages stay as they are.
+        """
+        end = state.length + count
         check_int("the number of positions", end, 0, MAX_POSITIONS)
         pages, spare = list(state.pages), list(state.spare)
         first, inside = divmod(state.length, _PAGE)
@@ -217,7 +222,6 @@ class KVCache:
             pages[first].copy_from(filled)
         while len(pages) * _PAGE < end:
             pages.append(self._new_page(spare, len(pages), end))
-        _core.fill_pages(pages[first:], state.length, keys, values, threads)
         return _State(end, tuple(pages), tuple(spare))
 
     def _new_page(self, spare: list[_core.KVPage], index: int, end: int) -> _core.KVPage:
@@ -232,6 +236,37 @@ class KVCache:
             page = spare.pop(0)
             if page.claim(0, filled):
                 return page
+
+
+class Room(NamedTuple):
+    """Positions of a cache that are to be filled, before the cache has them."""
+
+    cache: KVCache
+    before: _State
+    after: _State
+
+    @property
+    def begin(self) -> int:
+        """The first of these positions."""
+        return self.before.length
+
+    @property
+    def pages(self) -> _Pages:
+        """The pages of the cache with these positions."""
+        return self.after.pages
+
+    def commit(self) -> None:
+        """Give the positions, which have been filled, to the cache."""
+        if not self.cache._slot.exchange(self.before, self.after):
+            raise RuntimeError(
+                "cache: expected to be left alone during a call, was changed by another thread"
+            )
+
+
+def reserve(cache: KVCache, count: int) -> Room:
+    """Room for `count` more positions; the cache stays as it is until `commit`."""
+    state = cache._slot.get()
+    return Room(cache, state, cache._grown(state, count))
 
 
 def snapshot(cache: KVCache) -> tuple[_Pages, int]:
