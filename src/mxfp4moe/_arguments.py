@@ -59,6 +59,18 @@ def join_choices(choices: Iterable[object]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
+def format_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words: ``3 to 60``, or ``1, 3, 5``."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    texts = [str(a) if a == b else f"{a}, {b}" if a + 1 == b else f"{a} to {b}" for a, b in ranges]
+    return ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")
+
+
 def is_masked(value: object) -> bool:
     """Whether `value` is a masked array.
 

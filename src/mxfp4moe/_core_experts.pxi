@@ -26,7 +26,8 @@ cdef class PackedStorage:
     It is empty, to be packed into, or made of packed bytes, which stay where they are if they are aligned for the
     kernels.
     The parts of a matrix are its weights, block scales, float32 scales of sums, and bias; a part holds the same number
-    of bytes for each expert.
+    of bytes for each expert. Of packed bytes that are there, some experts alone may be counted: `places` then has the
+    place of each. Their bytes lie scattered, so that nothing is exported.
     """
 
     cdef int64_t num_terms
@@ -36,6 +37,9 @@ cdef class PackedStorage:
     cdef uint8_t* data
     cdef const uint8_t[::1] borrowed  # keeps alive what `data` points to, if that is not its own
     cdef bint owned
+    cdef const int32_t* places  # of the experts that are counted, or NULL if all are
+    cdef const int32_t[::1] places_array  # keeps it alive
+    cdef int64_t num_counted
 
     cdef int hold(self, const uint8_t[::1] bytes, what) except -1:
         """Take the packed bytes, or new memory for them if they are None; `what` names them in errors."""
@@ -58,6 +62,8 @@ cdef class PackedStorage:
             cpp.unmap_memory(self.data, self.total)
 
     def __getbuffer__(self, Py_buffer* view, int flags):
+        if self.places != NULL:
+            raise BufferError("the bytes of some experts are scattered")
         PyBuffer_FillInfo(view, self, self.data, self.total, True, flags)
 
     @property
@@ -78,6 +84,8 @@ cdef class PackedStorage:
 
     cdef uint8_t* part(self, int matrix, int part, int64_t expert) noexcept:
         cdef cpp.MatrixLayout* m = &self.layouts[matrix]
+        if self.places != NULL:
+            expert = self.places[expert]
         return self.data + m.offset[part] + expert * m.expert_bytes[part]
 
     cdef cpp.SourceMatrix source(self, int matrix, cpp.DType dtype) noexcept:
@@ -194,6 +202,45 @@ cdef class ExpertStorage(PackedStorage):
         self.total = layout.total
         self.hold(bytes, f"{num_experts} packed experts of {hidden_size} x {intermediate_size}")
 
+    def select(self, const int32_t[::1] places):
+        """Count the experts at these places alone; called once, before any other use."""
+        cdef int64_t i
+        if places.shape[0] == 0 or self.places != NULL or self.owned:
+            raise ValueError("places: expected some of packed bytes that are there, once")
+        for i in range(places.shape[0]):
+            if not 0 <= places[i] < self.shape.num_experts:
+                raise ValueError(f"places: expected values in [0, {self.shape.num_experts - 1}], got {places[i]}")
+        self.places_array, self.places, self.num_counted = places, &places[0], places.shape[0]
+
+    def selection(self):
+        """Return the bytes of all experts, and the places of those that are counted, or None."""
+        if self.places == NULL:
+            return self, None
+        return self.borrowed, self.places_array
+
+    def copy_to(self, ExpertStorage other):
+        """Copy the experts that are counted to `other`, which is new memory for so many."""
+        cdef int64_t expert
+        cdef int matrix, part
+        if other.shape.num_experts != self.view().num_experts or not other.owned:
+            raise ValueError(f"other: expected memory for {self.view().num_experts} experts")
+        for matrix in range(2):
+            for part in range(cpp.kNumParts):
+                if self.layouts[matrix].expert_bytes[part] != other.layouts[matrix].expert_bytes[part]:
+                    raise ValueError("other: expected memory for experts of the same spec")
+                for expert in range(other.shape.num_experts):
+                    memcpy(other.part(matrix, part, expert), self.part(matrix, part, expert),
+                           self.layouts[matrix].expert_bytes[part])
+
+    cdef cpp.PackedLayer view(self) noexcept:
+        if self.places == NULL:
+            return cpp.view_storage(self.shape, self.data)
+        return cpp.view_some(self.shape, self.data, self.places, self.num_counted)
+
+    @property
+    def num_places(self):
+        return self.shape.num_experts
+
     @property
     def has_tensor_scales(self):
         return self.shape.tensor_scales
@@ -237,12 +284,16 @@ cdef int64_t find_local_ids(const id_t[:, :] ids, const int64_t[::1] expert_map,
 
 def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
                   const float[:, ::1] topk_weights, const int32_t[:, ::1] ids, uint8_t[:, :] out, int out_dtype,
-                  int num_threads, *, int activation, float alpha, float limit, bint apply_router_weight_on_input):
-    """Run the kernels of table `kernels`; rows of `hidden_states` and `out` are bytes."""
+                  int num_threads, *, int activation, float alpha, float limit, bint apply_router_weight_on_input,
+                  bint combine=True):
+    """Run the kernels of table `kernels`; rows of `hidden_states` and `out` are bytes.
+
+    `out` has a row for each token, or, without `combine`, for each slot.
+    """
     cdef cpp.InterruptibleCall call
     cdef cpp.MoeProblem problem
     cdef cpp.Status status
-    problem.layer = cpp.view_storage(experts.shape, experts.data)
+    problem.layer = experts.view()
     problem.hidden_states.data = <uint8_t*>&hidden_states[0, 0]
     problem.hidden_states.stride = hidden_states.strides[0]
     problem.hidden_states.dtype = <cpp.DType>hidden_dtype
@@ -257,6 +308,7 @@ def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden
     problem.activation.alpha = alpha
     problem.activation.limit = limit
     problem.apply_router_weight_on_input = apply_router_weight_on_input
+    problem.combine = combine
     with nogil:
         status = cpp.run_fused_experts(cpp.kernel_table(kernels), problem, num_threads)
     raise_interrupt(call)
@@ -272,14 +324,15 @@ def plan_call(ExpertStorage experts, int kernels, const int32_t[:, ::1] ids, int
     """
     cdef cpp.MoeProblem problem
     cdef cpp.CallPlan plan
-    cdef int64_t first_bad, num_experts = experts.shape.num_experts
+    cdef int64_t first_bad, num_experts = experts.view().num_experts
     if ids.shape[0] == 0 or ids.shape[1] == 0 or num_threads < 1 or not 1 <= num_nodes <= cpp.kMaxNodes:
         raise ValueError(f"ids {ids.shape[0]} x {ids.shape[1]}, {num_threads} threads, {num_nodes} nodes: no plan")
     first_bad = cpp.find_local_ids(id_table[int32_t](ids), NULL, num_experts, NULL)
     if first_bad >= 0:
         raise ValueError(f"ids: expected values in [-1, {num_experts - 1}], got {(&ids[0, 0])[first_bad]}")
     memset(&problem, 0, sizeof(problem))
-    problem.layer = cpp.view_storage(experts.shape, experts.data)
+    problem.layer = experts.view()
+    problem.combine = True
     problem.local_ids = &ids[0, 0]
     problem.num_tokens = ids.shape[0]
     problem.top_k = ids.shape[1]

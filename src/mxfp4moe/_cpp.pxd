@@ -171,6 +171,8 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
 
 
 cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
+    const int kNumParts
+
     cdef struct MatrixFormat:
         WeightFormat weights
         int64_t block_rows
@@ -222,11 +224,12 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         int64_t total
 
     cdef struct PackedLayer:
-        pass
+        int64_t num_experts
 
     StorageLayout storage_layout(const StorageShape& shape)
     SingleLayout single_layout(const MatrixShape& shape)
     PackedLayer view_storage(const StorageShape& shape, const uint8_t* data)
+    PackedLayer view_some(const StorageShape& shape, const uint8_t* data, const int32_t* places, int64_t num_experts)
     PackedMatrix view_single(const MatrixShape& shape, const uint8_t* data)
 
 
@@ -241,6 +244,7 @@ cdef extern from "moe/problem.h" namespace "mxfp4moe" nogil:
         int64_t top_k
         Activation activation
         cbool apply_router_weight_on_input
+        cbool combine
 
 
 cdef extern from "moe/schedule.h" namespace "mxfp4moe" nogil:

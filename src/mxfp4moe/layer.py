@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxfp4moe._arguments import as_rows, check_bool, check_choice, describe, type_error
+from mxfp4moe._arguments import as_integer_array, as_rows, check_bool, check_choice, describe, type_error
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.activation import Activation
@@ -17,7 +17,8 @@ from mxfp4moe.experts.fused import as_slots, check_hidden_states, check_slots
 from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, pack_weights
-from mxfp4moe.layer_description import LayerDescription, RoutingFunction, float32_copy, frozen_copy
+from mxfp4moe.experts.selection import ExpertIds
+from mxfp4moe.layer_description import LayerDescription, RoutingFunction, float32_copy, frozen_copy, sliced
 from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.layer_routing import NONFINITE, LayerRouter, Nonfinite
 from mxfp4moe.layer_sum import Floats, LayerSum
@@ -85,6 +86,10 @@ class MoELayer(LayerDescription[PackedExperts]):
         Given with `latent_norm`.
     output_bias : ndarray of shape (hidden_size,), optional
         Added to the result of each token, last of all (JetMoE).
+    expert_map : integer ndarray of shape (num_experts,), optional
+        Makes the layer a slice, of which `experts` are a part of all: for each expert of the layer its place
+        among them, in ascending order, or -1. Calling a slice gives the sum of the experts that it has, times
+        `routed_scaling_factor`, without the shared expert, zero experts and the bias.
     nonfinite : {"raise", "propagate"}
         What a token does whose hidden states, or router logits, are NaN or infinite: "raise" is a ValueError
         for the whole call; with "propagate" that token's result is NaN, and the others are what they are
@@ -98,7 +103,10 @@ class MoELayer(LayerDescription[PackedExperts]):
         float32 and read-only.
     latent_down, latent_up : ndarray or None
         Read-only, of the dtype that was given.
+    expert_map : ndarray or None
+        int32 and read-only; None if the layer has all of its experts.
     top_k, num_experts, hidden_size, intermediate_size : int
+        `num_experts` counts those of the whole layer, also in a slice.
     num_choices : int
         `num_experts` + `num_zero_experts`: how many logits the router gives.
     routing : str or callable
@@ -152,6 +160,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         latent_norm_eps: float | None = None,
         latent_up: ArrayLike | None = None,
         output_bias: ArrayLike | None = None,
+        expert_map: ArrayLike | None = None,
         nonfinite: Nonfinite = "raise",
     ) -> None:
         check_choice("nonfinite", nonfinite, NONFINITE)
@@ -184,6 +193,7 @@ class MoELayer(LayerDescription[PackedExperts]):
             latent_norm_eps=latent_norm_eps,
             latent_up=frozen_copy("latent_up", latent_up),
             output_bias=float32_copy("output_bias", output_bias),
+            expert_map=None if expert_map is None else as_integer_array("expert_map", expert_map),
         )
         self._router = LayerRouter(self, nonfinite)
         self._sum = LayerSum(self)
@@ -202,12 +212,14 @@ class MoELayer(LayerDescription[PackedExperts]):
         path: str | os.PathLike[str],
         layer: int = 0,
         *,
+        experts: ExpertIds | None = None,
         quantize: QuantizeFormat | None = None,
         nonfinite: Nonfinite = "raise",
     ) -> Self:
         """Read and pack one layer of a model on disk.
 
-        The files are memory-mapped, and only this layer's tensors are read.
+        The files are memory-mapped, and only this layer's tensors are read; of the experts, only those that
+        are asked for.
 
         Parameters
         ----------
@@ -216,6 +228,8 @@ class MoELayer(LayerDescription[PackedExperts]):
             packed folder, from which layers are mapped and not copied.
         layer : int
             Counted from 0 over all layers of the model, dense ones included.
+        experts : range or iterable of int, optional
+            Ids of the experts to read; the layer is then a slice, with an `expert_map`. All if not given.
         quantize : str, optional
             The format to quantize a checkpoint in bfloat16, float16 or float32 to while it is read, one
             expert at a time: "mxfp4", "mxfp8", "fp8_block" (128 x 128), "nvfp4", "int4" or "int8" (in groups
@@ -244,7 +258,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         check_choice("nonfinite", nonfinite, NONFINITE)
         from mxfp4moe import checkpoint  # which most uses of layers do without
 
-        description = checkpoint.read_layer(path, layer)
+        description = sliced(checkpoint.read_layer(path, layer), experts)
         return cls._of_description(description, quantize, os.fspath(path), nonfinite)
 
     @classmethod
@@ -292,7 +306,12 @@ class MoELayer(LayerDescription[PackedExperts]):
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, verify: bool = False, nonfinite: Nonfinite = "raise"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        experts: ExpertIds | None = None,
+        verify: bool = False,
+        nonfinite: Nonfinite = "raise",
     ) -> Self:
         """Open a layer that `save` or ``mxfp4moe pack`` wrote.
 
@@ -302,8 +321,10 @@ class MoELayer(LayerDescription[PackedExperts]):
         Parameters
         ----------
         path : str or os.PathLike
+        experts : range or iterable of int, optional
+            Ids of the experts to use, as for `from_checkpoint`; the pages of the others are not read.
         verify : bool, default False
-            Read the whole file and compare its checksums.
+            Read the whole file, but for experts that are not used, and compare its checksums.
         nonfinite : {"raise", "propagate"}
             As for `MoELayer`.
 
@@ -323,8 +344,11 @@ class MoELayer(LayerDescription[PackedExperts]):
         >>> layer = mx.MoELayer.open("layer-3.packed")  # doctest: +SKIP
         """
         check_choice("nonfinite", nonfinite, NONFINITE)
-        description = open_layer(path, check_bool("verify", verify))
+        description = open_layer(path, check_bool("verify", verify), experts)
         return cls._of_description(description, None, os.fspath(path), nonfinite)
+
+    def _of(self, arguments: dict[str, Any]) -> Self:
+        return _make(type(self), arguments | {"nonfinite": self.nonfinite}, self._path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arguments = self.arguments() | {"routing_arguments": dict(self.routing_arguments)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -26,12 +26,20 @@ from mxfp4moe._arguments import (
     check_real,
     check_shape,
     describe,
+    format_ranges,
     frozen,
     type_error,
     value_error,
 )
 from mxfp4moe.experts.activation import Activation, check_activation
 from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.experts.selection import (
+    ExpertIds,
+    check_expert_ids,
+    check_expert_map,
+    held_ids,
+    make_expert_map,
+)
 from mxfp4moe.experts.weights import ExpertWeights
 from mxfp4moe.routing import ROUTING_FUNCTIONS
 
@@ -135,9 +143,14 @@ class LayerDescription(Generic[_Experts]):
     """An array of shape (hidden_size, latent_size), which projects the routed sum back."""
     output_bias: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
     """An array of shape (hidden_size,) that is added to the result of each token."""
+    expert_map: NDArray[np.int32] | None = field(default=None, metadata=_LATER_ARRAY)
+    """Of a slice: for each expert of the layer its place in `experts`, or -1; None if all are there."""
 
     def __post_init__(self) -> None:
         _check_experts("experts", self.experts)
+        if self.expert_map is not None:
+            held = check_expert_map("expert_map", self.expert_map, self.experts.num_experts)
+            self._set("expert_map", held)
         self._check_latent()
         self._set("num_zero_experts", check_int("num_zero_experts", self.num_zero_experts, 0))
         self._set("top_k", check_positive_int("top_k", self.top_k, self.num_choices))
@@ -175,13 +188,16 @@ class LayerDescription(Generic[_Experts]):
 
     @property
     def num_experts(self) -> int:
-        """How many experts there are, those that give the token itself not counted."""
-        return self.experts.num_experts
+        """How many experts the layer has, those that give the token itself not counted.
+
+        A slice of the layer holds fewer; those that it holds have a place in `expert_map`.
+        """
+        return self.experts.num_experts if self.expert_map is None else len(self.expert_map)
 
     @property
     def num_choices(self) -> int:
         """How many experts the router chooses from: `num_experts` + `num_zero_experts`."""
-        return self.experts.num_experts + self.num_zero_experts
+        return self.num_experts + self.num_zero_experts
 
     @property
     def hidden_size(self) -> int:
@@ -205,6 +221,46 @@ class LayerDescription(Generic[_Experts]):
         name = rule if isinstance(rule, str) else getattr(rule, "__name__", "function")
         arguments = (f"{key}={_text(value)}" for key, value in self.routing_arguments.items())
         return f"{name}({', '.join(arguments)})"
+
+    def slice(self, experts: ExpertIds) -> LayerDescription[_Experts]:
+        """Return the layer with some of its experts alone, in the same memory.
+
+        Parameters
+        ----------
+        experts : range or iterable of int
+            Ids of experts that are held.
+
+        Returns
+        -------
+        LayerDescription
+            With an `expert_map`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an id is no integer, is there twice, or is not that of an expert that is held.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> arrays = {"w13": np.ones((4, 64, 96), np.float32), "w2": np.ones((4, 96, 32), np.float32)}
+        >>> experts = mx.checkpoint.ExpertWeights("bf16", "float32", (96, 32), arrays)
+        >>> description = mx.checkpoint.LayerDescription(experts, np.ones((4, 96), np.float32), top_k=2)
+        >>> part = description.slice(range(2, 4))
+        >>> part.num_experts, part.experts.num_experts, part.expert_map.tolist()
+        (4, 2, [-1, -1, 0, 1])
+        """
+        ids = check_expert_ids("experts", experts, self.num_experts)
+        places = ids if self.expert_map is None else self.expert_map[ids]
+        if (places < 0).any():
+            held = format_ranges(held_ids(self.expert_map, self.num_experts).tolist())
+            raise value_error("experts", f"experts of this slice ({held})", str(ids[places < 0][0]))
+        arguments = self.arguments() | {"expert_map": make_expert_map(ids, self.num_experts)}
+        return self._of(arguments | {"experts": self.experts._select(places)})
+
+    def _of(self, arguments: dict[str, Any]) -> Self:
+        return type(self)(**arguments)
 
     def choose(
         self,
@@ -344,6 +400,11 @@ class LayerDescription(Generic[_Experts]):
         _, ids = self.choose(np.zeros((1, self.num_choices), np.float32), np.zeros(1, np.int64))
         if self.routing == "hash_topk" and ids.shape[-1] != self.top_k:
             raise value_error("top_k", f"{ids.shape[-1]}, as in tid2eid", str(self.top_k))
+
+
+def sliced(layer: LayerDescription[_Experts], experts: ExpertIds | None) -> LayerDescription[_Experts]:
+    """The layer, or, if experts are asked for, the slice that has them."""
+    return layer if experts is None else layer.slice(experts)
 
 
 def later_fields(layer: LayerDescription[Any]) -> dict[str, Any]:

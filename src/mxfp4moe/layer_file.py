@@ -13,7 +13,8 @@ from mxfp4moe._arguments import describe, type_error
 from mxfp4moe._json import shorten
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
-from mxfp4moe.layer_description import LayerDescription, later_fields
+from mxfp4moe.experts.selection import ExpertIds, held_ids
+from mxfp4moe.layer_description import LayerDescription, later_fields, sliced
 from mxfp4moe.packed.container import PackedFile, Part, write_packed_file
 from mxfp4moe.packed.kinds import LAYER, file_meta, open_packed_file
 
@@ -53,14 +54,22 @@ def save_layer(layer: LayerDescription[PackedExperts], path: str | os.PathLike[s
     write_packed_file(path, file_meta(LAYER, options) | specs | last, parts)
 
 
-def open_layer(path: str | os.PathLike[str], verify: bool = False) -> LayerDescription[PackedExperts]:
-    """The layer of a packed file, whose weights are mapped; every field of the file is checked."""
-    file = open_packed_file(path, LAYER, verify)
+def open_layer(
+    path: str | os.PathLike[str], verify: bool = False, experts: ExpertIds | None = None
+) -> LayerDescription[PackedExperts]:
+    """The layer of a packed file, or a slice of it, whose weights are mapped; every field is checked."""
+    file = open_packed_file(path, LAYER, verify and experts is None)
     arguments = _read_fields(file)
     try:
-        return LayerDescription(**arguments)
+        whole = LayerDescription(**arguments)
     except (TypeError, ValueError) as error:
         raise PackedFormatError(f"{os.fspath(path)}: {error}") from None
+    layer = sliced(whole, experts)
+    if verify and layer is not whole:
+        ids = held_ids(layer.expert_map, layer.num_experts)
+        used = set((ids if whole.expert_map is None else whole.expert_map[ids]).tolist())
+        file.verify(is_used=lambda part, row: not part.startswith("experts/") or row in used)
+    return layer
 
 
 _LAST_FIELDS = ("top_k", "routing", "routing_arguments")  # which packed files have after the experts

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import cast
+from mxfp4moe._arguments import cast, value_error
 from mxfp4moe.experts.activation import check_activation
 from mxfp4moe.experts.fused import Slots, expert_options, run_experts
 from mxfp4moe.experts.packed_experts import PackedExperts
@@ -47,8 +47,11 @@ class LayerSum:
         self._latent_norm, self._latent_epsilon = layer.latent_norm, layer.latent_norm_eps
         self._bias = layer.output_bias
         self._num_experts, self._has_zero = layer.num_experts, layer.num_zero_experts > 0
+        self._map = layer.expert_map
+        if self._map is not None:  # The whole layer adds these once, whatever slices it is cut in.
+            self._shared = self._bias = None
         self._is_routed_alone = not self._has_zero and all(
-            term is None for term in (self._factor, self._shared, self._down, self._bias)
+            term is None for term in (self._factor, self._shared, self._down, self._bias, self._map)
         )
 
     def add_up(self, rows: NDArray[Any], slots: Slots, out: NDArray[Any], threads: int) -> None:
@@ -56,6 +59,9 @@ class LayerSum:
 
         Ids that are not those of packed experts are those of experts that give the token itself.
         """
+        if self._map is not None and self._latent_norm is not None:
+            expected = "the whole layer, for latent_norm is of the sum over all experts"
+            raise value_error("expert_map", expected, "a slice")
         if self._is_routed_alone:
             run_experts(self._experts, rows, slots, self._options, out, threads)
             return
@@ -69,7 +75,12 @@ class LayerSum:
                 out[part] = self._sum(rows[part], weights[part], ids[part], threads)
 
     def _sum(self, rows: NDArray[Any], weights: Floats, ids: NDArray[np.int32], threads: int) -> Floats:
-        if self._has_zero:
+        if self._map is not None:
+            # The place -1 at the end is that of all ids but those of experts.
+            places = np.append(self._map, np.int32(-1))
+            ids = places[np.where((ids < 0) | (ids >= self._num_experts), np.int32(-1), ids)]
+            total = self._sum_routed(rows, (weights, ids), threads)
+        elif self._has_zero:
             zero = ids >= self._num_experts
             total = self._sum_routed(rows, (weights, np.where(zero, np.int32(-1), ids)), threads)
             # The weights are added from slot to slot, for any number of tokens.

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from mxfp4moe._arguments import check_bool, check_choice
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize
+from mxfp4moe.experts.selection import ExpertIds, check_expert_ids
 from mxfp4moe.layer import MoELayer
+from mxfp4moe.layer_description import sliced
 from mxfp4moe.layer_routing import NONFINITE, Nonfinite
 
 __all__ = ["load_layers"]
@@ -19,6 +21,7 @@ def load_layers(
     path: str | os.PathLike[str],
     layers: Iterable[int] | None = None,
     *,
+    experts: ExpertIds | None = None,
     quantize: QuantizeFormat | None = None,
     progress: bool | None = None,
     nonfinite: Nonfinite = "raise",
@@ -34,6 +37,8 @@ def load_layers(
     layers : iterable of int, optional
         Numbers of the layers to load, counted from 0, dense ones included. All that have experts, if not
         given.
+    experts : range or iterable of int, optional
+        As for `MoELayer.from_checkpoint`, of each layer.
     quantize : str, optional
         As for `MoELayer.from_checkpoint`.
     progress : bool, optional
@@ -78,12 +83,14 @@ def load_layers(
     check_quantize(quantize)
     check_choice("nonfinite", nonfinite, NONFINITE)
     model = checkpoint.open(path)
+    if experts is not None:
+        experts = check_expert_ids("experts", experts, model.num_experts)
     numbers = model.moe_layers if layers is None else [model.check_layer(layer) for layer in layers]
     shown = sys.stderr.isatty() if progress is None else check_bool("progress", progress)
     bar = ProgressBar("loading", len(numbers), f"{len(numbers)} layers") if shown and numbers else None
     result = []
     for number in numbers:
-        description = model.read_layer(number)
+        description = sliced(model.read_layer(number), experts)
         result.append(MoELayer._of_description(description, quantize, os.fspath(path), nonfinite))
         if bar is not None:
             bar.advance(1)

@@ -119,7 +119,8 @@ class Experts : public Work {
                        num_tokens_,
                        top_k_,
                        activation_,
-                       false};
+                       false,
+                       true};
     CHECK(fused_experts(kernels, problem, num_threads) == Status::kOk);
     return out;
   }

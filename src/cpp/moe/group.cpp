@@ -18,6 +18,7 @@ void take_grouping(Arena* arena, const MoeProblem& problem, const GroupRule& rul
   const int64_t slots = problem.num_tokens * problem.top_k;
   const int64_t experts = problem.layer.num_experts;
   grouping->tokens = arena->take<int32_t>(slots);
+  grouping->sum_rows = problem.combine ? grouping->tokens : arena->take<int32_t>(slots);
   grouping->weights = arena->take<float>(slots);
   grouping->groups = arena->take<TokenGroup>(max_groups(experts, slots, rule));
   grouping->expert_offsets = arena->take<int64_t>(experts + 1);
@@ -45,6 +46,7 @@ void group_slots(const MoeProblem& problem, const GroupRule& rule, Grouping* g) 
     if (expert < 0) continue;
     const int64_t at = next[expert]++;
     g->tokens[at] = static_cast<int32_t>(s / problem.top_k);
+    if (!problem.combine) g->sum_rows[at] = static_cast<int32_t>(s);
     g->weights[at] = problem.topk_weights[s];
   }
   for (int64_t e = experts; e > 0; --e) g->expert_offsets[e] = g->expert_offsets[e - 1];

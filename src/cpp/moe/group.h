@@ -16,7 +16,8 @@ struct TokenGroup {
 
 // The slots sorted by expert, then by token, then by position in the token's row. Dropped slots are left out.
 struct Grouping {
-  int32_t* tokens;  // the token of each sorted slot
+  int32_t* tokens;    // the token of each sorted slot
+  int32_t* sum_rows;  // the row of sums that each sorted slot is added to: its token, or the slot itself
   float* weights;   // the router weight of each sorted slot
   TokenGroup* groups;
   int64_t* expert_offsets;  // expert e has the sorted slots [expert_offsets[e], expert_offsets[e + 1])

@@ -87,7 +87,7 @@ int64_t max_call_bytes(const MoeProblem& problem) {
   constexpr int64_t kLimit = int64_t{512} << 20;
   constexpr int64_t kSpare = 1 << 20;  // so that calls of tiny sizes need no chunks
   const int64_t sizes = problem.layer.hidden_size + problem.layer.intermediate_size;
-  const int64_t token_bytes = 2 * sizes * problem.top_k + 4 * problem.layer.hidden_size;
+  const int64_t token_bytes = 2 * sizes * problem.top_k + 4 * problem.layer.hidden_size * rows_per_token(problem);
   const int64_t needed = problem.num_tokens * token_bytes + 32 * problem.layer.num_experts * sizes;
   return std::min(kLimit, needed + kSpare);
 }
@@ -100,8 +100,8 @@ MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team te
   const int64_t i = round_up(layer.intermediate_size, kBlockK);
   const int64_t max_k = std::max(k, i);
   const int64_t sum_bytes = 4 * sum_row_floats(layer.hidden_size);
-  // A token needs its part of the operands of both GEMMs, its sorted slots, and a row of accumulators.
-  const int64_t token_bytes = problem.top_k * (2 * (k + i) + 8) + sum_bytes;
+  // A token needs its part of the operands of both GEMMs, its sorted slots, and its rows of accumulators.
+  const int64_t token_bytes = problem.top_k * (2 * (k + i) + 12) + rows_per_token(problem) * sum_bytes;
   // Tile kernels pad the last group of each expert to a whole tile of tokens.
   const int64_t padding = 2 * kTokenTile * std::min(layer.num_experts, problem.num_tokens * problem.top_k) * (k + i);
   const int64_t limit = max_call_bytes(problem);

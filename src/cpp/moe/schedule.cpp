@@ -19,7 +19,7 @@ struct ChunkMemory {
   int32_t* pack_first_item;  // for each group, the item that packs its first tile of tokens
   uint8_t* operand;          // the operand of GEMM 1, group after group
   uint8_t* intermediate;     // the operand of GEMM 2, group after group
-  float* accumulators;       // [tokens][sum_row_floats]
+  float* accumulators;       // [tokens, or slots that stay apart][sum_row_floats]
   int32_t* slot_rows;        // 0, 1, 2, ...: the rows of slot_outputs
   float* slot_outputs;       // [slots][sum_row_floats], if experts may be split
   uint8_t* scratch;          // scratch_bytes for each thread
@@ -37,7 +37,7 @@ int64_t take_chunk(Arena* arena, const KernelTable& kernels, const MoeProblem& c
   m->operand = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.hidden_size));
   m->intermediate = arena->take<uint8_t>(kernels.operand_bytes(padded_slots, layer.intermediate_size));
   const int64_t row = sum_row_floats(layer.hidden_size);
-  m->accumulators = arena->take<float>(chunk.num_tokens * row);
+  m->accumulators = arena->take<float>(chunk.num_tokens * rows_per_token(chunk) * row);
   m->slot_rows = arena->take<int32_t>(plan.may_split_experts ? slots : 0);
   m->slot_outputs = arena->take<float>(plan.may_split_experts ? slots * row : 0);
   const int64_t group = std::min(plan.groups.max_tokens, round_up(slots, kTokenTile));
@@ -179,26 +179,28 @@ class Chunk {
     });
   }
 
-  // Computes some columns of the result. The experts of a token are added in ascending order, always the same one.
+  // Computes some columns of the result. The experts of a token are added in ascending order, always the same one; or
+  // each slot has a row of its own, which stays zero if it is dropped.
   void output_item(int64_t index, uint8_t* scratch) const {
     const Grouping& g = m_.grouping;
     const int64_t row = row_floats();
     const Columns c = columns(output_pairs(plan_, index));
-    for (int64_t t = 0; t < p_.num_tokens; ++t) std::fill_n(m_.accumulators + t * row + c.first, c.count, 0.0f);
+    const int64_t num_rows = p_.num_tokens * rows_per_token(p_);
+    for (int64_t r = 0; r < num_rows; ++r) std::fill_n(m_.accumulators + r * row + c.first, c.count, 0.0f);
     if (plan_.split_experts) {
       for (int64_t s = 0; s < g.num_slots; ++s) {
         const float* from = m_.slot_outputs + s * row + c.first;
-        float* to = m_.accumulators + g.tokens[s] * row + c.first;
+        float* to = m_.accumulators + g.sum_rows[s] * row + c.first;
         for (int64_t i = 0; i < c.count; ++i) to[i] += from[i];
       }
     } else {
       for (int64_t i = 0; i < g.num_groups && keep_going(); ++i) {
-        add_group(g.groups[i], c, g.tokens, m_.accumulators, scratch);
+        add_group(g.groups[i], c, g.sum_rows, m_.accumulators, scratch);
       }
     }
     const int64_t out_bytes = p_.out.dtype == DType::kFloat32 ? 4 : 2;
     kernels_.store_output({m_.accumulators + c.first, row, p_.out.data + c.first * out_bytes, p_.out.stride,
-                           p_.out.dtype, p_.num_tokens, std::min(c.count, p_.layer.hidden_size - c.first)});
+                           p_.out.dtype, num_rows, std::min(c.count, p_.layer.hidden_size - c.first)});
   }
 
   const KernelTable& kernels_;
@@ -215,7 +217,7 @@ class Chunk {
 MoeProblem chunk_of(const MoeProblem& problem, int64_t first, int64_t count) {
   MoeProblem chunk = problem;
   chunk.hidden_states.data += first * chunk.hidden_states.stride;
-  chunk.out.data += first * chunk.out.stride;
+  chunk.out.data += first * rows_per_token(chunk) * chunk.out.stride;
   chunk.topk_weights += first * chunk.top_k;
   chunk.local_ids += first * chunk.top_k;
   chunk.num_tokens = count;

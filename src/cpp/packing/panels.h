@@ -88,6 +88,7 @@ struct PackedMatrix {
   const uint8_t* scales;
   const uint8_t* sum_scales;  // [panels][ranges][scale_rows] of sum_dtype, or null
   const float* bias;          // [panels][16], or null
+  const int32_t* places;      // the place in memory of each expert that is counted, or null if all are
 };
 
 // Returns the matrix without its first `panels` panels.
@@ -105,7 +106,8 @@ inline PackedMatrix skip_panels(const PackedMatrix& all, int64_t panels) {
 }
 
 inline PackedMatrix expert_matrix(const PackedMatrix& all, int64_t expert) {
-  return skip_panels(all, expert * all.num_panels);
+  const int64_t place = all.places == nullptr ? expert : all.places[expert];
+  return skip_panels(all, place * all.num_panels);
 }
 
 // Counts the products of a pair of panels with the hidden states of some tokens.

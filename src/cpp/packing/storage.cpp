@@ -128,6 +128,13 @@ PackedLayer view_storage(const StorageShape& s, const uint8_t* data) {
           view_matrix(layout.w2, data)};
 }
 
+PackedLayer view_some(const StorageShape& s, const uint8_t* data, const int32_t* places, int64_t num_experts) {
+  PackedLayer layer = view_storage(s, data);
+  layer.num_experts = num_experts;
+  layer.w13.places = layer.w2.places = places;
+  return layer;
+}
+
 PackedMatrix view_single(const MatrixShape& s, const uint8_t* data) {
   return view_matrix(single_layout(s).matrix, data);
 }

@@ -65,7 +65,7 @@ struct SingleLayout {
 
 SingleLayout single_layout(const MatrixShape& shape) MXFP4MOE_EXPORTED(single_layout);
 
-// The packed experts of one layer.
+// The packed experts of one layer, or some of them.
 struct PackedLayer {
   int64_t num_experts;
   int64_t hidden_size;
@@ -77,6 +77,9 @@ struct PackedLayer {
 };
 
 PackedLayer view_storage(const StorageShape& shape, const uint8_t* data) MXFP4MOE_EXPORTED(view_storage);
+// The layer whose expert e is the one at place `places[e]` of the storage.
+PackedLayer view_some(const StorageShape& shape, const uint8_t* data, const int32_t* places, int64_t num_experts)
+    MXFP4MOE_EXPORTED(view_some);
 PackedMatrix view_single(const MatrixShape& shape, const uint8_t* data) MXFP4MOE_EXPORTED(view_single);
 
 }  // namespace mxfp4moe

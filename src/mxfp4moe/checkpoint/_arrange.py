@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -24,11 +25,14 @@ _BY_ROWS: tuple[BlockShape, ...] = ((1, None), (None, None))
 """Block shapes that a scale for each row can stand for."""
 
 
-class Stored(NamedTuple):
+@dataclass(frozen=True)
+class Stored:
     """Where the matrices of gate, up and down are, and the scheme of each."""
 
     parts: Sequence[Part]
     schemes: Sequence[Sequence[Scheme]]
+    places: Sequence[int] | None = None
+    """Of the experts that are arranged, if not of all; the format is that of all."""
 
     @property
     def format(self) -> str:
@@ -54,11 +58,18 @@ class Stored(NamedTuple):
         for part in self.parts:
             _check_halves(part, self.block_shape())
 
-    def arrange(self, arrays: dict[str, Any]) -> dict[str, Any]:
+    def select(self, places: Sequence[int]) -> Stored:
+        """The same for some of the experts."""
+        return replace(self, places=[i if self.places is None else self.places[i] for i in places])
+
+    def __call__(self, arrays: dict[str, Any]) -> dict[str, Any]:
         """The arguments of `pack_experts`, if `arrays` has the matrices under the names of the weights."""
+        used = [
+            of_part if self.places is None else [of_part[i] for i in self.places] for of_part in self.schemes
+        ]
         decoded = (
             [self._alike(each, scheme) for each, scheme in zip(matrices, schemes, strict=True)]
-            for matrices, schemes in zip([*arrays["w13"], arrays["w2"]], self.schemes, strict=True)
+            for matrices, schemes in zip([*arrays["w13"], arrays["w2"]], used, strict=True)
         )
         *first, down = (
             half

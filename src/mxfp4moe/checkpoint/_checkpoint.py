@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mxfp4moe._arguments import check_layer_number, value_error
+from mxfp4moe._arguments import check_layer_number, format_ranges, value_error
 from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.weights import ExpertWeights
@@ -193,15 +192,3 @@ class Checkpoint(ABC):
 def _stored(experts: AnyExperts) -> str:
     """How the checkpoint stores experts, in words."""
     return experts.source if isinstance(experts, ExpertWeights) else f"packed {experts.format}"
-
-
-def format_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in words: ``3 to 60``, or ``1, 3, 5``."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    texts = [str(a) if a == b else f"{a}, {b}" if a + 1 == b else f"{a} to {b}" for a, b in ranges]
-    return ", ".join(texts[:8]) + (", ..." if len(texts) > 8 else "")

@@ -127,11 +127,11 @@ def _read_parts(
     found = dict.fromkeys(each for of_part in schemes for each in of_part)
     source = " and ".join(dict.fromkeys(each.name for each in found))
     if stored.format == "bf16":
-        return _plain_experts(plain.with_scales(stored.arrange(arrays)), source, sizes)
+        return _plain_experts(plain.with_scales(stored(arrays)), source, sizes)
     shape = (sizes.hidden, sizes.intermediate)
     if any(each.decode is not None or each.format != stored.format for each in found):
-        return ExpertWeights(stored.format, source, shape, arrays, stored.arrange)
-    return ExpertWeights(stored.format, source, shape, stored.arrange(arrays))
+        return ExpertWeights(stored.format, source, shape, arrays, stored)
+    return ExpertWeights(stored.format, source, shape, stored(arrays))
 
 
 def _scheme_of(place: Place, scheme: Scheme) -> Scheme:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from mxfp4moe._arguments import join_choices
+from mxfp4moe._arguments import format_ranges, join_choices
 from mxfp4moe._json import shorten
-from mxfp4moe.checkpoint._checkpoint import format_ranges
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint._fields import Count, Field, Value, check_length, read_value
 

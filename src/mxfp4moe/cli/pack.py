@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mxfp4moe.model.decoder import Decoder
     from mxfp4moe.model.loading import DecoderLoader
 
+_MAX_IDS = 65_536  # more than any model has experts
 _DESCRIPTION = """\
 Packs every layer that has experts, once and for all: the folder that is written is loaded in milliseconds,
 and processes that load it share one copy. MoELayer.from_checkpoint, load_layers and the other commands read
@@ -38,6 +39,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("destination", metavar="DST", type=Path, help="The folder to write.")
     add_quantize(parser)
     add_quantize_dense(parser)
+    parser.add_argument(
+        "--experts",
+        type=_expert_ids,
+        metavar="IDS",
+        help="Pack these experts of each layer alone, such as 0-15,40: a slice, for one process of several. "
+        "Default: all, and the rest of a whole model.",
+    )
     add_force(parser)
     add_json(parser, "the summary")
     add_threads(parser)
@@ -49,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     from mxfp4moe import checkpoint
     from mxfp4moe.checkpoint.packed import layer_file_name, write_index
     from mxfp4moe.cli._output import check_destination, check_free_space, model_folder
+    from mxfp4moe.experts.selection import check_expert_ids
     from mxfp4moe.layer import MoELayer
+    from mxfp4moe.layer_description import sliced
     from mxfp4moe.model.files import copy_text_files, write_ends, write_layer
 
     begin = perf_counter()
@@ -57,9 +67,10 @@ def run(args: argparse.Namespace) -> int:
     model = checkpoint.open(args.source)
     if not model.moe_layers:
         raise ValueError(f"{args.source}: expected layers that have experts, got none")
+    ids = None if args.experts is None else check_expert_ids("--experts", args.experts, model.num_experts)
     infos = [model.describe_layer(layer) for layer in model.moe_layers]
     whole, why_not = _find_whole_model(args, model)
-    if args.quantize is None:
+    if args.quantize is None and ids is None:
         check_free_space(args.destination, sum(info.nbytes for info in infos))
     numbers = model.moe_layers if whole is None else range(model.num_layers)
     progress = ProgressBar("packing", len(numbers), f"{len(numbers)} layers")
@@ -71,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
             if whole is not None:
                 write_layer(folder, number, whole.layer(number))
             else:
-                layer = MoELayer._of_description(model.read_layer(number), args.quantize, str(args.source))
+                description = sliced(model.read_layer(number), ids)
+                layer = MoELayer._of_description(description, args.quantize, str(args.source))
                 layer.save(folder / layer_file_name(number))
                 del layer
             progress.advance(1)
@@ -95,12 +107,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _expert_ids(text: str) -> list[int]:
+    """Ids and ranges of ids, both ends included, with commas between them."""
+    ids: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not all(word.isascii() and word.isdigit() and len(word) < 10 for word in (first, last or first)):
+            raise argparse.ArgumentTypeError(f"expected ids such as 0-15,40, got {text[:40]!r}")
+        begin, end = int(first), int(last or first)
+        if end < begin or end - begin >= _MAX_IDS or (dash and not last):
+            raise argparse.ArgumentTypeError(f"expected ids such as 0-15,40, got {text[:40]!r}")
+        ids.extend(range(begin, end + 1))
+    return ids
+
+
 def _find_whole_model(
     args: argparse.Namespace, model: Checkpoint
 ) -> tuple[DecoderLoader | Decoder | None, str]:
     """What packs the rest of the model too; None, and why, if layers with experts are packed alone."""
     from mxfp4moe.model.loading import find_whole_model
 
+    if args.experts is not None:
+        if args.quantize_dense is not None:
+            raise ValueError("--quantize-dense: expected no --experts, with which experts are packed alone")
+        return None, ""
     try:
         whole = find_whole_model(model, args.quantize, args.quantize_dense)
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, SupportsIndex, TypedDict
+from typing import Any, NotRequired, SupportsIndex, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +45,7 @@ def fused_experts(
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
     expert_map: ArrayLike | None = None,
+    combine: bool = True,
     out: NDArray[Any] | SupportsDLPack | None = None,
     num_threads: int | None = None,
 ) -> NDArray[Any]:
@@ -87,8 +88,13 @@ def fused_experts(
         as if it multiplied the input, without another rounding.
     expert_map : integer array of shape (num_global_experts,), optional
         `topk_ids` then index it; it holds local ids, or -1 for experts whose slots are dropped here.
+    combine : bool, default True
+        False: return the term of each slot instead of their sum, as float32 of shape (..., top_k,
+        hidden_size), with bias and router weight applied, and zeros where a slot is dropped. Terms added in
+        float32 to zeros, in ascending expert id, then slot, and rounded once, are the sum bit for bit.
     out : ndarray of the shape of hidden_states, optional
-        bfloat16, float16 or float32, writeable, last axis contiguous. May be `hidden_states` itself; must not
+        bfloat16, float16 or float32, writeable, last axis contiguous; with ``combine=False`` of the shape of
+        the terms, and float32. May be `hidden_states` itself; must not
         overlap an input otherwise. A call that a signal ends, as Ctrl-C does, may leave anything in it. An
         array of another library that DLPack hands over for writing is written in place, too.
     num_threads : int, optional
@@ -97,6 +103,7 @@ def fused_experts(
     Returns
     -------
     ndarray of the shape and dtype of hidden_states, or `out`
+        With ``combine=False`` the terms.
 
     Raises
     ------
@@ -137,18 +144,25 @@ def fused_experts(
     function = check_activation(activation, alpha, limit, spec.gated)
     options = expert_options(function, apply_router_weight_on_input)
     threads = resolve_num_threads(num_threads)
+    shape, dtype = hidden.shape, hidden.dtype
+    if not check_bool("combine", combine):
+        options["combine"] = False
+        shape, dtype = (*ids.shape, spec.hidden_size), np.dtype(np.float32)
     if out is not None:
         inputs = {
             "topk_weights": given_array(topk_weights, weights),
             "topk_ids": given_array(topk_ids, ids),
             "expert_map": expert_map,
         }
-        result = check_out(out, given_array(hidden_states, hidden), inputs)
+        result = check_out(out, given_array(hidden_states, hidden), inputs, shape)
+        if not combine and result.dtype != dtype:
+            raise type_error("out", "an array of float32 with combine=False", describe(result))
     else:
-        result = np.empty(hidden.shape, hidden.dtype)
+        result = np.empty(shape, dtype)
     rows = as_rows(hidden)
     target = rows_view(result)
-    buffer = np.empty(rows.shape, result.dtype) if target is None else target
+    num_rows = len(rows) if combine else slots[1].size
+    buffer = np.empty((num_rows, rows.shape[1]), result.dtype) if target is None else target
     run_experts(experts, rows, slots, options, buffer, threads)
     if target is None:
         result[...] = buffer.reshape(result.shape)
@@ -253,6 +267,7 @@ class ExpertOptions(TypedDict):
     alpha: float
     limit: float
     apply_router_weight_on_input: bool
+    combine: NotRequired[bool]
 
 
 Slots = tuple[NDArray[np.float32], NDArray[np.int32]]
@@ -300,7 +315,10 @@ def run_experts(
     out: NDArray[Any],
     threads: int,
 ) -> None:
-    """Compute `fused_experts` of arguments that have been checked; `rows` and `out` have two axes."""
+    """Compute `fused_experts` of arguments that have been checked; `rows` and `out` have two axes.
+
+    Without `combine`, `out` has a row for each slot.
+    """
     weights, local_ids = slots
     if rows.size == 0:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from mxfp4moe._dtypes import narrow
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.spec import BlockShape, ExpertsSpec, scale_shape
 from mxfp4moe.formats import BFLOAT16, GROUP_MULTIPLE, Format, GateUpLayout
-from mxfp4moe.packed.container import PackedFile, is_packed_file
+from mxfp4moe.packed.container import PackedFile, Part, is_packed_file
 from mxfp4moe.packed.kinds import EXPERTS
 from mxfp4moe.packed.weights import PackedWeights
 
@@ -81,7 +82,7 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
     nbytes : int
         Size of the packed weights, scales and biases in memory.
     data : memoryview
-        The packed bytes, read-only.
+        The packed bytes, read-only; a copy if these are some experts of a file that holds more.
     spec : ExpertsSpec
         All of these but the bytes.
 
@@ -107,6 +108,39 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
     @property
     def _num_file_rows(self) -> int:
         return self.num_experts
+
+    def _select(self, places: NDArray[np.int32]) -> PackedExperts:
+        """The experts at these places, in the same memory: what is not used of a mapped file is not read."""
+        source, chosen = self._storage.selection()
+        whole = replace(self.spec, num_experts=self._storage.num_places)
+        storage = whole.make_storage(np.asarray(source))
+        storage.select(places if chosen is None else np.asarray(chosen)[places])
+        return self._make(replace(self.spec, num_experts=len(places)), storage, self._place)
+
+    @property
+    def nbytes(self) -> int:
+        per_expert = sum(size for _, _, size in self._storage.parts())
+        return self.num_experts * per_expert if self._is_selection else self._storage.nbytes
+
+    @property
+    def data(self) -> memoryview:
+        return memoryview(self._compact()._storage)
+
+    def _compact(self) -> PackedExperts:
+        """The same experts in memory that holds no others."""
+        if not self._is_selection:
+            return self
+        storage = self.spec.make_storage()
+        self._storage.copy_to(storage)
+        return self._make(self.spec, storage, self._place)
+
+    def _file_parts(self, prefix: str) -> list[Part]:
+        return super(PackedExperts, self._compact())._file_parts(prefix)
+
+    @property
+    def _is_selection(self) -> bool:
+        """Whether these are some experts of memory that holds more, between which others lie."""
+        return self._storage.selection()[1] is not None
 
     @property
     def format(self) -> Format:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ class ExpertWeights:
     arrays : dict
         The arguments of `mxfp4moe.pack_experts` by name, unless there is `decode`; views of the mapped files.
     decode : callable or None
-        It makes of `arrays` what `pack_experts` takes, for sources that store it otherwise. It copies.
+        It makes of `arrays` what `pack_experts` takes, for sources that store it otherwise. It copies. Where
+        it treats experts differently, it has a method `select` for some of them, which returns another one.
 
     Examples
     --------
@@ -70,6 +71,13 @@ class ExpertWeights:
         """Size in the checkpoint."""
         return sum(array.nbytes for array in _arrays(list(self.arrays.values())))
 
+    def _select(self, places: NDArray[np.int32]) -> ExpertWeights:
+        """The experts at these ascending places: of arrays of all of them nothing else is read."""
+        count = self.num_experts
+        arrays = {name: _of_experts(value, places, count) for name, value in self.arrays.items()}
+        select = getattr(self.decode, "select", None)
+        return replace(self, arrays=arrays, decode=self.decode if select is None else select(places))
+
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `mxfp4moe.pack_experts` that pack them.
 
@@ -80,6 +88,18 @@ class ExpertWeights:
         """
         arrays = self.arrays if self.decode is None else self.decode(self.arrays)
         return {**arrays, "format": self.format}
+
+
+def _of_experts(value: Any, places: NDArray[np.int32], count: int) -> Any:
+    """Some experts of an argument: an array with an axis of `count`, a list of so many, or a few of these."""
+    if isinstance(value, np.ndarray) and value.ndim and len(value) == count:
+        first, last = int(places[0]), int(places[-1])
+        return value[first : last + 1] if last - first + 1 == len(places) else value[places]
+    if type(value) is list and len(value) == count and not any(type(item) is list for item in value):
+        return [value[place] for place in places]
+    if type(value) in (list, tuple) and all(type(item) in (list, np.ndarray) for item in value):
+        return type(value)(_of_experts(item, places, count) for item in value)
+    return value
 
 
 def _arrays(value: object) -> Iterator[NDArray[Any]]:

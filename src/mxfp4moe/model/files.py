@@ -164,6 +164,8 @@ def _open_block(
     block: MoELayer | PackedExperts
     if number in model.moe_layers:
         block = MoELayer.open(model.path / layer_file_name(number), verify=verify)
+        if block.expert_map is not None:
+            raise file.error("layers with all of their experts beside it", f"a slice of layer {number}")
     else:
         block = PackedExperts._from_file(file, _EXPERTS)
         if block.num_experts != 1:

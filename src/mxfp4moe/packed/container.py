@@ -173,24 +173,29 @@ class PackedFile(Mapping[str, "np.ndarray[Any, Any]"]):
             raise self.error(f"parts {shorten(list(names))} in this order", shorten(order))
         return self._bytes[self.parts[names[0]].begin : _round_up(self.parts[names[-1]].end)]
 
-    def verify(self, advance: Callable[[int], None] = lambda num_bytes: None) -> None:
+    def verify(
+        self,
+        advance: Callable[[int], None] = lambda num_bytes: None,
+        is_used: Callable[[str, int], bool] = lambda part, row: True,
+    ) -> None:
         """Compare each checksum, and the padding with zeros; `advance` is told how many bytes are done.
+
+        Rows of parts that are not used are left out.
 
         Raises
         ------
         PackedFormatError
             Naming the first part, and the row of it, that is damaged.
         """
-        rows = [(part, row) for part in self.parts.values() for row in range(len(part.checksums))]
-        expected = (checksum for part in self.parts.values() for checksum in part.checksums)
-        contents = [
-            content
+        rows = [
+            (part, row, content)
             for part in self.parts.values()
-            for content in _split(self._bytes, part.begin, part.end, len(part.checksums))
+            for row, content in enumerate(_split(self._bytes, part.begin, part.end, len(part.checksums)))
+            if is_used(part.name, row)
         ]
-        for (part, row), content, want, got in zip(
-            rows, contents, expected, _checksums(contents), strict=True
-        ):
+        found = _checksums([content for _, _, content in rows])
+        for (part, row, content), got in zip(rows, found, strict=True):
+            want = part.checksums[row]
             if want != got:
                 place = f"part {part.name!r}" + (f", row {row}" if len(part.checksums) > 1 else "")
                 raise self.error(f"the checksum {want:#010x} of {place}", f"{got:#010x}: the data is damaged")

@@ -141,14 +141,18 @@ def _evaluate(
     weights, ids = (np.asarray(array) for array in chosen)
     is_zero = (ids >= layer.num_experts) & (layer.num_zero_experts > 0)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        total = _routed_sum(hidden, layer, (weights, np.where(is_zero, -1, ids)), precision)
-        if layer.num_zero_experts:
+        is_slice = layer.expert_map is not None
+        ids = np.where(is_zero, -1, ids)
+        if is_slice:
+            ids = np.append(layer.expert_map, -1)[ids]
+        total = _routed_sum(hidden, layer, (weights, ids), precision)
+        if layer.num_zero_experts and not is_slice:
             used = np.where(is_zero, weights, 0).astype(np.float32).astype(precision.dtype)
             total = total + np.add.accumulate(used, axis=-1)[..., -1:] * hidden.astype(precision.dtype)
         total = np.asarray(total * precision.dtype.type(layer.routed_scaling_factor))
-        if layer.shared_experts is not None:
+        if layer.shared_experts is not None and not is_slice:
             total = total + _shared_expert(hidden, layer, precision)
-        if layer.output_bias is not None:
+        if layer.output_bias is not None and not is_slice:
             total = total + layer.output_bias.astype(precision.dtype)
     return total
 
