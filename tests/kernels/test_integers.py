@@ -306,10 +306,33 @@ def test_a_matrix_alone(isa, rng, tmp_path, format, has_zeros, shape, groups):
     assert mx.PackedLinear.open(tmp_path / "linear.packed", verify=True) == linear
 
 
+@pytest.mark.parametrize("format", ["int4", "int8"])
+@pytest.mark.parametrize("has_zeros", [False, True])
+@pytest.mark.parametrize("bits", [8, 9, 15, 16, 17])
+def test_weights_are_exact_by_scales_of_so_many_bits(isa, rng, format, has_zeros, bits):
+    """A token that is 1 in one place reads off the weights, which float32 holds."""
+    rows, k = 48, 64
+    (codes,), _, zero_points = random_integers(rng, format, (1, rows, k), k // 32, np.float32, has_zeros)
+    factors = np.ldexp(1 + 2.0 ** (1 - bits), rng.integers(-8, 8, (rows, k // 32))).astype(np.float32)
+    zeros = None if zero_points is None else zero_points[0]
+    linear = mx.pack_linear(codes, factors, format=format, zero_points=zeros)
+    inverse = mx.dequantize_int4 if format == "int4" else mx.dequantize_int8
+    expected = np.ascontiguousarray(inverse(codes, factors, zeros).T) + np.float32(
+        0
+    )  # without a sign of zero
+    hidden = np.eye(k, dtype=np.float32)
+    assert_same_bits(linear(hidden), expected)
+    for i in range(0, k, 7):
+        assert_same_bits(linear(hidden[i : i + 1]), expected[i : i + 1])
+
+
 def test_a_matrix_quantized_while_it_is_packed(rng):
     w = rng.standard_normal((70, 96), np.float32)
     for format, quantizer in (("int4", mx.quantize_int4), ("int8", mx.quantize_int8)):
-        assert mx.pack_linear(w, quantize=format) == mx.pack_linear(*quantizer(w)[:2], format=format)
+        codes, factors, _ = quantizer(w)
+        small = factors.astype(bfloat16)
+        assert np.array_equal(small, factors)
+        assert mx.pack_linear(w, quantize=format) == mx.pack_linear(codes, small, format=format)
     with pytest.raises(ValueError, match="^weight: expected columns that are a multiple of 32 with quantize"):
         mx.pack_linear(w[:, :48], quantize="int8")
     with pytest.raises(ValueError, match="^zero_points: expected None with format 'bf16'"):

@@ -69,6 +69,13 @@ void with_value(DType dtype, F&& f) {
 // Rounds to the nearest integer, ties to even, |v| < 2^51.
 double round_even(double v) { return (v + 0x1.8p52) - 0x1.8p52; }
 
+// Returns the least bfloat16 number that is not below `exact`, which is positive and at most the largest one.
+float bf16_above(double exact) {
+  const float nearest = static_cast<float>(exact);
+  const uint32_t bits = f32_bits(nearest) + (static_cast<double>(nearest) < exact ? 1 : 0);
+  return f32_from_bits((bits + 0xffffu) & 0xffff0000u);
+}
+
 // The least and the largest value of a group, or zero if that is less or larger.
 struct Span {
   double low = 0, high = 0;
@@ -109,8 +116,8 @@ void quantize_group(const IntegerGroups& groups, int64_t group, const IntegerArr
   const double spread = to.zeros == nullptr ? 2 * std::max(-span.low, span.high) : span.high - span.low;
   float scale = 1.0f;
   if (spread != 0) {
-    const double lowest = std::numeric_limits<float>::min(), highest = std::numeric_limits<float>::max();
-    scale = static_cast<float>(std::clamp(spread / top, lowest, highest));
+    const double lowest = std::numeric_limits<float>::min(), highest = bf16_to_f32(0x7f7f);
+    scale = bf16_above(std::clamp(spread / top, lowest, highest));
   }
   // float64 may overflow where its values are beyond float32's; a quotient that large is clamped all the same.
   const double zero = to.zeros == nullptr ? middle : std::clamp(round_even(-span.low / scale), 0.0, top);

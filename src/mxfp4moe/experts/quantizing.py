@@ -16,6 +16,7 @@ from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.packing import pack_experts
 from mxfp4moe.experts.spec import BlockShape
 from mxfp4moe.experts.weights import ExpertWeights
+from mxfp4moe.formats import BFLOAT16, FORMATS
 
 QuantizeFormat = Literal["mxfp4", "mxfp8", "fp8_block", "nvfp4", "int4", "int8"]
 QUANTIZE_FORMATS: tuple[QuantizeFormat, ...] = get_args(QuantizeFormat)
@@ -43,7 +44,15 @@ def matrix_quantizer(
 ) -> Callable[[Any], tuple[Any, ...]]:
     """What quantizes a matrix to the format `name`; the block shape is that of fp8_block, None for others."""
     blocks = {} if block_shape is None else {"block_shape": block_shape}
-    return partial(_QUANTIZERS[name], num_threads=num_threads, **blocks)
+    quantizer = partial(_QUANTIZERS[name], num_threads=num_threads, **blocks)
+    if not FORMATS[name].has_groups:
+        return quantizer
+
+    def with_small_scales(matrix: Any) -> tuple[Any, ...]:
+        codes, scales, zero_points = quantizer(matrix)
+        return codes, cast(scales, BFLOAT16), zero_points  # which is exact
+
+    return with_small_scales
 
 
 def pack_weights(weights: ExpertWeights | PackedExperts, quantize: QuantizeFormat | None) -> PackedExperts:

@@ -91,7 +91,8 @@ def pack_linear(
         Of int4 and int8, whose weights are (code - zero point) * scale: uint8 in [0, 15] and int8; 8 and 0 if
         not given. Groups are as those of `mxfp4moe.pack_experts`.
     quantize : {"mxfp4", "mxfp8", "fp8_block", "nvfp4", "int4", "int8"}, optional
-        Quantize the floats of `weight` to this format, by the quantizer of its name and its defaults.
+        Quantize the floats of `weight` to this format, by the quantizer of its name and its defaults. The
+        scales of int4 and int8 are packed in bfloat16, which holds them exactly.
     num_threads : int, optional
         For this call; see `mxfp4moe.num_threads`.
 

@@ -37,9 +37,9 @@ def quantize_int4(
     A value is (code - zero point) * scale. If symmetric, the zero point is 8, and the scale of a group is its
     largest magnitude divided by 7.5. Otherwise the scale is (high - low) / 15, with the least and the largest
     value of the group, or zero if that is less or larger, and the zero point is -low / scale, rounded. Scales
-    are rounded once to float32, at least 2**-126 and at most the largest float32; 1 for a group of zeros. A
-    code is value / scale, rounded, plus the zero point, clamped to [0, 15]. All arithmetic is float64, and
-    ties go to even.
+    are rounded up to bfloat16 numbers, with which kernels are faster than with others, at least 2**-126 and
+    at most the largest one; 1 for a group of zeros. A code is value / scale, rounded, plus the zero point,
+    clamped to [0, 15]. All arithmetic is float64, and ties go to even.
 
     Parameters
     ----------

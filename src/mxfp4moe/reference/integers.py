@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -20,8 +21,8 @@ def quantize_integers(
     - else, by the least and the largest value and zero: ``scale = (high - low) / (n - 1)``, and the zero
       point is -low / scale, rounded.
 
-    A scale is rounded once to float32, at least 2**-126 and at most the largest float32; it is 1 for a group
-    of zeros. A code is the rounded quotient of a value and the scale, plus the zero point, clamped to
+    A scale is rounded up to a bfloat16 number, at least 2**-126 and at most the largest one; it is 1 for a
+    group of zeros. A code is the rounded quotient of a value and the scale, plus the zero point, clamped to
     [0, n - 1]. With ``nonfinite="nan"`` a group with an infinity or a NaN is a group of zeros of scale NaN.
 
     Parameters
@@ -40,7 +41,7 @@ def quantize_integers(
     scales : float32 ndarray of shape (..., K / group_size)
     zero_points : uint8 ndarray of shape (..., K / group_size), or None if they are all n / 2
     """
-    info, top = np.finfo(np.float32), 2**bits - 1
+    info, top = ml_dtypes.finfo(ml_dtypes.bfloat16), 2**bits - 1
     k = w.shape[-1]
     size = max(k if group_size is None else min(group_size, k), 1)
     groups, valid = finite_blocks(widen(w, np.float64), (*w.shape[:-1], k // size, size), nonfinite)
@@ -48,7 +49,7 @@ def quantize_integers(
     with np.errstate(over="ignore"):  # of float64 beyond float32
         spread = 2 * np.maximum(-low, high) if symmetric else high - low
     bounded = np.clip(spread / top, float(info.smallest_normal), float(info.max))
-    scales = np.where(spread == 0, 1, bounded).astype(np.float32)
+    scales = _bfloat16_above(np.where(spread == 0, 1, bounded))
     divisor = scales.astype(np.float64)
     zeros = np.full(scales.shape, 2.0 ** (bits - 1))
     if not symmetric:
@@ -56,6 +57,13 @@ def quantize_integers(
     codes = np.clip(np.rint(groups / divisor[..., None]) + zeros[..., None], 0, top)
     zero_points = None if symmetric else zeros.astype(np.uint8)
     return codes.astype(np.uint8).reshape(w.shape), np.where(valid, scales, np.float32(np.nan)), zero_points
+
+
+def _bfloat16_above(exact: np.ndarray) -> np.ndarray:
+    """The least bfloat16 numbers, as float32, that are not below positive float64 numbers."""
+    nearest = exact.astype(np.float32)
+    bits = nearest.view(np.uint32) + (nearest < exact)
+    return ((bits + 0xFFFF) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
 def dequantize_integers(differences: np.ndarray, scales: np.ndarray, dtype: DTypeLike) -> np.ndarray:

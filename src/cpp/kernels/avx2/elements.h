@@ -154,7 +154,8 @@ MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
 }
 
 // Small integers become floats by standing in the mantissa of a power of two, which a subtraction takes away together
-// with the zero point: 0x4300 over 7 bits is a bfloat16 of 128 + code, 0x4b00 over 16 bits a float32 of 2^23 + code.
+// with the zero point: 0x4300 over 7 bits is a bfloat16 of 128 + code, 0x47 over a byte, 8 bits apart, a float32 of
+// 2^15 + code.
 MXFP4MOE_INLINE Vec subtract(Vec v, int number) { return _mm256_sub_ps(v, _mm256_set1_ps(static_cast<float>(number))); }
 
 constexpr int kCheapestInt4Zero = -128;  // nothing is left to subtract
@@ -177,9 +178,10 @@ MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
   });
 }
 
+constexpr int kCheapestInt8Zero = -(1 << 15) - 128;  // likewise
 template <class ZeroOf, class F>
 MXFP4MOE_INLINE void each_int8(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
-  const __m256i power = _mm256_set1_epi16(0x4b00), zero = _mm256_setzero_si256();
+  const __m256i power = _mm256_set1_epi16(0x4700), zero = _mm256_setzero_si256();
   unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {
     unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
       const __m256i bytes =
@@ -187,8 +189,8 @@ MXFP4MOE_INLINE void each_int8(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
       const __m256i codes = _mm256_xor_si256(bytes, _mm256_set1_epi8(static_cast<char>(0x80)));  // plus 128
       unroll<2>([&](auto row) MXFP4MOE_INLINE_LAMBDA {
         constexpr Index<2 * pair.value + row.value> index{};
-        const __m256i words = row.value == 0 ? _mm256_unpacklo_epi8(codes, zero) : _mm256_unpackhi_epi8(codes, zero);
-        const int number = (1 << 23) + 128 + zero_of(index);
+        const __m256i words = row.value == 0 ? _mm256_unpacklo_epi8(zero, codes) : _mm256_unpackhi_epi8(zero, codes);
+        const int number = zero_of(index) - kCheapestInt8Zero;
         f(index, Index<2 * half.value>{}, subtract(_mm256_castsi256_ps(_mm256_unpacklo_epi16(words, power)), number));
         f(index, Index<2 * half.value + 1>{},
           subtract(_mm256_castsi256_ps(_mm256_unpackhi_epi16(words, power)), number));

@@ -75,7 +75,7 @@ MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
 
 // The differences of the sixteen codes and each zero point.
 constexpr Int4TableBf16 kInt4Bf16 = make_int4_table_bf16();
-constexpr int kCheapestInt4Zero = 0;
+constexpr int kCheapestInt4Zero = 0, kCheapestInt8Zero = 0;
 template <class ZeroOf, class F>
 MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
   const __m512i words = load_words(quad);

@@ -63,6 +63,7 @@ struct PanelView {
   const float* sum_scales;  // [ranges][scale_rows], or null
   int64_t range_blocks;
   int64_t scale_rows;
+  bool has_zero_points;   // whether `scales` are zero points of the matrix
   RowScales* row_scales;  // room for what write_row_scales() writes
 };
 
@@ -80,6 +81,7 @@ inline PanelView panel_of(const PackedMatrix& m, int64_t panel, float* scale_buf
           panel_sum_scales(m, panel, scale_buffer),
           m.range_blocks,
           m.scale_rows,
+          is_integer(Decoder::kFormat) && m.format == Decoder::kFormat,
           reinterpret_cast<RowScales*>(scale_buffer + panel_scale_floats(k))};
 }
 
@@ -420,8 +422,9 @@ inline void integer_panel_sums(const PanelView& panel, const TokenRows& tokens, 
                                float* sums) {
   if constexpr (sizeof(Element) == sizeof(float)) {
     const int64_t ranges = ceil_div(panel.k_blocks, panel.range_blocks);
-    if (has_exact_products(panel.sum_scales, ranges * panel.scale_rows)) {
-      using Scaled = ScaledIntegers<Decoder::kFormat>;
+    using Scaled = ScaledIntegers<Decoder::kFormat>;
+    const uint32_t inexact = inexact_bits<Decoder::kFormat>(panel.has_zero_points);
+    if (has_exact_products(panel.sum_scales, ranges * panel.scale_rows, inexact)) {
       write_row_scales<Decoder>(panel, Scaled::kZero, panel.row_scales);
       PanelView scaled = panel;
       scaled.scales = reinterpret_cast<const uint8_t*>(panel.row_scales);

@@ -3,21 +3,31 @@
 // own namespace whose Element is float32, after weight_formats.h and segments.h.
 
 // A weight (code - z) * scale is computed as (code - c) * scale + (c - z) * scale, where c is the zero point that
-// each_int4 or each_int8 subtracts at the least cost. Both products have at most 8 bits more than the scale, and must
-// not have more than float32's 24. Unless multiply_add rounds only once, the product with an activation, of 8 bits,
-// must not either.
-constexpr uint32_t kInexactBits = kFusedProducts ? 0xff : 0xffff;
-// The factors of the scale are at most 255, so that its products are finite. Infinity and NaN are larger.
-constexpr uint32_t kLargestExactScale = static_cast<uint32_t>(127 + 119) << 23;
+// each_int4 or each_int8 subtracts at the least cost.
+template <WeightFormat kFormat>
+constexpr int kCheapestZero = block_layout(kFormat).weight_bits() == 4 ? kCheapestInt4Zero : kCheapestInt8Zero;
 
-inline bool has_exact_products(const float* scales, int64_t count) {
+// The bits of float32 that a scale must not use, so that the second product has no more than 24 bits, and the weight
+// neither: c - z has 8 bits, or 9 in a c of more bits without a z, or 16 in such a c with one. scale_and_add rounds
+// once, or else c is 0. Unless multiply_add rounds only once, the product of weight and activation, of 8 bits, must not
+// have more than 24 bits either.
+template <WeightFormat kFormat>
+constexpr uint32_t inexact_bits(bool has_zero_points) {
+  if (!kFusedProducts) return 0xffff;
+  return kCheapestZero<kFormat> >= -255 ? 0xff : has_zero_points ? 0xffff : 0x1ff;
+}
+
+// The factors of the scale are at most 2^16, so that its products are finite. Infinity and NaN are larger.
+constexpr uint32_t kLargestExactScale = static_cast<uint32_t>(127 + 111) << 23;
+
+inline bool has_exact_products(const float* scales, int64_t count, uint32_t inexact) {
   uint32_t any = 0, largest = 0;
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t bits = f32_bits(scales[i]), magnitude = bits & 0x7fffffffu;
     any |= bits;
     largest = magnitude > largest ? magnitude : largest;
   }
-  return (any & kInexactBits) == 0 && largest <= kLargestExactScale;
+  return (any & inexact) == 0 && largest <= kLargestExactScale;
 }
 
 // What the rows of a K-block have beside their codes, in the place of block scales.
@@ -29,7 +39,7 @@ template <WeightFormat kFormat_>
 struct ScaledIntegers {
   static constexpr WeightFormat kFormat = kFormat_;
   static constexpr int kSumFactor = 1;
-  static constexpr int kZero = block_layout(kFormat).weight_bits() == 4 ? kCheapestInt4Zero : 0;
+  static constexpr int kZero = kCheapestZero<kFormat>;
 
   // `scales` points to the scale of the first row of the quad.
   template <class F>
@@ -53,22 +63,27 @@ template <WeightFormat kFormat>
 constexpr int kQuadScaleBytes<ScaledIntegers<kFormat>> = 4 * sizeof(float);
 
 // Writes the scales of the K-blocks of a panel, which has a float32 scale for each row, or one for all rows, and range
-// of K, and zero points as `Decoder` has them.
+// of K, and zero points as `Decoder` has them, all alike if it came without any.
 template <class Decoder, class Panel>
 inline void write_row_scales(const Panel& panel, int zero, RowScales* out) {
+  const F32 common = broadcast(static_cast<float>(zero - Decoder::zero_of(panel.scales, 0)));
   const uint8_t* zeros = panel.scales;
   const float* of_range = panel.sum_scales;
   for (int64_t kb = 0; kb < panel.k_blocks; of_range += panel.scale_rows) {
     const F32 scales = panel.scale_rows == 1 ? broadcast(*of_range) : load(of_range);
     const int64_t end = kb + panel.range_blocks < panel.k_blocks ? kb + panel.range_blocks : panel.k_blocks;
     for (; kb < end; ++kb, zeros += kScaleBytes<Decoder>, ++out) {
+      store(out->scale, scales);
+      if (!panel.has_zero_points) {
+        store(out->addend, mul(common, scales));
+        continue;
+      }
       uint8_t of_rows[kPanelRows];  // a copy, which the compiler knows not to change while differences are written
       std::memcpy(of_rows, zeros, kPanelRows);
       float differences[kPanelRows];
       for (int row = 0; row < kPanelRows; ++row) {
         differences[row] = static_cast<float>(zero - Decoder::zero_of(of_rows, row));
       }
-      store(out->scale, scales);
       store(out->addend, mul(load(differences), scales));
     }
   }

@@ -5,7 +5,8 @@
 //   each_e4m3(quad, f), each_e5m2(quad, f), each_bf16(quad, f)   unscaled; e4m3 values are divided by kE4m3Factor
 //   each_int4(quad, zero_of, f), each_int8(quad, zero_of, f)     codes minus zero_of(Index<row>), an int
 //   e4m3_scale(byte)                     as an E2m1Scale
-//   scale_and_add(vec, scale, addend)    where Element is float32, with kCheapestInt4Zero: see scaled_integers.h
+//   scale_and_add(vec, scale, addend)    where Element is float32, with kCheapestInt4Zero
+//                                        and kCheapestInt8Zero: see scaled_integers.h
 //   scale_vec(vec, float)                exact unless a product is too large or too small
 //   kE8m0F32                             the values of e8m0 bytes
 //   Mxfp4, Mxfp8<format>                 faster than those, or Mxfp4ByE2m1, Mxfp8By...Values (mxfp*_by_*.h)

@@ -97,7 +97,7 @@ MXFP4MOE_INLINE Vec integers_to_f32(const Short8& words) {
   return {{__builtin_convertvector((lanes << 16) >> 16, Float4), __builtin_convertvector(lanes >> 16, Float4)}};
 }
 
-constexpr int kCheapestInt4Zero = 0;
+constexpr int kCheapestInt4Zero = 0, kCheapestInt8Zero = 0;
 template <class ZeroOf, class F>
 MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
   unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
