@@ -75,6 +75,7 @@ def quantize_nvfp4(
     blocks: np.ndarray,
     scales: np.ndarray,
     tensor_scales: np.ndarray,
+    has_scales: bool,
     kernels: int,
     num_threads: int,
 ) -> None: ...

@@ -73,8 +73,11 @@ def dequantize_fp8_block(const uint8_t[::1] codes, const float[::1] scales, shap
 
 
 def quantize_nvfp4(const uint8_t[::1] values, int dtype, uint8_t[::1] blocks, uint8_t[::1] scales,
-                   float[::1] tensor_scales, int kernels, int num_threads):
-    """Write the 8 code bytes and the scale byte of each block of 16 values, and the scale of each tensor."""
+                   float[::1] tensor_scales, bint has_scales, int kernels, int num_threads):
+    """Write the 8 code bytes and the scale byte of each block of 16 values.
+
+    The scale of each tensor is written too, or with `has_scales` it is what `tensor_scales` has.
+    """
     cdef cpp.InterruptibleCall call
     cdef cpp.Nvfp4Args args
     args.values = &values[0]
@@ -84,7 +87,8 @@ def quantize_nvfp4(const uint8_t[::1] values, int dtype, uint8_t[::1] blocks, ui
     args.blocks = &blocks[0]
     args.scales = &scales[0]
     with nogil:
-        cpp.quantize_nvfp4(cpp.kernel_table(kernels), args, tensor_scales.shape[0], &tensor_scales[0], num_threads)
+        cpp.quantize_nvfp4(cpp.kernel_table(kernels), args, tensor_scales.shape[0], &tensor_scales[0], has_scales,
+                           num_threads)
     raise_interrupt(call)
 
 

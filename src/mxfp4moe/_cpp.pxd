@@ -488,7 +488,7 @@ cdef extern from "quantize/quantize.h" namespace "mxfp4moe" nogil:
     void dequantize_fp8_block(const KernelTable& kernels, const ScaleBlockGrid& grid, const ScaleBlockValuesArgs& args,
                               const float* scales, int num_threads)
     void quantize_nvfp4(const KernelTable& kernels, const Nvfp4Args& args, int64_t num_tensors, float* tensor_scales,
-                        int num_threads)
+                        bint has_scales, int num_threads)
     void dequantize_nvfp4(const KernelTable& kernels, const Nvfp4ValuesArgs& args, int64_t num_tensors,
                           const float* tensor_scales, int num_threads)
     cdef struct IntegerGroups:

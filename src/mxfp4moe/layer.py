@@ -233,7 +233,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         quantize : str, optional
             The format to quantize a checkpoint in bfloat16, float16 or float32 to while it is read, one
             expert at a time: "mxfp4", "mxfp8", "fp8_block" (128 x 128), "nvfp4", "int4" or "int8" (in groups
-            of 32). Without it such weights are packed in bfloat16.
+            of 32). Without it such weights are packed in bfloat16, as the shared expert, which every token
+            uses, always is.
         nonfinite : {"raise", "propagate"}
             As for `MoELayer`.
 
@@ -268,13 +269,14 @@ class MoELayer(LayerDescription[PackedExperts]):
         quantize: QuantizeFormat | None = None,
         path: str | None = None,
         nonfinite: Nonfinite = "raise",
+        quantize_shared: QuantizeFormat | None = None,
     ) -> Self:
         """The layer that `description` describes, its experts quantized if asked to, and packed."""
         arguments = description.arguments()
-        for name in ("experts", "shared_experts"):
+        for name, target in (("experts", quantize), ("shared_experts", quantize_shared)):
             if arguments[name] is not None:
                 try:
-                    arguments[name] = pack_weights(arguments[name], quantize)
+                    arguments[name] = pack_weights(arguments[name], target)
                 except (TypeError, ValueError) as error:
                     # It names an argument, and the file of a caller who gave none.
                     place = "" if path is None else f"{path}, layer {description.layer_number}, {name}: "

@@ -16,7 +16,15 @@ from mxfp4moe.checkpoint.safetensors import SafetensorsFile, save_file
 from mxfp4moe.cli import main
 from mxfp4moe.cli._quantize.targets import Fp8Block, Mxfp4
 
-FORMATS = ("mxfp4", "fp8_block")
+FORMATS = {
+    "mxfp4": ("weight_packed", "weight_scale"),
+    "fp8_block": ("weight", "weight_scale_inv"),
+    "mxfp8": ("weight", "weight_scale"),
+    "nvfp4": ("weight_packed", "weight_scale", "weight_global_scale"),
+    "int4": ("weight_packed", "weight_scale", "weight_shape"),
+    "int8": ("weight_packed", "weight_scale", "weight_shape"),
+}
+"""The ends of the names of what a matrix becomes."""
 PROJ, W = ("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")
 BIAS = "gate.e_score_correction_bias"
 
@@ -179,15 +187,12 @@ def new_names(name: str, style: Style, format: str) -> set[str]:
         published.shared,
         published.bias,
     )
-    rng, suffixes = np.random.default_rng(0), {
-        "mxfp4": ("weight_packed", "weight_scale"),
-        "fp8_block": ("weight", "weight_scale_inv"),
-    }[format]  # fmt: skip
+    rng = np.random.default_rng(0)
     names = {"lm_head.weight"}
     for layer in FAMILIES[name].moe_layers:
         for tensor in block_tensors(name, style, rng, layer):
             stem = tensor.removesuffix(".weight")
-            names |= {f"{stem}.{s}" for s in suffixes} if ".experts." in tensor else {tensor}
+            names |= {f"{stem}.{s}" for s in FORMATS[format]} if ".experts." in tensor else {tensor}
     return names
 
 
@@ -203,7 +208,7 @@ def test_result_is_read_and_has_published_names(tmp_path: Path, name: str, numbe
     config = json.loads((b / "config.json").read_text())
     quantization = config.pop("quantization_config")
     assert config == {k: v for k, v in family.config.items() if k not in family.written}
-    listed = quantization["ignore" if format == "mxfp4" else "modules_to_not_convert"]
+    listed = quantization["modules_to_not_convert" if format == "fp8_block" else "ignore"]
     assert sorted(listed) == sorted(
         n.removesuffix(".weight")
         for n, array in result.items()
@@ -216,10 +221,10 @@ def test_result_is_read_and_has_published_names(tmp_path: Path, name: str, numbe
         got = mx.MoELayer.from_checkpoint(b, layer)
         plain, quantized = (mx.MoELayer.from_checkpoint(a, layer, quantize=q) for q in (None, format))
         assert got.experts.format == format
-        # Bytes, since scales may be in uint8 tensors.
+        # Bytes, since scales may be in uint8 tensors. Gate and up of NVFP4 share a scale in the files alone.
         for one, other in zip(got.experts.unpack(), quantized.experts.unpack(), strict=True):
-            assert one is other is None or one.tobytes() == other.tobytes()
-        assert got.shared_experts == plain.shared_experts
+            assert format == "nvfp4" or one is other is None or one.tobytes() == other.tobytes()
+        assert got.shared_experts == plain.shared_experts == quantized.shared_experts
         assert np.array_equal(got.router_weight, plain.router_weight)
         assert str(got.routing_arguments) == str(plain.routing_arguments)
 
@@ -347,4 +352,6 @@ def test_a_result_that_cannot_be_read_gets_no_name(
 ) -> None:
     monkeypatch.setattr(target, "config", lambda self, unquantized: config)
     write_family(tmp_path / "a", "deepseek_v3", _FUSED)
-    assert "expected " in refused(tmp_path, capsys, "--format", FORMATS[target is Fp8Block])
+    assert "expected " in refused(
+        tmp_path, capsys, "--format", "fp8_block" if target is Fp8Block else "mxfp4"
+    )

@@ -18,7 +18,22 @@ from mxfp4moe.cli import main
 
 Array = np.ndarray[Any, Any]
 
-FORMATS = ("mxfp4", "fp8_block")
+# Each way in which types have their experts: a tensor for each matrix, gate and up in one, in turns,
+# transposed, flat, three tensors of all experts, no gate, shared experts that the router weighs.
+STYLES = (
+    "qwen2_moe",
+    "qwen3_5_moe",
+    "gpt_oss",
+    "llama4_text",
+    "dbrx",
+    "nemotron_h",
+    "inkling_text",
+    "granitemoe",
+)
+CASES = [
+    *((name, format) for name in NAMES for format in ("mxfp4", "fp8_block")),
+    *((name, format) for name in STYLES for format in ("mxfp8", "nvfp4", "int4", "int8")),
+]
 SUFFIXES = (".weight_packed", ".weight_scale", "_blocks", "_scales")
 
 
@@ -26,22 +41,45 @@ def quantized(weights: checkpoint.ExpertWeights, format: str) -> mx.PackedExpert
     """The experts of a checkpoint in floats, each matrix quantized by the functions of the package."""
     arguments = {key: value for key, value in weights.arguments().items() if value is not None}
     size, w13 = weights.intermediate_size, arguments["w13"]
-    if isinstance(w13, np.ndarray) and w13.shape[1] == 2 * size and "gate_up_layout" not in arguments:
-        w13 = w13[:, :size], w13[:, size:]
-    parts = [[matrix_of(each, format) for each in part] for part in (w13 if type(w13) is tuple else (w13,))]
+    if isinstance(w13, np.ndarray) and w13.shape[1] == 2 * size:
+        is_interleaved = arguments.pop("gate_up_layout", None) == "interleaved"
+        w13 = (w13[:, 0::2], w13[:, 1::2]) if is_interleaved else (w13[:, :size], w13[:, size:])
+        if is_interleaved and "w13_bias" in arguments:
+            bias = arguments["w13_bias"]
+            arguments["w13_bias"] = np.concatenate([bias[:, 0::2], bias[:, 1::2]], axis=1)
+    first = w13 if type(w13) is tuple else (w13,)
+    shared_scales = [tensor_scale(*matrices) for matrices in zip(*first, strict=True)]
+    parts = [[matrix_of(m, format, s) for m, s in zip(part, shared_scales, strict=True)] for part in first]
     values, scales = (tuple([pair[i] for pair in part] for part in parts) for i in (0, 1))
     arguments["w13"], arguments["w13_scales"] = (values, scales) if len(parts) > 1 else (values[0], scales[0])
-    down = [matrix_of(each, format) for each in arguments["w2"]]
+    down_scales = [tensor_scale(matrix) for matrix in arguments["w2"]]
+    down = [matrix_of(m, format, s) for m, s in zip(arguments["w2"], down_scales, strict=True)]
     arguments["w2"], arguments["w2_scales"] = ([pair[i] for pair in down] for i in (0, 1))
-    block_shape = {"block_shape": (128, 128)} if format == "fp8_block" else {}
-    return mx.pack_experts(**arguments | block_shape | {"format": format})
+    options: dict[str, Any] = {"block_shape": (128, 128)} if format == "fp8_block" else {}
+    if format == "nvfp4":
+        of_w13 = np.array(shared_scales, np.float32)
+        options["w13_tensor_scale"] = of_w13 if len(parts) == 1 else np.stack([of_w13, of_w13], axis=1)
+        options["w2_tensor_scale"] = np.array(down_scales, np.float32)
+    return mx.pack_experts(**arguments | options | {"format": format})
 
 
-def matrix_of(matrix: Array, format: str) -> tuple[Array, Array]:
+def tensor_scale(*matrices: Array) -> np.float32:
+    """The scale that matrices share in NVFP4: that of the largest weight, as a reciprocal has it."""
+    amax = max(float(abs(matrix.astype(np.float64)).max()) for matrix in matrices)
+    one = np.float32(1)
+    return one / (one / (np.float32(amax / (448 * 6)) if amax else one))
+
+
+def matrix_of(matrix: Array, format: str, scale: np.float32) -> tuple[Array, ...]:
     weights = np.ascontiguousarray(matrix)
-    if format == "fp8_block":
-        return mx.quantize_fp8_block(weights)
-    blocks, scales = mx.quantize_mxfp4(weights)
+    match format:
+        case "fp8_block":
+            return mx.quantize_fp8_block(weights)
+        case "nvfp4":
+            return mx.quantize_nvfp4(weights, tensor_scale=scale)[:2]
+        case "int4" | "int8":
+            return (mx.quantize_int4 if format == "int4" else mx.quantize_int8)(weights)[:2]
+    blocks, scales = (mx.quantize_mxfp4 if format == "mxfp4" else mx.quantize_mxfp8)(weights)
     return blocks, scales.view(np.uint8)  # as the files have them
 
 
@@ -62,8 +100,7 @@ def divides(name: str, format: str) -> bool:
     return format != "mxfp4" or name not in ("jamba", "qwen3_vl_moe")
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "format"), CASES)
 def test_read_back_is_what_the_quantizers_make(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, format: str
 ) -> None:

@@ -257,7 +257,7 @@ class Quantized : public Work {
 
     float tensor_scale = 0;
     quantize_nvfp4(kernels, {values, DType::kFloat32, 1.0f, count / 16, codes.data(), scales.data()}, 1, &tensor_scale,
-                   num_threads);
+                   false, num_threads);
     dequantize_nvfp4(kernels, {codes.data(), scales.data(), 1.0f, DType::kFloat32, count / 16, as_bytes(back)}, 1,
                      &tensor_scale, num_threads);
     keep(codes);

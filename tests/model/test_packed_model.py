@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,19 @@ def test_quantized(isa: str, tmp_path: Path) -> None:
     cache = opened.new_cache()
     pieces = [opened(part, cache) for part in np.split(ids[0], [1, 5])]
     assert np.array_equal(np.concatenate(pieces), logits[0])
+
+
+@pytest.mark.parametrize("dense", [None, "int8"])
+def test_shared_experts_are_quantized_with_the_dense_part(tmp_path: Path, dense: Any) -> None:
+    source = whole_models.load("qwen2_moe").write(tmp_path / "source")
+    lm = mx.CausalLM.from_checkpoint(source, quantize="mxfp8", quantize_dense=dense)
+    blocks = [layer.block for layer in lm._decoder.layers if isinstance(layer.block, mx.MoELayer)]
+    formats = {(block.experts.format, getattr(block.shared_experts, "format", "")) for block in blocks}
+    assert formats == {("mxfp8", dense or "bf16")}
+    layer = mx.MoELayer.from_checkpoint(source, quantize="mxfp8")
+    plain = mx.MoELayer.from_checkpoint(source)
+    assert layer.shared_experts == plain.shared_experts
+    assert layer.shared_experts is not None
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:

@@ -326,6 +326,8 @@ WRONG_CALLS_8 = [
     (lambda: mx.dequantize_int8(BLOCKS, np.ones((2, 1), np.float32)), TypeError, "^codes: .*int8"),
     (lambda: quantize_nvfp4(ONES[:, :33]), ValueError, r"^w: .*multiple of 16, got shape \(2, 33\)"),
     (lambda: quantize_nvfp4(np.float32(1)), ValueError, r"^w: .*multiple of 16, got shape \(\)"),
+    (lambda: quantize_nvfp4(ONES, tensor_scale=1.0), TypeError, "^tensor_scale: .*float32, got"),
+    (lambda: quantize_nvfp4(ONES, tensor_scale=np.ones(2, np.float32)), ValueError, "^tensor_scale: .*shape"),
     (lambda: quantize_nvfp4(ONES, nonfinite=None), TypeError, "^nonfinite: .*got None"),
     (lambda: quantize_nvfp4(SIGNALING), ValueError, r"^w: .* got inf at position \(0, 0\)"),
     (

@@ -221,3 +221,30 @@ def test_threads_give_the_same_bytes(isa: str, rng: np.random.Generator, shape: 
         with mx.num_threads(threads):
             assert_as_reference(w)
             np.testing.assert_array_equal(mx.dequantize_nvfp4(blocks, scales, tensor_scale), values)
+
+
+@DTYPE
+def test_given_tensor_scales(isa: str, rng: np.random.Generator, dtype: np.dtype[Any]) -> None:
+    """Larger, smaller (values saturate) and equal to those that are found."""
+    w = rng.standard_normal((4, 6, 48)).astype(dtype)
+    _, _, found = mx.quantize_nvfp4(w)
+    for scales in (found, found * np.float32([1, 1.5, 0.25, 1e6])):
+        blocks, block_scales, tensor_scale = mx.quantize_nvfp4(w, tensor_scale=scales)
+        expected = reference.quantize_nvfp4(w, tensor_scale=scales)
+        np.testing.assert_array_equal(tensor_scale, scales)
+        np.testing.assert_array_equal(block_scales.view(np.uint8), expected[1].view(np.uint8))
+        np.testing.assert_array_equal(blocks, expected[0])
+    assert tensor_scale is not scales
+    for got, expected_array in zip(
+        mx.quantize_nvfp4(w, tensor_scale=found), mx.quantize_nvfp4(w), strict=True
+    ):
+        assert got.tobytes() == expected_array.tobytes()
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, np.inf, np.nan, 1e-38])
+def test_wrong_tensor_scales(wrong: float) -> None:
+    scales = np.array([1.0, wrong], np.float32)
+    with pytest.raises(
+        ValueError, match=r"^tensor_scale: expected finite numbers of at least 2\*\*-126, got "
+    ):
+        mx.quantize_nvfp4(np.ones((2, 3, 16), np.float32), tensor_scale=scales)

@@ -12,15 +12,17 @@ constexpr int64_t kBlockBytes = kBlock / 2;
 }  // namespace
 
 void quantize_nvfp4(const KernelTable& kernels, const Nvfp4Args& args, int64_t num_tensors, float* tensor_scales,
-                    int num_threads) {
+                    bool has_scales, int num_threads) {
   const int64_t values_per_tensor = args.num_blocks * kBlock;
   split_parts(num_tensors, values_per_tensor, num_threads, [&](int64_t tensor, int threads) {
     const int64_t first = tensor * args.num_blocks;
     const uint8_t* values = args.values + first * kBlock * value_bytes(args.dtype);
-    // The tensor is seen as rows of one block each, so that the threads can share any tensor.
-    const ScaleBlockArgs whole = {values, args.dtype, args.num_blocks, kBlock, kBlock};
-    const double amax = amax_of(kernels, whole, true, threads);
-    tensor_scales[tensor] = float_scale(amax, E4m3Element::kMax * E2m1Element::kMax);
+    if (!has_scales) {
+      // The tensor is seen as rows of one block each, so that the threads can share any tensor.
+      const ScaleBlockArgs whole = {values, args.dtype, args.num_blocks, kBlock, kBlock};
+      const double amax = amax_of(kernels, whole, true, threads);
+      tensor_scales[tensor] = float_scale(amax, E4m3Element::kMax * E2m1Element::kMax);
+    }
     split_units(args.num_blocks, kBlock, threads, [&](int64_t begin, int64_t end) {
       Nvfp4Args part = args;
       part.values = values + begin * kBlock * value_bytes(args.dtype);

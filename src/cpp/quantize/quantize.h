@@ -25,9 +25,10 @@ void quantize_fp8_block(const KernelTable& kernels, const ScaleBlockGrid& grid, 
 void dequantize_fp8_block(const KernelTable& kernels, const ScaleBlockGrid& grid, const ScaleBlockValuesArgs& args,
                           const float* scales, int num_threads) MXFP4MOE_EXPORTED(dequantize_fp8_block);
 
-// There are `num_tensors` tensors of args.num_blocks blocks each; `tensor_scales` has a scale for each tensor.
+// There are `num_tensors` tensors of args.num_blocks blocks each; `tensor_scales` has a scale for each tensor, which
+// quantizing finds unless `has_scales`.
 void quantize_nvfp4(const KernelTable& kernels, const Nvfp4Args& args, int64_t num_tensors, float* tensor_scales,
-                    int num_threads) MXFP4MOE_EXPORTED(quantize_nvfp4);
+                    bool has_scales, int num_threads) MXFP4MOE_EXPORTED(quantize_nvfp4);
 void dequantize_nvfp4(const KernelTable& kernels, const Nvfp4ValuesArgs& args, int64_t num_tensors,
                       const float* tensor_scales, int num_threads) MXFP4MOE_EXPORTED(dequantize_nvfp4);
 

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from mxfp4moe._arguments import join_choices
 from mxfp4moe.config import MAX_THREADS
 from mxfp4moe.experts.quantizing import QUANTIZE_FORMATS
+from mxfp4moe.formats import GROUP_MULTIPLE
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint import Checkpoint
+
+_WHOLE_ROW = -1
+"""The group size that says so, as in other software."""
 
 
 def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
@@ -98,7 +102,7 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
         type=name,
         choices=QUANTIZE_FORMATS,
         metavar="FORMAT",
-        help="Quantize experts in bfloat16, float16 or float32 while they are read, to "
+        help="Quantize experts, but for shared ones, in bfloat16, float16 or float32 while they are read, to "
         f"{join_choices(QUANTIZE_FORMATS)}. Default: leave them as they are (float16 and float32 become "
         "bfloat16).",
     )
@@ -111,10 +115,34 @@ def add_quantize_dense(parser: argparse.ArgumentParser) -> None:
         type=name,
         choices=QUANTIZE_FORMATS,
         metavar="FORMAT",
-        help="Quantize attention, layers without experts and the head of a whole model while they are read, "
-        f"to {join_choices(QUANTIZE_FORMATS)}. Default: leave them as they are (float16 and float32 become "
-        "bfloat16).",
+        help="Quantize attention, layers without experts, shared experts and the head of a whole model while "
+        f"they are read, to {join_choices(QUANTIZE_FORMATS)}. Default: leave them as they are (float16 and "
+        "float32 become bfloat16).",
     )
+
+
+def add_group_size(parser: argparse.ArgumentParser) -> None:
+    """Add the size of the groups of integers, by default None; `group_size_of` says which it is."""
+    parser.add_argument(
+        "--group-size",
+        type=_group_size,
+        metavar="N",
+        help=f"How many weights of a row share a scale in int4 and int8: a multiple of {GROUP_MULTIPLE}, or "
+        f"{_WHOLE_ROW} for a whole row. Default: {GROUP_MULTIPLE}.",
+    )
+
+
+def group_size_of(value: int | None) -> int | None:
+    """The size that --group-size stands for; None is the whole row."""
+    return GROUP_MULTIPLE if value is None else None if value == _WHOLE_ROW else value
+
+
+def _group_size(text: str) -> int:
+    value = int(text)
+    if value != _WHOLE_ROW and (value < 1 or value % GROUP_MULTIPLE):
+        expected = f"expected a multiple of {GROUP_MULTIPLE}, or {_WHOLE_ROW} for a whole row"
+        raise argparse.ArgumentTypeError(f"{expected}, got {value}")
+    return value
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

@@ -13,9 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from mxfp4moe._files import atomic_file
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli._arguments import SIZES, add_seed, add_sizes, add_threads, flag, integer, name
+from mxfp4moe.cli._arguments import (
+    SIZES,
+    add_group_size,
+    add_seed,
+    add_sizes,
+    add_threads,
+    flag,
+    group_size_of,
+    integer,
+    name,
+)
 from mxfp4moe.cli._bench.problem import ALIASES, ROUTINGS, SHAPES, Shape
-from mxfp4moe.formats import GROUP_MULTIPLE
 
 if TYPE_CHECKING:
     from mxfp4moe.cli._bench.contenders import Peer
@@ -50,13 +59,7 @@ def add_parser(subparsers: Any) -> None:
         help="Formats of the weights, or all: mxfp4, mxfp8 (e4m3), nvfp4, fp8_block (128 x 128), bf16, int4, "
         "int8. Default: that of the model.",
     )
-    parser.add_argument(
-        "--group-size",
-        type=integer(GROUP_MULTIPLE),
-        default=GROUP_MULTIPLE,
-        metavar="N",
-        help="Weights of a row that share a scale in int4 and int8, a multiple of 32. Default: %(default)s.",
-    )
+    add_group_size(parser)
     add_sizes(parser, "", dict.fromkeys(SIZES, "that of the model"))
     _add_model_options(parser)
     parser.add_argument(
@@ -343,12 +346,13 @@ def _shapes(args: argparse.Namespace) -> list[Shape]:
     formats = [] if args.format is None else list(FORMATS) if args.format == ["all"] else args.format
     _check_names(args, "format", formats, FORMATS)
     sizes = {size: getattr(args, size) for size in SIZES if getattr(args, size) is not None}
+    groups = group_size_of(args.group_size)
     shapes = []
     for shape in (SHAPES[model] for model in dict.fromkeys(models)):
         # A layer with fewer experts is still that model's.
         title = "custom" if sizes.keys() - {"num_experts"} else shape.name
         shapes += [
-            replace(shape, name=title, format=cast("Format", f), group_size=args.group_size, **sizes)
+            replace(shape, name=title, format=cast("Format", f), group_size=groups, **sizes)
             for f in formats or [shape.format]
         ]
     return shapes

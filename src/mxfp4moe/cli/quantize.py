@@ -1,4 +1,4 @@
-"""``mxfp4moe quantize``: the expert weights of a checkpoint to MXFP4 or FP8."""
+"""``mxfp4moe quantize``: the expert weights of a checkpoint to 4 or 8 bits."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from time import perf_counter
 from typing import Any, get_args
 
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli._arguments import add_force, add_json, add_threads, name
+from mxfp4moe.cli._arguments import add_force, add_group_size, add_json, add_threads, name
+from mxfp4moe.experts.quantizing import QUANTIZE_FORMATS
 from mxfp4moe.quantize._common import ScaleRule
 
 _DESCRIPTION = """\
 Writes a copy of a model folder whose expert weights are quantized, as safetensors files that other software
-reads: the layout of compressed-tensors (mxfp4), of DeepSeek-V3 (fp8_block) or of gpt-oss. All other tensors,
-and all other files such as the tokenizer, are copied unchanged.
+reads: the layout of compressed-tensors, of DeepSeek-V3 (fp8_block) or of gpt-oss. No data is needed for
+calibration. All other tensors, those of shared experts included, and all other files such as the tokenizer,
+are copied unchanged.
 """
 
 
@@ -23,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     """Add this subcommand."""
     parser = subparsers.add_parser(
         "quantize",
-        help="write a copy of a model folder with its experts in MXFP4 or FP8",
+        help="write a copy of a model folder with its experts in 4 or 8 bits",
         description=_DESCRIPTION,
     )
     parser.add_argument("source", metavar="SRC", type=Path, help="A Hugging Face model folder.")
@@ -31,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--format",
         type=name,
-        choices=("mxfp4", "fp8_block"),
+        choices=QUANTIZE_FORMATS,
         default="mxfp4",
         help="Format of the quantized weights; fp8_block has a scale for each 128 x 128. "
         "Default: %(default)s.",
@@ -40,16 +42,16 @@ def add_parser(subparsers: Any) -> None:
         "--layout",
         type=name,
         choices=("compressed-tensors", "gpt-oss"),
-        help="Names and shapes of the quantized tensors. Default: gpt-oss for gpt-oss models, "
+        help="Names and shapes of the quantized tensors. Default: gpt-oss for gpt-oss models in mxfp4, "
         "compressed-tensors for others.",
     )
     parser.add_argument(
         "--scale-rule",
         type=name,
         choices=get_args(ScaleRule),
-        default="floor",
-        help="How the scales of MXFP4 are rounded to powers of two. Default: %(default)s.",
+        help="How the scales of mxfp4 and mxfp8 are rounded to powers of two. Default: floor.",
     )
+    add_group_size(parser)
     add_force(parser)
     add_json(parser, "the summary")
     add_threads(parser)
@@ -60,10 +62,11 @@ def run(args: argparse.Namespace) -> int:
     """Quantize the checkpoint."""
     from mxfp4moe.cli._output import check_destination, check_free_space, model_folder
     from mxfp4moe.cli._quantize.folder import Quantization
+    from mxfp4moe.cli._quantize.options import Options
 
     begin = perf_counter()
     check_destination(args.destination, args.source, args.force)
-    plan = Quantization(args.source, args.format, args.layout, args.scale_rule)
+    plan = Quantization(args.source, Options(args.format, args.layout, args.scale_rule, args.group_size))
     check_free_space(args.destination, plan.nbytes)
     progress = ProgressBar("quantizing", plan.source_bytes)
     with model_folder(args.destination, args.source, args.force) as folder:

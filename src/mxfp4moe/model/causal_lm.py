@@ -136,8 +136,8 @@ class CausalLM:
             The format to quantize experts in bfloat16, float16 or float32 to, as for
             `MoELayer.from_checkpoint`.
         quantize_dense : str, optional
-            The same for attention, layers without experts and the head; never for routers, norms and the
-            embedding.
+            The same for attention, layers without experts, shared experts and the head; never for routers,
+            norms and the embedding.
         progress : bool, optional
             Whether to show a progress bar on stderr; if not given, only on a terminal.
 

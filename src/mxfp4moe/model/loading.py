@@ -83,7 +83,14 @@ class DecoderLoader:
     def _block(self, number: int) -> MoELayer | PackedExperts:
         if number in self._model.moe_layers:
             description = self._model.read_layer(number)
-            return MoELayer._of_description(description, self._quantize, str(self._model.path))
+            shared = description.shared_experts
+            is_dense = shared is not None and shared.format == "bf16"
+            return MoELayer._of_description(
+                description,
+                self._quantize,
+                str(self._model.path),
+                quantize_shared=self._dense if is_dense else None,
+            )
         weights = self._reader.dense(number)
         with self._named(f"layer {number}, mlp"):
             return pack_weights(weights, self._dense)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import as_array, check_shape
+from mxfp4moe._arguments import as_array, check_shape, value_error
 from mxfp4moe.quantize._common import (
     E4M3,
     INT8,
@@ -30,7 +30,11 @@ _FLOAT32 = np.dtype(np.float32)
 
 
 def quantize_nvfp4(
-    w: ArrayLike, *, nonfinite: NonFinite = "raise", num_threads: int | None = None
+    w: ArrayLike,
+    *,
+    tensor_scale: ArrayLike | None = None,
+    nonfinite: NonFinite = "raise",
+    num_threads: int | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.float32]]:
     """Quantize to NVFP4 along the last axis; the last two axes are one tensor.
 
@@ -46,6 +50,9 @@ def quantize_nvfp4(
     ----------
     w : array_like of shape (..., N, K) or (K,)
         float32, float16, bfloat16 or float64; K a multiple of 16. Copied if it is not C-contiguous.
+    tensor_scale : array_like of shape (...) or (), optional
+        float32, finite and at least 2**-126: the scale of each tensor, instead of the one above; several
+        matrices may then share one. Magnitudes above 448 * 6 times it saturate.
     nonfinite : {"raise", "nan"}, default "raise"
         What an infinity or a NaN does: raise, or make its block's scale NaN (byte 127, codes 0).
     num_threads : int, optional
@@ -62,10 +69,11 @@ def quantize_nvfp4(
     Raises
     ------
     TypeError
-        `w` is of another dtype, masked, or no array; an option is no string.
+        `w` or `tensor_scale` is of another dtype, masked, or no array; an option is no string.
     ValueError
-        `w` has no axis or its last is no multiple of 16; an option is unknown; a value is not finite and
-        `nonfinite` is "raise".
+        `w` has no axis or its last is no multiple of 16; `tensor_scale` is of another shape, or has a number
+        that is too small or not finite; an option is unknown; a value is not finite and `nonfinite` is
+        "raise".
 
     References
     ----------
@@ -87,19 +95,32 @@ def quantize_nvfp4(
     *leading, k = values.shape
     blocks = np.empty((*leading, k // 2), np.uint8)
     scales = np.empty((*leading, k // _BLOCK_SIZE), np.uint8)
-    tensor_scale = np.ones(leading[:-1], np.float32)
+    result_scale = _given_scale(tensor_scale, leading[:-1])
     if scales.size:
         _core.quantize_nvfp4(
             as_bytes(values),
             dtype_index(values.dtype),
             blocks.reshape(-1),
             scales.reshape(-1),
-            tensor_scale.reshape(-1),
+            result_scale.reshape(-1),
+            tensor_scale is not None,
             *calls,
         )
         if may_raise and scales.max() == _NAN_SCALE:  # the largest byte of a scale
             raise_nonfinite(values)
-    return blocks, scales.view(E4M3), tensor_scale
+    return blocks, scales.view(E4M3), result_scale
+
+
+def _given_scale(tensor_scale: ArrayLike | None, shape: list[int]) -> NDArray[np.float32]:
+    """A new array of the scales that were given; without any, of ones."""
+    if tensor_scale is None:
+        return np.ones(shape, np.float32)
+    given = as_array("tensor_scale", tensor_scale, (_FLOAT32,))
+    check_shape("tensor_scale", given, shape)
+    is_wrong = ~(np.isfinite(given) & (given >= np.finfo(np.float32).tiny))
+    if is_wrong.any():
+        raise value_error("tensor_scale", "finite numbers of at least 2**-126", str(given[is_wrong][0]))
+    return np.array(given, np.float32, order="C")
 
 
 def dequantize_nvfp4(

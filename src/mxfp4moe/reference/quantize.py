@@ -398,7 +398,9 @@ def _block_of(shape: tuple[int, ...], block_shape: tuple[int | None, int | None]
     return rows or max(shape[-2], 1), columns or max(shape[-1], 1)
 
 
-def quantize_nvfp4(w: np.ndarray, nonfinite: str = "raise") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantize_nvfp4(
+    w: np.ndarray, nonfinite: str = "raise", tensor_scale: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """E2M1, an E4M3 scale per 16 values of the last axis, and a float32 scale per tensor, the last two axes.
 
     The tensor scale is `float_scale(amax, 448 * 6)` of the largest finite magnitude. All other arithmetic is
@@ -412,6 +414,8 @@ def quantize_nvfp4(w: np.ndarray, nonfinite: str = "raise") -> tuple[np.ndarray,
     w : ndarray of shape (..., N, K) or (K,)
         float16, bfloat16, float32 or float64; K a multiple of 16.
     nonfinite : {"raise", "nan"}
+    tensor_scale : ndarray of shape (...) or (), optional
+        float32; used instead of the one that follows from the magnitudes.
 
     Returns
     -------
@@ -434,8 +438,9 @@ def quantize_nvfp4(w: np.ndarray, nonfinite: str = "raise") -> tuple[np.ndarray,
     dtype = np.float64 if w.dtype == np.float64 else np.float32
     values = widen(w, dtype)
     blocks, valid = finite_blocks(values, (*w.shape[:-1], w.shape[-1] // 16, 16), nonfinite)
-    tensors = np.where(np.isfinite(values), np.abs(values), 0).reshape(*w.shape[:-2], -1)
-    tensor_scale = float_scale(tensors.max(axis=-1, initial=0).astype(np.float64), 448 * 6)
+    if tensor_scale is None:
+        tensors = np.where(np.isfinite(values), np.abs(values), 0).reshape(*w.shape[:-2], -1)
+        tensor_scale = float_scale(tensors.max(axis=-1, initial=0).astype(np.float64), 448 * 6)
     factor = tensor_scale.astype(dtype).reshape(*w.shape[:-2], *[1] * min(w.ndim, 2))
 
     amax = np.abs(blocks).max(axis=-1)

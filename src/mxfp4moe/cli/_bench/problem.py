@@ -33,7 +33,7 @@ class Shape:
     limit: float | None = None
     has_bias: bool = False
     format: Format = "mxfp4"
-    group_size: int = GROUP_MULTIPLE  # of int4 and int8
+    group_size: int | None = GROUP_MULTIPLE  # of int4 and int8; None: the whole row
 
     def __post_init__(self) -> None:
         multiple = FORMATS[self.format].k_multiple
@@ -41,19 +41,18 @@ class Shape:
             size = getattr(self, name)
             if size % multiple:
                 raise ValueError(f"{name}: expected a multiple of {multiple} in {self.format}, got {size}")
-            if FORMATS[self.format].has_groups and self.group_size < size and size % self.group_size:
-                raise ValueError(
-                    f"group_size: expected one that divides {name} {size}, got {self.group_size}"
-                )
-        if self.group_size % GROUP_MULTIPLE:
-            raise ValueError(f"group_size: expected a multiple of {GROUP_MULTIPLE}, got {self.group_size}")
+            if FORMATS[self.format].has_groups and self.group_size is not None and size % self.group_size:
+                expected = f"one that divides {name} {size}"
+                raise ValueError(f"group_size: expected {expected}, got {self.group_size}")
         if self.top_k > self.num_experts:
             raise ValueError(f"top_k: expected at most num_experts = {self.num_experts}, got {self.top_k}")
 
     @property
     def title(self) -> str:
         """Name and format."""
-        groups = f" in groups of {self.group_size}" if FORMATS[self.format].has_groups else ""
+        groups = ""
+        if FORMATS[self.format].has_groups:
+            groups = f" in groups of {self.group_size or 'a whole row'}"
         return f"{self.name}, {self.format}{groups}"
 
     @property

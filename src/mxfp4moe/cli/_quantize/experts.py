@@ -16,7 +16,7 @@ from mxfp4moe.checkpoint._model import Model
 from mxfp4moe.checkpoint._names import Block, Names
 from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.schemes import FLOATS
-from mxfp4moe.cli._quantize.targets import Floats, Matrices, Spec, Target
+from mxfp4moe.cli._quantize.targets import Biases, Floats, Matrices, Spec, Target
 
 Pieces = Iterator[tuple[str, "NDArray[Any]"]]
 
@@ -59,8 +59,8 @@ class Split:
 
     target: Matrices
     shape: tuple[int, int]
-    matrices: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]]
-    """How to take a matrix out of the tensor, by its name."""
+    matrices: Mapping[str, Callable[[NDArray[Any]], tuple[NDArray[Any], ...]]]
+    """How to find a matrix in the tensor, by its name, and gate or up of the same expert after it."""
     quantizes: bool = True
 
     @property
@@ -70,7 +70,7 @@ class Split:
 
     def run(self, array: NDArray[Any]) -> Pieces:
         for name, take in self.matrices.items():
-            for suffix, piece in self.target.quantize(take(array)).items():
+            for suffix, piece in self.target.quantize(*take(array)).items():
                 yield name + suffix, piece
 
 
@@ -103,8 +103,12 @@ class Stack:
         yield from kept
 
 
-def block_conversions(folder: ModelFolder, model: Model, layer: int, target: Target) -> dict[str, Conversion]:
+def block_conversions(
+    folder: ModelFolder, model: Model, layer: int, target: Target, *, stays_fused: bool
+) -> dict[str, Conversion]:
     """What becomes of each tensor of the MoE block of a layer; new names are those of published models.
+
+    With `stays_fused` the matrices of all experts stay in one tensor.
 
     Raises
     ------
@@ -119,14 +123,29 @@ def block_conversions(folder: ModelFolder, model: Model, layer: int, target: Tar
             result[name] = Copy(new_name, folder.spec(name))
     result |= _shared_conversions(folder, model, block, published)
     if block.fused[0] in folder:
-        return result | _fused_conversions(folder, model, (block, published), target)
+        blocks = block, published
+        if stays_fused:
+            return result | _stacks(model.read_fused(folder, block)[0], blocks, target)
+        return result | _fused_conversions(folder, model, blocks, target) | _biases(folder, model, blocks)
     shapes = _matrix_shapes(model)
     experts = zip(model.expert_matrices(block), model.expert_matrices(published), strict=True)
     for old_names, new_names in experts:
-        for name, new_name, shape in zip(old_names, new_names, shapes, strict=True):
+        for i, (name, new_name, shape) in enumerate(zip(old_names, new_names, shapes, strict=True)):
             folder.tensor(f"{name}.weight", FLOATS, shape)
-            result[f"{name}.weight"] = Split(target, shape, {new_name: lambda array: array})
+            others = [f"{old_names[part]}.weight" for part in _in_one_with(i, len(shapes))]
+            result[f"{name}.weight"] = Split(target, shape, {new_name: partial(_with, folder, others, shape)})
     return result
+
+
+def _in_one_with(part: int, num_parts: int) -> tuple[int, ...]:
+    """The other one of gate and up, if the matrices of an expert are gate, up and down."""
+    return (1 - part,) if num_parts == 3 and part < 2 else ()
+
+
+def _with(
+    folder: ModelFolder, others: list[str], shape: tuple[int, int], array: NDArray[Any]
+) -> tuple[NDArray[Any], ...]:
+    return array, *(folder.tensor(name, FLOATS, shape) for name in others)
 
 
 def _matrix_shapes(model: Model) -> tuple[tuple[int, int], ...]:
@@ -163,7 +182,7 @@ def _shared_conversions(
     dtype, _ = folder.spec(names[0])
     size = model.shared_size
     gate, up, _ = published.shared_matrices()
-    halves = {gate: lambda array: array[:size], up: lambda array: array[size:]}
+    halves = {gate: lambda array: (array[:size],), up: lambda array: (array[size:],)}
     return {
         names[0]: Split(Floats(dtype), (size, model.hidden_size), halves, quantizes=False),
         names[1]: Copy(new_names[-1], folder.spec(names[1])),
@@ -176,8 +195,6 @@ def _fused_conversions(
     """Convert experts in fused tensors; `blocks` has their own names, then the published ones."""
     block, published = blocks
     groups = model.read_fused(folder, block)
-    if model.is_stacked:
-        return _stacks(groups[0], blocks, target)
     new_names = iter(model.expert_matrices(published))
     result: dict[str, Conversion] = {}
     for fused, names in zip(groups, (block.fused, block.shared_fused), strict=False):
@@ -209,8 +226,36 @@ def _stacks(fused: FusedExperts, blocks: tuple[Block, Block], target: Target) ->
     }
 
 
-def _take(fused: FusedExperts, place: tuple[int, int, int], tensor: NDArray[Any]) -> NDArray[Any]:
+def _take(fused: FusedExperts, place: tuple[int, int, int], tensor: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """One matrix of fused experts out of a tensor of them; `place`: number of tensor, part and expert."""
     index, part, expert = place
-    matrix: NDArray[Any] = fused.replaced(index, tensor).matrices()[part][expert]
-    return matrix
+    matrices = fused.replaced(index, tensor).matrices()
+    return tuple(matrices[each][expert] for each in (part, *_in_one_with(part, len(matrices))))
+
+
+def _biases(folder: ModelFolder, model: Model, blocks: tuple[Block, Block]) -> dict[str, Conversion]:
+    """Take the biases of all experts apart, where the matrices have any."""
+    if not model.has_biases:
+        return {}
+    block, published = blocks
+    layout = block.names.layouts[0]
+    experts = model.expert_matrices(published)
+    sizes = model.expert_sizes
+    halves = (slice(0, None, 2), slice(1, None, 2))
+    if not layout.is_interleaved:
+        halves = (slice(0, sizes.intermediate), slice(sizes.intermediate, None))
+    result: dict[str, Conversion] = {}
+    for name, rows, parts in ((block.fused[0], halves, (0, 1)), (block.fused[1], (slice(None),), (2,))):
+        dtype, _ = folder.spec(f"{name}_bias")
+        vectors = {
+            names[part]: partial(_rows, expert, half)
+            for part, half in zip(parts, rows, strict=True)
+            for expert, names in enumerate(experts)
+        }
+        shape = _matrix_shapes(model)[parts[0]]
+        result[f"{name}_bias"] = Split(Biases(dtype), shape, vectors, quantizes=False)
+    return result
+
+
+def _rows(expert: int, rows: slice, biases: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    return (biases[expert, rows],)

@@ -16,11 +16,9 @@ from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.models import find_row, read_model
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile, SafetensorsWriter
 from mxfp4moe.cli._quantize.experts import Conversion, Copy, block_conversions
-from mxfp4moe.cli._quantize.targets import Fp8Block, GptOssMxfp4, Mxfp4, Target
+from mxfp4moe.cli._quantize.options import GPT_OSS, Options, find_target
 
 INDEX = "model.safetensors.index.json"
-LAYOUTS = ("compressed-tensors", "gpt-oss")
-FORMATS = ("mxfp4", "fp8_block")
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 # These modules of gpt-oss are not quantized; the patterns fit any number of layers.
 _GPT_OSS_UNQUANTIZED = (
@@ -53,8 +51,8 @@ class Shard:
 class Quantization:
     """The plan: every header of the source is read and checked, nothing is written."""
 
-    def __init__(self, source: Path, format: str, layout: str | None, scale_rule: str) -> None:
-        self.folder, self.format = ModelFolder(source), format
+    def __init__(self, source: Path, options: Options) -> None:
+        self.folder, self.format = ModelFolder(source), options.format
         config = self.folder.config
         _, quantized = language_model(config, find_row(config).section)
         for name in ("quantization_config", "compression_config"):
@@ -65,15 +63,7 @@ class Quantization:
         if self.model.read_experts is not None and not is_stacked:
             raise config.error("model_type", "one whose experts are written matrix by matrix",
                                f"{config.string('model_type')!r}, which has a layout of its own")  # fmt: skip
-        self.layout = layout or ("gpt-oss" if is_stacked else "compressed-tensors")
-        if (self.layout == "gpt-oss") != is_stacked or (is_stacked and format != "mxfp4"):
-            expected = "gpt-oss with mxfp4" if is_stacked else "compressed-tensors"
-            raise config.error("model_type", f"one of layout {self.layout} and format {format}",
-                               f"{config.string('model_type')!r}, which needs {expected}")  # fmt: skip
-        if format == "fp8_block":
-            self.target: Target = Fp8Block()
-        else:
-            self.target = GptOssMxfp4(scale_rule) if is_stacked else Mxfp4(scale_rule)
+        self.layout, self.target = find_target(options, config, is_stacked)
         conversions = self._block_conversions()
         self.shards = {
             name: Shard(
@@ -98,7 +88,9 @@ class Quantization:
         result: dict[str, Conversion] = {}
         for layer in self.model.find_layers(self.folder):
             if not self.model.is_dense(layer):
-                result |= block_conversions(self.folder, self.model, layer, self.target)
+                result |= block_conversions(
+                    self.folder, self.model, layer, self.target, stays_fused=self.layout == GPT_OSS
+                )
         for name, each in result.items():
             try:
                 each.outputs  # noqa: B018  # raises if the shape does not fit the format
@@ -127,9 +119,7 @@ class Quantization:
         fields = read_object(self.folder.path / "config.json")
         config = {name: value for name, value in fields.items() if name not in self.model.storage_fields}
         _write_json(folder / "config.json", config | {"quantization_config": self.quantization_config()})
-        for path in sorted(self.folder.path.iterdir()):
-            if path.is_file() and path.name != "config.json" and not path.name.endswith(_WEIGHT_FILES):
-                shutil.copyfile(path, folder / path.name)
+        _copy_others(self.folder.path, folder)
         self._check(folder)
 
     def _check(self, folder: Path) -> None:
@@ -144,7 +134,7 @@ class Quantization:
 
     def quantization_config(self) -> dict[str, Any]:
         """What config.json says of the new weights."""
-        if self.layout == "gpt-oss":
+        if self.layout == GPT_OSS:
             return self.target.config(_GPT_OSS_UNQUANTIZED)
         unquantized = {"lm_head"}
         for shard in self.shards.values():
@@ -161,6 +151,29 @@ class Quantization:
             yield from shard.conversions[name].run(shard.file[name])
         except ValueError as error:
             raise ValueError(f"{shard.file.path}: tensor {name}: {error}") from None
+
+
+def _copy_others(source: Path, destination: Path) -> None:
+    """Copy all files that are neither weights nor written already, and the folders of such files.
+
+    A folder with weights somewhere in it is the model in another form, of which no part is copied.
+    """
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            if not path.name.endswith(_WEIGHT_FILES) and not (destination / path.name).exists():
+                shutil.copyfile(path, destination / path.name)
+        elif path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            _copy_folder(path, destination / path.name)
+
+
+def _copy_folder(source: Path, destination: Path) -> None:
+    found = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    if any(path.name.endswith(_WEIGHT_FILES) for path in found):
+        return
+    for path in found:
+        copy = destination / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _write_json(path: Path, value: Any) -> None:
