@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
 from mxfp4moe.reference.quantize import finite_blocks, pack_e2m1, round_once, unpack_e2m1, widen
+
+_LARGEST_BFLOAT16 = (2 - 2.0**-7) * 2.0**127
 
 
 def quantize_integers(
@@ -41,14 +42,14 @@ def quantize_integers(
     scales : float32 ndarray of shape (..., K / group_size)
     zero_points : uint8 ndarray of shape (..., K / group_size), or None if they are all n / 2
     """
-    info, top = ml_dtypes.finfo(ml_dtypes.bfloat16), 2**bits - 1
+    top = 2**bits - 1
     k = w.shape[-1]
     size = max(k if group_size is None else min(group_size, k), 1)
     groups, valid = finite_blocks(widen(w, np.float64), (*w.shape[:-1], k // size, size), nonfinite)
     low, high = groups.min(axis=-1, initial=0), groups.max(axis=-1, initial=0)
     with np.errstate(over="ignore"):  # of float64 beyond float32
         spread = 2 * np.maximum(-low, high) if symmetric else high - low
-    bounded = np.clip(spread / top, float(info.smallest_normal), float(info.max))
+    bounded = np.clip(spread / top, 2.0**-126, _LARGEST_BFLOAT16)
     scales = _bfloat16_above(np.where(spread == 0, 1, bounded))
     divisor = scales.astype(np.float64)
     zeros = np.full(scales.shape, 2.0 ** (bits - 1))
