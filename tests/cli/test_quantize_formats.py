@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bfloat16_models import EXPERTS, HIDDEN, INTERMEDIATE, LAYERS, Tensors, write_model
+from bfloat16_models import BF16, EXPERTS, HIDDEN, INTERMEDIATE, LAYERS, Tensors, write_model
 
 import mxfp4moe as mx
 from mxfp4moe.checkpoint.safetensors import SafetensorsFile, save_file
@@ -28,14 +28,14 @@ def int4(w: np.ndarray, size: int | None = 32) -> Tensors:
     codes, scales, _ = mx.quantize_int4(w, group_size=size)
     unpacked = np.stack([codes & 15, codes >> 4], axis=-1).reshape(w.shape)
     shape = np.array(w.shape, np.int64)
-    return {"weight_packed": words(unpacked, 4), "weight_scale": scales, "weight_shape": shape}
+    return {"weight_packed": words(unpacked, 4), "weight_scale": scales.astype(BF16), "weight_shape": shape}
 
 
 def int8(w: np.ndarray, size: int | None = 32) -> Tensors:
     codes, scales, _ = mx.quantize_int8(w, group_size=size)
     unsigned = codes.astype(np.int16) + 128
     shape = np.array(w.shape, np.int64)
-    return {"weight_packed": words(unsigned, 8), "weight_scale": scales, "weight_shape": shape}
+    return {"weight_packed": words(unsigned, 8), "weight_scale": scales.astype(BF16), "weight_shape": shape}
 
 
 def mxfp8(w: np.ndarray) -> Tensors:

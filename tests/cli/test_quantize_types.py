@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from model_folders import NAMES, ModelFolder, load
@@ -78,7 +79,8 @@ def matrix_of(matrix: Array, format: str, scale: np.float32) -> tuple[Array, ...
         case "nvfp4":
             return mx.quantize_nvfp4(weights, tensor_scale=scale)[:2]
         case "int4" | "int8":
-            return (mx.quantize_int4 if format == "int4" else mx.quantize_int8)(weights)[:2]
+            codes, scales, _ = (mx.quantize_int4 if format == "int4" else mx.quantize_int8)(weights)
+            return codes, scales.astype(ml_dtypes.bfloat16)
     blocks, scales = (mx.quantize_mxfp4 if format == "mxfp4" else mx.quantize_mxfp8)(weights)
     return blocks, scales.view(np.uint8)  # as the files have them
 

@@ -16,7 +16,7 @@ Spec = tuple[np.dtype[Any], tuple[int, ...]]
 Arrays = dict[str, "NDArray[Any]"]
 
 _U8, _I32, _I64, _F32 = map(np.dtype, (np.uint8, np.int32, np.int64, np.float32))
-_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+_E4M3, _BF16 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.bfloat16)
 _BLOCK, _NVFP4_BLOCK = 32, 16
 _FP8_BLOCK = (128, 128)
 _EXPERTS = r"re:.*\.(shared_)?experts\.\d+\.(gate_proj|up_proj|down_proj|w1|w2|w3)$"
@@ -165,7 +165,7 @@ class Integers(_Compressed):
         _check_columns(k, self.group_size or 32 // self.bits)
         return {
             ".weight_packed": (_I32, (rows, k * self.bits // 32)),
-            ".weight_scale": (_F32, (rows, k // (self.group_size or k))),
+            ".weight_scale": (_BF16, (rows, k // (self.group_size or k))),
             ".weight_shape": (_I64, (2,)),
         }
 
@@ -173,8 +173,11 @@ class Integers(_Compressed):
         quantizer = quantize.quantize_int4 if self.bits == 4 else quantize.quantize_int8
         codes, scales, _ = quantizer(w, group_size=self.group_size)
         unsigned = codes if self.bits == 4 else codes.view(np.uint8) ^ np.uint8(0x80)
-        shape = np.array(w.shape, np.int64)
-        return {".weight_packed": unsigned.view(_I32), ".weight_scale": scales, ".weight_shape": shape}
+        return {
+            ".weight_packed": unsigned.view(_I32),
+            ".weight_scale": scales.astype(_BF16),  # which is exact
+            ".weight_shape": np.array(w.shape, np.int64),
+        }
 
     @property
     def weights(self) -> dict[str, Any]:
