@@ -214,5 +214,52 @@ MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
 
 #include "kernels/generic/mxfp8_by_values.h"
 
+// The value of e8m0 byte s times 2^120, as float32.
+struct E4m3Scales {
+  float values[256];
+};
+constexpr int kMaxE4m3Scale = 134;  // whose value here is 2^127
+constexpr E4m3Scales make_e4m3_scales() {
+  E4m3Scales t{};
+  float value = 0x1p127f;
+  for (int s = kMaxE4m3Scale; s >= 0; --s, value /= 2) t.values[s] = value;
+  return t;
+}
+constexpr E4m3Scales kE4m3Scales = make_e4m3_scales();
+
+// Where no code of a panel is NaN and no scale is too large, the bits of e4m3 stand where those of a bfloat16 are,
+// 2^120 below their value, subnormal ones too: this takes half of the operations that float16 takes.
+struct FiniteMxfp8E4m3 {
+  static constexpr WeightFormat kFormat = WeightFormat::kMxfp8E4m3;
+  static constexpr int kSumFactor = 1;
+  static constexpr int kMinScale = kMinMxfp8Scale<kFormat>, kMaxScale = kMaxE4m3Scale;
+  static constexpr int kMaxCode = 0x7e;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    unroll<2>([&](auto pair) MXFP4MOE_INLINE_LAMBDA {
+      unroll<2>([&](auto half) MXFP4MOE_INLINE_LAMBDA {
+        const __m256i codes =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quad + 64 * pair.value + 32 * half.value));
+        unroll<2>([&](auto row) MXFP4MOE_INLINE_LAMBDA {
+          constexpr Index<2 * pair.value + row.value> index{};
+          const __m256i zero = _mm256_setzero_si256();
+          const __m256i bytes = row.value == 0 ? _mm256_unpacklo_epi8(zero, codes) : _mm256_unpackhi_epi8(zero, codes);
+          const __m256i mask = _mm256_set1_epi16(static_cast<short>(0x87f0));
+          const __m256i words = _mm256_and_si256(_mm256_srai_epi16(bytes, 4), mask);
+          const float scale = kE4m3Scales.values[scales[index.value]];
+          f(index, Index<2 * half.value>{}, scale_vec(_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, words)), scale));
+          f(index, Index<2 * half.value + 1>{},
+            scale_vec(_mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, words)), scale));
+        });
+      });
+    });
+  }
+};
+
 template <WeightFormat kFormat>
-using Mxfp8 = Mxfp8ByDividedValues<kFormat>;
+struct Mxfp8 : Mxfp8ByValues<kFormat> {};
+template <>
+struct Mxfp8<WeightFormat::kMxfp8E4m3> : Mxfp8ByValues<WeightFormat::kMxfp8E4m3> {
+  using Ordinary = FiniteMxfp8E4m3;
+};

@@ -35,7 +35,8 @@ template <class Decoder>
 constexpr bool kMayHaveSegments = block_layout(Decoder::kFormat).sum_blocks;
 
 // A decoder may name a faster one, `Ordinary`, for panels whose E8M0 scales are all in [kMinScale, kMaxScale], which
-// that states; smaller ones may belong to zeros, as quantizers write them. Both give the same weights.
+// that states; smaller ones may belong to zeros, as quantizers write them. If it states kMaxCode, no magnitude of the
+// codes, of eight bits, may be larger. Both give the same weights.
 template <class Decoder>
 constexpr auto has_ordinary(int) -> decltype(static_cast<typename Decoder::Ordinary*>(nullptr), bool()) {
   return true;
@@ -43,6 +44,25 @@ constexpr auto has_ordinary(int) -> decltype(static_cast<typename Decoder::Ordin
 template <class Decoder>
 constexpr bool has_ordinary(long) {
   return false;
+}
+
+template <class Ordinary>
+constexpr auto limits_codes(int) -> decltype(Ordinary::kMaxCode, bool()) {
+  return true;
+}
+template <class Ordinary>
+constexpr bool limits_codes(long) {
+  return false;
+}
+
+// Returns the largest magnitude of codes of eight bits, plus 128.
+inline uint8_t largest_code(const uint8_t* codes, int64_t count) {
+  uint8_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint8_t code = codes[i] | 0x80;
+    largest = code > largest ? code : largest;
+  }
+  return largest;
 }
 
 // Tells whether all weights of a row of a K-block are zero; packing/panels.h says where they stand.
@@ -60,6 +80,9 @@ template <class Decoder>
 inline bool is_ordinary(const uint8_t* weights, const uint8_t* scales, int64_t k_blocks) {
   constexpr uint8_t kMin = Decoder::Ordinary::kMinScale, kMax = Decoder::Ordinary::kMaxScale;
   static_assert(kScaleBytes<Decoder> == kPanelRows, "each row of a K-block has one scale");
+  if constexpr (limits_codes<typename Decoder::Ordinary>(0)) {
+    if (largest_code(weights, k_blocks * kWeightBytes<Decoder>) > 0x80 + Decoder::Ordinary::kMaxCode) return false;
+  }
   uint8_t largest = 0;
   for (int64_t i = 0; i < k_blocks * kPanelRows; ++i) {
     const uint8_t above_min = static_cast<uint8_t>(scales[i] - kMin);
