@@ -128,11 +128,18 @@ def test_llama_cpp_computes_the_same_model(tmp_path: Path, decoder: Decoder) -> 
     assert np.linalg.norm(ours - theirs) <= 0.1 * np.linalg.norm(ours)
 
 
-def test_bytes_of_a_step_are_those_of_the_tensors() -> None:
-    """All tensors of a layer but the experts that are not chosen, biases and norms; and the head."""
+def test_bytes_of_a_step_are_those_of_the_tensors(tmp_path: Path) -> None:
+    """All tensors of a layer but the experts that are not chosen and norms; the head, a row of the embedding.
+
+    The parts of a matrix begin at multiples of 4096 bytes.
+    """
     decoder: Any = SMALL_DECODERS[1]
+    SyntheticCheckpoint(decoder, 0).write(tmp_path, lambda num_bytes: None)
+    ours = model.Ours(mx.CausalLM.from_checkpoint(tmp_path), 1)
     hidden, inner, heads, keys = 128, 64, 4 * 32, 2 * 32
     attention = 2 * (2 * heads * hidden + 2 * keys * hidden)
     experts = decoder.num_experts_per_tok * 3 * hidden * inner * 17 // 32
-    layer = attention + experts + 2 * 8 * hidden + 100 * 2 * 2 * keys
-    assert model.step_bytes(decoder, "bf16", 100) == 2 * layer + 2 * 300 * hidden
+    layer = attention + experts + 4 * 8 * hidden + 101 * 4 * 2 * keys
+    exact = 2 * layer + 2 * 300 * hidden + 2 * hidden
+    num_parts = 1 + 2 * (2 + 4)  # weights of matrices; weights and scales of experts
+    assert exact <= ours.step_bytes(100) < exact + 4096 * num_parts

@@ -66,7 +66,12 @@ def configure() -> str:
 lm = mx.CausalLM.from_checkpoint("model", quantize_dense="int8", progress=False)
 cache: mx.ModelCache = lm.new_cache(dtype="float32")
 for token in lm.generate(np.array([1, 2]), max_new_tokens=9, temperature=0.7, seed=1, cache=cache):
-    print(token)
+    assert_type(token, int)
+assert_type(lm([1, 2], cache), NDArray[np.float32])
+assert_type(lm(np.array([[1, 2], [3, 4]]), last_only=True), NDArray[np.float32])
+assert_type(lm([[1, 2], np.array([3])], [cache, lm.new_cache()]), list[NDArray[np.float32]])
+for tokens in lm.generate([[1, 2], [3]], seed=[1, 2]):
+    assert_type(tokens, list[int | None])
 lm.save("packed", replace=True)
 keys = mx.KVCache(2, 64, sliding_window=128)
 attended: NDArray[Any] = mx.attention(np.zeros((1, 4, 64), np.float32), keys, scale=0.125)

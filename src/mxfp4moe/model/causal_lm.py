@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, Self, Unpack, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from mxfp4moe._arguments import check_bool, check_choice, check_int, describe, type_error, value_error
+from mxfp4moe._arguments import check_bool, check_choice, check_int, value_error
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize
 from mxfp4moe.model.cache import ModelCache, restored_on_error
 from mxfp4moe.model.decoder import Decoder, Step
 from mxfp4moe.model.description import DecoderDescription
 from mxfp4moe.model.files import save_decoder
-from mxfp4moe.model.inputs import Inputs, cut_steps, read_caches, read_inputs
+from mxfp4moe.model.inputs import GivenBatch, GivenIds, Inputs, Logits, cut_steps, read_caches, read_inputs
 from mxfp4moe.model.loading import load_decoder, open_packed_decoder
-from mxfp4moe.model.sampling import Sampling, check_seeds
+from mxfp4moe.model.sampling import Batch, Sampling, SamplingOptions, check_seeds, check_stop
 
 _STEP_TOKENS = 1024  # that are computed together at the most, so that memory is bounded
 _CACHE_DTYPES = ("float32", "bfloat16")
-
-
-class _Batch(NamedTuple):
-    """How the tokens of all sequences are chosen."""
-
-    sampling: Sampling
-    seeds: list[int]
-    stop: Collection[int]
-    num_threads: int
-
-
-def _check_stop(stop: Any) -> frozenset[int]:
-    """The ids that end a text."""
-    if isinstance(stop, str | bytes) or not isinstance(stop, Collection):
-        raise type_error("stop", "a set of token ids", describe(stop))
-    return frozenset(check_int("stop", token, 0) for token in stop)
 
 
 class CausalLM:
@@ -319,14 +303,34 @@ class CausalLM:
         check_choice("dtype", dtype, _CACHE_DTYPES)
         return ModelCache(self._decoder.new_caches(dtype))
 
+    @overload
     def __call__(
         self,
-        input_ids: ArrayLike | Sequence[ArrayLike],
+        input_ids: GivenIds,
         cache: ModelCache | Sequence[ModelCache] | None = None,
         last_only: bool = False,
         *,
         num_threads: int | None = None,
-    ) -> Any:
+    ) -> Logits: ...
+
+    @overload
+    def __call__(
+        self,
+        input_ids: GivenBatch,
+        cache: Sequence[ModelCache] | None = None,
+        last_only: bool = False,
+        *,
+        num_threads: int | None = None,
+    ) -> list[Logits]: ...
+
+    def __call__(
+        self,
+        input_ids: GivenIds | GivenBatch,
+        cache: ModelCache | Sequence[ModelCache] | None = None,
+        last_only: bool = False,
+        *,
+        num_threads: int | None = None,
+    ) -> Logits | list[Logits]:
         """Compute the logits of the token after each of `input_ids`.
 
         Parameters
@@ -383,9 +387,31 @@ class CausalLM:
                         self._decoder.logits(rows[-1:], threads, results[i])
         return results
 
+    @overload
     def generate(
         self,
-        input_ids: ArrayLike | Sequence[ArrayLike],
+        input_ids: GivenIds,
+        *,
+        seed: int = 0,
+        cache: ModelCache | None = None,
+        num_threads: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[int]: ...
+
+    @overload
+    def generate(
+        self,
+        input_ids: GivenBatch,
+        *,
+        seed: int | Sequence[int] = 0,
+        cache: Sequence[ModelCache] | None = None,
+        num_threads: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[list[int | None]]: ...
+
+    def generate(
+        self,
+        input_ids: GivenIds | GivenBatch,
         *,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
@@ -396,7 +422,7 @@ class CausalLM:
         stop: Collection[int] | None = None,
         cache: ModelCache | Sequence[ModelCache] | None = None,
         num_threads: int | None = None,
-    ) -> Iterator[Any]:
+    ) -> Iterator[int] | Iterator[list[int | None]]:
         """Continue a text, token by token.
 
         The random number of a token depends on `seed` and on its position alone. So the same seed gives the
@@ -448,17 +474,17 @@ class CausalLM:
         if longest + count > self.max_positions:
             expected = f"at most {self.max_positions - longest} after {longest} tokens (the model takes "
             raise value_error("max_new_tokens", f"{expected}{self.max_positions})", str(count))
-        batch = _Batch(
+        batch = Batch(
             Sampling(temperature, top_p, top_k, min_p),
             check_seeds(seed, len(caches)),
-            self.end_ids if stop is None else _check_stop(stop),
+            self.end_ids if stop is None else check_stop(stop),
             resolve_num_threads(num_threads),
         )
         tokens = self._generate(inputs.sequences, caches, batch, count)
-        return tokens if is_batch else (each[0] for each in tokens)
+        return tokens if is_batch else (each[0] for each in tokens if each[0] is not None)
 
     def _generate(
-        self, prompts: list[NDArray[np.int64]], caches: list[ModelCache], batch: _Batch, count: int
+        self, prompts: list[NDArray[np.int64]], caches: list[ModelCache], batch: Batch, count: int
     ) -> Iterator[list[int | None]]:
         running, ids = list(range(len(prompts))), list(prompts)
         for _ in range(count):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe._arguments import as_integer_array, describe, to_int64, type_error, value_error
+from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.model.cache import ModelCache
 from mxfp4moe.model.description import DecoderDescription
 
 Ids = NDArray[np.int64]
+GivenIds: TypeAlias = Sequence[int] | NDArray[np.integer[Any]] | SupportsDLPack
+GivenBatch: TypeAlias = Sequence[Sequence[int] | NDArray[np.integer[Any]]]
+Logits: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Inputs:
     shape: tuple[int, ...] | None
     """Of the array that they came in; None if they came in a list."""
 
-    def returned(self, results: list[Any]) -> Any:
+    def returned(self, results: list[Logits]) -> Logits | list[Logits]:
         """An array for each sequence in the form that the ids came in."""
         if self.shape is None:
             return results

@@ -6,13 +6,14 @@ multiplications and comparisons of float64, each rounded exactly, and running su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe._arguments import check_int, check_real, value_error
+from mxfp4moe._arguments import check_int, check_real, describe, type_error, value_error
 
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693147180369123816490, 1.90821492927058770002e-10
@@ -100,3 +101,30 @@ def exp(values: NDArray[np.float64]) -> NDArray[np.float64]:
     for n in range(_TERMS, 0, -1):
         result = 1 + result * rest / n
     return np.ldexp(result, powers.astype(np.int64))
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are chosen, and how many, as `CausalLM.generate` takes it."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int | None
+    min_p: float
+    stop: Collection[int] | None
+
+
+class Batch(NamedTuple):
+    """How the tokens of all sequences are chosen."""
+
+    sampling: Sampling
+    seeds: list[int]
+    stop: Collection[int]
+    num_threads: int
+
+
+def check_stop(stop: Any) -> frozenset[int]:
+    """The ids that end a text."""
+    if isinstance(stop, str | bytes) or not isinstance(stop, Collection):
+        raise type_error("stop", "a set of token ids", describe(stop))
+    return frozenset(check_int("stop", token, 0) for token in stop)

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from mxfp4moe import _core, config
 from mxfp4moe.cli._bench.model_gguf import Kind
 from mxfp4moe.cli._roofline import attainable
-from mxfp4moe.cli._synthetic_model import DECODERS, Decoder, GptOss
+from mxfp4moe.cli._synthetic_model import DECODERS, Decoder
 from mxfp4moe.cli._text import paragraph
-from mxfp4moe.formats import FORMATS
 
 if TYPE_CHECKING:
     from mxfp4moe.model import CausalLM
@@ -61,6 +60,10 @@ class Ours:
         """Add tokens; the logits of the last one."""
         logits = self._lm(input_ids, self._cache, last_only=True, num_threads=self._num_threads)
         return np.asarray(logits[0], np.float32)
+
+    def step_bytes(self, length: int) -> int:
+        """The bytes that a token after `length` others needs."""
+        return self._lm._decoder.step_bytes(length)
 
 
 class Cell(NamedTuple):
@@ -160,32 +163,10 @@ class Stopwatch:
         self._bandwidths.append(self._memory.size / (perf_counter() - begin))
 
 
-def step_bytes(model: Decoder, dense: str, context: int) -> float:
-    """Bytes of a decode step: all matrices but the embedding, the chosen experts, 16-bit keys and values."""
-    matrices = [
-        (model.num_attention_heads * model.head_dim, model.hidden_size),
-        *2 * [(model.num_key_value_heads * model.head_dim, model.hidden_size)],
-        (model.hidden_size, model.num_attention_heads * model.head_dim),
-    ]
-    block = (128, 128) if FORMATS[dense].has_block_shape else (1, 32)  # the latter of integers
-
-    def nbytes(rows: int, columns: int) -> int:
-        return FORMATS[dense].nbytes(rows, columns, block)
-
-    expert = 3 * FORMATS["mxfp4"].nbytes(model.moe_intermediate_size, model.hidden_size)
-    experts = model.num_experts_per_tok * expert
-    layer = sum(nbytes(*sizes) for sizes in matrices) + experts + 2 * model.num_experts * model.hidden_size
-    windows = [context] * model.num_hidden_layers
-    if isinstance(model, GptOss):
-        windows[::2] = [min(context, model.sliding_window)] * len(windows[::2])
-    cache = sum(windows) * 2 * 2 * model.num_key_value_heads * model.head_dim
-    return model.num_hidden_layers * layer + nbytes(model.vocab_size, model.hidden_size) + cache
-
-
 def summarize(
-    model: Decoder, dense: str, all_series: Sequence[Series], stopwatch: Stopwatch
+    model: Decoder, dense: str, all_series: Sequence[Series], stopwatch: Stopwatch, ours: Ours
 ) -> dict[str, Any]:
-    """All figures of one model as JSON has them."""
+    """All figures of one model as JSON has them; the bytes of a step are those that `ours` reads."""
     cells = []
     for one in all_series:
         best, typical = min(one.seconds), median(one.seconds)
@@ -199,7 +180,7 @@ def summarize(
             "seconds_per_token": one.seconds,
         }
         if one.cell.kind == "decode":
-            figures["step_bytes"] = step_bytes(model, dense, max(one.cell.num_tokens, FIRST_TOKENS))
+            figures["step_bytes"] = ours.step_bytes(max(one.cell.num_tokens, FIRST_TOKENS))
             figures["roofline_share"] = figures["step_bytes"] / stopwatch.bandwidth / best
         cells.append(figures)
     return {

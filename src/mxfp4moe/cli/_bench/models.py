@@ -66,10 +66,11 @@ def _time(
     cells += [Cell("decode", count) for count in sorted(args.context)]
     longest = max(FIRST_TOKENS, *(cell.num_tokens for cell in cells)) + _DECODE_ROOM
     lm = CausalLM.from_checkpoint(folder, quantize_dense=None if dense == "bf16" else dense)
-    contenders: list[Contender] = [Ours(lm, num_threads)]
+    ours = Ours(lm, num_threads)
+    contenders: list[Contender] = [ours]
     if gguf is not None:
         contenders.append(LlamaCppModel(gguf, longest, num_threads))
     stopwatch = Stopwatch(contenders, model.vocab_size, num_threads, args.seed)
     progress = ProgressBar(f"measuring {model.title}, {dense}", len(cells), f"{len(cells)} cells")
     series = [each for cell in cells for each in stopwatch.measure(cell, args.seconds, progress.advance)]
-    return summarize(model, dense, series, stopwatch)
+    return summarize(model, dense, series, stopwatch, ours)
