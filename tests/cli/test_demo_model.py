@@ -60,7 +60,7 @@ def test_as_many_layers_as_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     model = _demo_model.GptOss(hidden_size=64)
     for layers, expected in ((30, 24), (3, 3), (1, 1)):
         size = model.end_bytes + (layers + 0.5) * model.layer_bytes
-        room = int(size / _demo_model._SHARE) + _demo_model._CALL_BYTES
+        room = int(size / _demo_model.USED_SHARE) + _demo_model._CALL_BYTES
         monkeypatch.setattr(_demo_model, "available_memory", lambda room=room: room)
         monkeypatch.setattr(_demo_model, "_is_in_memory", lambda path: False)
         assert _demo_model.sized(arguments).num_hidden_layers == expected

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mxfp4moe._progress import ProgressBar
-from mxfp4moe.cli._bench.memory import available_memory
+from mxfp4moe.cli._bench.memory import USED_SHARE, available_memory
 from mxfp4moe.cli._scratch import scratch_folder
 from mxfp4moe.cli._synthetic import SyntheticCheckpoint
 from mxfp4moe.cli._synthetic_model import GptOss
@@ -22,7 +22,6 @@ from mxfp4moe.cli._text import paragraph
 if TYPE_CHECKING:
     from mxfp4moe.model.causal_lm import CausalLM
 
-_SHARE = 0.8  # of the available memory, and of the disk, that is used at most
 _CALL_BYTES = 600 << 20  # of a call: hidden states, logits, scratch
 _CHECKED = 12  # tokens of the prompt whose bits are compared
 
@@ -37,9 +36,9 @@ def sized(args: argparse.Namespace) -> GptOss:
     free = shutil.disk_usage(tempfile.gettempdir()).free
     memory = available_memory() - _CALL_BYTES
     room = min(free, memory / 2 if _is_in_memory(Path(tempfile.gettempdir())) else memory)
-    fitting = int((_SHARE * room - model.end_bytes) // model.layer_bytes)
+    fitting = model.fitting_layers(USED_SHARE * room)
     if fitting < 1:
-        needed = (model.end_bytes + model.layer_bytes) / _SHARE
+        needed = (model.end_bytes + model.layer_bytes) / USED_SHARE
         expected = f"{needed / 1e9:.1f} GB for a model of one layer"
         raise ValueError(f"memory and disk: expected {expected}, got {room / 1e9:.1f} GB")
     return replace(model, num_hidden_layers=min(most, fitting))

@@ -65,6 +65,10 @@ class Decoder(ABC):
         """Size of the tensors before and after the layers."""
         return sum(tensor.nbytes for tensor in self.shards[0].values())
 
+    def fitting_layers(self, nbytes: float) -> int:
+        """How many such layers fit into so many bytes, together with what stands before and after them."""
+        return max(0, int((nbytes - self.end_bytes) // self.layer_bytes))
+
     @property
     def _queries(self) -> int:
         return self.num_attention_heads * self.head_dim

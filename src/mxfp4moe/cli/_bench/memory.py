@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mxfp4moe.cli._bench.problem import Shape
 
-_SHARE = 0.8  # of the available memory that is used at most
+USED_SHARE = 0.8  # of the available memory that is used at most
 _CALL_BYTES = 600 << 20  # of a call: scratch
 _CACHE_KIB = 32 << 10
 
@@ -45,7 +45,7 @@ def fit(shape: Shape, copies: float, available: int, num_tokens: int) -> Shape:
     calls of `num_tokens`: results are compared in float64, routing draws a float64 for each expert.
     """
     call = _CALL_BYTES + num_tokens * 24 * (shape.hidden_size + shape.num_experts)
-    room = _SHARE * available - call - 12 * shape.expert_weights
+    room = USED_SHARE * available - call - 12 * shape.expert_weights
     num_experts = min(shape.num_experts, int(room // (copies * shape.expert_bytes)))
     if num_experts < shape.top_k:
         raise ValueError(

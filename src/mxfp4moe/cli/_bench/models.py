@@ -11,14 +11,13 @@ from typing import Any
 from mxfp4moe import config
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.cli._bench.llama_cpp_model import LlamaCppModel
-from mxfp4moe.cli._bench.memory import available_memory
+from mxfp4moe.cli._bench.memory import USED_SHARE, available_memory
 from mxfp4moe.cli._bench.model import DENSE, FIRST_TOKENS, Cell, Contender, Dense, Ours, Stopwatch, summarize
 from mxfp4moe.cli._bench.model_gguf import write_gguf
 from mxfp4moe.cli._scratch import scratch_folder
 from mxfp4moe.cli._synthetic import SyntheticCheckpoint
 from mxfp4moe.cli._synthetic_model import DECODERS, Decoder
 
-_SHARE = 0.8  # of the available memory that is used at most
 _CALL_BYTES = 3 << 30  # of scratch, caches and what measures the bandwidth
 _PEER_COPIES = 1.6  # llama.cpp rearranges experts beside those that it has mapped
 _DECODE_ROOM = 1024  # tokens that are decoded after the longest context, at the most
@@ -45,14 +44,13 @@ def measure(title: str, args: argparse.Namespace, with_peer: bool) -> list[dict[
 def _fit(model: Decoder, num_layers: int | None, copies: float) -> Decoder:
     """The model with `num_layers`, or as many as the memory allows."""
     available = available_memory()
-    room = int((_SHARE * available - _CALL_BYTES) / copies - model.end_bytes)
-    fitting = min(room // model.layer_bytes, model.num_hidden_layers)
+    fitting = model.fitting_layers((USED_SHARE * available - _CALL_BYTES) / copies)
     if fitting < (num_layers or 1):
         raise ValueError(
             f"memory: expected room for {num_layers or 1} layers of {model.title}, "
-            f"got {available / 1e9:.1f} GB, enough for {max(0, fitting)}"
+            f"got {available / 1e9:.1f} GB, enough for {fitting}"
         )
-    return replace(model, num_hidden_layers=fitting if num_layers is None else num_layers)
+    return replace(model, num_hidden_layers=num_layers or min(fitting, model.num_hidden_layers))
 
 
 def _time(
