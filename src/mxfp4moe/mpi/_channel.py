@@ -1,0 +1,154 @@
+"""What ranks send each other: collective operations that end, in an error if need be, after a time-out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mxfp4moe._arguments import check_real, describe, type_error, value_error
+
+_MESSAGE_BYTES = 2048
+_SPINS = 200  # looks at a request before the processor is left to others
+
+
+class RankError(RuntimeError):
+    """Another rank could not do its part of a call.
+
+    Attributes
+    ----------
+    rank : int
+        The first one that could not.
+
+    Examples
+    --------
+    >>> from mxfp4moe.mpi import RankError
+    >>> RankError(3, "ValueError: no").rank
+    3
+    """
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(f"rank {rank}: {text}")
+        self.rank = rank
+
+
+def import_mpi() -> Any:
+    """The module MPI of mpi4py; a clear error where it is not installed."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        what = "is not installed" if isinstance(error, ImportError) else f"cannot be used: {error}"
+        raise ImportError(f"the package mpi4py {what} (pip install 'mxfp4moe[mpi]', and an MPI)") from error
+    return MPI
+
+
+class Channel:
+    """A communicator of its own for one layer.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+    timeout : float or None
+        The seconds that an operation may take.
+    """
+
+    def __init__(self, comm: Any, timeout: float | None) -> None:
+        self._mpi = import_mpi()
+        if not isinstance(comm, self._mpi.Intracomm):
+            raise type_error("comm", "a communicator of mpi4py", describe(comm))
+        if timeout is not None and not 0 < (timeout := check_real("timeout", timeout)) < 1e9:
+            raise value_error("timeout", "seconds above 0, or None", repr(timeout))
+        self._timeout = timeout
+        self._broken: str | None = None
+        self._abandoned: list[Any] = []
+        own, request = comm.Idup()
+        self._comm = own
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.wait(request)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether an operation was left undone, after which ranks no longer do the same."""
+        return self._broken is not None
+
+    def check_usable(self) -> None:
+        """Raise if an operation was left undone, after which ranks no longer do the same."""
+        if self._broken is not None:
+            raise RuntimeError(f"comm: expected a communicator in step, got one that is not: {self._broken}")
+
+    def wait(self, request: Any, *buffers: Any) -> None:
+        """Wait for a request; `buffers` are kept if it never ends."""
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        spins = 0
+        try:
+            while not request.Test():
+                spins += 1
+                if spins < _SPINS:
+                    continue
+                time.sleep(0 if spins < 2 * _SPINS else 5e-5)
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError(f"rank {self.rank}: other ranks did not answer in {self._timeout:g} s")
+        except BaseException as error:
+            self._give_up(str(error) or type(error).__name__, request, buffers)
+            raise
+
+    def _give_up(self, why: str, *what: Any) -> None:
+        """Use this communicator no more; what MPI may still write to is kept, and the process will abort."""
+        from mpi4py.run import set_abort_status
+
+        self._broken = why
+        self._abandoned.append(what)
+        # MPI_Finalize would wait for operations that never end.
+        set_abort_status(1)
+
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The arrays of all ranks, which have one shape and dtype."""
+        send = np.ascontiguousarray(values)
+        result = np.empty((self.size, *send.shape), send.dtype)
+        mpi = self._mpi
+        spec = [send.view(np.uint8).reshape(-1), mpi.BYTE], [result.view(np.uint8).reshape(-1), mpi.BYTE]
+        self.wait(self._comm.Iallgather(*spec), send, result)
+        return result
+
+    def transpose(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Send row r to rank r; return what came from each rank."""
+        send, result = np.ascontiguousarray(values), np.empty_like(values)
+        mpi = self._mpi
+        spec = [send, send[0].size, mpi.INT64_T], [result, send[0].size, mpi.INT64_T]
+        self.wait(self._comm.Ialltoall(*spec), send, result)
+        return result
+
+    def send_rows(
+        self, rows: NDArray[Any], counts: NDArray[Any], out: NDArray[Any], out_counts: NDArray[Any]
+    ) -> Callable[[], None]:
+        """Begin to send some rows to each rank and to get others; what is returned waits for that."""
+        mpi = self._mpi
+        kind = mpi.BYTE.Create_contiguous(out.dtype.itemsize * int(np.prod(out.shape[1:])))
+        kind.Commit()
+
+        def spec(array: NDArray[Any], count: NDArray[Any]) -> list[Any]:
+            starts = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int64)
+            return [array.view(np.uint8).reshape(-1), (count.tolist(), starts.tolist()), kind]
+
+        request = self._comm.Ialltoallv(spec(rows, counts), spec(out, out_counts))
+        kind.Free()
+        return lambda: self.wait(request, rows, out)
+
+    def check_all(self, error: BaseException | None, *, values: tuple[int, ...] = ()) -> NDArray[np.int64]:
+        """Tell all ranks of an error, and raise if one has one; return the `values` of each rank."""
+        status = self.gather(np.array([error is not None, *values], np.int64))
+        failed = np.flatnonzero(status[:, 0] == 1)
+        if failed.size:
+            text = "" if error is None else f"{type(error).__name__}: {error}"
+            message = np.zeros(_MESSAGE_BYTES, np.uint8)
+            data = text.encode("utf-8", "replace")[:_MESSAGE_BYTES]
+            message[: len(data)] = np.frombuffer(data, np.uint8)
+            texts = self.gather(message)
+            if error is not None:
+                raise error
+            first = int(failed[0])
+            raise RankError(first, bytes(texts[first]).rstrip(b"\0").decode("utf-8", "replace"))
+        return status[:, 1:]

@@ -1,0 +1,223 @@
+"""The routed experts of a layer whose ranks hold a part of them each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from mxfp4moe._arguments import cast
+from mxfp4moe.experts.fused import Slots, run_experts
+from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.layer_description import LayerDescription
+from mxfp4moe.layer_sum import Floats, routed_options
+from mxfp4moe.mpi._channel import Channel
+from mxfp4moe.mpi._plan import SLOT, Plan, arrange_work, holder_table, make_plan
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_BUSY_SLOTS = 64  # of an expert: so many and more are computed without waiting for those of other ranks
+
+
+@dataclass
+class _Chunk:
+    """Some tokens of this rank, and those of other ranks that are computed at the same time."""
+
+    rows: NDArray[Any]
+    plan: Plan
+    theirs: NDArray[np.int64]
+    """Of each rank, how many tokens, slots and results it has for this one."""
+    tokens: NDArray[Any] = field(init=False)
+    slots: NDArray[Any] = field(init=False)
+    results: NDArray[Any] = field(init=False)
+    answers: NDArray[Any] = field(init=False)
+    """The results that come from other ranks."""
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Exchange:
+    """Dispatches tokens to the ranks that hold their experts, and combines what these return.
+
+    Parameters
+    ----------
+    layer : LayerDescription
+        A slice of the layer.
+    channel : Channel
+    held : ndarray of shape (ranks, num_experts), bool
+    chunk_tokens : int
+    exact : bool
+    """
+
+    is_collective = True
+
+    def __init__(
+        self,
+        layer: LayerDescription[PackedExperts],
+        channel: Channel,
+        held: NDArray[np.bool_],
+        chunk_tokens: int,
+        exact: bool,
+    ) -> None:
+        self._experts, self._options = layer.experts, routed_options(layer)
+        self._map, self._width = layer.expert_map, layer.experts.hidden_size
+        self._channel, self._chunk_tokens, self._exact = channel, chunk_tokens, exact
+        self._table = holder_table(held, channel.rank)
+        self._own = np.arange(channel.size) == channel.rank
+        self._open: list[_Chunk] | None = None
+        self._is_agreed = False
+        self._error: BaseException | None = None
+        self.traffic = np.zeros(3, np.int64)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """What every rank does at the same time; an error inside of it is one of all ranks."""
+        self._channel.check_usable()
+        if self._is_agreed or self._open is not None:
+            raise RuntimeError("ExpertParallelLayer: expected one call at a time, got another from a thread")
+        try:
+            yield
+        except BaseException as error:
+            self._share(error)
+            raise
+        finally:
+            self._is_agreed, self._open, self._error = False, None, None
+
+    def _share(self, error: BaseException) -> None:
+        """Do what is left of a call that others are in, so that they learn of the error."""
+        if self._channel.is_broken or (self._is_agreed and self._open is None):
+            return
+        if self._open is None:
+            self._is_agreed = True
+            self._channel.check_all(error, values=(0,))
+        else:
+            self._error = self._error or error
+            self._finish(np.empty((0, self._width), np.float32), 1)
+
+    def begin(self, rows: NDArray[Any], slots: Slots, threads: int) -> Callable[[], Floats]:
+        """Send away tokens for other ranks; what is returned computes, waits, and gives the sums."""
+        total = np.empty((len(rows), self._width), np.float32)
+        tokens = np.ascontiguousarray(cast(rows, _BFLOAT16))  # as every kernel rounds them, once
+        self._is_agreed = True  # whatever this raises, all ranks do
+        counts = self._channel.check_all(None, values=(len(rows),))[:, 0]
+        num_chunks = -(-int(counts.max()) // self._chunk_tokens)
+        self._open = []
+        bounds = [len(rows) * i // max(num_chunks, 1) for i in range(num_chunks + 1)]
+        parts = [slice(first, last) for first, last in pairwise(bounds)]
+        plans = self._guarded(lambda: [self._plan(slots, part) for part in parts])
+        if plans is None:
+            plans = [self._plan(slots, slice(0))] * num_chunks
+        if plans:
+            ours = np.stack([plan.messages.counts for plan in plans], axis=1)
+            theirs = self._channel.transpose(ours)
+            self._open = [
+                _Chunk(tokens[part], plan, theirs[:, i])
+                for i, (part, plan) in enumerate(zip(parts, plans, strict=True))
+            ]
+        if self._open:
+            self._dispatch(self._open[0])
+        return lambda: self._finish(total, threads)
+
+    def _plan(self, slots: Slots, part: slice) -> Plan:
+        weights, ids = slots
+        return make_plan(weights[part], ids[part], self._table, self._channel.size, self._exact)
+
+    def _guarded(self, step: Callable[[], Any]) -> Any:
+        """Do a step of this rank alone, unless one has failed; an error waits until all ranks can have it."""
+        if self._error is None:
+            try:
+                return step()
+            except BaseException as error:
+                self._error = error
+        return None
+
+    def _dispatch(self, chunk: _Chunk) -> None:
+        """Begin to send tokens and slots of a chunk."""
+        messages = chunk.plan.messages
+        away = np.where(self._own[:, None], 0, messages.counts)
+        theirs = np.where(self._own[:, None], 0, chunk.theirs)
+        is_away = np.repeat(~self._own, messages.counts[:, 0])
+        tokens = chunk.rows[messages.tokens[is_away]]
+        slots = messages.slots[np.repeat(~self._own, messages.counts[:, 1])]
+        chunk.tokens = np.empty((int(theirs[:, 0].sum()), self._width), _BFLOAT16)
+        chunk.slots = np.empty(int(theirs[:, 1].sum()), SLOT)
+        chunk.waiting = [
+            self._channel.send_rows(slots, away[:, 1], chunk.slots, theirs[:, 1]),
+            self._channel.send_rows(tokens, away[:, 0], chunk.tokens, theirs[:, 0]),
+        ]
+        self.traffic += [len(chunk.rows), tokens.nbytes, slots.nbytes]
+
+    def _finish(self, total: Floats, threads: int) -> Floats:
+        chunks, first = self._open or [], 0
+        for number, chunk in enumerate(chunks):
+            if number + 1 < len(chunks):
+                self._dispatch(chunks[number + 1])
+            self._compute(chunk, threads)
+            if number:
+                first = self._combine(chunks[number - 1], total, first)
+        if chunks:
+            self._combine(chunks[-1], total, first)
+        self._open = None
+        self._channel.check_all(self._error)
+        return total
+
+    def _compute(self, chunk: _Chunk, threads: int) -> None:
+        """Compute own slots, then those of others; return these."""
+        counts, messages = chunk.plan.messages.counts, chunk.plan.messages
+        own_slots = messages.slots[np.repeat(self._own, counts[:, 1])]
+        own_tokens = chunk.rows[messages.tokens[np.repeat(self._own, counts[:, 0])]]
+        own_counts = counts[self._own]
+        answer_type = np.dtype(np.float32) if self._exact else _BFLOAT16
+        num_own, ends = int(own_counts[0, 2]), np.cumsum(counts[:, 2])
+        num_results, own_end = int(ends[-1]), int(ends[self._channel.rank])
+        own, results = slice(own_end - num_own, own_end), np.empty((num_results, self._width), np.float32)
+        theirs = np.where(self._own[:, None], 0, chunk.theirs)
+        is_busy = len(own_slots) >= _BUSY_SLOTS * self._experts.num_experts
+        if is_busy:
+            self._guarded(lambda: self._run(own_tokens, own_slots, own_counts, results[own], threads))
+        for wait in chunk.waiting:
+            wait()
+        answers = np.zeros((int(theirs[:, 2].sum()), self._width), np.float32)
+        if is_busy:
+            self._guarded(lambda: self._run(chunk.tokens, chunk.slots, theirs, answers, threads))
+        else:
+            # One call reads the weights once.
+            together = np.empty((num_own + len(answers), self._width), np.float32)
+            tokens = np.concatenate([own_tokens, chunk.tokens])
+            slots = np.concatenate([own_slots, chunk.slots])
+            both = np.concatenate([own_counts, theirs])
+            self._guarded(lambda: self._run(tokens, slots, both, together, threads))
+            results[own], answers = together[:num_own], together[num_own:]
+        away = np.where(self._own, 0, counts[:, 2])
+        answers = cast(answers, answer_type)
+        received = np.empty((int(away.sum()), self._width), answer_type)
+        chunk.answers, chunk.results = received, results
+        chunk.waiting = [self._channel.send_rows(answers, theirs[:, 2], received, away)]
+        self.traffic[1] += answers.nbytes
+
+    def _run(
+        self, tokens: NDArray[Any], slots: NDArray[Any], counts: NDArray[np.int64], out: Floats, threads: int
+    ) -> None:
+        """Write the results of the slots of some ranks to `out`."""
+        work = arrange_work(slots, counts)
+        ids = work.experts if self._map is None else np.append(self._map, np.int32(-1))[work.experts]
+        given = np.ascontiguousarray(work.weights), np.ascontiguousarray(ids, dtype=np.int32)
+        run_experts(self._experts, tokens[work.tokens], given, self._options, out, threads)
+
+    def _combine(self, chunk: _Chunk, total: Floats, first: int) -> int:
+        """Add up a chunk whose tokens begin at `first`; return where the next one does."""
+        for wait in chunk.waiting:
+            wait()
+        last = first + len(chunk.rows)
+        is_own = np.repeat(self._own, chunk.plan.messages.counts[:, 2])
+
+        def add_up() -> None:
+            chunk.results[~is_own] = cast(chunk.answers, np.float32)
+            chunk.plan.add_up(chunk.results, total[first:last])
+
+        self._guarded(add_up)
+        return last

@@ -1,0 +1,47 @@
+"""Layers on real ranks: a few random cases, errors and time-outs, each as a run of mpiexec."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+MPIEXEC = shlex.split(os.environ.get("MXFP4MOE_MPIEXEC", ""))
+SCRIPT = Path(__file__).with_name("random_cases.py")
+
+pytestmark = pytest.mark.skipif(
+    not MPIEXEC or find_spec("mpi4py") is None,
+    reason="MXFP4MOE_MPIEXEC names no mpiexec (with its options), or mpi4py is not installed",
+)
+
+
+def run(num_ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [*MPIEXEC, "-n", str(num_ranks), sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 7])
+def test_random_cases(num_ranks: int) -> None:
+    cases = os.environ.get("MXFP4MOE_MPI_CASES", "10")
+    result = run(num_ranks, "--cases", cases, "--seed", str(num_ranks))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "the same bits" in result.stdout
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_errors_of_one_rank_are_those_of_all(num_ranks: int) -> None:
+    result = run(num_ranks, "--faults")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "errors on all" in result.stdout
+
+
+def test_nobody_waits_for_ever() -> None:
+    result = run(3, "--timeout")
+    assert result.returncode != 0
+    for rank in range(3):
+        assert f"rank {rank} has ended in time" in result.stdout, result.stdout + result.stderr
