@@ -222,7 +222,7 @@ class LayerDescription(Generic[_Experts]):
         arguments = (f"{key}={_text(value)}" for key, value in self.routing_arguments.items())
         return f"{name}({', '.join(arguments)})"
 
-    def slice(self, experts: ExpertIds) -> LayerDescription[_Experts]:
+    def slice(self, experts: ExpertIds) -> Self:
         """Return the layer with some of its experts alone, in the same memory.
 
         Parameters

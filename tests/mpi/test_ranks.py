@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -10,6 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import whole_models
+
+import mxfp4moe as mx
 
 MPIEXEC = shlex.split(os.environ.get("MXFP4MOE_MPIEXEC", ""))
 SCRIPT = Path(__file__).with_name("random_cases.py")
@@ -45,3 +49,31 @@ def test_nobody_waits_for_ever() -> None:
     assert result.returncode != 0
     for rank in range(3):
         assert f"rank {rank} has ended in time" in result.stdout, result.stdout + result.stderr
+
+
+# --- whole models -------------------------------------------------------------------------------------------
+
+
+def generate(path: Path, num_ranks: int) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "mxfp4moe", "generate", "--checkpoint", str(path)]
+    words += ["--ids", "3", "1", "4", "--max-new-tokens", "6", "--stop", "99999", "--json"]
+    started = words if num_ranks == 1 else [*MPIEXEC, "-n", str(num_ranks), *words]
+    return subprocess.run(started, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("name", ["gpt_oss", "glm4_moe"])
+def test_a_model_gives_the_text_of_one_process(tmp_path: Path, name: str, is_packed: bool) -> None:
+    path = whole_models.load(name).write(tmp_path / "model")
+    if is_packed:
+        mx.CausalLM.from_checkpoint(path).save(tmp_path / "packed")
+        path = tmp_path / "packed"
+    alone, together = generate(path, 1), generate(path, 3)
+    assert together.returncode == alone.returncode == 0, together.stderr
+    assert json.loads(together.stdout)["ids"] == json.loads(alone.stdout)["ids"]
+
+
+def test_a_model_that_is_not_there_is_an_error_of_all(tmp_path: Path) -> None:
+    result = generate(tmp_path / "nothing", 3)
+    assert result.returncode == 1
+    assert "expected a model folder, got nothing at that path" in result.stderr

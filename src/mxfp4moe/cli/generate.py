@@ -11,9 +11,9 @@ from mxfp4moe.cli._arguments import add_json
 from mxfp4moe.cli._generate.options import (
     add_model,
     add_sampling,
-    load_model,
     num_new_tokens,
     sampling,
+    with_model,
 )
 from mxfp4moe.cli._generate.stream import IdStream, TextStream
 
@@ -63,14 +63,13 @@ def run(args: argparse.Namespace) -> int:
             if getattr(args, option):
                 args.parser.error(f"argument --{option}: expected a text, not --ids")
         prompt, stop = _parse_ids("--ids", args.ids), set(_parse_ids("--stop", args.stop))
-        lm = load_model(args)
-        return _generate(args, lm, prompt, IdStream(), stop | set(lm.end_ids))
+        return with_model(args, lambda lm: _generate(args, lm, prompt, IdStream(), stop | set(lm.end_ids)))
     from mxfp4moe.cli._generate.texts import Texts
 
     texts = Texts(args.checkpoint)
     prompt = _prompt_ids(args, texts)
-    lm = load_model(args)
-    return _generate(args, lm, prompt, TextStream(texts.decode, args.stop), set(lm.end_ids))
+    stream = TextStream(texts.decode, args.stop)
+    return with_model(args, lambda lm: _generate(args, lm, prompt, stream, set(lm.end_ids)))
 
 
 def _generate(

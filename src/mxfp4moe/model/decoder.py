@@ -9,8 +9,8 @@ longer than a norm or a rotary embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -175,6 +175,14 @@ class Decoder:
             nbytes += seen * sum(description.projections[1:]) * np.dtype(np.float32).itemsize
             nbytes += _block_bytes(layer.block)
         return nbytes
+
+    def with_blocks(self, change: Callable[[MoELayer], MoELayer]) -> Decoder:
+        """The same decoder with another mixture of experts in the place of each."""
+        layers = [
+            replace(layer, block=change(layer.block)) if isinstance(layer.block, MoELayer) else layer
+            for layer in self.layers
+        ]
+        return Decoder(self.description, layers, self.ends())
 
     def new_caches(self, dtype: Literal["bfloat16", "float32"]) -> list[KVCache]:
         """Empty caches of all layers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.quantizing import QuantizeFormat, pack_weights
 from mxfp4moe.layer import MoELayer
+from mxfp4moe.layer_description import sliced
 from mxfp4moe.model.configuration import read_decoder
 from mxfp4moe.model.decoder import Attention, Decoder, DecoderLayer, Ends
 from mxfp4moe.model.decoder_type import DECODERS
@@ -28,6 +29,7 @@ from mxfp4moe.model.packing import pack_matrices, pack_matrix
 from mxfp4moe.model.weights import DecoderReader, is_whole
 
 _Part = TypeVar("_Part")
+ChooseExperts = Callable[[int], Sequence[int]]
 
 
 class DecoderLoader:
@@ -38,10 +40,16 @@ class DecoderLoader:
     model : Checkpoint
     quantize, quantize_dense : str or None
         The formats that experts, and all other matrices, are quantized to.
+    choose : callable, optional
+        The ids of the experts to hold of each layer, of which there are so many. All if not given.
     """
 
     def __init__(
-        self, model: Checkpoint, quantize: QuantizeFormat | None, quantize_dense: QuantizeFormat | None
+        self,
+        model: Checkpoint,
+        quantize: QuantizeFormat | None,
+        quantize_dense: QuantizeFormat | None,
+        choose: ChooseExperts | None = None,
     ) -> None:
         if not isinstance(model, HuggingFaceCheckpoint):
             expected = "a Hugging Face model folder, for a whole model"
@@ -49,7 +57,7 @@ class DecoderLoader:
         self.description, options = read_decoder(model)
         self._model, self._reader = model, DecoderReader(model, self.description, options)
         self._reader.check_ends()
-        self._quantize, self._dense = quantize, quantize_dense
+        self._quantize, self._dense, self._choose = quantize, quantize_dense, choose
 
     def ends(self) -> Ends:
         """What stands before and after the layers; the embedding is a copy in memory."""
@@ -82,7 +90,8 @@ class DecoderLoader:
 
     def _block(self, number: int) -> MoELayer | PackedExperts:
         if number in self._model.moe_layers:
-            description = self._model.read_layer(number)
+            ids = None if self._choose is None else self._choose(self._model.num_experts)
+            description = sliced(self._model.read_layer(number), ids)
             shared = description.shared_experts
             is_dense = shared is not None and shared.format == "bf16"
             return MoELayer._of_description(
@@ -101,15 +110,19 @@ def load_decoder(
     quantize: QuantizeFormat | None,
     quantize_dense: QuantizeFormat | None,
     progress: bool | None,
+    choose: ChooseExperts | None = None,
 ) -> Decoder:
-    """The decoder of the model folder, or of the packed folder, at `path`."""
+    """The decoder of the model folder, or of the packed folder, at `path`.
+
+    With `choose`, layers of a model folder hold the experts that it names alone.
+    """
     model = checkpoint.open(path)
     if isinstance(model, PackedCheckpoint):
         for name, value in (("quantize", quantize), ("quantize_dense", quantize_dense)):
             if value is not None:
                 raise value_error(name, "None for a model that is packed", repr(value))
         return open_decoder(model)
-    loader = DecoderLoader(model, quantize, quantize_dense)
+    loader = DecoderLoader(model, quantize, quantize_dense, choose)
     count = loader.description.num_layers
     shown = sys.stderr.isatty() if progress is None else progress
     bar = ProgressBar("loading", count + 1, f"{count} layers") if shown else None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mxfp4moe._arguments import check_real, describe, type_error, value_error
 
 _MESSAGE_BYTES = 2048
+_OK, _FAILED, _ENDED = range(3)
 _SPINS = 200  # looks at a request before the processor is left to others
 
 
@@ -33,6 +34,10 @@ class RankError(RuntimeError):
     def __init__(self, rank: int, text: str) -> None:
         super().__init__(f"rank {rank}: {text}")
         self.rank = rank
+
+
+class Ended(Exception):  # it is no error
+    """There are no more calls."""
 
 
 def import_mpi() -> Any:
@@ -63,6 +68,7 @@ class Channel:
             raise value_error("timeout", "seconds above 0, or None", repr(timeout))
         self._timeout = timeout
         self._broken: str | None = None
+        self.has_ended, self.is_shared = False, False
         self._abandoned: list[Any] = []
         own, request = comm.Idup()
         self._comm = own
@@ -137,11 +143,25 @@ class Channel:
         kind.Free()
         return lambda: self.wait(request, rows, out)
 
-    def check_all(self, error: BaseException | None, *, values: tuple[int, ...] = ()) -> NDArray[np.int64]:
-        """Tell all ranks of an error, and raise if one has one; return the `values` of each rank."""
-        status = self.gather(np.array([error is not None, *values], np.int64))
-        failed = np.flatnonzero(status[:, 0] == 1)
+    @classmethod
+    def of(cls, comm: Any, timeout: float | None) -> Channel:
+        """A channel as it is, so that several layers share one; or a new one."""
+        return comm if isinstance(comm, Channel) else cls(comm, timeout)
+
+    def end(self) -> None:
+        """Tell ranks that wait in a call with no tokens of their own that there are no more."""
+        if not self.has_ended and not self.is_broken:
+            self.has_ended = True
+            self.gather(np.array([_ENDED, 0], np.int64))
+
+    def check_all(self, error: BaseException | None, value: int = 0) -> NDArray[np.int64]:
+        """Tell all ranks of an error, and raise if one has one; return the `value` of each rank."""
+        status = self.gather(np.array([_OK if error is None else _FAILED, value], np.int64))
+        if (status[:, 0] == _ENDED).any():
+            raise Ended
+        failed = np.flatnonzero(status[:, 0] == _FAILED)
         if failed.size:
+            self.has_ended = self.is_shared
             text = "" if error is None else f"{type(error).__name__}: {error}"
             message = np.zeros(_MESSAGE_BYTES, np.uint8)
             data = text.encode("utf-8", "replace")[:_MESSAGE_BYTES]
@@ -151,4 +171,4 @@ class Channel:
                 raise error
             first = int(failed[0])
             raise RankError(first, bytes(texts[first]).rstrip(b"\0").decode("utf-8", "replace"))
-        return status[:, 1:]
+        return status[:, 1]

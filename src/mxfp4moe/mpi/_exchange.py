@@ -93,7 +93,7 @@ class Exchange:
             return
         if self._open is None:
             self._is_agreed = True
-            self._channel.check_all(error, values=(0,))
+            self._channel.check_all(error)
         else:
             self._error = self._error or error
             self._finish(np.empty((0, self._width), np.float32), 1)
@@ -103,7 +103,7 @@ class Exchange:
         total = np.empty((len(rows), self._width), np.float32)
         tokens = np.ascontiguousarray(cast(rows, _BFLOAT16))  # as every kernel rounds them, once
         self._is_agreed = True  # whatever this raises, all ranks do
-        counts = self._channel.check_all(None, values=(len(rows),))[:, 0]
+        counts = self._channel.check_all(None, len(rows))
         num_chunks = -(-int(counts.max()) // self._chunk_tokens)
         self._open = []
         bounds = [len(rows) * i // max(num_chunks, 1) for i in range(num_chunks + 1)]

@@ -18,6 +18,7 @@ from mxfp4moe._arguments import (
     value_error,
 )
 from mxfp4moe._dlpack import SupportsDLPack
+from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.selection import held_ids
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.layer_sum import Floats, LayerSum
@@ -79,7 +80,7 @@ class ExpertParallelLayer(MoELayer):
         chunk_tokens: int = 1024,
         timeout: float | None = 300.0,
     ) -> None:
-        channel = Channel(comm, timeout)
+        channel = Channel.of(comm, timeout)
         error: Exception | None = None
         held, digest = np.zeros(0, bool), np.zeros(32, np.uint8)
         try:
@@ -157,6 +158,14 @@ class ExpertParallelLayer(MoELayer):
     ) -> None:
         with self._exchange.call():
             super()._run_normalized(residual, norm, out, num_threads)
+
+    def _serve(self, num_threads: int | None = None) -> None:
+        """Compute for other ranks, with no tokens of this one."""
+        width, nothing = self.experts.hidden_size, (0, 1)
+        slots = np.empty(nothing, np.float32), np.empty(nothing, np.int32)
+        with self._exchange.call():
+            threads = resolve_num_threads(num_threads)
+            self._exchange.begin(np.empty((0, width), np.float32), slots, threads)()
 
     def _of(self, arguments: dict[str, Any]) -> Any:
         return MoELayer(**arguments, nonfinite=self.nonfinite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from mxfp4moe.model.causal_lm import CausalLM
 
 DEFAULT_TOKENS = 256
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""What Open MPI and MPICH call the number of ranks."""
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +87,30 @@ def load_model(args: argparse.Namespace) -> CausalLM:
     return CausalLM.from_checkpoint(
         args.checkpoint, quantize=args.quantize, quantize_dense=args.quantize_dense
     )
+
+
+def num_started_ranks() -> int:
+    """How many processes mpirun or srun has started this one with."""
+    names = (*_SIZES, "SLURM_NTASKS") if {"PMIX_RANK", "PMI_RANK"} & os.environ.keys() else _SIZES
+    sizes = [os.environ[name] for name in names if os.environ.get(name, "").isdecimal()]
+    return int(sizes[0]) if sizes else 1
+
+
+def with_model(args: argparse.Namespace, use: Callable[[CausalLM], int]) -> int:
+    """Load the model and use it. Of several ranks, which mpirun starts, rank 0 uses it with all of them."""
+    if num_started_ranks() == 1:
+        return use(load_model(args))
+    from mxfp4moe.mpi.whole_model import RankError, Ranks
+
+    try:
+        ranks = Ranks()
+        if ranks.rank:
+            ranks.serve(args.checkpoint, args.quantize)
+            return 0
+        with ranks.model(args.checkpoint, args.quantize, args.quantize_dense) as lm:
+            return use(lm)
+    except RankError as error:
+        raise ValueError(str(error)) from error
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
