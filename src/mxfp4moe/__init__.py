@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 import typing as _typing
 
 from mxfp4moe import _startup  # noqa: F401  # before all that may fail or take long
+from mxfp4moe._embedding import get_include
 from mxfp4moe.config import (
     active_isa,
     available_isas,
@@ -80,6 +81,7 @@ __all__ = [
     "dequantize_nvfp4",
     "fused_experts",
     "fused_moe",
+    "get_include",
     "get_num_threads",
     "grouped_topk",
     "hash_topk",

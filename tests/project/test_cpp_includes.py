@@ -27,6 +27,7 @@ FOLDERS = (
     "attention",
     "decoder",
     "moe",
+    "capi",
 )
 
 

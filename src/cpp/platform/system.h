@@ -59,6 +59,20 @@ void unmap_pages(uint8_t* data, int64_t bytes, int64_t alignment);
 int map_file(int descriptor, int64_t begin, int64_t bytes, uint8_t** data) MXFP4MOE_EXPORTED(map_file);
 void unmap_file(uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(unmap_file);
 
+// The bytes of a regular file, mapped, or read where they cannot be mapped.
+struct FileContent {
+  uint8_t* data = nullptr;  // null if there are none
+  int64_t bytes = 0;
+  bool is_mapped = false;
+};
+
+// 0, or the errno; that of what is no regular file is EINVAL, or EISDIR.
+int open_file(const char* path, FileContent* content);
+void close_file(const FileContent& content);
+
+// The number that `text` begins with, whatever the locale; its form is the caller's to check.
+double parse_number(const char* text);
+
 // Lets two names of the file system change places. At no moment does either lead to nothing. False, and nothing is
 // changed, if the system cannot do that.
 bool exchange_names(const char* a, const char* b) MXFP4MOE_EXPORTED(exchange_names);

@@ -2,16 +2,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <new>
 #include <thread>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
 #include "platform/system.h"
 #include "threads/cpus.h"
+#include "threads/float_environment.h"
 #include "threads/interrupt.h"
 
 namespace mxfp4moe {
@@ -73,32 +71,6 @@ Pool& pool() { return *std::launder(reinterpret_cast<Pool*>(g_pool_storage)); }
 // starts with a new pool; the objects of its parent's workers are left alone.
 void reset_pool() { ::new (g_pool_storage) Pool; }
 [[maybe_unused]] const int g_registered = (reset_pool(), platform::call_in_forked_children(reset_pool), 0);
-
-// Sets the default floating-point environment for as long as this object lives, so that no result depends on a caller's
-// rounding mode or flushing of subnormals, and no caller sees the flags of this arithmetic.
-class DefaultFloatEnvironment {
- public:
-#if defined(__x86_64__)
-  DefaultFloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~DefaultFloatEnvironment() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  DefaultFloatEnvironment() {
-    asm volatile("mrs %0, fpcr\n\tmrs %1, fpsr" : "=r"(control_), "=r"(status_) : : "memory");
-    set(0, 0);
-  }
-  ~DefaultFloatEnvironment() { set(control_, status_); }
-
- private:
-  static void set(uint64_t control, uint64_t status) {
-    asm volatile("msr fpcr, %0\n\tmsr fpsr, %1" : : "r"(control), "r"(status) : "memory");
-  }
-
-  uint64_t control_, status_;
-#endif
-};
 
 void run(const Job& job, int thread) {
   const DefaultFloatEnvironment environment;
@@ -251,11 +223,78 @@ void return_workers(const WorkerList& workers) {
   pool().idle = workers.first;
 }
 
+thread_local const HostPool* current_host = nullptr;
+
+// The threads of a host that work for one call. Which of them come, and when, is the host's affair: the first one
+// waits for a moment, and those that have come by then are the team.
+class HostTeam {
+ public:
+  HostTeam(const Job& job) : job_(job) {}
+
+  // What each task of the host does.
+  static void join(void* team, int32_t) { static_cast<HostTeam*>(team)->join(); }
+
+  // The end of the call, on its own thread. A host that has run no task leaves all to this one.
+  void finish() {
+    join();
+    // A host that returned too early must not take the frame of the call from those who work in it.
+    for (uint32_t size = 0; size == 0 || num_done_.load(std::memory_order_acquire) != size;) {
+      size = size_.value.load(std::memory_order_acquire);
+      if (size == 0 || num_done_.load(std::memory_order_acquire) != size) std::this_thread::yield();
+    }
+  }
+
+ private:
+  static constexpr uint32_t kClosed = 1u << 31;
+
+  void join() {
+    uint32_t state = members_.value.load(std::memory_order_relaxed);
+    do {
+      if (state >= static_cast<uint32_t>(job_.num_threads)) return;  // complete, or closed
+    } while (!members_.value.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel));
+    const uint32_t thread = state;
+    if (thread == 0) {
+      close();
+    } else {
+      while (size_.spin_while(0) == 0) size_.sleep_while(0);
+    }
+    Job job = job_;
+    job.num_threads = static_cast<int>(size_.value.load(std::memory_order_acquire));
+    InterruptibleCall* outer = InterruptibleCall::work_for(job.call);
+    run(job, static_cast<int>(thread));
+    InterruptibleCall::work_for(outer);
+    num_done_.fetch_add(1, std::memory_order_acq_rel);
+  }
+
+  void close() {
+    const auto deadline = std::chrono::steady_clock::now() + WaitWord::kSpin;
+    const uint32_t wanted = static_cast<uint32_t>(job_.num_threads);
+    while (members_.value.load(std::memory_order_relaxed) < wanted && std::chrono::steady_clock::now() < deadline) {
+    }
+    const uint32_t size = members_.value.fetch_or(kClosed, std::memory_order_acq_rel);
+    size_.value.store(size, std::memory_order_release);
+    size_.wake_all();
+  }
+
+  const Job job_;
+  WaitWord members_;  // how many have come, and kClosed
+  WaitWord size_;     // of the team, once it is closed
+  std::atomic<uint32_t> num_done_{0};
+};
+
 }  // namespace
+
+UseHostPool::UseHostPool(const HostPool* host) : outer_(current_host) { current_host = host; }
+UseHostPool::~UseHostPool() { current_host = outer_; }
 
 void parallel_run(int num_threads, ThreadTask task, void* context) {
   InterruptibleCall* call = InterruptibleCall::current();
   if (num_threads <= 1) return run({task, context, 1, call}, 0);
+  if (const HostPool* host = current_host) {
+    HostTeam team({task, context, num_threads, call});
+    host->parallel_for(host->context, num_threads, HostTeam::join, &team);
+    return team.finish();
+  }
   const WorkerList workers = take_workers(num_threads);
   const Job job{task, context, workers.size + 1, call};
   int thread = 0;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 
 #include "platform/exported.h"
 #include "threads/wait_word.h"
@@ -15,6 +16,27 @@ namespace mxfp4moe {
 // InterruptibleCall of the caller.
 using ThreadTask = void (*)(void* context, int thread, int num_threads);
 void parallel_run(int num_threads, ThreadTask task, void* context);
+
+// Threads of the host of this library: runs task(task_context, index) once for each index in [0, count), and returns
+// when all have returned.
+struct HostPool {
+  void (*parallel_for)(void* context, int32_t count, void (*task)(void* task_context, int32_t index),
+                       void* task_context);
+  void* context;
+};
+
+// While it lives, the calls of this thread are computed by the threads of `host`, or by the pool if that is null. They
+// need not run at the same time: a call is computed by those that come within a moment.
+class UseHostPool {
+ public:
+  explicit UseHostPool(const HostPool* host);
+  ~UseHostPool();
+  UseHostPool(const UseHostPool&) = delete;
+  UseHostPool& operator=(const UseHostPool&) = delete;
+
+ private:
+  const HostPool* outer_;
+};
 
 // Ends the workers that wait for work and waits until they are gone; a later call makes new ones.
 void release_workers() MXFP4MOE_EXPORTED(release_workers);

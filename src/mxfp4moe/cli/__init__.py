@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from mxfp4moe import __version__, config
-from mxfp4moe.cli import bench, chat, demo, generate, info, inspect, pack, quantize, run, selftest
+from mxfp4moe import __version__
+from mxfp4moe import config as settings
+from mxfp4moe.cli import bench, chat, config, demo, generate, info, inspect, pack, quantize, run, selftest
 from mxfp4moe.cli._signals import interrupted_once
 from mxfp4moe.cli._streams import complain, drop_unwritable_output, open_closed_streams
 
-_COMMANDS = (info, selftest, demo, bench, inspect, quantize, pack, run, generate, chat)
+_COMMANDS = (info, selftest, demo, bench, inspect, quantize, pack, run, generate, chat, config)
 
 _EPILOG = """\
 The exit status is 0 if all is well, 1 after an error or a check that failed, 2 for wrong arguments, and 130
@@ -66,7 +67,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit:
         sys.stdout.flush()  # of help and version, which may be impossible
         raise
-    with nullcontext() if args.threads is None else config.num_threads(args.threads):
+    with nullcontext() if args.threads is None else settings.num_threads(args.threads):
         status: int = args.run(args)
     return status
 

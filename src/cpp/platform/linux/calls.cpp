@@ -1,5 +1,7 @@
 // What takes but one system call.
 #include <fcntl.h>
+#include <locale.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -31,6 +33,11 @@ int64_t clock_ms() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC_COARSE, &now);  // it takes a quarter of the time of the exact clock
   return int64_t{now.tv_sec} * 1000 + now.tv_nsec / 1000000;
+}
+
+double parse_number(const char* text) {
+  static const locale_t c_locale = newlocale(LC_ALL_MASK, "C", nullptr);
+  return strtod_l(text, nullptr, c_locale);
 }
 
 }  // namespace mxfp4moe::platform

@@ -1,6 +1,9 @@
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "platform/system.h"
@@ -38,5 +41,50 @@ int map_file(int descriptor, int64_t begin, int64_t bytes, uint8_t** data) {
 }
 
 void unmap_file(uint8_t* data, int64_t bytes) { munmap(data, static_cast<size_t>(bytes)); }
+
+namespace {
+
+// Reads a file that cannot be mapped; 0, or the errno.
+int read_all(int descriptor, FileContent* content) {
+  constexpr int64_t kAlignment = 4096, kPiece = 1 << 30;
+  uint8_t* data = map_pages((content->bytes + kAlignment - 1) / kAlignment * kAlignment, kAlignment);
+  if (data == nullptr) return ENOMEM;
+  content->data = data;
+  for (int64_t done = 0; done < content->bytes;) {
+    const ssize_t count = read(descriptor, data + done, static_cast<size_t>(std::min(content->bytes - done, kPiece)));
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) {
+      const int error = count < 0 ? errno : EIO;  // it has become shorter
+      close_file(*content);
+      return error;
+    }
+    done += count;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int open_file(const char* path, FileContent* content) {
+  const int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe could block for ever
+  if (descriptor < 0) return errno;
+  struct stat status;
+  int error = fstat(descriptor, &status) == 0 ? 0 : errno;
+  if (error == 0 && !S_ISREG(status.st_mode)) error = S_ISDIR(status.st_mode) ? EISDIR : EINVAL;
+  if (error == 0 && status.st_size > 0) {
+    FileContent file{nullptr, status.st_size, true};
+    if (map_file(descriptor, 0, file.bytes, &file.data) != 0) {
+      file.is_mapped = false;
+      error = read_all(descriptor, &file);
+    }
+    if (error == 0) *content = file;
+  }
+  close(descriptor);
+  return error;
+}
+
+void close_file(const FileContent& content) {
+  if (content.data != nullptr) munmap(content.data, static_cast<size_t>(content.bytes));
+}
 
 }  // namespace mxfp4moe::platform

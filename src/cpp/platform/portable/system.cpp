@@ -4,6 +4,8 @@
 #include <cerrno>
 #include <chrono>
 #include <climits>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -13,6 +15,11 @@
 #endif
 
 namespace mxfp4moe::platform {
+namespace {
+
+constexpr int64_t kFileAlignment = 4096;
+
+}  // namespace
 
 size_t cpus_of_caller(uint64_t*, size_t) { return 0; }
 
@@ -62,6 +69,34 @@ void unmap_pages(uint8_t* data, int64_t, int64_t alignment) {
 int map_file(int, int64_t, int64_t, uint8_t**) { return ENOSYS; }
 
 void unmap_file(uint8_t*, int64_t) {}
+
+int open_file(const char* path, FileContent* content) {
+  std::FILE* file = std::fopen(path, "rb");
+  if (file == nullptr) return errno;
+  FileContent result;
+  int error = std::fseek(file, 0, SEEK_END) == 0 ? 0 : EIO;
+  result.bytes = error == 0 ? std::ftell(file) : 0;
+  std::rewind(file);
+  if (result.bytes > 0) {
+    result.data = map_pages(result.bytes, kFileAlignment);
+    const size_t size = static_cast<size_t>(result.bytes);
+    if (result.data == nullptr) {
+      error = ENOMEM;
+    } else if (std::fread(result.data, 1, size, file) != size) {
+      close_file(result);
+      error = EIO;
+    }
+  }
+  std::fclose(file);
+  if (error == 0) *content = result;
+  return error;
+}
+
+void close_file(const FileContent& content) {
+  if (content.data != nullptr) unmap_pages(content.data, content.bytes, kFileAlignment);
+}
+
+double parse_number(const char* text) { return std::strtod(text, nullptr); }
 
 bool exchange_names(const char*, const char*) { return false; }
 

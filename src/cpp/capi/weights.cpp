@@ -1,0 +1,335 @@
+#include "capi/weights.h"
+
+#include <algorithm>
+
+#include "formats/bf16.h"
+#include "linear/linear.h"
+#include "moe/schedule.h"
+
+namespace mxfp4moe::capi {
+namespace {
+
+constexpr int64_t kDefaultBlock = 128;
+
+// The arrays of one matrix of each expert, and the argument that they are.
+struct MatrixArrays {
+  std::string name;
+  mxfp4moe_array weights, scales, zero_points, tensor_scale, bias;
+};
+
+// The sizes of one matrix of one expert.
+struct MatrixSizes {
+  int64_t num_experts, num_rows, k;
+  int64_t scale_rows;     // of scales of sums
+  int64_t tensor_scales;  // of each expert
+  bool float16_bias;
+};
+
+const uint8_t* bytes_of(const mxfp4moe_array& array) { return static_cast<const uint8_t*>(array.data); }
+
+bool is_given(const mxfp4moe_array& array) { return array.data != nullptr || array.size != 0; }
+
+void check_array(const std::string& name, const mxfp4moe_array& array, int64_t bytes, int64_t alignment) {
+  if (array.data == nullptr || array.size != static_cast<uint64_t>(bytes)) {
+    invalid(name, text_of(bytes) + " bytes", array.data == nullptr ? "NULL" : std::to_string(array.size));
+  }
+  check_memory(name.c_str(), array.data, bytes, alignment);
+}
+
+void check_absent(const std::string& name, const mxfp4moe_array& array, const Format& format) {
+  if (is_given(array)) invalid(name, std::string("none with format ") + format.name, "an array");
+}
+
+[[noreturn]] void wrong_dtype(const std::string& name, const mxfp4moe_array& array) {
+  invalid(name + ".dtype", "one that the format has", dtype_name(array.dtype));
+}
+
+void check_zero_points(const std::string& name, const mxfp4moe_array& zeros, const Format& format) {
+  if (format.max_zero == 127) return;  // any byte
+  const uint8_t* const begin = bytes_of(zeros);
+  const uint8_t* const end = begin + zeros.size;
+  const uint8_t* const wrong = std::find_if(begin, end, [&](uint8_t zero) { return zero > format.max_zero; });
+  if (wrong != end) {
+    invalid(name, "values in [0, 15]", text_of(int64_t{*wrong}) + " at byte " + text_of(int64_t{wrong - begin}));
+  }
+}
+
+ScaleBlocks block_shape_of(const Format& format, int64_t rows, int64_t columns) {
+  if (!format.has_block_shape()) {
+    if (rows != 0 || columns != 0) invalid("block_rows", std::string("0 with format ") + format.name, text_of(rows));
+    return {};
+  }
+  ScaleBlocks blocks;
+  const auto size = [](const char* name, int64_t value, int64_t multiple) -> int64_t {
+    if (value == MXFP4MOE_WHOLE_AXIS) return 0;
+    if (value == 0) return kDefaultBlock;
+    check_range(name, value, 1, kMaxSize);
+    if (value % multiple != 0) invalid(name, "a multiple of " + text_of(multiple), text_of(value));
+    return value;
+  };
+  blocks.rows = size("block_rows", rows, 1);
+  blocks.columns = size("block_columns", columns, kBlockK);
+  return blocks;
+}
+
+// The groups of rows of k weights as blocks; 0 is the whole row.
+ScaleBlocks group_blocks(const char* name, const Format& format, int64_t group_size, int64_t k) {
+  if (!format.has_groups) {
+    if (group_size != 0) invalid(name, std::string("0 with format ") + format.name, text_of(group_size));
+    return {};
+  }
+  if (group_size < 0 || group_size % kGroupMultiple != 0 || (group_size > 0 && k % group_size != 0)) {
+    invalid(name, "0 or a multiple of 32 that divides " + text_of(k), text_of(group_size));
+  }
+  return {1, group_size == k ? 0 : group_size};
+}
+
+int64_t num_blocks(int64_t size, int64_t block) { return block == 0 ? 1 : ceil_div(size, block); }
+
+// Checks the arrays of a matrix; returns their dtypes.
+MatrixDtypes check_matrix(const Format& format, const MatrixArrays& a, const MatrixSizes& s, ScaleBlocks blocks) {
+  MatrixDtypes dtypes;
+  if (format.find(a.weights.dtype) == nullptr) wrong_dtype(a.name, a.weights);
+  dtypes.weights = a.weights.dtype;
+  const int64_t row_bytes = format.row_bytes(s.k, dtypes.weights);
+  check_array(a.name, a.weights, product({s.num_experts, s.num_rows, row_bytes}),
+              format.element_bits == 0 ? dtype_bytes(dtypes.weights) : 1);
+  int64_t num_scales = 0;
+  if (format.has_scales()) {
+    if (std::find(format.scales.begin(), format.scales.end(), a.scales.dtype) == format.scales.end()) {
+      wrong_dtype(a.name + "_scales", a.scales);
+    }
+    dtypes.scales = a.scales.dtype;
+    num_scales = format.scale_block > 0 ? product({s.num_experts, s.num_rows, s.k / format.scale_block})
+                                        : product({s.num_experts, s.scale_rows, num_blocks(s.k, blocks.columns)});
+    const int64_t bytes = dtype_bytes(dtypes.scales);
+    check_array(a.name + "_scales", a.scales, product({num_scales, bytes}), bytes);
+  } else {
+    check_absent(a.name + "_scales", a.scales, format);
+  }
+  if (format.has_groups && is_given(a.zero_points)) {
+    if (a.zero_points.dtype != format.zero_dtype) wrong_dtype(a.name + "_zero_points", a.zero_points);
+    dtypes.zero_points = format.zero_dtype;
+    check_array(a.name + "_zero_points", a.zero_points, num_scales, 1);
+    check_zero_points(a.name + "_zero_points", a.zero_points, format);
+  } else {
+    check_absent(a.name + "_zero_points", a.zero_points, format);
+  }
+  if (format.has_tensor_scale || is_given(a.tensor_scale)) {
+    if (!format.may_have_tensor_scale()) check_absent(a.name + "_tensor_scale", a.tensor_scale, format);
+    if (a.tensor_scale.dtype != MXFP4MOE_DTYPE_FLOAT32) wrong_dtype(a.name + "_tensor_scale", a.tensor_scale);
+    check_array(a.name + "_tensor_scale", a.tensor_scale, product({s.num_experts, s.tensor_scales, 4}), 4);
+  }
+  if (is_given(a.bias)) {
+    const int32_t dtype = a.bias.dtype;
+    const bool known = dtype == MXFP4MOE_DTYPE_FLOAT32 || dtype == MXFP4MOE_DTYPE_BFLOAT16 ||
+                       (dtype == MXFP4MOE_DTYPE_FLOAT16 && s.float16_bias);
+    if (!known) wrong_dtype(a.name + "_bias", a.bias);
+    dtypes.bias = dtype;
+    check_array(a.name + "_bias", a.bias, product({s.num_experts, s.num_rows, dtype_bytes(dtype)}), dtype_bytes(dtype));
+  }
+  return dtypes;
+}
+
+float float_at(const uint8_t* data, int32_t dtype, int64_t i) {
+  if (dtype == MXFP4MOE_DTYPE_FLOAT32) return reinterpret_cast<const float*>(data)[i];
+  const uint16_t bits = reinterpret_cast<const uint16_t*>(data)[i];
+  return dtype == MXFP4MOE_DTYPE_BFLOAT16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+// Packs the matrices of all experts of checked arrays to where they stand in `packed`.
+class Packer {
+ public:
+  Packer(const Format& format, const MatrixArrays& arrays, const MatrixLayout& layout, int64_t num_terms)
+      : format_(format), arrays_(arrays), layout_(layout), num_terms_(num_terms) {}
+
+  void pack(int64_t num_experts, uint8_t* packed, int num_threads) const {
+    for (int64_t expert = 0; expert < num_experts; ++expert) {
+      pack_weights(num_experts, expert, packed, num_threads);
+      if (part_bytes(Part::kSumScales) > 0) pack_scales(num_experts, expert, packed);
+      if (part_bytes(Part::kBias) > 0) pack_biases(expert, packed);
+    }
+  }
+
+ private:
+  int64_t part_bytes(Part part) const { return layout_.expert_bytes[static_cast<int>(part)]; }
+
+  uint8_t* at(Part part, int64_t expert, uint8_t* packed) const {
+    return packed + layout_.offset[static_cast<int>(part)] + expert * part_bytes(part);
+  }
+
+  void pack_weights(int64_t num_experts, int64_t expert, uint8_t* packed, int num_threads) const {
+    const int64_t weight_bytes = static_cast<int64_t>(arrays_.weights.size) / num_experts;
+    const int64_t scale_bytes = static_cast<int64_t>(arrays_.scales.size) / num_experts;
+    SourceMatrix source{};
+    source.format = layout_.sizes.format;
+    source.dtype = format_.element_bits == 0 ? static_cast<DType>(arrays_.weights.dtype) : DType::kFloat32;
+    source.weights = bytes_of(arrays_.weights) + expert * weight_bytes;
+    source.num_rows = layout_.num_rows;
+    source.k = layout_.k;
+    source.order = layout_.order;
+    source.num_terms = num_terms_;
+    PackedBytes to{at(Part::kWeights, expert, packed), at(Part::kScales, expert, packed),
+                   layout_.sizes.num_panels / num_terms_};
+    std::vector<uint8_t> zeros;
+    if (format_.scale_block > 0) source.scales = bytes_of(arrays_.scales) + expert * scale_bytes;
+    if (is_given(arrays_.zero_points)) {
+      zeros = zeros_of_blocks(num_experts, expert);
+      source.scales = zeros.data();
+    }
+    pack_matrix(source, to, num_threads);
+  }
+
+  // The zero points of the groups of each row, once for each K-block.
+  std::vector<uint8_t> zeros_of_blocks(int64_t num_experts, int64_t expert) const {
+    const int64_t rows = layout_.num_rows, blocks = ceil_div(layout_.k, kBlockK);
+    const int64_t groups = static_cast<int64_t>(arrays_.zero_points.size) / num_experts / rows;
+    const uint8_t* const zeros = bytes_of(arrays_.zero_points) + expert * rows * groups;
+    std::vector<uint8_t> result(static_cast<size_t>(rows * blocks));
+    for (int64_t i = 0; i < rows * blocks; ++i) {
+      result[static_cast<size_t>(i)] = zeros[i / blocks * groups + i % blocks / (blocks / groups)];
+    }
+    return result;
+  }
+
+  void pack_scales(int64_t num_experts, int64_t expert, uint8_t* packed) const {
+    const mxfp4moe_array& scales = format_.has_sum_scales() ? arrays_.scales : arrays_.tensor_scale;
+    const PackedMatrix& sizes = layout_.sizes;
+    const PackedSumScales to{at(Part::kSumScales, expert, packed), sizes.sum_dtype, sizes.num_panels, sizes.num_ranges,
+                             sizes.scale_rows};
+    pack_sum_scales(layout_.sum_blocks, bytes_of(scales) + expert * (static_cast<int64_t>(scales.size) / num_experts),
+                    to);
+  }
+
+  void pack_biases(int64_t expert, uint8_t* packed) const {
+    std::vector<float> bias(static_cast<size_t>(layout_.num_rows));
+    for (int64_t row = 0; row < layout_.num_rows; ++row) {
+      bias[static_cast<size_t>(row)] =
+          float_at(bytes_of(arrays_.bias), arrays_.bias.dtype, expert * layout_.num_rows + row);
+    }
+    pack_bias(layout_.order, layout_.num_rows, bias.data(),
+              {reinterpret_cast<float*>(at(Part::kBias, expert, packed)), layout_.sizes.num_panels / num_terms_});
+  }
+
+  const Format& format_;
+  const MatrixArrays& arrays_;
+  const MatrixLayout& layout_;
+  const int64_t num_terms_;
+};
+
+const Format& check_format(int32_t number, int32_t largest) {
+  const Format* const format = number > largest ? nullptr : find_format(number);
+  if (format == nullptr) invalid("format", "a weight format", text_of(int64_t{number}));
+  return *format;
+}
+
+void check_size(const char* name, int64_t value, int64_t multiple) {
+  check_range(name, value, 1, kMaxSize);
+  if (value % multiple != 0) invalid(name, "a multiple of " + text_of(multiple), text_of(value));
+}
+
+}  // namespace
+
+Experts Experts::of_arrays(const mxfp4moe_experts_arrays& a, int num_threads) {
+  Experts experts;
+  const Format& format = check_format(a.format, MXFP4MOE_FORMAT_INT8);
+  experts.format = &format;
+  check_flag("ungated", a.ungated);
+  check_range("gate_up_layout", a.gate_up_layout, MXFP4MOE_CONCATENATED,
+              a.ungated ? MXFP4MOE_CONCATENATED : MXFP4MOE_INTERLEAVED);
+  check_range("num_experts", a.num_experts, 1, kMaxExperts);
+  check_size("hidden_size", a.hidden_size, format.k_multiple);
+  check_size("intermediate_size", a.intermediate_size, format.k_multiple);
+  ScaleBlocks w13_blocks = block_shape_of(format, a.block_rows, a.block_columns), w2_blocks = w13_blocks;
+  const ScaleBlocks w13_groups = group_blocks("w13_group_size", format, a.w13_group_size, a.hidden_size);
+  const ScaleBlocks w2_groups = group_blocks("w2_group_size", format, a.w2_group_size, a.intermediate_size);
+  if (format.has_groups) {
+    w13_blocks = w13_groups;
+    w2_blocks = w2_groups;
+  }
+  StorageShape& shape = experts.shape;
+  shape.num_experts = a.num_experts;
+  shape.hidden_size = a.hidden_size;
+  shape.intermediate_size = a.intermediate_size;
+  shape.gated = !a.ungated;
+  shape.interleaved = a.gate_up_layout == MXFP4MOE_INTERLEAVED;
+  const int64_t parts = shape.gated ? 2 : 1, apart = shape.interleaved ? 1 : parts;
+  const MatrixArrays w13{"w13", a.w13, a.w13_scales, a.w13_zero_points, a.w13_tensor_scale, a.w13_bias};
+  const MatrixArrays w2{"w2", a.w2, a.w2_scales, a.w2_zero_points, a.w2_tensor_scale, a.w2_bias};
+  const int64_t rows = parts * a.intermediate_size;
+  const MatrixSizes w13_sizes{a.num_experts, rows, a.hidden_size, apart * num_blocks(rows / apart, w13_blocks.rows),
+                              parts,         false};
+  const MatrixSizes w2_sizes{
+      a.num_experts, a.hidden_size, a.intermediate_size, num_blocks(a.hidden_size, w2_blocks.rows), 1, false};
+  const MatrixDtypes w13_dtypes = check_matrix(format, w13, w13_sizes, w13_blocks);
+  const MatrixDtypes w2_dtypes = check_matrix(format, w2, w2_sizes, w2_blocks);
+  if (format.find(w13_dtypes.weights)->packed != format.find(w2_dtypes.weights)->packed) {
+    invalid("w2.dtype", "elements as in w13", dtype_name(a.w2.dtype));
+  }
+  shape.tensor_scales = is_given(a.w13_tensor_scale);
+  if (is_given(a.w2_tensor_scale) != shape.tensor_scales)
+    invalid("w2_tensor_scale", "both tensor scales or none", "one");
+  shape.has_w13_bias = w13_dtypes.bias >= 0;
+  shape.has_w2_bias = w2_dtypes.bias >= 0;
+  shape.w13 = packed_format(format, w13_dtypes, w13_blocks);
+  shape.w2 = packed_format(format, w2_dtypes, w2_blocks);
+  const StorageLayout layout = storage_layout(shape);
+  std::shared_ptr<Bytes> bytes = Bytes::of_size(layout.total, "packed experts");
+  Packer(format, w13, layout.w13, 1).pack(a.num_experts, bytes->data(), num_threads);
+  Packer(format, w2, layout.w2, 1).pack(a.num_experts, bytes->data(), num_threads);
+  experts.layer = view_storage(shape, bytes->data());
+  experts.num_bytes = layout.total;
+  experts.bytes = bytes;
+  return experts;
+}
+
+Linear Linear::of_arrays(const mxfp4moe_linear_arrays& a, int num_threads) {
+  Linear linear;
+  const Format& format = check_format(a.format, MXFP4MOE_FORMAT_FLOAT32);
+  linear.format = &format;
+  check_size("num_rows", a.num_rows, 1);
+  check_size("num_columns", a.num_columns, format.k_multiple);
+  ScaleBlocks blocks = block_shape_of(format, a.block_rows, a.block_columns);
+  const ScaleBlocks groups = group_blocks("group_size", format, a.group_size, a.num_columns);
+  if (format.has_groups) blocks = groups;
+  const MatrixArrays arrays{"weight", a.weight, a.scales, a.zero_points, a.tensor_scale, a.bias};
+  const MatrixSizes sizes{1, a.num_rows, a.num_columns, num_blocks(a.num_rows, blocks.rows), 1, true};
+  const MatrixDtypes dtypes = check_matrix(format, arrays, sizes, blocks);
+  MatrixShape& shape = linear.shape;
+  shape.format = packed_format(format, dtypes, blocks);
+  shape.num_rows = a.num_rows;
+  shape.k = a.num_columns;
+  shape.num_terms = 1;
+  if (format.number == MXFP4MOE_FORMAT_FLOAT32) {
+    SourceMatrix source{};
+    source.format = WeightFormat::kBf16;
+    source.dtype = static_cast<DType>(dtypes.weights);
+    source.weights = bytes_of(a.weight);
+    source.num_rows = a.num_rows;
+    source.k = a.num_columns;
+    shape.num_terms = count_terms(source, num_threads);
+  }
+  shape.has_bias = dtypes.bias >= 0;
+  shape.tensor_scale = is_given(a.tensor_scale);
+  const SingleLayout layout = single_layout(shape);
+  std::shared_ptr<Bytes> bytes = Bytes::of_size(layout.total, "a packed matrix");
+  Packer(format, arrays, layout.matrix, shape.num_terms).pack(1, bytes->data(), num_threads);
+  linear.weight = view_single(shape, bytes->data());
+  linear.num_bytes = layout.total;
+  linear.bytes = bytes;
+  return linear;
+}
+
+void Experts::compute(const Call& call, MoeProblem problem) const {
+  problem.layer = layer;
+  problem.combine = true;
+  throw_status(fused_experts(call.kernels(), problem, call.num_threads()), "fused experts");
+}
+
+void Linear::compute(const Call& call, const Rows& hidden_states, const Rows& out, int64_t num_tokens) const {
+  if (num_tokens == 0) return;
+  const LinearProblem problem{shape, weight, hidden_states, out, num_tokens};
+  throw_status(linear(call.kernels(), problem, call.num_threads()), "a linear");
+}
+
+}  // namespace mxfp4moe::capi

@@ -1,0 +1,241 @@
+// Packed weights of files: every field is checked, as Python checks it.
+#include <algorithm>
+
+#include "capi/weights.h"
+
+namespace mxfp4moe::capi {
+namespace {
+
+constexpr int64_t kMaxTerms[] = {3, 2, 1};  // by the number of a float dtype
+
+// The fields of one description; errors name the file, the prefix and the field.
+class Fields {
+ public:
+  Fields(const PackedFile& file, const std::string& prefix) : file_(file), prefix_(prefix) {
+    fields_ = file.meta().find(prefix);
+  }
+
+  [[noreturn]] void fail(const char* field, const std::string& expected) const {
+    const Json* const value = fields_ == nullptr ? nullptr : fields_->find(field);
+    capi::fail(MXFP4MOE_INVALID_FILE, file_.path() + ": " + prefix_ + ": " + field, expected,
+               value == nullptr ? "none" : value->shown());
+  }
+
+  // Raises unless the fields are `names` and perhaps some of `optional`.
+  void check_names(std::initializer_list<const char*> names, std::initializer_list<const char*> optional) const {
+    const bool is_object = fields_ != nullptr && fields_->is(Json::Kind::kObject);
+    size_t found = 0;
+    for (const char* name : names) found += is_object && fields_->find(name) != nullptr;
+    size_t more = 0;
+    for (const char* name : optional) more += is_object && fields_->find(name) != nullptr;
+    if (found != names.size() || fields_->keys.size() != found + more) fail("fields", "those of such weights");
+  }
+
+  const Json* find(const char* field) const { return fields_->find(field); }
+  const Json& at(const char* field) const { return *fields_->find(field); }
+
+  const Format& format(int32_t largest) const {
+    const Json& name = at("format");
+    const Format* const format = name.is(Json::Kind::kString) ? find_format(name.text) : nullptr;
+    if (format == nullptr || format->number > largest) fail("format", "the name of a weight format");
+    return *format;
+  }
+
+  int64_t size(const char* field, const Json& value, int64_t multiple, int64_t most) const {
+    if (!value.is(Json::Kind::kInteger) || value.integer < 1 || value.integer > most || value.integer % multiple != 0) {
+      fail(field, "a multiple of " + text_of(multiple) + " in [1, " + text_of(most) + "]");
+    }
+    return value.integer;
+  }
+
+  bool boolean(const char* field, bool otherwise) const {
+    const Json* const value = find(field);
+    if (value == nullptr) return otherwise;
+    if (!value->is(Json::Kind::kBool)) fail(field, "true or false");
+    return value->boolean;
+  }
+
+  bool tensor_scale(const char* field, const Format& format) const {
+    const bool value = boolean(field, format.has_tensor_scale);
+    const bool may = format.may_have_tensor_scale();
+    if ((value && !may) || (!value && format.has_tensor_scale)) fail(field, "true or false, as the format has it");
+    return value;
+  }
+
+  MatrixDtypes dtypes(const char* field, const Format& format, bool float16_bias) const {
+    const Json& value = at(field);
+    const size_t count = value.items.size();
+    if (!value.is(Json::Kind::kArray) || (count != 3 && !(count == 4 && format.has_groups))) {
+      fail(field, "the dtypes of weights, scales and bias");
+    }
+    MatrixDtypes result;
+    for (const WeightDtype& weight : format.weights) take(value.items[0], weight.dtype, &result.weights);
+    for (int32_t dtype : format.scales) take(value.items[1], dtype, &result.scales);
+    for (int32_t dtype : {MXFP4MOE_DTYPE_FLOAT32, MXFP4MOE_DTYPE_BFLOAT16}) take(value.items[2], dtype, &result.bias);
+    if (float16_bias) take(value.items[2], MXFP4MOE_DTYPE_FLOAT16, &result.bias);
+    if (count == 4) take(value.items[3], format.zero_dtype, &result.zero_points);
+    const bool right = result.weights >= 0 &&
+                       (result.scales >= 0 || (!format.has_scales() && is_null(value.items[1]))) &&
+                       (result.bias >= 0 || is_null(value.items[2])) && (count == 3 || result.zero_points >= 0);
+    if (!right) fail(field, "dtypes that the format has");
+    return result;
+  }
+
+  // The blocks of scales of sums, of formats with blocks of any shape.
+  ScaleBlocks block_shape(const Format& format) const {
+    const Json& value = at("block_shape");
+    if (!format.has_block_shape()) {
+      if (!is_null(value)) fail("block_shape", "null with this format");
+      return {};
+    }
+    if (!value.is(Json::Kind::kArray) || value.items.size() != 2) fail("block_shape", "a list of two sizes or nulls");
+    int64_t sizes[2] = {};
+    for (int i = 0; i < 2; ++i) {
+      const Json& item = value.items[static_cast<size_t>(i)];
+      if (!is_null(item)) sizes[i] = size("block_shape", item, i == 0 ? 1 : kBlockK, kMaxSize);
+    }
+    return {sizes[0], sizes[1]};
+  }
+
+  // The size of the groups of rows of k weights; 0 is the whole row.
+  int64_t group_size(const char* field, const Json& value, int64_t k) const {
+    if (is_null(value)) return 0;
+    const int64_t group = value.integer;
+    if (!value.is(Json::Kind::kInteger) || group <= 0 || group >= k || group % kGroupMultiple != 0 || k % group != 0) {
+      fail(field, "null or a multiple of " + text_of(kGroupMultiple) + " that divides " + text_of(k));
+    }
+    return group;
+  }
+
+  static bool is_null(const Json& value) { return value.is(Json::Kind::kNull); }
+
+ private:
+  static void take(const Json& name, int32_t dtype, int32_t* to) {
+    if (name.is(Json::Kind::kString) && name.text == dtype_name(dtype)) *to = dtype;
+  }
+
+  const PackedFile& file_;
+  const std::string& prefix_;
+  const Json* fields_;
+};
+
+// A part as it should be: its name after the prefix, and the bytes of each of its rows.
+struct Expected {
+  std::string name;
+  int64_t row_bytes;
+};
+
+void add_parts(const MatrixLayout& m, const char* matrix, std::vector<Expected>* parts) {
+  constexpr const char* kSuffixes[kNumParts] = {"", "_scales", "_sum_scales", "_bias"};
+  for (int i = 0; i < kNumParts; ++i) {
+    if (m.expert_bytes[i] > 0) parts->push_back({std::string(matrix) + kSuffixes[i], m.expert_bytes[i]});
+  }
+}
+
+// The packed bytes under `prefix`, which are `total` bytes in parts that follow one another.
+const uint8_t* find_bytes(const PackedFile& file, const std::string& prefix, int64_t num_rows,
+                          const std::vector<Expected>& expected, int64_t total) {
+  const std::vector<PartInfo>& parts = file.parts();
+  const auto has_prefix = [&](const PartInfo& part) { return part.name.rfind(prefix + '/', 0) == 0; };
+  const auto first = std::find_if(parts.begin(), parts.end(), has_prefix);
+  const int64_t count = std::count_if(parts.begin(), parts.end(), has_prefix);
+  bool right = count == static_cast<int64_t>(expected.size()) && parts.end() - first >= count && count > 0;
+  for (int64_t i = 0; right && i < count; ++i) {
+    const PartInfo& part = first[i];
+    const Expected& want = expected[static_cast<size_t>(i)];
+    right = part.name == prefix + '/' + want.name && part.dtype == "U8" &&
+            part.shape == std::vector<int64_t>{num_rows, want.row_bytes};
+  }
+  if (!right) file.fail("the parts of " + prefix + " that its description says, one after the other", "others");
+  if (round_up(first[count - 1].end, 4096) - first->begin != total) {
+    file.fail(text_of(total) + " bytes of " + prefix, "others");
+  }
+  return file.bytes()->data() + first->begin;
+}
+
+}  // namespace
+
+Experts Experts::of_file(const PackedFile& file, const std::string& prefix) {
+  const Fields fields(file, prefix);
+  fields.check_names({"format", "num_experts", "hidden_size", "intermediate_size", "gate_up_layout", "block_shape",
+                      "w13_dtypes", "w2_dtypes"},
+                     {"tensor_scales", "gated", "group_sizes"});
+  Experts experts;
+  StorageShape& shape = experts.shape;
+  const Format& format = fields.format(MXFP4MOE_FORMAT_INT8);
+  experts.format = &format;
+  shape.num_experts = fields.size("num_experts", fields.at("num_experts"), 1, kMaxExperts);
+  shape.hidden_size = fields.size("hidden_size", fields.at("hidden_size"), format.k_multiple, kMaxSize);
+  shape.intermediate_size =
+      fields.size("intermediate_size", fields.at("intermediate_size"), format.k_multiple, kMaxSize);
+  shape.gated = fields.boolean("gated", true);
+  const Json& order = fields.at("gate_up_layout");
+  shape.interleaved = order.is(Json::Kind::kString) && order.text == "interleaved";
+  if (!order.is(Json::Kind::kString) || (order.text != "concatenated" && (!shape.interleaved || !shape.gated))) {
+    fields.fail("gate_up_layout", "\"concatenated\", or \"interleaved\" with a gate");
+  }
+  const MatrixDtypes w13 = fields.dtypes("w13_dtypes", format, false), w2 = fields.dtypes("w2_dtypes", format, false);
+  if (format.find(w13.weights)->packed != format.find(w2.weights)->packed) {
+    fields.fail("w2_dtypes", "elements as of w13");
+  }
+  shape.has_w13_bias = w13.bias >= 0;
+  shape.has_w2_bias = w2.bias >= 0;
+  shape.tensor_scales = fields.tensor_scale("tensor_scales", format);
+  const ScaleBlocks blocks = fields.block_shape(format);
+  ScaleBlocks w13_blocks = blocks, w2_blocks = blocks;
+  const Json* const groups = fields.find("group_sizes");
+  if ((groups != nullptr) != format.has_groups) fields.fail("group_sizes", "sizes with formats of integers alone");
+  if (format.has_groups) {
+    if (!groups->is(Json::Kind::kArray) || groups->items.size() != 2) fields.fail("group_sizes", "two sizes or nulls");
+    w13_blocks = {1, fields.group_size("group_sizes", groups->items[0], shape.hidden_size)};
+    w2_blocks = {1, fields.group_size("group_sizes", groups->items[1], shape.intermediate_size)};
+  }
+  shape.w13 = packed_format(format, w13, w13_blocks);
+  shape.w2 = packed_format(format, w2, w2_blocks);
+  const StorageLayout layout = storage_layout(shape);
+  if (layout.total < 0) fields.fail("num_experts", "sizes that fit in memory");
+  std::vector<Expected> parts;
+  add_parts(layout.w13, "w13", &parts);
+  add_parts(layout.w2, "w2", &parts);
+  experts.layer = view_storage(shape, find_bytes(file, prefix, shape.num_experts, parts, layout.total));
+  experts.num_bytes = layout.total;
+  experts.bytes = file.bytes();
+  return experts;
+}
+
+Linear Linear::of_file(const PackedFile& file, const std::string& prefix) {
+  const Fields fields(file, prefix);
+  fields.check_names({"format", "shape", "dtypes", "block_shape", "tensor_scale", "num_terms"}, {"group_size"});
+  Linear linear;
+  MatrixShape& shape = linear.shape;
+  const Format& format = fields.format(MXFP4MOE_FORMAT_FLOAT32);
+  linear.format = &format;
+  const Json& sizes = fields.at("shape");
+  if (!sizes.is(Json::Kind::kArray) || sizes.items.size() != 2) fields.fail("shape", "two sizes");
+  shape.num_rows = fields.size("shape", sizes.items[0], 1, kMaxSize);
+  shape.k = fields.size("shape", sizes.items[1], format.k_multiple, kMaxSize);
+  const MatrixDtypes dtypes = fields.dtypes("dtypes", format, true);
+  if (format.number == MXFP4MOE_FORMAT_BF16 && dtypes.weights != MXFP4MOE_DTYPE_BFLOAT16) {
+    fields.fail("dtypes", "weights of bfloat16");
+  }
+  ScaleBlocks blocks = fields.block_shape(format);
+  shape.tensor_scale = fields.tensor_scale("tensor_scale", format);
+  const Json& terms = fields.at("num_terms");
+  const int64_t most = format.number == MXFP4MOE_FORMAT_FLOAT32 ? kMaxTerms[dtypes.weights] : 1;
+  shape.num_terms = fields.size("num_terms", terms, 1, most);
+  const Json* const group = fields.find("group_size");
+  if ((group != nullptr) != format.has_groups) fields.fail("group_size", "a size with formats of integers alone");
+  if (format.has_groups) blocks = {1, fields.group_size("group_size", *group, shape.k)};
+  shape.format = packed_format(format, dtypes, blocks);
+  shape.has_bias = dtypes.bias >= 0;
+  const SingleLayout layout = single_layout(shape);
+  if (layout.total < 0) fields.fail("shape", "sizes that fit in memory");
+  std::vector<Expected> parts;
+  add_parts(layout.matrix, "weight", &parts);
+  linear.weight = view_single(shape, find_bytes(file, prefix, 1, parts, layout.total));
+  linear.num_bytes = layout.total;
+  linear.bytes = file.bytes();
+  return linear;
+}
+
+}  // namespace mxfp4moe::capi

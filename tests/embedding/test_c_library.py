@@ -1,0 +1,330 @@
+"""The C library gives the bits of the Python package, whatever the format and the instruction set."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from c_library import CONSTANTS, FORMATS, FUNCTIONS, ISAS, LIBRARY, CError, Handle, call, make, rows
+from layer_fields import FIELDS, random_call
+from packed_examples import FORMATS as EXAMPLES
+from packed_examples import ROUTINGS, activation_of, make_experts, make_layer
+from problems import assert_same_bits
+
+import mxfp4moe as mx
+from mxfp4moe._core import ACTIVATIONS, DTYPES, SCALE_RULES, SCORINGS, layout_version
+from mxfp4moe._embedding import library_dir
+
+HIDDEN = 64
+NUM_TOKENS = 5
+BF16 = ml_dtypes.bfloat16
+
+
+@pytest.fixture
+def options(isa: str) -> Any:
+    if isa not in ISAS:
+        pytest.skip(f"{isa} is for tests of the package alone")
+    return make("options", isa=ISAS[isa], num_threads=2)
+
+
+def linear_bits(handle: Handle, x: np.ndarray, num_rows: int, options: Any) -> np.ndarray:
+    out = np.empty((len(x), num_rows), np.float32)
+    args = make("linear_args", **rows("hidden_states", x), **rows("out", out), num_tokens=len(x))
+    call("apply_linear", handle.pointer, args, options)
+    return out
+
+
+def expert_bits(handle: Handle, call_of: dict[str, Any], options: Any = None) -> np.ndarray:
+    x = call_of["hidden_states"]
+    out = np.empty_like(x)
+    fields = {
+        "topk_weights": call_of["topk_weights"],
+        "topk_ids": call_of["topk_ids"],
+        "activation": ACTIVATIONS[call_of["activation"]],
+        "num_tokens": len(x),
+        "top_k": call_of["topk_ids"].shape[1],
+    }
+    args = make("fused_experts_args", **rows("hidden_states", x), **rows("out", out), **fields)
+    call("fused_experts", handle.pointer, args, options)
+    return out
+
+
+def expert_call(rng: np.random.Generator, experts: mx.PackedExperts, dtype: Any = np.float32) -> Any:
+    ids = rng.integers(-1, experts.num_experts, (NUM_TOKENS, 2)).astype(np.int32)
+    return {
+        "hidden_states": rng.standard_normal((NUM_TOKENS, experts.hidden_size)).astype(dtype),
+        "topk_weights": rng.random((NUM_TOKENS, 2), np.float32),
+        "topk_ids": ids,
+        "activation": activation_of(experts),
+    }
+
+
+def python_bits(experts: mx.PackedExperts, arguments: dict[str, Any]) -> np.ndarray:
+    others = dict(arguments)
+    return mx.fused_experts(others.pop("hidden_states"), experts, **others)
+
+
+def packed_by_c(experts: mx.PackedExperts, options: Any) -> Handle:
+    arguments = experts.arguments()
+    arrays = {
+        name: np.ascontiguousarray(value)
+        for name, value in arguments.items()
+        if isinstance(value, np.ndarray)
+    }
+    shape = arguments.get("block_shape") or ()
+    blocks = [-1 if size is None else size for size in shape] or [0, 0]
+    groups = experts.spec.group_sizes or (None, None)
+    structure = make(
+        "experts_arrays",
+        **arrays,
+        format=FORMATS[experts.format],
+        gate_up_layout=int(experts.gate_up_layout == "interleaved"),
+        ungated=int(not experts.gated),
+        num_experts=experts.num_experts,
+        hidden_size=experts.hidden_size,
+        intermediate_size=experts.intermediate_size,
+        block_rows=blocks[0],
+        block_columns=blocks[1],
+        w13_group_size=groups[0] or 0,
+        w2_group_size=groups[1] or 0,
+    )
+    return Handle("experts", "pack_experts", structure, options)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_experts(rng: np.random.Generator, tmp_path: Path, options: Any, name: str) -> None:
+    experts = make_experts(rng, name)
+    experts.save(tmp_path / "experts")
+    arguments = expert_call(rng, experts, [np.float32, BF16, np.float16][len(name) % 3])
+    expected = python_bits(experts, arguments)
+    opened = Handle.open("experts", tmp_path / "experts")
+    assert_same_bits(expert_bits(opened, arguments, options), expected)
+    assert_same_bits(expert_bits(packed_by_c(experts, options), arguments, options), expected)
+    info = make("experts_info")
+    call("get_experts_info", opened.pointer, info)
+    assert (info.format, info.num_bytes) == (FORMATS[experts.format], experts.nbytes)
+    assert (info.num_experts, info.hidden_size) == (experts.num_experts, experts.hidden_size)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_linears(rng: np.random.Generator, tmp_path: Path, options: Any, format: str) -> None:
+    weight, bias = rng.standard_normal((40, HIDDEN), np.float32), rng.standard_normal(40, np.float32)
+    target = None if format in ("bf16", "float32") else format
+    linear = mx.pack_linear(weight, format=format, bias=bias, quantize=target)
+    linear.save(tmp_path / "linear")
+    x = rng.standard_normal((NUM_TOKENS, HIDDEN)).astype(BF16)
+    opened = Handle.open("linear", tmp_path / "linear")
+    assert_same_bits(linear_bits(opened, x, 40, options), linear(x))
+    arrays = {name: value for name, value in linear.arguments().items() if isinstance(value, np.ndarray)}
+    groups = linear.spec.group_size or 0
+    sizes = {"num_rows": 40, "num_columns": HIDDEN, "group_size": groups, "format": FORMATS[format]}
+    packed = Handle("linear", "pack_linear", make("linear_arrays", **arrays, **sizes), options)
+    assert_same_bits(linear_bits(packed, x, 40, options), linear(x))
+
+
+def run_layer(handle: Handle, hidden: np.ndarray, options: Any = None, **fields: Any) -> np.ndarray:
+    out = np.empty_like(hidden)
+    args = make(
+        "layer_args", **rows("hidden_states", hidden), **rows("out", out), num_tokens=len(hidden), **fields
+    )
+    call("apply_layer", handle.pointer, args, options)
+    return out
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_layers(rng: np.random.Generator, tmp_path: Path, options: Any, routing: str) -> None:
+    layer = make_layer(rng, routing)
+    layer.save(tmp_path / "layer")
+    handle = Handle.open("layer", tmp_path / "layer")
+    x = rng.standard_normal((NUM_TOKENS, layer.hidden_size)).astype(BF16)
+    ids = np.arange(NUM_TOKENS) % 4 if layer.routing == "hash_topk" else None
+    assert_same_bits(run_layer(handle, x, options, input_ids=ids), layer(x, ids))
+    weights, chosen = (
+        np.empty((NUM_TOKENS, layer.top_k), np.float32),
+        np.empty((NUM_TOKENS, layer.top_k), np.int32),
+    )
+    args = make("layer_args", **rows("hidden_states", x), num_tokens=NUM_TOKENS, input_ids=ids)
+    results = [ctypes.c_void_p(each.ctypes.data) for each in (weights, chosen)]
+    call("route_layer", handle.pointer, args, *results, options)
+    expected = layer.route(x, ids)
+    assert_same_bits(weights, expected[0])
+    assert_same_bits(chosen, expected[1])
+
+
+ALL = [[name for name in FIELDS if not name.startswith(without)] for without in ("zero", "latent")]
+
+
+@pytest.mark.parametrize("fields", [*([name] for name in FIELDS), *ALL], ids=" + ".join)
+def test_layer_fields(rng: np.random.Generator, tmp_path: Path, options: Any, fields: Any) -> None:
+    """Each later field of a layer alone, and all at once."""
+    chosen = random_call(rng, fields, NUM_TOKENS)
+    chosen.layer.save(tmp_path / "layer")
+    handle = Handle.open("layer", tmp_path / "layer")
+    router = {} if chosen.router is None else rows("router_hidden_states", chosen.router)
+    assert_same_bits(run_layer(handle, chosen.hidden_states, options, **router), chosen.run())
+
+
+def test_tokens_that_are_not_finite(rng: np.random.Generator, tmp_path: Path) -> None:
+    layer = make_layer(rng, next(iter(ROUTINGS)))
+    layer.save(tmp_path / "layer")
+    handle = Handle.open("layer", tmp_path / "layer")
+    x = rng.standard_normal((NUM_TOKENS, layer.hidden_size), np.float32)
+    x[2, 5] = np.nan
+    with pytest.raises(CError, match=r"hidden_states: expected values that are finite in bfloat16.* row 2"):
+        run_layer(handle, x)
+    out = run_layer(handle, x, propagate_nonfinite=1)
+    assert np.isnan(out[2]).all()
+    keep = [0, 1, 3, 4]
+    assert_same_bits(out[keep], layer(x[keep]))
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sqrt_softplus"])
+def test_routing(rng: np.random.Generator, scoring: Any) -> None:
+    logits, bias = rng.standard_normal((7, 16), np.float32), rng.standard_normal(16, np.float32)
+    routing = make("routing")
+    call("init_routing", routing)
+    routing.scoring = SCORINGS[scoring]
+    routing.correction_bias, routing.num_groups, routing.topk_group = bias.ctypes.data, 4, 2
+    weights, ids = np.empty((7, 3), np.float32), np.empty((7, 3), np.int32)
+    sizes = {"num_tokens": 7, "num_logits": 16, "top_k": 3}
+    args = make("route_args", router_logits=logits, topk_weights=weights, topk_ids=ids, **sizes)
+    call("route", routing, args, None)
+    expected = mx.select_experts(logits, 3, scoring=scoring, correction_bias=bias, num_groups=4, topk_group=2)
+    assert_same_bits(weights, expected[0])
+    assert_same_bits(ids, expected[1])
+
+
+QUANTIZERS = {
+    "mxfp4": ({}, {}),
+    "mxfp8": ({"element": "e5m2", "scale_rule": "even"}, {"e5m2": 1, "scale_rule": SCALE_RULES["even"]}),
+    "nvfp4": ({}, {}),
+    "fp8_block": ({"block_shape": (16, None)}, {"block_rows": 16, "block_columns": -1}),
+    "int4": ({"symmetric": False}, {"group_size": 32}),
+    "int8": ({"symmetric": False, "group_size": None}, {}),
+}
+
+
+@pytest.mark.parametrize("format", QUANTIZERS)
+def test_quantizers(rng: np.random.Generator, options: Any, format: str) -> None:
+    values = rng.standard_normal((2, 40, HIDDEN)).astype(BF16)
+    arguments, fields = QUANTIZERS[format]
+    codes, scales, *rest = getattr(mx, f"quantize_{format}")(values, **arguments)
+    extra = {{"nvfp4": "tensor_scales"}.get(format, "zero_points"): rest[0]} if rest else {}
+    arrays = {"codes": codes, "scales": scales, **extra}
+    got = {name: np.zeros_like(value) for name, value in arrays.items()}
+    shape = make(
+        "quantize_shape", format=FORMATS[format], values_dtype=DTYPES["bfloat16"], num_matrices=2,
+        num_rows=40, num_columns=HIDDEN, **fields,
+    )  # fmt: skip
+    holder = make("linear_arrays", weight=values)
+    call("quantize", shape, holder.weight, make("quantized", **got), options)
+    for name, value in arrays.items():
+        assert_same_bits(got[name].view(np.uint8), value.view(np.uint8))
+    back = np.zeros(values.shape, np.float32)
+    shape.values_dtype = DTYPES["float32"]
+    buffer = type(make("quantized").codes)(back.ctypes.data, back.nbytes)
+    call("dequantize", shape, make("quantized_arrays", **arrays), buffer, options)
+    inverse = getattr(mx, f"dequantize_{format}")
+    block = {"block_shape": (16, None)} if format == "fp8_block" else {}
+    assert_same_bits(back, inverse(codes, scales, *rest, **block))
+
+
+PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
+TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32)
+
+
+def in_turn(context: Any, count: int, task: Any, task_context: Any) -> None:
+    for index in range(count):
+        TASK(task)(task_context, index)
+
+
+def at_once(context: Any, count: int, task: Any, task_context: Any) -> None:
+    threads = [threading.Thread(target=TASK(task), args=(task_context, index)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def nothing(context: Any, count: int, task: Any, task_context: Any) -> None:
+    """A host that forgets its tasks."""
+
+
+@pytest.mark.parametrize("host", [in_turn, at_once, nothing])
+def test_threads_of_the_host(rng: np.random.Generator, host: Any) -> None:
+    experts = make_experts(rng, "bf16")
+    arguments = expert_call(rng, experts)
+    calls: list[int] = []
+
+    def counted(context: Any, count: int, task: Any, task_context: Any) -> None:
+        calls.append(count)
+        host(context, count, task, task_context)
+
+    callback = PARALLEL_FOR(counted)
+    options = make("options", num_threads=3, parallel_for=ctypes.cast(callback, ctypes.c_void_p).value)
+    handle = packed_by_c(experts, options)
+    LIBRARY.mxfp4moe_release_pool_threads()  # of the package, which has unpacked the experts
+    logits = rng.standard_normal((20_000, 8), np.float32)
+    weights, ids = np.empty((20_000, 2), np.float32), np.empty((20_000, 2), np.int32)
+    routing = make("routing")
+    call("init_routing", routing)
+    args = make(
+        "route_args",
+        router_logits=logits,
+        topk_weights=weights,
+        topk_ids=ids,
+        num_tokens=20_000,
+        num_logits=8,
+        top_k=2,
+    )
+    call("route", routing, args, options)
+    result = expert_bits(handle, arguments, options)
+    assert LIBRARY.mxfp4moe_num_pool_threads() == 0
+    assert calls
+    assert_same_bits(weights, mx.select_experts(logits, 2)[0])
+    assert_same_bits(result, python_bits(experts, arguments))
+
+
+def test_one_handle_on_several_threads(rng: np.random.Generator) -> None:
+    experts = make_experts(rng, "mxfp4")
+    handle = packed_by_c(experts, None)
+    arguments = expert_call(rng, experts)
+    expected = python_bits(experts, arguments)
+    wrong = []
+
+    def run() -> None:
+        for _ in range(20):
+            wrong.append(expert_bits(handle, arguments).tobytes() != expected.tobytes())
+            with pytest.raises(CError, match="topk_ids"):
+                expert_bits(handle, arguments | {"topk_ids": arguments["topk_ids"] + 9})
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 80 and not any(wrong)
+
+
+def test_numbers_of_the_header() -> None:
+    assert LIBRARY.mxfp4moe_version().decode() == mx.__version__
+    assert LIBRARY.mxfp4moe_abi_version() == CONSTANTS["ABI_VERSION"]
+    assert LIBRARY.mxfp4moe_layout_version() == layout_version()
+    for prefix, names in {
+        "ACTIVATION": ACTIVATIONS,
+        "SCORING": SCORINGS,
+        "SCALE": SCALE_RULES,
+        "DTYPE": DTYPES,
+    }.items():
+        assert {CONSTANTS[f"{prefix}_{name.upper()}"] for name in names} == set(names.values())
+        assert all(CONSTANTS[f"{prefix}_{name.upper()}"] == number for name, number in names.items())
+    supported = {name for name, number in ISAS.items() if LIBRARY.mxfp4moe_isa_supported(number)}
+    assert supported == set(mx.supported_isas()) & set(ISAS)
+    exported = Path(f"{library_dir()}/libmxfp4moe.so")
+    library = ctypes.CDLL(str(exported))
+    assert all(hasattr(library, name) for name in FUNCTIONS)
