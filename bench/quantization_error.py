@@ -1,6 +1,7 @@
-"""What the weight formats cost and lose: bytes per weight and error of random weights, as Markdown tables.
+"""What the weight formats cost and lose: bytes per weight and errors of random weights, as Markdown tables.
 
-Prints the tables of docs/formats.md. The error is ``||dequantized - w|| / ||w||`` of float32 weights.
+Prints the tables of docs/formats.md. The error of weights is ``||dequantized - w|| / ||w||`` of float32
+weights, that of outputs the same distance between what an expert computes with the ones and the others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import mxfp4moe as mx
 
 SHAPE = (1024, 4096)
+NUM_TOKENS, HIDDEN, INTERMEDIATE = 64, 1024, 512
 STANDARD_DEVIATION = 0.02
 
 Quantize = Callable[[np.ndarray], tuple[np.ndarray, ...]]
@@ -38,9 +40,15 @@ def mxfp4(scale_rule: Any = "floor") -> tuple[Quantize, Dequantize]:
     return lambda w: mx.quantize_mxfp4(w, scale_rule=scale_rule), mx.dequantize_mxfp4
 
 
-def groups(quantize: Any, dequantize: Dequantize, **options: Any) -> tuple[Quantize, Dequantize]:
-    """Integers of other groups than by default."""
-    return lambda w: quantize(w, **options), dequantize
+def integers(bits: int, group_size: int | None, symmetric: bool = True) -> tuple[Quantize, Dequantize]:
+    """Integers in groups, whose scales are bfloat16 numbers and stored as such."""
+    quantize = mx.quantize_int4 if bits == 4 else mx.quantize_int8
+
+    def quantized(w: np.ndarray) -> tuple[np.ndarray, ...]:
+        codes, scales, zeros = quantize(w, group_size=group_size, symmetric=symmetric)
+        return (codes, scales.astype(ml_dtypes.bfloat16), *([] if zeros is None else [zeros]))
+
+    return quantized, mx.dequantize_int4 if bits == 4 else mx.dequantize_int8
 
 
 FORMATS: dict[str, tuple[Quantize, Dequantize]] = {
@@ -51,13 +59,14 @@ FORMATS: dict[str, tuple[Quantize, Dequantize]] = {
     "`fp8_block`, 128 x 128": fp8((128, 128)),
     "`fp8_block`, a row": fp8((1, None)),
     "`fp8_block`, a matrix": fp8((None, None)),
-    "`int4`, groups of 32": (mx.quantize_int4, mx.dequantize_int4),
-    "`int4`, groups of 128": groups(mx.quantize_int4, mx.dequantize_int4, group_size=128),
-    "`int4`, groups of 128, zero points": groups(
-        mx.quantize_int4, mx.dequantize_int4, group_size=128, symmetric=False
-    ),
-    "`int8`, groups of 32": (mx.quantize_int8, mx.dequantize_int8),
-    "`int8`, a row": groups(mx.quantize_int8, mx.dequantize_int8, group_size=None),
+    "`int4`, groups of 32": integers(4, 32),
+    "`int4`, groups of 64": integers(4, 64),
+    "`int4`, groups of 128": integers(4, 128),
+    "`int4`, groups of 128, zero points": integers(4, 128, symmetric=False),
+    "`int4`, a row": integers(4, None),
+    "`int8`, groups of 32": integers(8, 32),
+    "`int8`, groups of 128": integers(8, 128),
+    "`int8`, a row": integers(8, None),
     "`bf16`": (lambda w: (w.astype(ml_dtypes.bfloat16),), lambda w: w.astype(np.float32)),
 }
 RULES = ("floor", "ceil", "rceil", "even")
@@ -79,6 +88,29 @@ def relative_error(w: np.ndarray, quantize: Quantize, dequantize: Dequantize) ->
     return float(np.linalg.norm(difference) / np.linalg.norm(w.astype(np.float64)))
 
 
+def layer_output(hidden_states: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """What an expert makes of the hidden states: gate, up and down follow each other in `w`."""
+    gate, up, down = w.reshape(3, -1)
+    shape = (INTERMEDIATE, HIDDEN)
+    gated, products = hidden_states @ gate.reshape(shape).T, hidden_states @ up.reshape(shape).T
+    result: np.ndarray = (gated / (1 + np.exp(-gated)) * products) @ down.reshape(HIDDEN, INTERMEDIATE).T
+    return result
+
+
+def output_error(w: np.ndarray, quantize: Quantize, dequantize: Dequantize) -> float:
+    """Relative L2 distance of the results of an expert, all of whose matrices are quantized."""
+    hidden_states = np.random.default_rng(1).standard_normal((NUM_TOKENS, HIDDEN))
+    matrices = w.reshape(-1)[: 3 * HIDDEN * INTERMEDIATE].reshape(3, -1)
+    shapes = ((INTERMEDIATE, HIDDEN), (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE))
+    again = [
+        dequantize(*quantize(np.ascontiguousarray(matrix.reshape(shape)))).reshape(-1)
+        for matrix, shape in zip(matrices, shapes, strict=True)
+    ]
+    expected = layer_output(hidden_states, matrices.astype(np.float64))
+    difference = layer_output(hidden_states, np.stack(again).astype(np.float64)) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
+
+
 def percent(error: float) -> str:
     """Three digits."""
     return f"{100 * error:#.3g} %"
@@ -87,12 +119,16 @@ def percent(error: float) -> str:
 def format_table() -> Iterator[str]:
     """A line for each format."""
     gaussian, heavy = weights()
-    yield "| format | bytes per weight | error, Gaussian | error, heavy tails |"
-    yield "|---|---|---|---|"
+    yield "| format | bytes per weight | weights, Gaussian | heavy tails | outputs, Gaussian | heavy tails |"
+    yield "|---|---|---|---|---|---|"
     for name, (quantize, dequantize) in FORMATS.items():
-        nbytes = sum(a.nbytes for a in quantize(gaussian) if a is not None) / gaussian.size
-        errors = [percent(relative_error(w, quantize, dequantize)) for w in (gaussian, heavy)]
-        yield f"| {name} | {nbytes:.4f} | {errors[0]} | {errors[1]} |"
+        nbytes = sum(a.nbytes for a in quantize(gaussian)) / gaussian.size
+        errors = [
+            percent(error(w, quantize, dequantize))
+            for error in (relative_error, output_error)
+            for w in (gaussian, heavy)
+        ]
+        yield f"| {name} | {nbytes:.4f} | {' | '.join(errors)} |"
 
 
 def scale_rule_table() -> Iterator[str]:
