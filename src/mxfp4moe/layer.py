@@ -20,6 +20,7 @@ from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, pack_wei
 from mxfp4moe.experts.selection import ExpertIds
 from mxfp4moe.layer_description import LayerDescription, RoutingFunction, float32_copy, frozen_copy, sliced
 from mxfp4moe.layer_file import open_layer, save_layer
+from mxfp4moe.layer_load import LoadCounter, LoadStatistics
 from mxfp4moe.layer_routing import NONFINITE, LayerRouter, Nonfinite
 from mxfp4moe.layer_sum import Floats, LayerSum
 
@@ -197,6 +198,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         )
         self._router = LayerRouter(self, nonfinite)
         self._sum = LayerSum(self)
+        self._load = LoadCounter(self.num_experts)
         self._nonfinite: Nonfinite = nonfinite
         self._hidden_size = self.hidden_size
         self._path: str | None = None
@@ -499,6 +501,7 @@ class MoELayer(LayerDescription[PackedExperts]):
             slots = as_rows(weights), as_rows(ids)
         else:
             slots = check_slots(*as_slots(weights, ids), hidden.shape[:-1], self.num_choices)
+        self._load.count(slots[1])
         rows = as_rows(hidden)
         target = rows_view(result)
         buffer = np.empty(rows.shape, result.dtype) if target is None else target
@@ -509,11 +512,34 @@ class MoELayer(LayerDescription[PackedExperts]):
             result[nonfinite] = np.nan
         return returned(out, result)
 
+    def load_statistics(self) -> LoadStatistics:
+        """Return how often each expert was chosen in calls of this layer so far.
+
+        Returns
+        -------
+        LoadStatistics
+            A tuple of `tokens` and `slots`, the counts of each expert, of which `mxfp4moe.mpi.by_load` makes
+            a placement. Those of a slice count all experts of the layer.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import mxfp4moe as mx
+        >>> w13 = mx.quantize_mxfp4(np.ones((4, 2 * 32, 64), np.float32))
+        >>> w2 = mx.quantize_mxfp4(np.ones((4, 64, 32), np.float32))
+        >>> layer = mx.MoELayer(mx.pack_experts(*w13, *w2), np.eye(4, 64, dtype=np.float32), top_k=2)
+        >>> result = layer(np.tile(np.arange(64, dtype=np.float32), (5, 1)))
+        >>> layer.load_statistics()
+        LoadStatistics(tokens=5, slots=array([0, 0, 5, 5]))
+        """
+        return self._load.statistics()
+
     def _run_normalized(
         self, residual: Floats, norm: tuple[Floats, float], out: Floats, num_threads: int
     ) -> None:
         """Write to `out` what a layer of a whole model computes of the norm of its tokens."""
         slots, rows = self._router.route_normalized(residual, norm, num_threads)
+        self._load.count(slots[1])
         self._sum.add_up(rows, slots, out, num_threads)
 
 

@@ -129,6 +129,20 @@ def _parts(path: Path) -> Any:
     return PackedFile(path).parts.values()
 
 
+@pytest.mark.parametrize("names", [("zero experts",), ("shared",)], ids="-".join)
+def test_loads_are_counted(rng: np.random.Generator, names: tuple[str, ...]) -> None:
+    call = layer_fields.random_call(rng, names, 11)
+    layer = call.layer.slice([0, 2])
+    for layer_of_call in (layer, call.layer):
+        one = layer_fields.Call(layer_of_call, call.hidden_states, call.router)
+        one.run()
+        one.tokens(slice(4)).run()
+        _, ids = layer_of_call.route(np.concatenate([call.hidden_states, call.hidden_states[:4]]))
+        expected = [(ids == expert).sum() for expert in range(layer_fields.EXPERTS)]
+        tokens, slots = layer_of_call.load_statistics()
+        assert (tokens, slots.tolist()) == (15, expected)
+
+
 # --- checkpoints --------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ ROOMS = (
     ),
     ("reference", "quantize", "routing", "packed"),
     ("experts", "linear", "self_attention"),
-    ("_nonfinite", "layer_description", "layer_file", "layer_routing", "layer_sum"),
+    ("_nonfinite", "layer_description", "layer_file", "layer_load", "layer_routing", "layer_sum"),
     ("checkpoint",),
     ("layer", "loading"),
     ("model", "mpi"),
