@@ -14,7 +14,7 @@ sources+=(src/cpp/kernels/registry.cpp src/cpp/kernels/portable/*.cpp)
 
 # compile TARGET SOURCE
 compile() {
-  "$zig" c++ -target "$1" -std=c++17 -O1 -Wall -Wextra -Werror -ffp-contract=off -Isrc/cpp -I"$tree" -c "$2" \
+  "$zig" c++ -target "$1" -std=c++17 -O1 -Wall -Wextra -Werror -ffp-contract=off -Isrc/cpp -I"$tree" -DMXFP4MOE_VERSION='"0"' -c "$2" \
     -o "$tree/$1-$(echo "$2" | tr / _).o" || {
     echo "FAILED: $2 for $1"
     return 1
