@@ -25,9 +25,9 @@ cdef class PackedStorage:
 
     It is empty, to be packed into, or made of packed bytes, which stay where they are if they are aligned for the
     kernels.
-    The parts of a matrix are its weights, block scales, float32 scales of sums, and bias; a part holds the same number
-    of bytes for each expert. Of packed bytes that are there, some experts alone may be counted: `places` then has the
-    place of each. Their bytes lie scattered, so that nothing is exported.
+    The parts of a matrix are its weights, block scales, float32 scales of sums, bias, offsets, and the order of its
+    columns; a part holds the same number of bytes for each expert. Of packed bytes that are there, some experts alone
+    may be counted: `places` then has the place of each. Their bytes lie scattered, so that nothing is exported.
     """
 
     cdef int64_t num_terms
@@ -77,7 +77,7 @@ cdef class PackedStorage:
         result = []
         for index, name in enumerate(self.names):
             m = &self.layouts[index]
-            for i, part in enumerate(("", "_scales", "_sum_scales", "_bias")):
+            for i, part in enumerate(("", "_scales", "_sum_scales", "_bias", "_offsets", "_columns")):
                 if m.expert_bytes[i]:
                     result.append((name + part, m.offset[i], m.expert_bytes[i]))
         return result
@@ -106,9 +106,9 @@ cdef class PackedStorage:
         p.num_panels = self.layouts[matrix].sizes.num_panels // self.num_terms
         return p
 
-    cdef cpp.PackedSumScales sum_scales(self, int matrix, int64_t expert) noexcept:
+    cdef cpp.PackedSumScales sum_scales(self, int matrix, int64_t expert, bint offsets) noexcept:
         cdef cpp.PackedSumScales p
-        p.data = self.part(matrix, <int>cpp.Part.kSumScales, expert)
+        p.data = self.part(matrix, <int>(cpp.Part.kOffsets if offsets else cpp.Part.kSumScales), expert)
         p.dtype = self.layouts[matrix].sizes.sum_dtype
         p.num_panels = self.layouts[matrix].sizes.num_panels
         p.num_ranges = self.layouts[matrix].sizes.num_ranges
@@ -160,13 +160,14 @@ cdef class PackedStorage:
             cpp.unpack_matrix(m, packed, &weights[0, 0], scale_bytes, num_threads)
         raise_interrupt(call)
 
-    def pack_sum_scales(self, int matrix, int64_t expert, const uint8_t[:, ::1] scales):
-        """Store the bytes of one expert's scales of sums: gate rows before up rows if they are blocked apart."""
-        cpp.pack_sum_scales(self.layouts[matrix].sum_blocks, &scales[0, 0], self.sum_scales(matrix, expert))
+    def pack_sum_scales(self, int matrix, int64_t expert, const uint8_t[:, ::1] scales, bint offsets=False):
+        """Store the bytes of one expert's scales of sums, or offsets: gate before up rows if they are blocked apart."""
+        cpp.pack_sum_scales(self.layouts[matrix].sum_blocks, &scales[0, 0], self.sum_scales(matrix, expert, offsets))
 
-    def unpack_sum_scales(self, int matrix, int64_t expert, uint8_t[:, ::1] scales):
+    def unpack_sum_scales(self, int matrix, int64_t expert, uint8_t[:, ::1] scales, bint offsets=False):
         """Read what `pack_sum_scales` stored; return whether the copies of each scale agree."""
-        return cpp.unpack_sum_scales(self.layouts[matrix].sum_blocks, self.sum_scales(matrix, expert), &scales[0, 0])
+        cdef cpp.PackedSumScales packed = self.sum_scales(matrix, expert, offsets)
+        return cpp.unpack_sum_scales(self.layouts[matrix].sum_blocks, packed, &scales[0, 0])
 
     def pack_bias(self, int matrix, int64_t expert, const float[::1] bias):
         """Store one expert's bias in packed row order, zeros in the padding."""
@@ -184,8 +185,10 @@ cdef class ExpertStorage(PackedStorage):
 
     def __cinit__(self, const uint8_t[::1] bytes=None, *, w13_format, w2_format, int64_t num_experts,
                   int64_t hidden_size, int64_t intermediate_size, bint gated=True, bint has_w13_bias=False,
-                  bint has_w2_bias=False, bint interleaved=False, bint tensor_scales=False):
+                  bint has_w2_bias=False, bint interleaved=False, bint tensor_scales=False, bint has_columns=False):
         cdef cpp.StorageLayout layout
+        cdef int64_t i
+        cdef int32_t* columns
         self.shape.w13, self.shape.w2 = matrix_format(w13_format), matrix_format(w2_format)
         self.shape.num_experts = num_experts
         self.shape.hidden_size = hidden_size
@@ -195,12 +198,26 @@ cdef class ExpertStorage(PackedStorage):
         self.shape.has_w2_bias = has_w2_bias
         self.shape.tensor_scales = tensor_scales
         self.shape.interleaved = interleaved
+        self.shape.has_columns = has_columns
         layout = cpp.storage_layout(self.shape)
         self.num_terms = 1
         self.layouts[0], self.layouts[1] = layout.w13, layout.w2
         self.names = "w13", "w2"
         self.total = layout.total
         self.hold(bytes, f"{num_experts} packed experts of {hidden_size} x {intermediate_size}")
+        if has_columns and bytes is not None:  # which hidden states are read by
+            columns = <int32_t*>self.part(0, <int>cpp.Part.kColumns, 0)
+            for i in range(num_experts * hidden_size):
+                if not 0 <= columns[i] < hidden_size:
+                    raise ValueError(f"w13_columns: expected values in [0, {hidden_size - 1}], got {columns[i]}")
+
+    def pack_columns(self, int64_t expert, const int32_t[::1] columns):
+        """Store the order of the columns of one expert's w13."""
+        memcpy(self.part(0, <int>cpp.Part.kColumns, expert), &columns[0], columns.shape[0] * sizeof(int32_t))
+
+    def unpack_columns(self, int64_t expert, int32_t[::1] columns):
+        """Read what `pack_columns` stored."""
+        memcpy(&columns[0], self.part(0, <int>cpp.Part.kColumns, expert), columns.shape[0] * sizeof(int32_t))
 
     def select(self, const int32_t[::1] places):
         """Count the experts at these places alone; called once, before any other use."""
@@ -362,6 +379,7 @@ cdef class LinearStorage(PackedStorage):
         self.shape.num_terms = num_terms
         self.shape.has_bias = has_bias
         self.shape.tensor_scale = tensor_scale
+        self.shape.has_columns = False
         layout = cpp.single_layout(self.shape)
         self.num_terms = num_terms
         self.layouts[0] = layout.matrix

@@ -190,12 +190,15 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         cbool has_w2_bias
         cbool tensor_scales
         cbool interleaved
+        cbool has_columns
 
     cdef enum class Part(int32_t):
         kWeights
         kScales
         kSumScales
         kBias
+        kOffsets
+        kColumns
 
     cdef struct MatrixLayout:
         int64_t num_rows
@@ -203,8 +206,8 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         RowOrder order
         PackedMatrix sizes
         SumScaleBlocks sum_blocks
-        int64_t[4] offset
-        int64_t[4] expert_bytes
+        int64_t[6] offset
+        int64_t[6] expert_bytes
 
     cdef struct StorageLayout:
         MatrixLayout w13
@@ -218,6 +221,7 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         int64_t num_terms
         cbool has_bias
         cbool tensor_scale
+        cbool has_columns
 
     cdef struct SingleLayout:
         MatrixLayout matrix

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import ml_dtypes
 import numpy as np
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import num_axes, value_error
+from mxfp4moe._arguments import check_choice, join_choices, num_axes, value_error
 
 Format = Literal["mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16", "int4", "int8"]
 """The names of the weight formats."""
+
+ExpertsFormat = Format | tuple[Format, Format]
+"""What `pack_experts` takes: the format of all weights, or those of w13 and of w2."""
 
 LinearFormat = Format | Literal["float32"]
 """Those of `pack_linear`."""
@@ -70,6 +73,8 @@ class WeightFormat:
         Whether there must be a float32 scale of each matrix; all formats without scales of sums may have one.
     zero_points : ZeroPoints or None
         Of integers: what their zero points are.
+    packed_with_offsets : int or None
+        Of integers: the number of the packed format of weights that have offsets.
     """
 
     name: LinearFormat
@@ -80,6 +85,7 @@ class WeightFormat:
     scale_block: int = 0
     has_tensor_scale: bool = False
     zero_points: ZeroPoints | None = None
+    packed_with_offsets: int | None = None
 
     @property
     def has_scales(self) -> bool:
@@ -123,7 +129,7 @@ class WeightFormat:
         """Return the bytes of the weights and scales of `rows` rows of `k` weights in a checkpoint.
 
         A bf16 matrix counts as rounded to bfloat16. Scales of sums have blocks of `block_shape`, each of so
-        many bytes, those of its zero point among them.
+        many bytes, those of its zero point or its offset among them.
         """
         bits = rows * k * (self.element_bits or 8 * BFLOAT16.itemsize)
         scales = rows * k // self.scale_block if self.scale_block else 0
@@ -156,6 +162,7 @@ FORMATS: dict[str, WeightFormat] = {
             2,
             _GROUP_SCALES,
             zero_points=ZeroPoints(_UINT8, 15, _PACKED["int4-zeros"]),
+            packed_with_offsets=_PACKED["int4-offsets"],
         ),
         WeightFormat(
             "int8",
@@ -164,6 +171,7 @@ FORMATS: dict[str, WeightFormat] = {
             1,
             _GROUP_SCALES,
             zero_points=ZeroPoints(_INT8, 127, _PACKED["int8-zeros"]),
+            packed_with_offsets=_PACKED["int8-offsets"],
         ),
     )
 }
@@ -174,7 +182,38 @@ LINEAR_FORMATS: dict[str, WeightFormat] = FORMATS | {
 
 
 GROUP_MULTIPLE = 32
-"""What the sizes of groups of a row are multiples of, unless a group is the whole row."""
+"""What the sizes of groups of a row are multiples of, unless a group is the whole row, or a half of this."""
+HALF_GROUP = GROUP_MULTIPLE // 2
+"""The size of the smallest groups, which have no zero points."""
+
+
+_NAMES: tuple[Format, ...] = get_args(Format)
+
+
+def each_format(format: ExpertsFormat) -> tuple[Format, Format]:
+    """The formats of w13 and of w2."""
+    return (format, format) if isinstance(format, str) else format
+
+
+def format_of(format: ExpertsFormat, matrix: str) -> Format:
+    """The format of "w13" or of "w2"."""
+    return each_format(format)[("w13", "w2").index(matrix)]
+
+
+def check_formats(name: str, value: Any) -> ExpertsFormat:
+    """`value`, the argument `name`, as the format of experts: a pair only if both differ."""
+    if not isinstance(value, (list, tuple)):
+        return check_choice(name, value, _NAMES)
+    if len(value) != 2:
+        expected = f"{join_choices(map(repr, _NAMES))}, or a pair of those of w13 and of w2"
+        raise value_error(name, expected, f"{len(value)} of them")
+    w13, w2 = (check_choice(f"{name}[{i}]", each, _NAMES) for i, each in enumerate(value))
+    return w13 if w13 == w2 else (w13, w2)
+
+
+def format_text(format: ExpertsFormat) -> str:
+    """The name of a format, or both."""
+    return " and ".join(dict.fromkeys(each_format(format)))
 
 
 def group_size_of(name: str, k: int, num_groups: int) -> int | None:
@@ -184,10 +223,20 @@ def group_size_of(name: str, k: int, num_groups: int) -> int | None:
     """
     if num_groups == 1:
         return None
-    if num_groups < 1 or k % num_groups or k // num_groups % GROUP_MULTIPLE:
-        expected = f"a scale for each row of {k} weights, or for each group of a multiple of {GROUP_MULTIPLE}"
+    if num_groups < 1 or k % num_groups or not _is_group_size(k // num_groups):
+        sizes = f"{HALF_GROUP} or a multiple of {GROUP_MULTIPLE}"
+        expected = f"a scale for each row of {k} weights, or for each group of {sizes}"
         raise value_error(name, expected, f"{num_groups} for a row")
     return k // num_groups
+
+
+def is_group_size(size: int, k: int) -> bool:
+    """Whether a row of `k` weights may be cut in several groups of that size."""
+    return 0 < size < k and k % size == 0 and _is_group_size(size)
+
+
+def _is_group_size(size: int) -> bool:
+    return size == HALF_GROUP or size % GROUP_MULTIPLE == 0
 
 
 def is_pair(arrays: Any) -> bool:

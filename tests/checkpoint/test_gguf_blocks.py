@@ -17,6 +17,13 @@ from mxfp4moe.checkpoint.gguf.blocks import BLOCK_TYPES, split_nvfp4
 from mxfp4moe.checkpoint.gguf.file import BLOCKS
 
 INTEGERS = [name for name, each in BLOCK_TYPES.items() if each.format.startswith("int")]
+# Where blocks have float16 numbers, if not at their beginning alone.
+FLOATS_AT = {
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+}
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
@@ -26,7 +33,7 @@ def test_nvfp4_blocks_of_gguf() -> None:
     rng = np.random.default_rng(0)
     nibbles = rng.integers(16, size=(64, 4, 16)).astype(np.uint8)
     data = (nibbles[..., :8] | nibbles[..., 8:] << 4).reshape(64, 1, 32)
-    codes, got = split_nvfp4(np.concatenate([scales, data], axis=-1))
+    codes, got, *_ = split_nvfp4(np.concatenate([scales, data], axis=-1))
     assert np.array_equal(np.stack([codes & 15, codes >> 4], axis=-1).reshape(64, 4, 16), nibbles)
     bytes_ = scales.reshape(64, 4)
     expected = (bytes_ & 0x7F).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
@@ -39,29 +46,69 @@ def random_blocks(rng: np.random.Generator, name: str, rows: int, columns: int) 
     """Any bytes, but finite scales."""
     elements, nbytes = BLOCKS[name]
     blocks = rng.integers(256, size=(rows, columns // elements, nbytes)).astype(np.uint8)
-    scales = rng.uniform(-2, 2, blocks.shape[:-1]).astype("<f2")
-    scales[0, 0], scales[-1, -1] = 2.0**-24, 65504
-    if name in INTEGERS:
-        blocks[..., :2] = scales[..., None].view(np.uint8)
-    else:
+    for begin in FLOATS_AT.get(name, (0,)) if name in INTEGERS else ():
+        scales = rng.uniform(-2, 2, blocks.shape[:-1]).astype("<f2")
+        scales[0, 0], scales[-1, -1] = 2.0**-24, 65504
+        blocks[..., begin : begin + 2] = scales[..., None].view(np.uint8)
+    if name not in INTEGERS:
         blocks[..., 0] = rng.integers(100, 140, blocks.shape[:-1])
     return blocks
 
 
+def k_value(name: str, block: bytes, k: int) -> float:
+    """Element `k` of a block of 256, one by one as the type defines it."""
+    scale, *least = (float(np.frombuffer(block[at : at + 2], "<f2")[0]) for at in FLOATS_AT[name])
+    if name in ("Q4_K", "Q5_K"):
+        part, at = divmod(k, 32)
+        s = block[4:16]
+        factor, minus = s[part % 4], s[part % 4 + 4]
+        low = s[part % 4 + 8]
+        if part < 4:
+            factor, minus = factor & 63, minus & 63
+        else:
+            factor, minus = low & 15 | factor >> 6 << 4, low >> 4 | minus >> 6 << 4
+        codes = block[16:] if name == "Q4_K" else block[48:]
+        code = codes[part // 2 * 32 + at] >> 4 * (part % 2) & 15
+        if name == "Q5_K":
+            code |= (block[16 + at] >> part & 1) << 4
+        return scale * factor * code - least[0] * minus
+    half, at = divmod(k, 128)
+    if name == "Q6_K":
+        low = block[64 * half + at % 64] >> 4 * (at // 64) & 15
+        high = block[128 + 32 * half + at % 32] >> 2 * (at // 32) & 3
+        factor = np.frombuffer(block[192:208], np.int8)[k // 16]
+        return scale * int(factor) * (low + 16 * high - 32)
+    code = block[(16 if name == "Q2_K" else 32) + 32 * half + at % 32] >> 2 * (at // 32) & 3
+    part = k // 16
+    if name == "Q2_K":
+        return scale * (block[part] & 15) * code - least[0] * (block[part] >> 4)
+    factor = block[96 + part % 8] >> 4 * (part // 8) & 15
+    factor += (block[104 + part % 4] >> 2 * (part // 4) & 3) << 4
+    third = block[k % 32] >> 4 * half + at // 32 & 1
+    return scale * (factor - 32) * (code + 4 * third - 4)
+
+
 def value(name: str, block: bytes, k: int) -> float:
     """Element `k` of a block, one by one as the type defines it."""
-    scale = float(np.frombuffer(block[:2], "<f2")[0])
+    if name.endswith("_K"):
+        return k_value(name, block, k)
+    scale, offset = (float(number) for number in np.frombuffer(block[:4], "<f2"))
     if name == "Q8_0":
         return scale * int(np.int8(block[2 + k] - 256 * (block[2 + k] > 127)))
     part, at = divmod(k, 32)
-    first = {"Q4_0": 2, "Q5_0": 6, "IQ4_NL": 2, "IQ4_XS": 8}[name] + 16 * part
+    first = {"Q4_0": 2, "Q4_1": 4, "Q5_0": 6, "Q5_1": 8, "IQ4_NL": 2, "IQ4_XS": 8}[name] + 16 * part
     byte = block[first + at % 16]
     code = byte >> 4 if at >= 16 else byte & 15
     if name == "Q4_0":
         return scale * (code - 8)
+    if name == "Q4_1":
+        return scale * code + offset
     if name == "Q5_0":
         fifth = int.from_bytes(block[2:6], "little") >> at & 1
         return scale * (code + 16 * fifth - 16)
+    if name == "Q5_1":
+        fifth = int.from_bytes(block[4:8], "little") >> at & 1
+        return scale * (code + 16 * fifth) + offset
     if name == "IQ4_XS":
         low = block[4 + part // 2] >> 4 * (part % 2) & 15
         high = int.from_bytes(block[2:4], "little") >> 2 * part & 3
@@ -69,33 +116,39 @@ def value(name: str, block: bytes, k: int) -> float:
     return scale * IQ4[code]
 
 
-@pytest.mark.parametrize("name", INTEGERS)
-def test_integers_stand_for_the_same_numbers(name: str) -> None:
-    blocks = random_blocks(np.random.default_rng(0), name, 3, 512)
-    codes, scales = BLOCK_TYPES[name].split(blocks)
-    assert scales.shape == (3, 16)
-    if BLOCK_TYPES[name].format == "int4":
-        assert codes.dtype == np.uint8
-        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(3, -1).astype(np.int8) - np.int8(8)
-    assert codes.dtype == np.int8
-    got = codes.astype(np.float64) * np.repeat(scales.astype(np.float64), 32, axis=1)
+def values(name: str, blocks: np.ndarray) -> np.ndarray:
+    """All elements of blocks, exactly, of which a float64 holds each."""
     elements, _ = BLOCKS[name]
-    expected = [
-        [value(name, row[k // elements].tobytes(), k % elements) for k in range(512)] for row in blocks
-    ]
-    assert np.array_equal(got, expected)
+    columns = blocks.shape[1] * elements
+    return np.array(
+        [[value(name, row[k // elements].tobytes(), k % elements) for k in range(columns)] for row in blocks]
+    )
+
+
+def packed(name: str, blocks: np.ndarray) -> mx.PackedLinear:
+    format, split = BLOCK_TYPES[name]
+    matrix = split(blocks)
+    return mx.pack_linear(matrix.weight, matrix.scales, format=format, offsets=matrix.offsets)
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_stand_for_the_same_numbers(isa: str, name: str) -> None:
+    """To the last bit of float32: as products by unit vectors, of which the first is taken twice."""
+    blocks = random_blocks(np.random.default_rng(0), name, 3, 512)
+    unit = np.eye(512, dtype=np.float32)
+    got = packed(name, blocks)(np.concatenate([unit, unit[:1]]))
+    expected = values(name, blocks).astype(np.float32) + np.float32(0)  # -0 is 0 in a sum
+    assert np.array_equal(got[:512].T.view(np.uint32), expected.view(np.uint32))
+    assert np.array_equal(got[512], got[0])
 
 
 @pytest.mark.parametrize("name", INTEGERS)
 def test_gguf_package_reads_the_same(name: str) -> None:
     gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
     blocks = random_blocks(np.random.default_rng(1), name, 4, 1024)
-    codes, scales = BLOCK_TYPES[name].split(blocks)
-    if BLOCK_TYPES[name].format == "int4":
-        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(4, -1).astype(np.int8) - np.int8(8)
     expected = gguf.quants.dequantize(blocks.reshape(4, -1), gguf.GGMLQuantizationType[name])
-    factors = np.repeat(scales.astype(np.float32), 32, axis=1)
-    assert np.array_equal(codes.astype(np.float32) * factors, expected)
+    got = packed(name, blocks)(np.eye(1024, dtype=np.float32)).T
+    assert np.array_equal(got, expected)
 
 
 EXPERTS, HIDDEN, INTERMEDIATE = 3, 256, 512
@@ -128,6 +181,10 @@ MIXED = {
     "Q4_0 and Q8_0": {"gate": "Q4_0", "up": "Q4_0", "down": "Q8_0"},
     "Q4_0 and Q5_0 and IQ4_XS": {"gate": "Q4_0", "up": "Q5_0", "down": "IQ4_XS"},
     "MXFP4 and Q8_0": {"gate": "MXFP4", "up": "MXFP4", "down": "Q8_0"},
+    "Q4_K and Q6_K": {"gate": "Q4_K", "up": "Q4_K", "down": "Q6_K"},
+    "Q4_0 and Q4_1": {"gate": "Q4_0", "up": "Q4_1", "down": "Q5_1"},
+    "Q3_K and Q5_K and Q2_K": {"gate": "Q3_K", "up": "Q5_K", "down": "Q2_K"},
+    "Q6_K and MXFP4": {"gate": "Q6_K", "up": "MXFP4", "down": "Q4_K"},
     "Q8_0 and MXFP4": {"gate": "Q8_0", "up": "MXFP4", "down": "MXFP4"},
 }
 
@@ -137,17 +194,23 @@ def test_weights_are_read_exactly(tmp_path: Path, name: str) -> None:
     path, values = write_layer(tmp_path / "model.gguf", MIXED[name])
     experts = checkpoint.read_layer(path).experts
     got = dequantize(experts)
-    for part in PARTS:
-        assert np.array_equal(got[part], values[part])
+    for part, expected in values.items():
+        assert np.array_equal(got[part], expected)
     assert experts.source == f"GGUF {' and '.join(dict.fromkeys(MIXED[name].values()))}"
+    types = {part: BLOCK_TYPES[kind].format for part, kind in MIXED[name].items()}
+    first = types["gate"] if types["gate"] == types["up"] else "int8"
+    assert experts.format == (first if first == types["down"] else (first, types["down"]))
+    packed_experts = mx.pack_experts(**experts.arguments())
+    assert packed_experts.format == experts.format
+    assert mx.pack_experts(**packed_experts.arguments()) == packed_experts
 
 
 @pytest.mark.parametrize(
-    "kinds", [("NVFP4", "NVFP4", "Q8_0"), ("Q5_0", "NVFP4", "Q5_0"), ("MXFP4", "MXFP4", "NVFP4")]
+    "kinds", [("NVFP4", "Q4_K", "Q8_0"), ("Q5_0", "NVFP4", "Q5_0"), ("MXFP4", "NVFP4", "NVFP4")]
 )
 def test_types_that_have_no_format_in_common(tmp_path: Path, kinds: tuple[str, str, str]) -> None:
     path, _ = write_layer(tmp_path / "model.gguf", dict(zip(PARTS, kinds, strict=True)))
-    message = f"{path}: tensors .*gate, up and down all in floats, .*, got {' and '.join(kinds)}"
+    message = f"{path}: tensors .*gate and up both in floats, .*, got {' and '.join(kinds[:2])}"
     with pytest.raises(ValueError, match=message):
         checkpoint.read_layer(path)
 

@@ -12,14 +12,32 @@ import pytest
 from checkpoints import PARTS, Written
 from golden_layers import dequantize
 from integer_storages import BLOCK, CASES, written
+from problems import bfloat16, rel_l2
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
 from mxfp4moe.checkpoint._experts import read_matrix
 from mxfp4moe.checkpoint.model_folder import ModelFolder
 from mxfp4moe.checkpoint.schemes import find_scheme
+from mxfp4moe.errors import PackedFormatError
 
 FIRST = f"{BLOCK}.experts.0.gate_proj"
+
+
+def check_values(
+    experts: checkpoint.ExpertWeights, expected: dict[str, np.ndarray], down_order: np.ndarray
+) -> None:
+    """Rows of gate and up stand in the order of the columns of down, their columns in `w13_columns`."""
+    got = dequantize(experts)
+    columns = experts.arguments().get("w13_columns")
+    for part, values in expected.items():
+        moved = values
+        if part != "down":
+            moved = np.take_along_axis(moved, down_order[:, :, None], axis=1)
+            moved = moved if columns is None else np.take_along_axis(moved, columns[:, None], axis=2)
+        else:
+            moved = np.take_along_axis(moved, down_order[:, None], axis=2)
+        assert np.array_equal(got[part], moved)
 
 
 @pytest.mark.parametrize("sizes", [(4, 128, 192), (3, 192, 64)])
@@ -28,13 +46,86 @@ def test_weights_are_read_exactly(tmp_path: Path, name: str, sizes: tuple[int, i
     case = CASES[name]
     model, weights = written(case, sizes)
     experts = checkpoint.read_layer(model.write(tmp_path)).experts
-    got = dequantize(experts)
-    for part in PARTS:
-        assert np.array_equal(got[part], weights[part].values())
     arguments = experts.arguments()
+    check_values(experts, {part: ints.values() for part, ints in weights.items()}, weights["down"].order)
+    assert ("w13_columns" in arguments) == case.ordered
+    assert ("w13_offsets" in arguments) == ("w2_offsets" in arguments) == (case.option == "biases")
     assert experts.format == ("int8" if "int" in name else f"int{case.bits}")
     assert arguments["w2_scales"][0].dtype == case.scale_dtype  # 16 bits stay 16 bits
     assert ("w2_zero_points" in arguments) == (not case.symmetric)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].ordered])
+def test_layers_with_an_order_of_activations(isa: str, tmp_path: Path, name: str) -> None:
+    """The result is that of matrices with their columns in place, in any batch, out of packed files too."""
+    model, weights = written(CASES[name])
+    layer = mx.MoELayer.from_checkpoint(model.write(tmp_path))
+    values = {part: ints.values() for part, ints in weights.items()}
+    plain = mx.reference.ExpertArrays(
+        np.concatenate([values["gate"], values["up"]], axis=1), None, values["down"], None, format="bf16"
+    )
+    rng = np.random.default_rng(0)
+    hidden = rng.standard_normal((37, 128), np.float32)
+    slots = (
+        np.full((37, 2), 0.5, np.float32),
+        rng.permuted(np.tile(np.arange(4, dtype=np.int32), (37, 1)), axis=1)[:, :2],
+    )
+    got = mx.fused_experts(hidden, layer.experts, *slots)
+    expected = mx.reference.fused_experts_float64(hidden, plain, *slots)
+    assert rel_l2(got, expected) < 2 * 2**-8 / 3**0.5
+    for rows in (slice(0, 1), slice(5, 22)):
+        part = mx.fused_experts(hidden[rows], layer.experts, *(array[rows] for array in slots))
+        assert np.array_equal(part, got[rows])
+    assert mx.pack_experts(**layer.experts.arguments()) == layer.experts
+    layer.experts.save(tmp_path / "experts.packed")
+    assert mx.PackedExperts.open(tmp_path / "experts.packed", verify=True) == layer.experts
+    for dtype in (np.float16, bfloat16):
+        rounded = hidden.astype(dtype)
+        wide = mx.fused_experts(rounded.astype(np.float32), layer.experts, *slots)
+        out = np.empty_like(wide)
+        mx.fused_experts(rounded, layer.experts, *slots, out=out)
+        assert np.array_equal(out, wide)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].ordered])
+def test_wrong_orders_of_activations(tmp_path: Path, name: str) -> None:
+    model, _ = written(CASES[name])
+    suffix = "g_idx" if name.startswith("gptq") else "weight_g_idx"
+    tensor = f"{BLOCK}.experts.2.up_proj.{suffix}"
+    good = model.tensors[tensor]
+    last = int(good.max())
+    for wrong, message in (
+        (np.roll(good, 1), "the same order of activations in .*experts.2.gate_proj and .*experts.2.up_proj"),
+        (np.where(good == 0, last, good), f"tensor {tensor}: expected each of 0 to {last} .* times"),
+        (good - 1, f"tensor {tensor}: expected each of 0 to {last}"),
+    ):
+        changed = model._replace(tensors=model.tensors | {tensor: wrong.astype(good.dtype)})
+        with pytest.raises(ValueError, match=message):
+            mx.MoELayer.from_checkpoint(changed.write(tmp_path))
+    folder = ModelFolder(model.write(tmp_path))
+    with pytest.raises(ValueError, match="no activation order.* in a matrix beside the experts"):
+        read_matrix(folder, f"{BLOCK}.experts.1.down_proj", (128, 192), find_scheme(folder.config))
+
+
+def test_wrong_columns(tmp_path: Path) -> None:
+    model, _ = written(CASES["gptq, ordered"])
+    experts = mx.MoELayer.from_checkpoint(model.write(tmp_path)).experts
+    given = experts.arguments()
+    columns = given["w13_columns"]
+    for wrong, error, message in (
+        (columns.astype(np.float32), TypeError, "w13_columns: expected an array of int32 or int64"),
+        (columns[:, :5], ValueError, r"w13_columns: expected shape \(4, 128\)"),
+        (np.where(columns == 3, 4, columns), ValueError, "w13_columns: expected a permutation of 0 to 127"),
+    ):
+        with pytest.raises(error, match=message):
+            mx.pack_experts(**given | {"w13_columns": wrong})
+    data = np.array(experts.data)
+    begin = next(begin for name, begin, _ in experts._storage.parts() if name == "w13_columns")
+    data[begin : begin + 4] = np.array([128], "<i4").view(np.uint8)
+    with pytest.raises(
+        PackedFormatError, match=r"changed: w13_columns: expected values in \[0, 127\], got 128"
+    ):
+        mx.PackedExperts._from_json(experts.spec.to_json(), data, "changed")
 
 
 @pytest.mark.parametrize("name", ["ct 4 bits, zeros", "gptq v2, 8 bits, zeros", "awq", "ct int, zeros"])
@@ -58,7 +149,9 @@ def refuses(tmp_path: Path, model: Written, message: str) -> None:
 
 def needed(name: str) -> list[str]:
     """The tensors of one matrix that must be there."""
-    optional = ("weight_shape", "g_idx") + (("weight_zero_point",) if CASES[name].symmetric else ())
+    optional = ("weight_shape", "g_idx", "weight_g_idx") + (
+        ("weight_zero_point",) if CASES[name].symmetric else ()
+    )
     prefixes = (f"{BLOCK}.experts.1.up_proj.", f"{BLOCK}.switch_mlp.up_proj.")
     return [n for n in written(CASES[name])[0].tensors if n.startswith(prefixes) and not n.endswith(optional)]
 
@@ -74,38 +167,45 @@ def test_wrong_tensors_are_named(tmp_path: Path, name: str, tensor: str) -> None
 
 
 @pytest.mark.parametrize("name", ["gptq", "ct 4 bits"])
-def test_activation_orders_are_refused(tmp_path: Path, name: str) -> None:
+def test_groups_of_columns(tmp_path: Path, name: str) -> None:
+    """An ascending order is none; one expert, and down alone, may have one."""
     model, _ = written(CASES[name])
     tensor = f"{BLOCK}.experts.2.down_proj." + ("g_idx" if name == "gptq" else "weight_g_idx")
-    order = np.arange(192, dtype=np.int32) // 32
-    model.tensors[tensor] = order
-    checkpoint.read_layer(model.write(tmp_path / "ascending"))
-    order[[3, 40]] = order[[40, 3]]
-    refuses(tmp_path / "other", model, f"{tensor}: expected groups of 32 neighbours .*, got group 1 at 3")
+    groups = np.arange(192, dtype=np.int32) // 32
+    model.tensors[tensor] = groups
+    plain = checkpoint.read_layer(model.write(tmp_path / "ascending")).experts
+    groups[[3, 40]] = groups[[40, 3]]
+    ordered = checkpoint.read_layer(model.write(tmp_path / "other")).experts
+    assert "w13_columns" not in ordered.arguments()
+    rows = np.argsort(groups, kind="stable")
+    for expert in range(4):
+        before, after = (each.arguments()["w13"][1][expert] for each in (plain, ordered))
+        assert np.array_equal(after, before[rows] if expert == 2 else before)
+    groups[3] = 0
+    model.tensors[tensor] = groups
+    refuses(tmp_path / "wrong", model, f"{tensor}: expected each of 0 to 5 32 times, got group 0 at")
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(
-    ("scale", "bias", "got"),
-    [
-        (1.0, -2.5, "-2.5 with a scale of 1"),  # no integer
-        (1.0, 1.0, "1 with a scale of 1"),
-        (1.0, -256.0, "-256 with a scale of 1"),
-        (0.0, 1.0, "1 with a scale of 0"),
-        (np.nan, 0.0, "0 with a scale of nan"),
-        (1.0, np.inf, "inf with a scale of 1"),
-    ],
+    ("scale", "bias"), [(1.0, -2.5), (1.0, 1.0), (1.0, -256.0), (0.0, 1.0), (np.nan, 0.0), (1.0, np.inf)]
 )
-def test_biases_that_are_no_zero_points(
-    tmp_path: Path, bits: int, scale: float, bias: float, got: str
-) -> None:
-    model, _ = written(CASES["mlx" if bits == 4 else "mlx 8 bits"])
+def test_biases_that_are_no_zero_points(tmp_path: Path, bits: int, scale: float, bias: float) -> None:
+    """One of them is enough: all matrices of down then have offsets, those of gate and up zero points."""
+    model, weights = written(CASES["mlx" if bits == 4 else "mlx 8 bits"])
     for name, value in (("scales", scale), ("biases", bias)):
         array = model.tensors[f"{BLOCK}.switch_mlp.down_proj.{name}"].copy()
         array[2, 5, 1] = value
         model.tensors[f"{BLOCK}.switch_mlp.down_proj.{name}"] = array
-    message = rf"down_proj.biases: expected biases that are an integer .*, got {got} at \(5, 1\)"
-    refuses(tmp_path, model, message)
+    experts = checkpoint.read_layer(model.write(tmp_path)).experts
+    arguments = experts.arguments()
+    assert arguments["w2_offsets"][0].dtype == arguments["w2_scales"][0].dtype == bfloat16
+    assert "w2_zero_points" not in arguments
+    assert "w13_offsets" not in arguments
+    expected = weights["down"].values()
+    with np.errstate(invalid="ignore"):
+        expected[2, 5, 64:128] = weights["down"].codes[2, 5, 64:128] * np.float32(scale) + np.float32(bias)
+    assert np.array_equal(dequantize(experts)["down"], expected, equal_nan=True)
 
 
 def test_scales_and_biases_of_zero_are_zeros(tmp_path: Path) -> None:
@@ -280,7 +380,8 @@ def test_four_bits_beside_eight(tmp_path: Path, first: str, second: str, is_seco
     """Integers of 4 bits become integers of 8 bits."""
     model, values = of_two(first, second, is_second)
     experts = checkpoint.read_layer(model.write(tmp_path)).experts
-    assert experts.format == "int8"
+    is_apart = is_second == "down_proj"  # w13 and w2 may be of two formats
+    assert experts.format == (("int4", "int8") if "4" in first else ("int8", "int4")) if is_apart else "int8"
     got = dequantize(experts)
     for part in PARTS:
         assert np.array_equal(got[part], values[part])

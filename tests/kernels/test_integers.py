@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from format_problems import format_problem
 from problems import Problem, Shape, assert_same_bits, bfloat16, pack, pack_nibbles, random_ids, rel_l2
+from random_integers import SCALE_DTYPES, random_integers
 
 import mxfp4moe as mx
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.reference import ExpertArrays
-
-SCALE_DTYPES = (np.dtype(np.float32), bfloat16, np.dtype(np.float16))
 
 
 def outputs_of_rows(
@@ -89,22 +88,6 @@ def test_every_code_of_int8(isa, zero):
     both = np.stack([scales, np.ones_like(scales)], axis=1)
     got = outputs_of_rows("int8", codes.astype(np.int8), both, zeros)
     assert_products(got, code - (zero or 0), scales)
-
-
-def random_integers(
-    rng: np.random.Generator, format: str, shape: tuple[int, int, int], groups: int, dtype: Any, zeros: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Codes around their zero points, as those of weights are."""
-    experts, rows, k = shape
-    low, high, middle = (0, 15, 8) if format == "int4" else (-128, 127, 0)
-    spread, code_dtype = (high - low) / 5, np.uint8 if format == "int4" else np.int8
-    scales = rng.uniform(-2, 2, (experts, rows, groups)) / spread / k**0.5
-    zero_points = rng.integers(low, high + 1, scales.shape) if zeros else np.full(scales.shape, middle)
-    differences = np.rint(spread * rng.standard_normal((*scales.shape, k // groups), np.float32))
-    codes = np.clip(differences + zero_points[..., None], low, high).astype(code_dtype).reshape(shape)
-    if format == "int4":
-        codes = pack_nibbles(codes)
-    return codes, scales.astype(dtype), zero_points.astype(code_dtype) if zeros else None
 
 
 def integer_problem(

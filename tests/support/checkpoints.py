@@ -67,7 +67,7 @@ class Fp4(NamedTuple):
     def values(self) -> np.ndarray:
         nibbles = np.stack([self.codes & 15, self.codes >> 4], axis=-1).reshape(*self.codes.shape[:-1], -1)
         signed = np.where(nibbles & 8, -1, 1) * E2M1[nibbles & 7]
-        factors = np.exp2(self.scales.astype(np.float32) - 127)
+        factors = self.scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
         return np.asarray(signed * np.repeat(factors, 32, axis=-1), np.float32)
 
 

@@ -12,7 +12,7 @@ from mxfp4moe import reference
 from mxfp4moe.reference import ExpertArrays
 
 # Name, of the weights' dtype where a format has several, the block shape of fp8_block; of integers the size
-# of groups, the dtype of scales, and whether there are zero points.
+# of groups, the dtype of scales, and whether there are zero points, or offsets.
 FORMATS: dict[str, dict[str, Any]] = {
     "mxfp4": {"format": "mxfp4"},
     "mxfp8-e4m3": {"format": "mxfp8", "dtype": ml_dtypes.float8_e4m3fn},
@@ -27,6 +27,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "int4-zeros": {"format": "int4", "group_size": 32, "scales": np.float16, "zeros": True},
     "int8-rows": {"format": "int8", "group_size": None, "scales": np.float32, "zeros": False},
     "int8-zeros": {"format": "int8", "group_size": 32, "scales": bfloat16, "zeros": True},
+    "int4-offsets": {"format": "int4", "group_size": 32, "scales": np.float32, "zeros": "offsets"},
+    "int8-halves": {"format": "int8", "group_size": 16, "scales": np.float32, "zeros": False},
 }
 FREE_SIZES = tuple(name for name in FORMATS if name.startswith(("fp8_block", "bf16", "int8-rows")))
 # Formats that may have tensor scales, and need none.
@@ -133,8 +135,18 @@ def _exact_integers(
     return {
         matrix: pack_nibbles(codes.astype(dtype)) if how["format"] == "int4" else codes.astype(dtype),
         matrix + "_scales": scales.astype(how["scales"]),
-        matrix + "_zero_points": zeros.astype(dtype) if how["zeros"] else None,
+        **_zeros_or_offsets(matrix, zeros.astype(dtype), scales, how),
     }
+
+
+def _zeros_or_offsets(
+    matrix: str, zeros: np.ndarray, scales: np.ndarray, how: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """The zero points of integers, or the offsets that they stand for, if there are any."""
+    if how["zeros"] != "offsets":
+        return {matrix + "_zero_points": zeros} if how["zeros"] else {}
+    counted = zeros.astype(np.int32) + (0 if how["format"] == "int4" else 128)
+    return {matrix + "_offsets": (-counted * scales).astype(how["scales"])}
 
 
 def with_tensor_scales(rng: np.random.Generator, arrays: ExpertArrays) -> ExpertArrays:
@@ -228,5 +240,5 @@ def _random_integers(
     return {
         matrix: codes,
         matrix + "_scales": scales.astype(how["scales"]),
-        matrix + "_zero_points": zeros if how["zeros"] else None,
+        **_zeros_or_offsets(matrix, zeros, scales * rng.uniform(0.9, 1.1, groups), how),
     }

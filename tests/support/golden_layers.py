@@ -36,8 +36,13 @@ def check_against_golden(layer: mx.MoELayer, golden: dict[str, Any]) -> None:
 def dequantize(weights: ExpertWeights) -> dict[str, np.ndarray]:
     """The matrices as float32, gate and up apart, by a definition of their formats of its own."""
     arguments = weights.arguments()
+    kinds = arguments["format"]
+    w13_kind, w2_kind = (kinds, kinds) if isinstance(kinds, str) else kinds
     w13, scales = arguments["w13"], arguments["w13_scales"]
-    zeros = (*arguments.get("w13_zero_points", (None, None)), arguments.get("w2_zero_points"))
+    zeros, offsets = (
+        (*(arguments.get(f"w13_{name}") or (None, None)), arguments.get(f"w2_{name}"))
+        for name in ("zero_points", "offsets")
+    )
     if not isinstance(w13, tuple):
         assert arguments.get("gate_up_layout", "concatenated") == "concatenated"
         half = w13.shape[1] // 2
@@ -48,25 +53,27 @@ def dequantize(weights: ExpertWeights) -> dict[str, np.ndarray]:
     return {
         part: np.stack(
             [
-                _values(arguments, w, None if s is None else s[e], None if z is None else z[e]) * t[e]
+                _values(kind, arguments, w, *(None if each is None else each[e] for each in others)) * t[e]
                 for e, w in enumerate(matrices)
             ]
         )
-        for part, matrices, s, z, t in zip(
+        for part, kind, matrices, t, *others in zip(
             PARTS,
+            (w13_kind, w13_kind, w2_kind),
             (*w13, arguments["w2"]),
+            (*tensor_scales.T, down_scale),
             (*scales, arguments["w2_scales"]),
             zeros,
-            (*tensor_scales.T, down_scale),
+            offsets,
             strict=True,
         )
     }
 
 
 def _values(
-    arguments: dict[str, Any], weight: np.ndarray, scales: np.ndarray | None, zeros: np.ndarray | None
+    kind: str, arguments: dict[str, Any], weight: np.ndarray, *others: np.ndarray | None
 ) -> np.ndarray:
-    kind = arguments["format"]
+    scales, zeros, offsets = others
     if kind == "bf16":
         assert weight.dtype == BFLOAT16
         return weight.astype(np.float32)
@@ -86,9 +93,17 @@ def _values(
             codes = np.stack([weight & 15, weight >> 4], axis=-1).reshape(len(weight), -1)
         columns = codes.shape[1] // scales.shape[1]
         factors = np.repeat(scales.astype(np.float32), columns, axis=1)
+        if offsets is not None:
+            assert zeros is None
+            assert offsets.dtype == scales.dtype
+            count = codes.astype(np.int32) + (0 if kind == "int4" else 128)
+            exact = count * factors.astype(np.float64) + np.repeat(
+                offsets.astype(np.float64), columns, axis=1
+            )
+            return np.asarray(exact.astype(np.float32))
         middle = 8 if kind == "int4" else 0
-        offsets = middle if zeros is None else np.repeat(zeros.astype(np.int32), columns, axis=1)
-        return np.asarray((codes.astype(np.int32) - offsets).astype(np.float32) * factors)
+        zero = middle if zeros is None else np.repeat(zeros.astype(np.int32), columns, axis=1)
+        return np.asarray((codes.astype(np.int32) - zero).astype(np.float32) * factors)
     if kind == "nvfp4":
         block = np.repeat(scales.astype(np.float32), 16, axis=-1)
         return np.asarray(

@@ -13,18 +13,38 @@ BLOCK = "model.layers.0.mlp"
 
 
 class Ints(NamedTuple):
-    """Matrices of all experts: codes [E, N, K] without a sign, zero points and scales [E, N, groups]."""
+    """Matrices of all experts: codes [E, N, K] without a sign, zero points and scales [E, N, groups].
+
+    Code k is that of column order[k], [E, K].
+    """
 
     codes: np.ndarray
     zeros: np.ndarray
     scales: np.ndarray
+    order: np.ndarray
+    biases: np.ndarray | None = None
+    """Instead of zero points: what is added after the multiplication."""
 
     def values(self) -> np.ndarray:
         """The numbers that they stand for, in float32."""
-        by_group = self.codes.reshape(*self.scales.shape, -1).astype(np.int32)
-        offsets = by_group - self.zeros[..., None].astype(np.int32)
-        factors = self.scales.astype(np.float32)[..., None]
-        return np.asarray((offsets.astype(np.float32) * factors).reshape(self.codes.shape))
+        by_group = self.codes.reshape(*self.scales.shape, -1).astype(np.float64)
+        factors = self.scales.astype(np.float64)[..., None]
+        if self.biases is None:
+            exact = (by_group - self.zeros[..., None]) * factors
+        else:
+            exact = by_group * factors + self.biases.astype(np.float64)[..., None]
+        return in_columns(exact.reshape(self.codes.shape).astype(np.float32), self.order)
+
+
+def in_columns(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """What stands in `order`, in the order of columns."""
+    return np.take_along_axis(array, np.argsort(order, axis=-1)[:, None], axis=-1)
+
+
+def groups_of_columns(ints: Ints) -> np.ndarray:
+    """The group of each column."""
+    groups = np.arange(ints.order.shape[1], dtype=np.int32) * ints.scales.shape[-1] // ints.order.shape[1]
+    return np.take(groups, np.argsort(ints.order, axis=-1))
 
 
 class Case(NamedTuple):
@@ -37,6 +57,8 @@ class Case(NamedTuple):
     symmetric: bool = True
     scale_dtype: Any = ml_dtypes.bfloat16
     option: Any = None
+    ordered: bool = False
+    """Whether activations order the columns, of which codes then are in the order of their groups."""
 
     def quantization(self) -> dict[str, Any]:
         return CONFIGURATIONS[self.store](self)
@@ -56,7 +78,9 @@ def _filled(array: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def pack_quantized(ints: Ints, case: Case) -> Tensors:
-    tensors = {"weight_packed": pack(ints.codes, case.bits), "weight_scale": ints.scales}
+    codes = in_columns(ints.codes, ints.order)
+    tensors = {"weight_packed": pack(codes, case.bits), "weight_scale": ints.scales}
+    tensors |= {"weight_g_idx": groups_of_columns(ints)} if case.ordered else {}
     if not case.symmetric:
         zeros = ints.zeros.swapaxes(1, 2)
         tensors["weight_zero_point"] = pack(_filled(zeros, 32 // case.bits), case.bits).swapaxes(1, 2)
@@ -70,7 +94,9 @@ def pack_quantized(ints: Ints, case: Case) -> Tensors:
 def int_quantized(ints: Ints, case: Case) -> Tensors:
     middle = 2 ** (case.bits - 1)
     scales = ints.scales[..., 0] if case.option == "flat" else ints.scales
-    tensors = {"weight": (ints.codes.astype(np.int16) - middle).astype(np.int8), "weight_scale": scales}
+    codes = in_columns(ints.codes, ints.order).astype(np.int16)
+    tensors = {"weight": (codes - middle).astype(np.int8), "weight_scale": scales}
+    tensors |= {"weight_g_idx": groups_of_columns(ints)} if case.ordered else {}
     if not case.symmetric or case.option == "zeros":
         tensors["weight_zero_point"] = (ints.zeros.astype(np.int16) - middle).astype(np.int8)
     return tensors
@@ -95,13 +121,11 @@ def _compressed(format: str) -> Callable[[Case], dict[str, Any]]:
 def gptq(ints: Ints, case: Case) -> Tensors:
     """The option is what is missing in the zero points."""
     zeros = ints.zeros.astype(np.int32).swapaxes(1, 2) - int(case.option)
-    columns = ints.codes.shape[-1]
-    order = np.arange(columns, dtype=np.int32) // (case.group_size or columns)
     return {
-        "qweight": pack(ints.codes, case.bits).swapaxes(1, 2),
+        "qweight": pack(in_columns(ints.codes, ints.order), case.bits).swapaxes(1, 2),
         "qzeros": pack(zeros & (2**case.bits - 1), case.bits),
         "scales": ints.scales.swapaxes(1, 2),
-        "g_idx": np.tile(order, (len(ints.codes), 1)),
+        "g_idx": groups_of_columns(ints),
     }
 
 
@@ -167,12 +191,12 @@ def _of_auto_round(case: Case) -> dict[str, Any]:
 
 
 def mlx(ints: Ints, case: Case) -> Tensors:
-    """Biases that stand for zero points; scales have few bits, so that products are exact in any dtype."""
-    biases = (-ints.zeros.astype(np.float32) * ints.scales.astype(np.float32)).astype(case.scale_dtype)
+    """Biases that stand for zero points, whose scales have few bits, so that products are exact; or any."""
+    biases = -ints.zeros.astype(np.float32) * ints.scales.astype(np.float32)
     return {
         "weight": pack(ints.codes, case.bits).view(np.uint32),
         "scales": ints.scales,
-        "biases": biases,
+        "biases": biases.astype(case.scale_dtype) if ints.biases is None else ints.biases,
     }
 
 
@@ -220,6 +244,15 @@ CASES: dict[str, Case] = {
         )
         for packing in ("auto_round:auto_gptq", "auto_round", "auto_round:gptqmodel", "auto_round:auto_awq")
     },
+    "ct 4 bits, ordered": Case(pack_quantized, ordered=True),
+    "ct 8 bits, zeros, ordered": Case(pack_quantized, bits=8, group_size=64, symmetric=False, ordered=True),
+    "ct int, ordered": Case(int_quantized, bits=8, ordered=True),
+    "gptq, ordered": Case(gptq, scale_dtype=np.float16, option=True, ordered=True),
+    "gptq v2, 8 bits, zeros, ordered": Case(
+        gptq, bits=8, scale_dtype=np.float16, symmetric=False, option=False, ordered=True
+    ),
+    "mlx, biases": Case(mlx, group_size=64, option="biases"),
+    "mlx 8 bits, biases": Case(mlx, bits=8, scale_dtype=np.float32, option="biases"),
     "mlx": Case(mlx, group_size=64),
     "mlx, zeros": Case(mlx, symmetric=False, scale_dtype=np.float16),
     "mlx 8 bits": Case(mlx, bits=8, group_size=64),
@@ -227,17 +260,32 @@ CASES: dict[str, Case] = {
 }
 
 
-def random_ints(rng: np.random.Generator, case: Case, shape: tuple[int, int, int]) -> Ints:
+def random_ints(
+    rng: np.random.Generator, case: Case, shape: tuple[int, int, int], order: np.ndarray | None = None
+) -> Ints:
     """Codes over the whole range, zero points too unless they are in the middle."""
     count, rows, columns = shape
+    if order is None:
+        order = np.tile(np.arange(columns), (count, 1))
+        if case.ordered:  # those of a group ascend, as they stand where groups tell them
+            order = np.sort(
+                rng.permuted(order, axis=1).reshape(count, -1, case.group_size or columns), axis=2
+            )
+            order = order.reshape(count, columns)
     scales = (count, rows, columns // (case.group_size or columns))
     few_bits = np.exp2(rng.integers(-4, 4, scales)) * rng.choice([-1, 1], scales)
     top, middle = 2**case.bits, 2 ** (case.bits - 1)
     zeros = np.full(scales, middle) if case.symmetric else rng.integers(top, size=scales)
+    has_biases = case.option == "biases"
+    is_exact = case.store is mlx and not has_biases
+    factors = (few_bits if is_exact else rng.uniform(0.5, 2, scales) / middle).astype(case.scale_dtype)
+    biases = (-factors.astype(np.float64) * rng.uniform(0, top, scales)).astype(case.scale_dtype)
     return Ints(
         rng.integers(top, size=shape).astype(np.uint8),
         zeros.astype(np.uint8),
-        (few_bits if case.store is mlx else rng.uniform(0.5, 2, scales) / middle).astype(case.scale_dtype),
+        factors,
+        order,
+        biases if has_biases else None,
     )
 
 
@@ -246,7 +294,9 @@ def written(case: Case, sizes: tuple[int, int, int] = (4, 128, 192)) -> tuple[Wr
     count, hidden, intermediate = sizes
     rng = np.random.default_rng(case.bits)
     shapes = {"gate": (intermediate, hidden), "up": (intermediate, hidden), "down": (hidden, intermediate)}
-    weights = {part: random_ints(rng, case, (count, *shapes[part])) for part in PARTS}
+    weights = {part: random_ints(rng, case, (count, *shapes[part])) for part in ("gate", "down")}
+    weights["up"] = random_ints(rng, case, (count, *shapes["up"]), weights["gate"].order)
+    weights = {part: weights[part] for part in PARTS}
     router = rng.standard_normal((count, hidden)).astype(ml_dtypes.bfloat16)
     tensors = {f"{BLOCK}.gate.weight": router}
     for part, ints in weights.items():

@@ -13,7 +13,7 @@ enum class DType : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64 };
 constexpr const char* kDTypeNames[] = {"float32", "float16", "bfloat16", "float64"};
 constexpr int64_t value_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
-// The integer formats are two each, without and with zero points.
+// The integer formats are three each: without and with zero points, and with offsets.
 enum class WeightFormat : int32_t {
   kMxfp4,
   kNvfp4,
@@ -25,9 +25,12 @@ enum class WeightFormat : int32_t {
   kInt4Zeros,
   kInt8,
   kInt8Zeros,
+  kInt4Offsets,
+  kInt8Offsets,
 };
-constexpr const char* kWeightFormatNames[] = {"mxfp4", "nvfp4", "mxfp8-e4m3", "mxfp8-e5m2", "fp8_block",
-                                              "bf16",  "int4",  "int4-zeros", "int8",       "int8-zeros"};
+constexpr const char* kWeightFormatNames[] = {"mxfp4",     "nvfp4",      "mxfp8-e4m3",   "mxfp8-e5m2",
+                                              "fp8_block", "bf16",       "int4",         "int4-zeros",
+                                              "int8",      "int8-zeros", "int4-offsets", "int8-offsets"};
 
 enum class MxElement : int32_t { kE2m1, kE4m3, kE5m2 };
 constexpr const char* kMxElementNames[] = {"e2m1", "e4m3", "e5m2"};

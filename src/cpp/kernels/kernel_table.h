@@ -42,6 +42,7 @@ struct PackTokensArgs {
   int64_t padded_tokens;  // the operand has room for so many tokens; those past num_tokens are filled with zeros
   int64_t hidden_size;
   uint8_t* operand;
+  const int32_t* columns;  // for each column of the operand, that of hidden_states; null if they are the same
 };
 
 // GEMM 1, bias and activation, for panel pairs [pair_begin, pair_end) of one expert and one group of tokens. Panel 2 p
@@ -91,10 +92,11 @@ struct WeightKernels {
 };
 
 struct KernelTable {
-  const char* name;   // the table's own name
-  const char* isa;    // the public name of the instruction set that the table implements
-  uint32_t required;  // bits of CpuFeature
-  bool automatic;     // false for models of tiles, which only tests ask for
+  const char* name;         // the table's own name
+  const char* isa;          // the public name of the instruction set that the table implements
+  uint32_t required;        // bits of CpuFeature
+  bool automatic;           // false for models of tiles, which only tests ask for
+  bool multiplies_float32;  // whether decoded weights are float32, not bfloat16
 
   // A group of tokens may hold so many, for operands of up to max_k columns.
   int64_t (*group_tokens)(int64_t max_k);

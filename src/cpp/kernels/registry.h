@@ -1,6 +1,8 @@
 // The kernel tables of this build, and which of them this machine can run.
 #pragma once
 
+#include <initializer_list>
+
 #include "kernels/attention_kernels.h"
 #include "kernels/kernel_table.h"
 #include "platform/exported.h"
@@ -14,5 +16,8 @@ const KernelTable& kernel_table(int index) MXFP4MOE_EXPORTED(kernel_table);
 // The attention that is computed with table `index`: on the same lanes, or on some that it requires too.
 const AttentionKernels& attention_kernels(int index) MXFP4MOE_EXPORTED(attention_kernels);
 bool kernel_table_supported(int index) MXFP4MOE_EXPORTED(kernel_table_supported);
+// The table that computes a call with such matrices that is asked of `table`: another one if these have weights that no
+// bfloat16 holds, and `table` multiplies bfloat16. It is supported wherever `table` is.
+const KernelTable& table_for(const KernelTable& table, std::initializer_list<PackedMatrix> matrices);
 
 }  // namespace mxfp4moe

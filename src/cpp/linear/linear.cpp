@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "kernels/registry.h"
 #include "memory/workspace.h"
 #include "threads/pool.h"
 #include "threads/split.h"
@@ -70,7 +71,7 @@ void pack_group(const LinearCall& call, TokenRange group, uint8_t* operand) {
     call.kernels.pack_tokens({p.hidden_states.data + group.first * p.hidden_states.stride, p.hidden_states.stride,
                               p.hidden_states.dtype, call.rows + t, std::min<int64_t>(kTokenTile, group.count - t),
                               std::min<int64_t>(kTokenTile, padded - t), p.shape.k,
-                              operand + call.kernels.operand_bytes(t, p.shape.k)});
+                              operand + call.kernels.operand_bytes(t, p.shape.k), nullptr});
   }
 }
 
@@ -170,8 +171,9 @@ LinearPlan plan_linear(const KernelTable& kernels, const LinearProblem& p, int n
   return plan;
 }
 
-Status linear(const KernelTable& kernels, const LinearProblem& problem, int num_threads) {
+Status linear(const KernelTable& table, const LinearProblem& problem, int num_threads) {
   if (problem.num_tokens == 0) return Status::kOk;
+  const KernelTable& kernels = table_for(table, {problem.weight});
   const LinearPlan plan = plan_linear(kernels, problem, num_threads);
   Arena sizes(nullptr);
   ThreadMemory memory;

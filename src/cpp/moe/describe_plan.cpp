@@ -1,8 +1,11 @@
 #include "moe/describe_plan.h"
 
+#include "kernels/registry.h"
+
 namespace mxfp4moe {
 
-CallPlan describe_plan(const KernelTable& kernels, const MoeProblem& problem, Team team) {
+CallPlan describe_plan(const KernelTable& table, const MoeProblem& problem, Team team) {
+  const KernelTable& kernels = table_for(table, {problem.layer.w13, problem.layer.w2});
   const MoePlan plan = make_plan(kernels, problem, team);
   MoeProblem chunk = problem;
   chunk.num_tokens = plan.chunk_tokens;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/registry.h"
 #include "memory/workspace.h"
 #include "moe/group.h"
 #include "moe/plan.h"
@@ -95,10 +96,12 @@ class Chunk {
     const TokenGroup& group = g.groups[index];
     const int64_t first = (item - first_item[index]) * kTokenTile;
     const int64_t k = p_.layer.hidden_size;
+    const PackedLayer& layer = p_.layer;
+    const int32_t* columns = layer.columns == nullptr ? nullptr : layer.columns + place_of(layer.w13, group.expert) * k;
     kernels_.pack_tokens({p_.hidden_states.data, p_.hidden_states.stride, p_.hidden_states.dtype,
                           g.tokens + group.first + first, std::min<int64_t>(kTokenTile, group.count - first),
                           std::min<int64_t>(kTokenTile, kernels_.padded_tokens(group.count) - first), k,
-                          group_operand(m_.operand, group, k) + kernels_.operand_bytes(first, k)});
+                          group_operand(m_.operand, group, k) + kernels_.operand_bytes(first, k), columns});
   }
 
   // Calls f for the groups of an expert, which has at least one.
@@ -233,8 +236,9 @@ int64_t chunk_bytes(const KernelTable& kernels, const MoeProblem& problem, const
 
 }  // namespace
 
-Status fused_experts(const KernelTable& kernels, const MoeProblem& problem, int num_threads) {
+Status fused_experts(const KernelTable& table, const MoeProblem& problem, int num_threads) {
   if (problem.num_tokens == 0) return Status::kOk;
+  const KernelTable& kernels = table_for(table, {problem.layer.w13, problem.layer.w2});
   const MoePlan plan = make_plan(kernels, problem, {num_threads, num_nodes()});
   Workspace workspace(chunk_bytes(kernels, problem, plan));
   if (workspace.data() == nullptr) return Status::kOutOfMemory;

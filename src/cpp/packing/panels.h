@@ -37,7 +37,8 @@
 //
 // Float32 scales, which multiply sums, stand in a third array, [panel][range of K][1 or 16]: one for each row, or one
 // for the panel where the rows of every panel share it. A matrix of any format may have a single one. Scales that came
-// in 16 bits stay in 16 bits.
+// in 16 bits stay in 16 bits. The offsets of integers, which are added to each weight of their range, stand in another
+// array of the same kind.
 #pragma once
 
 #include "common/types.h"
@@ -64,9 +65,11 @@ constexpr BlockLayout block_layout(WeightFormat format) {
     case WeightFormat::kMxfp8E4m3:
     case WeightFormat::kMxfp8E5m2: return {512, 16, false};
     case WeightFormat::kFp8Block: return {512, 0, true};
-    case WeightFormat::kInt4: return {256, 0, true};
+    case WeightFormat::kInt4:
+    case WeightFormat::kInt4Offsets: return {256, 0, true};
     case WeightFormat::kInt4Zeros: return {256, 16, true};
-    case WeightFormat::kInt8: return {512, 0, true};
+    case WeightFormat::kInt8:
+    case WeightFormat::kInt8Offsets: return {512, 0, true};
     case WeightFormat::kInt8Zeros: return {512, 16, true};
     case WeightFormat::kBf16: break;
   }
@@ -74,22 +77,38 @@ constexpr BlockLayout block_layout(WeightFormat format) {
 }
 
 constexpr bool is_integer(WeightFormat format) { return format >= WeightFormat::kInt4; }
+constexpr bool has_offsets(WeightFormat format) { return format >= WeightFormat::kInt4Offsets; }
+
+// The zero point of integers whose format stores none. Those with offsets count codes from the lowest one.
+constexpr int implied_zero(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kInt4: return 8;
+    case WeightFormat::kInt8Offsets: return -128;
+    default: return 0;
+  }
+}
 
 // A packed matrix, or the same matrix of all experts one after the other. Weights are 64-byte aligned.
 struct PackedMatrix {
   WeightFormat format;
-  DType sum_dtype;       // of the float32 scales: float32, or the type of 16 bits in which they came
+  DType sum_dtype;       // of the float32 scales and offsets: float32, or the type of 16 bits in which they came
   int64_t num_panels;    // the panels of one expert
   int64_t k_blocks;      // the K-blocks of a panel
   int64_t num_ranges;    // K is cut in so many ranges that have float32 scales of their own; 0 without such scales
-  int64_t range_blocks;  // the K-blocks of a range
+  int64_t range_blocks;  // the K-blocks of a range; 0 stands for half a K-block, which integers alone may have
   int64_t scale_rows;    // 1 or 16 float32 scales for each panel and range
   const uint8_t* weights;
   const uint8_t* scales;
   const uint8_t* sum_scales;  // [panels][ranges][scale_rows] of sum_dtype, or null
+  const uint8_t* offsets;     // as the scales, or null
   const float* bias;          // [panels][16], or null
   const int32_t* places;      // the place in memory of each expert that is counted, or null if all are
 };
+
+// The columns of a range of K that has float32 scales of its own.
+constexpr int64_t range_columns(int64_t range_blocks) {
+  return range_blocks == 0 ? kBlockK / 2 : range_blocks * kBlockK;
+}
 
 // Returns the matrix without its first `panels` panels.
 inline PackedMatrix skip_panels(const PackedMatrix& all, int64_t panels) {
@@ -98,16 +117,20 @@ inline PackedMatrix skip_panels(const PackedMatrix& all, int64_t panels) {
   PackedMatrix m = all;
   m.weights += blocks * block.weight_bytes;
   if (m.scales != nullptr) m.scales += blocks * block.scale_bytes;
-  if (m.sum_scales != nullptr) {
-    m.sum_scales += panels * all.num_ranges * all.scale_rows * value_bytes(all.sum_dtype);
-  }
+  const int64_t sum_bytes = panels * all.num_ranges * all.scale_rows * value_bytes(all.sum_dtype);
+  if (m.sum_scales != nullptr) m.sum_scales += sum_bytes;
+  if (m.offsets != nullptr) m.offsets += sum_bytes;
   if (m.bias != nullptr) m.bias += panels * kPanelRows;
   return m;
 }
 
+// Returns the place of an expert among those in memory.
+inline int64_t place_of(const PackedMatrix& all, int64_t expert) {
+  return all.places == nullptr ? expert : all.places[expert];
+}
+
 inline PackedMatrix expert_matrix(const PackedMatrix& all, int64_t expert) {
-  const int64_t place = all.places == nullptr ? expert : all.places[expert];
-  return skip_panels(all, place * all.num_panels);
+  return skip_panels(all, place_of(all, expert) * all.num_panels);
 }
 
 // Counts the products of a pair of panels with the hidden states of some tokens.
@@ -179,7 +202,8 @@ struct SumScaleBlocks {
   }
 };
 
-// The packed float32 scales, [num_panels][num_ranges][scale_rows] with 1 or 16 scale_rows. Rows of padding get 0.
+// The packed float32 scales, or the offsets, [num_panels][num_ranges][scale_rows] with 1 or 16 scale_rows. Rows of
+// padding get 0.
 struct PackedSumScales {
   uint8_t* data;
   DType dtype;  // here and in the source

@@ -14,8 +14,8 @@ struct Rectangle {
   int64_t num_panels;  // of one term
 };
 
-// A generous bound in floating point (padding, and at most a float32 scale for each row and K-block beside two bytes
-// for each term of a weight) keeps the exact arithmetic below from overflowing.
+// A generous bound in floating point (padding, and at most two float32 scales and offsets for each row and K-block
+// beside two bytes for each term of a weight) keeps the exact arithmetic below from overflowing.
 bool is_too_large(int64_t matrices, int64_t rows, int64_t k) {
   const double bytes =
       3.0 * 4.0 * static_cast<double>(matrices) * (static_cast<double>(rows) + 64) * (static_cast<double>(k) + 64);
@@ -25,13 +25,13 @@ bool is_too_large(int64_t matrices, int64_t rows, int64_t k) {
 Rectangle w13_of(const StorageShape& s) {
   const int64_t parts = s.gated ? 2 : 1;
   const RowOrder gated = s.interleaved ? RowOrder::kInterleaved : RowOrder::kConcatenated;
-  return {{s.w13, parts * s.intermediate_size, s.hidden_size, 1, s.has_w13_bias, s.tensor_scales},
+  return {{s.w13, parts * s.intermediate_size, s.hidden_size, 1, s.has_w13_bias, s.tensor_scales, s.has_columns},
           s.gated ? gated : RowOrder::kPlain,
           parts * round_up(s.intermediate_size, kBlockK) / kPanelRows};
 }
 
 Rectangle w2_of(const StorageShape& s) {
-  return {{s.w2, s.hidden_size, s.intermediate_size, 1, s.has_w2_bias, s.tensor_scales},
+  return {{s.w2, s.hidden_size, s.intermediate_size, 1, s.has_w2_bias, s.tensor_scales, false},
           RowOrder::kPlain,
           ceil_div(s.hidden_size, kPanelRows)};
 }
@@ -53,7 +53,7 @@ MatrixLayout matrix_layout(const Rectangle& rectangle) {
     const bool per_tensor = !block.sum_blocks, gate_up = m.order != RowOrder::kPlain;
     const int64_t block_k = per_tensor || format.block_k == 0 || format.block_k > s.k ? s.k : format.block_k;
     sizes.num_ranges = ceil_div(s.k, block_k);
-    sizes.range_blocks = ceil_div(block_k, kBlockK);
+    sizes.range_blocks = sizes.num_ranges > 1 && block_k < kBlockK ? 0 : ceil_div(block_k, kBlockK);
     SumScaleBlocks& blocks = m.sum_blocks;
     blocks.order = m.order;
     blocks.apart = gate_up && (per_tensor || m.order == RowOrder::kConcatenated);
@@ -68,8 +68,10 @@ MatrixLayout matrix_layout(const Rectangle& rectangle) {
   const int64_t num_blocks = sizes.num_panels * sizes.k_blocks;
   m.expert_bytes[static_cast<int>(Part::kWeights)] = num_blocks * block.weight_bytes;
   m.expert_bytes[static_cast<int>(Part::kScales)] = num_blocks * block.scale_bytes;
-  m.expert_bytes[static_cast<int>(Part::kSumScales)] =
-      sizes.num_panels * sizes.num_ranges * sizes.scale_rows * value_bytes(sizes.sum_dtype);
+  const int64_t sum_bytes = sizes.num_panels * sizes.num_ranges * sizes.scale_rows * value_bytes(sizes.sum_dtype);
+  m.expert_bytes[static_cast<int>(Part::kSumScales)] = sum_bytes;
+  m.expert_bytes[static_cast<int>(Part::kOffsets)] = has_offsets(format.weights) ? sum_bytes : 0;
+  m.expert_bytes[static_cast<int>(Part::kColumns)] = s.has_columns ? s.k * 4 : 0;
   m.expert_bytes[static_cast<int>(Part::kBias)] = s.has_bias ? rectangle.num_panels * kPanelRows * 4 : 0;
   return m;
 }
@@ -93,6 +95,7 @@ PackedMatrix view_matrix(const MatrixLayout& m, const uint8_t* data) {
   matrix.weights = part_at(m, Part::kWeights, data);
   matrix.scales = part_at(m, Part::kScales, data);
   matrix.sum_scales = part_at(m, Part::kSumScales, data);
+  matrix.offsets = part_at(m, Part::kOffsets, data);
   matrix.bias = reinterpret_cast<const float*>(part_at(m, Part::kBias, data));
   return matrix;
 }
@@ -124,8 +127,12 @@ SingleLayout single_layout(const MatrixShape& s) {
 
 PackedLayer view_storage(const StorageShape& s, const uint8_t* data) {
   const StorageLayout layout = storage_layout(s);
-  return {s.num_experts, s.hidden_size, s.intermediate_size, view_matrix(layout.w13, data),
-          view_matrix(layout.w2, data)};
+  return {s.num_experts,
+          s.hidden_size,
+          s.intermediate_size,
+          view_matrix(layout.w13, data),
+          view_matrix(layout.w2, data),
+          reinterpret_cast<const int32_t*>(part_at(layout.w13, Part::kColumns, data))};
 }
 
 PackedLayer view_some(const StorageShape& s, const uint8_t* data, const int32_t* places, int64_t num_experts) {

@@ -11,7 +11,7 @@ namespace mxfp4moe {
 struct MatrixFormat {
   WeightFormat weights;
   int64_t block_rows;  // rows that share a float32 scale, of formats with scales of any block shape; 0 means all rows
-  int64_t block_k;     // the same along K: 0 for all of K, else a multiple of 32
+  int64_t block_k;     // the same along K: 0 for all of K, else a multiple of 32, or of integers 16
   DType sum_dtype;     // of these scales: float32, or the type of 16 bits in which they came
 };
 
@@ -25,6 +25,7 @@ struct StorageShape {
   bool has_w2_bias;
   bool tensor_scales;  // a float32 scale for each gate, up and down; not of formats with scales of any block shape
   bool interleaved;    // gate and up rows of the source's w13 alternate
+  bool has_columns;    // the columns of w13 of each expert are those of hidden states in an order of its own
 };
 
 // A matrix that stands alone.
@@ -34,10 +35,11 @@ struct MatrixShape {
   int64_t num_terms;  // of kBf16: each weight is the sum of so many numbers; otherwise 1
   bool has_bias;
   bool tensor_scale;  // as above; not with several terms
+  bool has_columns;   // as above
 };
 
-enum class Part : int32_t { kWeights, kScales, kSumScales, kBias };
-constexpr int kNumParts = 4;
+enum class Part : int32_t { kWeights, kScales, kSumScales, kBias, kOffsets, kColumns };
+constexpr int kNumParts = 6;
 
 // This is one matrix of all experts. Each part begins at its offset and holds expert_bytes for each expert in turn.
 struct MatrixLayout {
@@ -74,6 +76,7 @@ struct PackedLayer {
   // intermediate is padded to whole K-blocks.
   PackedMatrix w13;
   PackedMatrix w2;
+  const int32_t* columns;  // [experts][hidden_size]: which hidden state each column of w13 multiplies, or null
 };
 
 PackedLayer view_storage(const StorageShape& shape, const uint8_t* data) MXFP4MOE_EXPORTED(view_storage);

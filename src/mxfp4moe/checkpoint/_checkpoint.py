@@ -10,6 +10,7 @@ from mxfp4moe._arguments import check_layer_number, format_ranges, value_error
 from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.weights import ExpertWeights
+from mxfp4moe.formats import format_text
 from mxfp4moe.layer_description import LayerDescription, later_texts
 
 AnyExperts = ExpertWeights | PackedExperts
@@ -145,7 +146,7 @@ class Checkpoint(ABC):
         shared = description.shared_experts
         return LayerInfo(
             layer=layer,
-            format=description.experts.format,
+            format=format_text(description.experts.format),
             source=_stored(description.experts),
             routing=description.routing_text,
             nbytes=description.nbytes,
@@ -191,4 +192,4 @@ class Checkpoint(ABC):
 
 def _stored(experts: AnyExperts) -> str:
     """How the checkpoint stores experts, in words."""
-    return experts.source if isinstance(experts, ExpertWeights) else f"packed {experts.format}"
+    return experts.source if isinstance(experts, ExpertWeights) else f"packed {format_text(experts.format)}"

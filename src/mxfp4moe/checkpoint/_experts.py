@@ -67,9 +67,14 @@ def read_matrix(folder: ModelFolder, name: str, shape: tuple[int, int], scheme: 
     scheme = _scheme_of(place, scheme)
     _check_columns(place, scheme, shape[1])
     matrix = scheme.read(folder, name, *shape)
-    weight, scales, tensor_scale, zeros = matrix if scheme.decode is None else scheme.decode(matrix)
-    arguments: dict[str, Any] = {"weight": weight, "scales": scales, "tensor_scale": tensor_scale}
-    arguments |= {"zero_points": zeros, "block_shape": scheme.block_shape, "format": scheme.format}
+    if scheme.decode is not None:
+        matrix = scheme.decode(matrix)
+    if matrix.order is not None:
+        expected = "groups of neighbours (no activation order) in a matrix beside the experts"
+        raise TensorError(message(f"{folder.path}: {name}", expected, "others"))
+    if matrix.zero_points is not None:  # which say the same as the offsets
+        matrix = matrix._replace(offsets=None)
+    arguments = matrix._asdict() | {"block_shape": scheme.block_shape, "format": scheme.format}
     return {key: value for key, value in arguments.items() if value is not None}
 
 
@@ -129,7 +134,9 @@ def _read_parts(
     if stored.format == "bf16":
         return _plain_experts(plain.with_scales(stored(arrays)), source, sizes)
     shape = (sizes.hidden, sizes.intermediate)
-    if any(each.decode is not None or each.format != stored.format for each in found):
+    if isinstance(stored.format, tuple) or any(
+        each.decode is not None or each.format != stored.format for each in found
+    ):
         return ExpertWeights(stored.format, source, shape, arrays, stored)
     return ExpertWeights(stored.format, source, shape, stored(arrays))
 

@@ -13,7 +13,7 @@ from mxfp4moe import _core
 from mxfp4moe._dtypes import narrow
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.spec import BlockShape, ExpertsSpec, scale_shape
-from mxfp4moe.formats import BFLOAT16, GROUP_MULTIPLE, Format, GateUpLayout
+from mxfp4moe.formats import BFLOAT16, GROUP_MULTIPLE, ExpertsFormat, GateUpLayout
 from mxfp4moe.packed.container import PackedFile, Part, is_packed_file
 from mxfp4moe.packed.kinds import EXPERTS
 from mxfp4moe.packed.weights import PackedWeights
@@ -39,6 +39,8 @@ class UnpackedExperts(NamedTuple):
         Of gate and of up; of shape (E,) without a gate.
     w2_tensor_scale : float32 ndarray of shape (E,), or None
     w13_zero_points, w2_zero_points : uint8 (int4) or int8 (int8) ndarray of the shape of the scales, or None
+    w13_offsets, w2_offsets : ndarray of the dtype and shape of the scales, or None
+    w13_columns : int32 ndarray of shape (E, K), or None
 
     Examples
     --------
@@ -60,6 +62,9 @@ class UnpackedExperts(NamedTuple):
     w2_tensor_scale: NDArray[np.float32] | None = None
     w13_zero_points: NDArray[Any] | None = None
     w2_zero_points: NDArray[Any] | None = None
+    w13_offsets: NDArray[Any] | None = None
+    w2_offsets: NDArray[Any] | None = None
+    w13_columns: NDArray[np.int32] | None = None
 
 
 class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
@@ -70,8 +75,8 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
 
     Attributes
     ----------
-    format : str
-        Weight format, such as "mxfp4".
+    format : str or (str, str)
+        Weight format, such as "mxfp4"; those of w13 and of w2, if they are two.
     num_experts, hidden_size, intermediate_size : int
     gate_up_layout : str
         Row order of the `w13` that was packed.
@@ -143,7 +148,7 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
         return self._storage.selection()[1] is not None
 
     @property
-    def format(self) -> Format:
+    def format(self) -> ExpertsFormat:
         return self.spec.format
 
     @property
@@ -235,29 +240,37 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
         """
         threads = resolve_num_threads(num_threads)
         matrices = {"w13": self._unpack_matrix(True, threads), "w2": self._unpack_matrix(False, threads)}
+        columns = None
+        if self.spec.has_columns:
+            columns = np.empty((self.num_experts, self.hidden_size), np.int32)
+            for expert, of_expert in enumerate(columns):
+                self._storage.unpack_columns(expert, of_expert)
         return UnpackedExperts(
-            **{name + part: array for name, arrays in matrices.items() for part, array in arrays.items()}
+            **{name + part: array for name, arrays in matrices.items() for part, array in arrays.items()},
+            w13_columns=columns,
         )
 
     def _unpack_matrix(self, is_w13: bool, threads: int) -> dict[str, Any]:
         """The arrays of a matrix, by what follows its name in theirs."""
-        format, dtypes = self.spec.weight_format, self.spec.dtypes(is_w13)
+        format, dtypes = self.spec.weight_format(is_w13), self.spec.dtypes(is_w13)
         experts, parts = self.num_experts, self.spec.num_w13_parts if is_w13 else 1
         rows, k = self.hidden_size, self.intermediate_size
         if is_w13:
             rows, k = parts * k, rows
         apart = parts if self.gate_up_layout == "concatenated" else 1
         scales_shape = scale_shape(format, self.spec.scale_blocks(is_w13), (rows // apart, k), apart)
-        weight_dtype = BFLOAT16 if self.format == "bf16" else dtypes.weights
+        weight_dtype = BFLOAT16 if format.name == "bf16" else dtypes.weights
         weights = np.empty((experts, rows, *format.row_shapes(k)[1]), weight_dtype)
-        block_bytes = sum_scales = bias = None
+        block_bytes = sum_scales = offsets = bias = None
         if format.scale_block:
             block_bytes = np.empty((experts, *scales_shape), np.uint8)
         if dtypes.zero_points is not None:
             block_bytes = np.empty((experts, rows, -(-k // GROUP_MULTIPLE)), np.uint8)
+        if dtypes.offsets is not None:
+            offsets = np.empty((experts, *scales_shape), dtypes.offsets)
         if format.has_sum_scales:
             sum_scales = np.empty((experts, *scales_shape), dtypes.scales)
-        if self.spec.has_tensor_scales:
+        elif self.spec.has_tensor_scales:
             sum_scales = np.empty((experts, parts, 1), np.float32)
         if dtypes.bias is not None:
             bias = np.empty((experts, rows), np.float32)
@@ -270,9 +283,11 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
                 index, expert, sum_scales[expert].view(np.uint8)
             ):
                 raise self._unpack_error(name, "one scale for each block", f"several in expert {expert}")
+            if offsets is not None:
+                self._storage.unpack_sum_scales(index, expert, offsets[expert].view(np.uint8), offsets=True)
             if bias is not None:
                 self._storage.unpack_bias(index, expert, bias[expert])
-        result: dict[str, Any] = {"": weights, "_scales": None}
+        result: dict[str, Any] = {"": weights, "_scales": None, "_offsets": offsets}
         if format.scale_block and block_bytes is not None:
             result["_scales"] = block_bytes.view(dtypes.scales)
         elif block_bytes is not None:

@@ -9,10 +9,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import check_bool, check_choice, describe, type_error, value_error
+from mxfp4moe._arguments import check_bool, describe, type_error, value_error
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.packed_experts import PackedExperts
-from mxfp4moe.experts.sources import Bias, Matrix, MatrixArrays, describe_experts, tensor_scales
+from mxfp4moe.experts.sources import (
+    Bias,
+    Matrix,
+    MatrixArrays,
+    check_columns,
+    describe_experts,
+    tensor_scales,
+)
 from mxfp4moe.experts.spec import (
     BlockShape,
     ExpertsSpec,
@@ -20,8 +27,18 @@ from mxfp4moe.experts.spec import (
     block_shape_of,
     check_gate_up_layout,
     scale_shape,
+    size_multiples,
 )
-from mxfp4moe.formats import FLOAT_CODES, FORMATS, Format, GateUpLayout, WeightFormat, is_pair
+from mxfp4moe.formats import (
+    FLOAT_CODES,
+    FORMATS,
+    ExpertsFormat,
+    GateUpLayout,
+    WeightFormat,
+    check_formats,
+    each_format,
+    is_pair,
+)
 
 ExpertArrays = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLike]]
 """One array with a leading axis of experts, an array for each expert, or a (gate, up) pair of these."""
@@ -33,7 +50,7 @@ def pack_experts(
     w2: ExpertArrays,
     w2_scales: ExpertArrays | None,
     *,
-    format: Format = "mxfp4",
+    format: ExpertsFormat = "mxfp4",
     w13_bias: ExpertArrays | None = None,
     w2_bias: ExpertArrays | None = None,
     gate_up_layout: GateUpLayout = "concatenated",
@@ -42,6 +59,9 @@ def pack_experts(
     w2_tensor_scale: ArrayLike | None = None,
     w13_zero_points: ExpertArrays | None = None,
     w2_zero_points: ExpertArrays | None = None,
+    w13_offsets: ExpertArrays | None = None,
+    w2_offsets: ExpertArrays | None = None,
+    w13_columns: ArrayLike | None = None,
     gated: bool = True,
     num_threads: int | None = None,
 ) -> PackedExperts:
@@ -80,9 +100,10 @@ def pack_experts(
     w2 : array of shape (E, K, I)
         Down projection.
     w2_scales : array or None
-    format : {"mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16", "int4", "int8"}
-        A weight of int4 and int8 is (code - zero point) * scale. A row is cut in groups of equal size, a
-        multiple of 32 or the whole row, which follows from the number of its scales.
+    format : {"mxfp4", "mxfp8", "nvfp4", "fp8_block", "bf16", "int4", "int8"}, or a pair of these
+        A pair is the formats of `w13` and of `w2`. A weight of int4 and int8 is (code - zero point) * scale.
+        A row is cut in groups of equal size, which is 16, a multiple of 32, or the whole row; it follows from
+        the number of scales. Groups of 16 have no zero points.
     w13_bias : float32 or bfloat16 array of shape (E, 2 * I), optional
         Rows in the order of `w13`; with a (gate, up) pair, gate then up.
     w2_bias : float32 or bfloat16 array of shape (E, K), optional
@@ -100,6 +121,12 @@ def pack_experts(
         Of down.
     w13_zero_points, w2_zero_points : array of the shape of the scales, optional
         Of int4 and int8: the codes that are zero, uint8 in [0, 15] and int8. They are 8 and 0 if not given.
+    w13_offsets, w2_offsets : array of the dtype and shape of the scales, optional
+        Of int4 and int8, instead of zero points: a weight is then n * scale + offset, where n counts codes
+        from the lowest one, so that it is the code of int4, and that of int8 plus 128.
+    w13_columns : int32 or int64 array of shape (E, K), optional
+        For each expert a permutation: column k of its `w13` multiplies hidden state ``w13_columns[e, k]``, as
+        in files whose groups follow an order of activations. Not given, it multiplies hidden state k.
     gated : bool, default True
         False for experts that have no gate and so compute ``w2 @ activation(w13 @ x)``: `w13`, its scales and
         its bias then have I rows instead of 2 * I, and `w13_tensor_scale` has the shape (E,) or (E, 1).
@@ -129,9 +156,10 @@ def pack_experts(
     (4, 96, 64)
     """
     threads = resolve_num_threads(num_threads)
-    spec = FORMATS[check_choice("format", format, tuple(FORMATS))]
+    checked_format = check_formats("format", format)
+    spec, down_spec = formats = [FORMATS[name] for name in each_format(checked_format)]
     check_gate_up_layout(gate_up_layout, check_bool("gated", gated))
-    blocks = block_shape_of(spec, block_shape)
+    blocks = block_shape_of(formats, block_shape)
 
     if is_pair(w13_scales if spec.has_scales else w13):
         if not gated:
@@ -143,29 +171,32 @@ def pack_experts(
                 "gate_up_layout", "'concatenated' with a (gate, up) pair", describe(gate_up_layout)
             )
         scales: Any = w13_scales if spec.has_scales else (None, None)
-        zeros = _pair_of_zero_points(w13_zero_points)
-        halves = [MatrixArrays(w13[i], scales[i], zeros[i]) for i in range(2)]
+        zeros = _pair_of("w13_zero_points", w13_zero_points)
+        offsets = _pair_of("w13_offsets", w13_offsets)
+        halves = [MatrixArrays(w13[i], scales[i], zeros[i], offsets[i]) for i in range(2)]
         gate_up = [Matrix(spec, "w13", half, f"[{i}]") for i, half in enumerate(halves)]
     else:
-        gate_up = [Matrix(spec, "w13", MatrixArrays(w13, w13_scales, w13_zero_points))]
-    down = Matrix(spec, "w2", MatrixArrays(w2, w2_scales, w2_zero_points))
+        gate_up = [Matrix(spec, "w13", MatrixArrays(w13, w13_scales, w13_zero_points, w13_offsets))]
+    down = Matrix(down_spec, "w2", MatrixArrays(w2, w2_scales, w2_zero_points, w2_offsets))
 
     num_experts, hidden, intermediate = len(down), down.rows, down.k
-    inferred = _check_sizes(down)
+    inferred = _check_sizes(down, size_multiples(formats))
     parts = 2 if gated else 1
     for matrix in gate_up:
         of_matrix = parts // len(gate_up)
         rows, apart = of_matrix * intermediate, of_matrix if gate_up_layout == "concatenated" else 1
         scales_shape = scale_shape(spec, _scale_blocks(gate_up[0], blocks), (rows // apart, hidden), apart)
         matrix.check(num_experts, (rows, hidden), scales_shape, inferred)
-    down_scales = scale_shape(spec, _scale_blocks(down, blocks), (hidden, intermediate))
+    down_scales = scale_shape(down_spec, _scale_blocks(down, blocks), (hidden, intermediate))
     down.check(num_experts, (hidden, intermediate), down_scales, inferred)
-    if {spec.weight_dtypes[m.dtype] for m in gate_up} != {spec.weight_dtypes[down.dtype]}:
+    elements = {spec.weight_dtypes[m.dtype] for m in gate_up}
+    if spec is down_spec and elements != {spec.weight_dtypes[down.dtype]}:
         raise type_error("w2", f"elements as in w13, {gate_up[0].dtype}", str(down.dtype))
     for matrix in gate_up[1:]:
         if matrix.dtypes != gate_up[0].dtypes:
             expected, got = (
-                f"weights of {m.dtypes[0]}, scales of {m.dtypes[1]}, zero points of {m.dtypes[2]}"
+                f"weights of {m.dtypes[0]}, scales of {m.dtypes[1]}, offsets of {m.dtypes[3]}, "
+                f"zero points of {m.dtypes[2]}"
                 for m in (gate_up[0], matrix)
             )
             raise type_error(matrix.name, f"{expected}, as in w13[0]", got)
@@ -173,14 +204,17 @@ def pack_experts(
         Bias("w13_bias", w13_bias, (num_experts, parts * intermediate), inferred),
         Bias("w2_bias", w2_bias, (num_experts, hidden), inferred),
     )
-    per_tensor = tensor_scales(spec, w13_tensor_scale, w2_tensor_scale, num_experts, gated)
+    columns = check_columns("w13_columns", w13_columns, (num_experts, hidden))
+    per_tensor = tensor_scales(formats, (w13_tensor_scale, w2_tensor_scale), num_experts, gated)
 
     w13_dtypes, w2_dtypes = (
-        MatrixDtypes(_unpacked_dtype(spec, matrix.dtype), matrix.scale_dtype, bias.dtype, matrix.dtypes[2])
+        MatrixDtypes(
+            _unpacked_dtype(matrix.format, matrix.dtype), matrix.scale_dtype, bias.dtype, *matrix.dtypes[2:]
+        )
         for matrix, bias in zip((gate_up[0], down), biases, strict=True)
     )
     experts_spec = ExpertsSpec(
-        format=format,
+        format=checked_format,
         num_experts=num_experts,
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -190,10 +224,13 @@ def pack_experts(
         w2_dtypes=w2_dtypes,
         has_tensor_scales=per_tensor is not None,
         gated=gated,
-        group_sizes=(gate_up[0].group_size, down.group_size) if spec.has_groups else None,
+        has_columns=columns is not None,
+        group_sizes=(gate_up[0].group_size, down.group_size) if any(f.has_groups for f in formats) else None,
     )
     storage = experts_spec.make_storage()
     for expert in range(num_experts):
+        if columns is not None:
+            storage.pack_columns(expert, columns[expert])
         for i, matrices in enumerate((gate_up, [down])):
             _pack_weights(storage, i, expert, matrices, threads)
             _pack_sum_scales(storage, i, expert, matrices, None if per_tensor is None else per_tensor[i])
@@ -202,13 +239,13 @@ def pack_experts(
     return PackedExperts._make(experts_spec, storage)
 
 
-def _pair_of_zero_points(zero_points: Any) -> Any:
-    """The zero points of gate and of up, for weights that are a pair."""
-    if zero_points is None:
+def _pair_of(name: str, arrays: Any) -> Any:
+    """The arrays `name` of gate and of up, for weights that are a pair."""
+    if arrays is None:
         return None, None
-    if not isinstance(zero_points, (list, tuple)) or len(zero_points) != 2:
-        raise value_error("w13_zero_points", "a (gate, up) pair like w13", describe_experts(zero_points))
-    return zero_points
+    if not isinstance(arrays, (list, tuple)) or len(arrays) != 2:
+        raise value_error(name, "a (gate, up) pair like w13", describe_experts(arrays))
+    return arrays
 
 
 def _scale_blocks(matrix: Matrix, block_shape: BlockShape | None) -> BlockShape | None:
@@ -216,14 +253,17 @@ def _scale_blocks(matrix: Matrix, block_shape: BlockShape | None) -> BlockShape 
     return (1, matrix.group_size) if matrix.format.has_groups else block_shape
 
 
-def _check_sizes(down: Matrix) -> str:
-    """Raise unless w2 has sizes that its format allows; return them in words, and whence they come.
+def _check_sizes(down: Matrix, multiples: tuple[int, int]) -> str:
+    """Raise unless w2 has sizes that the formats allow; return them in words, and whence they come.
 
     Everything else is checked against these sizes, so an error of another array may be the fault of w2.
     """
-    multiple, shape = down.format.k_multiple, down.shape
-    if min(down.rows, down.k) < 1 or down.rows % multiple or down.k % multiple:
-        expected = f"a hidden_size and an intermediate_size that are positive multiples of {multiple}"
+    (of_hidden, of_intermediate), shape = multiples, down.shape
+    if min(down.rows, down.k) < 1 or down.rows % of_hidden or down.k % of_intermediate:
+        what = f"multiples of {of_hidden}"
+        if of_hidden != of_intermediate:
+            what += f" and of {of_intermediate}"
+        expected = f"a hidden_size and an intermediate_size that are positive {what}"
         raise value_error("w2", expected, f"{down.rows} and {down.k}, from an expert of shape {shape}")
     sizes = f"hidden_size {down.rows} and intermediate_size {down.k}"
     return f"{sizes} are inferred from w2, whose expert 0 has shape {shape}"
@@ -245,10 +285,13 @@ def _pack_sum_scales(
     matrices: list[Matrix],
     per_tensor: np.ndarray | None,
 ) -> None:
-    """Store the float32 scales of one matrix of one expert, those of blocks or of the tensor."""
+    """Store the float32 scales of one matrix of one expert, those of blocks or of the tensor; and offsets."""
     if matrices[0].format.has_sum_scales:
         rows = [matrix.sum_scales(expert) for matrix in matrices]
         storage.pack_sum_scales(index, expert, np.concatenate(rows))
+        if matrices[0].has_offsets:
+            rows = [matrix.offsets(expert) for matrix in matrices]
+            storage.pack_sum_scales(index, expert, np.concatenate(rows), offsets=True)
     elif per_tensor is not None:
         scales = np.ascontiguousarray(per_tensor[expert, :, None])
         storage.pack_sum_scales(index, expert, scales.view(np.uint8))

@@ -10,7 +10,7 @@ import numpy as np
 from mxfp4moe._arguments import as_array, check_num_experts, describe, type_error, value_error
 from mxfp4moe._dtypes import widen
 from mxfp4moe.experts.spec import BIAS_DTYPES, zeros_of_blocks
-from mxfp4moe.formats import WeightFormat, ZeroPoints, group_size_of
+from mxfp4moe.formats import HALF_GROUP, WeightFormat, ZeroPoints, group_size_of
 
 _FLOAT32 = (np.dtype(np.float32),)
 
@@ -70,6 +70,15 @@ class MatrixArrays(NamedTuple):
     weights: Any
     scales: Any = None
     zero_points: Any = None
+    offsets: Any = None
+
+
+def check_beside_offsets(name: str, arrays: MatrixArrays, format: WeightFormat) -> None:
+    """Raise if weights in a format cannot have the offsets `name` beside what they have."""
+    if format.packed_with_offsets is None:
+        raise value_error(name, f"None with format {format.name!r}", describe(arrays.offsets))
+    if arrays.zero_points is not None:
+        raise value_error(name, "None with zero points", describe(arrays.offsets))
 
 
 def zero_points_of(name: str, zero_points: Any, format: WeightFormat) -> ZeroPoints:
@@ -77,6 +86,12 @@ def zero_points_of(name: str, zero_points: Any, format: WeightFormat) -> ZeroPoi
     if format.zero_points is None:
         raise value_error(name, f"None with format {format.name!r}", describe(zero_points))
     return format.zero_points
+
+
+def check_group_of_zeros(name: str, group_size: int | None) -> None:
+    """Raise if groups of that size cannot have zero points, which stand once for each K-block."""
+    if group_size == HALF_GROUP:
+        raise value_error(name, f"None with groups of {HALF_GROUP}", "an array")
 
 
 def check_zero_points(name: str, zero_points: Any, format: WeightFormat) -> np.ndarray | None:
@@ -90,7 +105,7 @@ def check_zero_points(name: str, zero_points: Any, format: WeightFormat) -> np.n
 
 
 class Matrix:
-    """Weights, scales and zero points of one matrix of every expert, as they came.
+    """Weights, scales, zero points and offsets of one matrix of every expert, as they came.
 
     The names of the arguments are those of `name`, such as "w13", followed by `half`, the place in a pair.
     """
@@ -98,10 +113,12 @@ class Matrix:
     def __init__(self, format: WeightFormat, name: str, arrays: MatrixArrays, half: str = "") -> None:
         self.format, self.name = format, name + half
         self.scales_name, self._zeros_name = f"{name}_scales{half}", f"{name}_zero_points{half}"
+        self._offsets_name = f"{name}_offsets{half}"
         ndims = [1 + n for n in format.row_shapes(0)]
         self._weights = per_expert(self.name, arrays.weights, tuple(format.weight_dtypes), ndims)
         self._scales: list[np.ndarray] = []
         self._zeros: list[np.ndarray] = []
+        self._offsets: list[np.ndarray] = []
         self.scale_dtype: np.dtype | None = None
         if format.has_scales:
             self._scales = per_expert(self.scales_name, arrays.scales, format.scale_dtypes, (2,))
@@ -117,8 +134,12 @@ class Matrix:
         if arrays.zero_points is not None:
             expected = zero_points_of(self._zeros_name, arrays.zero_points, format)
             self._zeros = per_expert(self._zeros_name, arrays.zero_points, (expected.dtype,), (2,))
+            check_group_of_zeros(self._zeros_name, self.group_size)
             for expert, zeros in enumerate(self._zeros):
                 expected.check(f"{self._zeros_name}[{expert}]", zeros)
+        if arrays.offsets is not None:
+            check_beside_offsets(self._offsets_name, arrays, format)
+            self._offsets = per_expert(self._offsets_name, arrays.offsets, (self._scales[0].dtype,), (2,))
 
     def __len__(self) -> int:
         return len(self._weights)
@@ -129,9 +150,10 @@ class Matrix:
         return self._weights[0].shape
 
     @property
-    def dtypes(self) -> tuple[np.dtype, np.dtype | None, np.dtype | None]:
-        """Those of weights, scales and zero points."""
-        return self.dtype, self.scale_dtype, self._zeros[0].dtype if self._zeros else None
+    def dtypes(self) -> tuple[np.dtype | None, ...]:
+        """Those of weights, scales, zero points and offsets."""
+        others = (arrays[0].dtype if arrays else None for arrays in (self._zeros, self._offsets))
+        return self.dtype, self.scale_dtype, *others
 
     def check(
         self, num_experts: int, shape: tuple[int, int], scale_shape: tuple[int, int], inferred: str
@@ -146,6 +168,7 @@ class Matrix:
             (self.name, self._weights, row_shapes),
             (self.scales_name, self._scales, of_scales),
             (self._zeros_name, self._zeros, of_scales),
+            (self._offsets_name, self._offsets, of_scales),
         ):
             if not arrays:
                 continue
@@ -173,6 +196,15 @@ class Matrix:
         """The scales of sums of one expert, as C-contiguous rows of bytes."""
         return _byte_rows(self._scales[expert])
 
+    @property
+    def has_offsets(self) -> bool:
+        """Whether each group of a row has a number that is added to its weights."""
+        return bool(self._offsets)
+
+    def offsets(self, expert: int) -> np.ndarray:
+        """The offsets of one expert, as C-contiguous rows of bytes."""
+        return _byte_rows(self._offsets[expert])
+
 
 def _byte_rows(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(len(array), -1).view(np.uint8)
@@ -197,21 +229,42 @@ class Bias:
         return widen(self._arrays[index])
 
 
+def check_columns(name: str, value: Any, shape: tuple[int, int]) -> np.ndarray | None:
+    """A permutation of columns for each expert, as int32; None if there are none."""
+    if value is None:
+        return None
+    array = as_array(name, value, (np.dtype(np.int32), np.dtype(np.int64)))
+    if array.shape != shape:
+        raise value_error(name, f"shape {shape}", f"shape {array.shape}")
+    ordered = np.sort(array, axis=1) == np.arange(shape[1])
+    if not ordered.all():
+        expected = f"a permutation of 0 to {shape[1] - 1} for each expert"
+        raise value_error(name, expected, f"others for expert {int(np.argmin(ordered.all(axis=1)))}")
+    return np.ascontiguousarray(array, np.int32)
+
+
 def tensor_scales(
-    format: WeightFormat, w13: Any, w2: Any, num_experts: int, gated: bool
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """The float32 scales of gate (if any) and up, and of down, [experts, 2 or 1], or None without any."""
+    formats: Sequence[WeightFormat], given: Sequence[Any], num_experts: int, gated: bool
+) -> list[np.ndarray | None] | None:
+    """The float32 scales of gate (if any) and up, and of down, [experts, 2 or 1], or None without any.
+
+    A matrix whose format has scales of sums has None in a layer with some.
+    """
     each = (num_experts,)
     w13_shapes: tuple[tuple[int, ...], ...] = ((num_experts, 2),) if gated else (each, (num_experts, 1))
-    given = {"w13_tensor_scale": (w13, w13_shapes), "w2_tensor_scale": (w2, (each,))}
-    if format.has_sum_scales:
-        for name, (value, _) in given.items():
-            if value is not None:
-                raise value_error(name, f"None with format {format.name!r}", describe(value))
-    if not format.has_tensor_scale and w13 is None and w2 is None:
+    values = list(
+        zip(("w13_tensor_scale", "w2_tensor_scale"), given, (w13_shapes, (each,)), formats, strict=True)
+    )
+    for name, value, _, format in values:
+        if value is not None and format.has_sum_scales:
+            raise value_error(name, f"None with format {format.name!r}", describe(value))
+    if all(value is None for value in given) and not any(format.has_tensor_scale for format in formats):
         return None
-    arrays = []
-    for name, (value, shapes) in given.items():
+    arrays: list[np.ndarray | None] = []
+    for name, value, shapes, format in values:
+        if format.has_sum_scales:
+            arrays.append(None)
+            continue
         expected = " or ".join(map(str, shapes))
         if value is None:
             needed = f"with format {format.name!r}" if format.has_tensor_scale else "with the other one"
@@ -220,4 +273,4 @@ def tensor_scales(
         if array.shape not in shapes:
             raise value_error(name, f"shape {expected}", f"shape {array.shape}")
         arrays.append(array.reshape(num_experts, -1))
-    return arrays[0], arrays[1]
+    return arrays

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mxfp4moe.formats import ExpertsFormat
+
 
 @dataclass(frozen=True)
 class ExpertWeights:
@@ -16,8 +18,8 @@ class ExpertWeights:
 
     Attributes
     ----------
-    format : str
-        The format of `mxfp4moe.pack_experts` that they are packed in.
+    format : str or (str, str)
+        The format of `mxfp4moe.pack_experts` that they are packed in, or a pair of those of w13 and w2.
     source : str
         How the checkpoint stores them, in words.
     sizes : (int, int)
@@ -40,7 +42,7 @@ class ExpertWeights:
     ['format', 'w13', 'w2']
     """
 
-    format: str
+    format: ExpertsFormat
     source: str
     sizes: tuple[int, int]
     arrays: dict[str, Any]

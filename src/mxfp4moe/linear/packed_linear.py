@@ -37,6 +37,7 @@ class UnpackedLinear(NamedTuple):
     bias : float32, bfloat16 or float16 ndarray of shape (N,), or None
     tensor_scale : float32 ndarray of shape (), or None
     zero_points : uint8 (int4) or int8 (int8) ndarray of the shape of the scales, or None
+    offsets : ndarray of the dtype and shape of the scales, or None
 
     Examples
     --------
@@ -53,6 +54,7 @@ class UnpackedLinear(NamedTuple):
     bias: NDArray[Any] | None = None
     tensor_scale: NDArray[np.float32] | None = None
     zero_points: NDArray[Any] | None = None
+    offsets: NDArray[Any] | None = None
 
 
 class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
@@ -239,7 +241,7 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
         is_float = spec.format in ("bf16", "float32")
         packed_dtype = (_FLOAT32 if spec.num_terms > 1 else BFLOAT16) if is_float else spec.dtypes.weights
         weight = np.empty((rows, *format.row_shapes(k)[1]), packed_dtype)
-        block_bytes = scales = tensor_scale = zeros = None
+        block_bytes = scales = tensor_scale = zeros = offsets = None
         if format.scale_block:
             block_bytes = np.empty((rows, k // format.scale_block), np.uint8)
         if spec.dtypes.zero_points is not None:
@@ -250,12 +252,15 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
         if block_bytes is not None and format.scale_block and spec.dtypes.scales is not None:
             scales = block_bytes.view(spec.dtypes.scales)
         if format.has_sum_scales and spec.dtypes.scales is not None:
-            scales = self._sum_scales(scale_shape(format, spec.scale_blocks, (rows, k)), spec.dtypes.scales)
+            shape = scale_shape(format, spec.scale_blocks, (rows, k))
+            scales = self._sum_scales(shape, spec.dtypes.scales)
+            if spec.dtypes.offsets is not None:
+                offsets = self._sum_scales(shape, spec.dtypes.offsets, offsets=True)
             if block_bytes is not None:
                 zeros = self._zero_points("weight", format, block_bytes, scales.shape[1])
         if spec.has_tensor_scale:
             tensor_scale = self._sum_scales((1, 1), _FLOAT32).reshape(())
-        return UnpackedLinear(weight, scales, self.bias, tensor_scale, zeros)
+        return UnpackedLinear(weight, scales, self.bias, tensor_scale, zeros, offsets)
 
     def _narrow_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Floats in the dtype that was packed, of the terms that they were packed in."""
@@ -265,9 +270,11 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
             raise self._unpack_error("weight", f"numbers that {dtype} can hold", "others")
         return narrow_weight
 
-    def _sum_scales(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    def _sum_scales(
+        self, shape: tuple[int, int], dtype: np.dtype[Any], offsets: bool = False
+    ) -> NDArray[Any]:
         scales = np.empty(shape, dtype)
-        if not self._storage.unpack_sum_scales(0, 0, scales.view(np.uint8)):
+        if not self._storage.unpack_sum_scales(0, 0, scales.view(np.uint8), offsets):
             raise self._unpack_error("weight", "one scale for each block", "several")
         return scales
 

@@ -16,7 +16,12 @@ from mxfp4moe._arguments import as_array, check_choice, check_shape, describe, j
 from mxfp4moe._dtypes import widen
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, matrix_quantizer
-from mxfp4moe.experts.sources import MatrixArrays, check_zero_points
+from mxfp4moe.experts.sources import (
+    MatrixArrays,
+    check_beside_offsets,
+    check_group_of_zeros,
+    check_zero_points,
+)
 from mxfp4moe.experts.spec import BlockShape, MatrixDtypes, block_shape_of, scale_shape, zeros_of_blocks
 from mxfp4moe.formats import (
     BFLOAT16,
@@ -44,6 +49,7 @@ def pack_linear(
     block_shape: BlockShape | None = None,
     tensor_scale: ArrayLike | None = None,
     zero_points: ArrayLike | None = None,
+    offsets: ArrayLike | None = None,
     quantize: QuantizeFormat | None = None,
     num_threads: int | None = None,
 ) -> PackedLinear:
@@ -90,6 +96,8 @@ def pack_linear(
     zero_points : array of the shape of the scales, optional
         Of int4 and int8, whose weights are (code - zero point) * scale: uint8 in [0, 15] and int8; 8 and 0 if
         not given. Groups are as those of `mxfp4moe.pack_experts`.
+    offsets : array of the dtype and shape of the scales, optional
+        Of int4 and int8, instead of zero points, as those of `mxfp4moe.pack_experts`.
     quantize : {"mxfp4", "mxfp8", "fp8_block", "nvfp4", "int4", "int8"}, optional
         Quantize the floats of `weight` to this format, by the quantizer of its name and its defaults. The
         scales of int4 and int8 are packed in bfloat16, which holds them exactly.
@@ -130,12 +138,13 @@ def pack_linear(
     name = target or "bf16" if format is None else check_choice("format", format, tuple(LINEAR_FORMATS))
     if target is not None and name != target:
         raise value_error("format", f"None or {target!r} with quantize={target!r}", describe(format))
-    blocks = block_shape_of(LINEAR_FORMATS[name], block_shape)
+    blocks = block_shape_of([LINEAR_FORMATS[name]], block_shape)
     if target is None:
-        arrays = MatrixArrays(weight, scales, zero_points)
+        arrays = MatrixArrays(weight, scales, zero_points, offsets)
         source = _given(LINEAR_FORMATS[name], arrays, blocks, tensor_scale)
     else:
-        not_given = {"scales": scales, "tensor_scale": tensor_scale, "zero_points": zero_points}
+        not_given = {"scales": scales, "tensor_scale": tensor_scale}
+        not_given |= {"zero_points": zero_points, "offsets": offsets}
         for argument, value in not_given.items():
             if value is not None:
                 raise value_error(argument, "None with quantize", describe(value))
@@ -149,12 +158,13 @@ def pack_linear(
 
 
 class _Piece(NamedTuple):
-    """Some rows of a matrix from one on: weights, and their scales and zero points if there are any."""
+    """Some rows of a matrix from one on: weights, and their scales and what else there is."""
 
     first_row: int
     weights: NDArray[Any]
     scales: NDArray[Any] | None
     zero_points: NDArray[Any] | None = None
+    offsets: NDArray[Any] | None = None
 
 
 class _Source(NamedTuple):
@@ -191,17 +201,25 @@ def _given(
     zeros = check_zero_points("zero_points", arrays.zero_points, format)
     if zeros is not None and factors is not None:
         check_shape("zero_points", zeros, factors.shape)
+        check_group_of_zeros("zero_points", blocks[1] if blocks else None)
+    offsets = None
+    if arrays.offsets is not None:
+        check_beside_offsets("offsets", arrays, format)
+        assert factors is not None
+        offsets = as_array("offsets", arrays.offsets, (factors.dtype,))
+        check_shape("offsets", offsets, factors.shape)
 
     def pieces() -> Iterator[_Piece]:
         if codes.flags.c_contiguous:
-            yield _Piece(0, codes, factors, zeros)
+            yield _Piece(0, codes, factors, zeros, offsets)
             return
         for rows in _row_ranges(len(codes), codes.nbytes // len(codes), 1):
             own = rows
             if format.has_block_shape:  # the first piece brings all scales
                 own = slice(None if rows.start == 0 else 0)
             own_factors = None if factors is None else factors[own]
-            yield _Piece(rows.start, codes[rows], own_factors, None if zeros is None else zeros[rows])
+            others = (None if array is None else array[rows] for array in (zeros, offsets))
+            yield _Piece(rows.start, codes[rows], own_factors, *others)
 
     return _Source(format, shape, blocks, _check_tensor_scale(format, tensor_scale), pieces)
 
@@ -260,7 +278,7 @@ def _pack(
             _unpacked_dtype(format, first.weights.dtype),
             None if first.scales is None else first.scales.dtype,
             bias_dtype,
-            None if first.zero_points is None else first.zero_points.dtype,
+            *(None if each is None else each.dtype for each in (first.zero_points, first.offsets)),
         ),
         block_shape=source.block_shape if format.has_block_shape else None,
         has_tensor_scale=source.tensor_scale is not None,
@@ -269,16 +287,21 @@ def _pack(
     )
     storage = spec.make_storage()
     sum_scales = [] if source.tensor_scale is None else [_byte_rows(source.tensor_scale.reshape(1, 1))]
+    all_offsets: list[NDArray[np.uint8]] = []
     code = FLOAT_CODES.get(first.weights.dtype, 0)
     for piece in chain([first], pieces):
         if format.has_sum_scales and piece.scales is not None and len(piece.scales):
             sum_scales.append(_byte_rows(piece.scales))
+        if piece.offsets is not None:
+            all_offsets.append(_byte_rows(piece.offsets))
         block_bytes = [_byte_rows(piece.scales)] if format.scale_block and piece.scales is not None else []
         if piece.zero_points is not None:
             block_bytes = [zeros_of_blocks(_byte_rows(piece.zero_points), source.shape[1])]
         storage.pack(0, 0, [_byte_rows(piece.weights)], block_bytes, code, threads, piece.first_row)
     if sum_scales:
         storage.pack_sum_scales(0, 0, np.ascontiguousarray(np.concatenate(sum_scales)))
+    if all_offsets:
+        storage.pack_sum_scales(0, 0, np.concatenate(all_offsets), offsets=True)
     if bias is not None:
         storage.pack_bias(0, 0, bias)
     return PackedLinear._make(spec, storage)

@@ -121,12 +121,12 @@ class LinearSpec:
             raise value_error("num_terms", f"an integer in [1, {most}]", shorten(terms))
         rows, columns = shape
         groups = [fields["group_size"]] if "group_size" in fields else None
-        sizes = read_group_sizes("group_size", groups, format, (columns,))
+        sizes = read_group_sizes("group_size", groups, [format], (columns,))
         return cls(
             format=fields["format"],
             shape=(rows, columns),
             dtypes=dtypes,
-            block_shape=block_shape_of(format, blocks),
+            block_shape=block_shape_of([format], blocks),
             has_tensor_scale=tensor_scale,
             num_terms=terms,
             group_size=None if sizes is None else sizes[0],

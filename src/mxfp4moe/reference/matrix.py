@@ -20,6 +20,7 @@ def linear(
     block_shape: tuple[int | None, int | None] | None = None,
     tensor_scale: np.ndarray | None = None,
     zero_points: np.ndarray | None = None,
+    offsets: np.ndarray | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
     """Weight . hidden + bias in float32, rounded once; hidden states are rounded once to bfloat16.
@@ -28,7 +29,7 @@ def linear(
     ----------
     hidden_states : ndarray of shape (..., K)
         bfloat16, float16 or float32.
-    weight, scales, format, bias, block_shape, tensor_scale, zero_points
+    weight, scales, format, bias, block_shape, tensor_scale, zero_points, offsets
         As `mxfp4moe.pack_linear` takes them; weights of format bf16 are rounded to bfloat16.
     dtype : dtype, default float32
         Of the result.
@@ -48,7 +49,7 @@ def linear(
     >>> reference.linear(np.ones((1, 2), np.float32), np.array([[1, 2], [3, 4]], np.float32)).tolist()
     [[3.0, 7.0]]
     """
-    arrays = weight, scales, zero_points
+    arrays = weight, scales, zero_points, offsets
     matrix = _matrix(arrays, format, block_shape, tensor_scale)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return _linear(hidden_states, matrix, bias, CONTRACT).astype(dtype)
@@ -64,6 +65,7 @@ def linear_float64(
     block_shape: tuple[int | None, int | None] | None = None,
     tensor_scale: np.ndarray | None = None,
     zero_points: np.ndarray | None = None,
+    offsets: np.ndarray | None = None,
 ) -> np.ndarray:
     """Compute as `linear` does, in float64, rounding nothing but the hidden states to bfloat16.
 
@@ -73,7 +75,7 @@ def linear_float64(
     ----------
     hidden_states, weight, scales
         See `linear`.
-    format, bias, block_shape, tensor_scale, zero_points
+    format, bias, block_shape, tensor_scale, zero_points, offsets
         See `linear`.
 
     Returns
@@ -91,18 +93,18 @@ def linear_float64(
     >>> reference.linear_float64(np.ones((1, 2), np.float32), np.array([[1, 2], [3, 4]], np.float32)).tolist()
     [[3.0, 7.0]]
     """
-    arrays = weight, scales, zero_points
+    arrays = weight, scales, zero_points, offsets
     return _linear(hidden_states, _matrix(arrays, format, block_shape, tensor_scale), bias, FLOAT64)
 
 
 def _matrix(
-    arrays: tuple[np.ndarray, np.ndarray | None, np.ndarray | None],
+    arrays: tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None],
     format: LinearFormat,
     block_shape: tuple[int | None, int | None] | None,
     tensor_scale: np.ndarray | None,
 ) -> np.ndarray:
-    """The weights of codes, scales and zero points, exactly: the down projection of a single expert."""
-    weight, scales, zero_points = arrays
+    """The weights of codes, scales, zero points and offsets, exactly: the down projection of an expert."""
+    weight, scales, zero_points, offsets = arrays
     rows = weight.reshape(len(weight), -1)
     if format == "bf16":
         rows = round_bfloat16(rows)
@@ -121,6 +123,7 @@ def _matrix(
         w2_tensor_scale=one_scale,
         gated=False,
         w2_zero_points=None if zero_points is None else zero_points[None],
+        w2_offsets=None if offsets is None else offsets[None],
     )
     return down_weights(expert, 0)
 

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mxfp4moe.formats import Format, GateUpLayout, is_pair
+from mxfp4moe.formats import ExpertsFormat, GateUpLayout, each_format, format_of, is_pair
 from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, bfloat16, matmul, round_bfloat16
 from mxfp4moe.reference.activation import activate
 from mxfp4moe.reference.integers import dequantize_int4, dequantize_int8
@@ -46,7 +46,8 @@ class ExpertArrays(NamedTuple):
     gate_up_layout : str
         Rows of `w13`: all of gate, then all of up ("concatenated"), or gate_0, up_0, gate_1, ...
         ("interleaved").
-    format : str
+    format : str or (str, str)
+        Of all weights, or of `w13` and of `w2`.
     block_shape : tuple or None
         Of fp8_block: rows and columns that share a scale, None for a whole axis. Gate and up are blocked
         apart if they are concatenated.
@@ -56,6 +57,11 @@ class ExpertArrays(NamedTuple):
         Whether there is a gate.
     w13_zero_points, w2_zero_points : ndarray or None
         Of int4 and int8, of the shape of the scales.
+    w13_offsets, w2_offsets : ndarray or None
+        Of int4 and int8, of the shape of the scales, instead of zero points: a weight is n * scale + offset,
+        where n counts codes from the lowest one.
+    w13_columns : ndarray or None
+        [E, K]: which hidden state each column of `w13` multiplies; column k the k-th, if not given.
 
     Examples
     --------
@@ -74,13 +80,16 @@ class ExpertArrays(NamedTuple):
     w13_bias: np.ndarray | None = None
     w2_bias: np.ndarray | None = None
     gate_up_layout: GateUpLayout = "concatenated"
-    format: Format = "mxfp4"
+    format: ExpertsFormat = "mxfp4"
     block_shape: tuple[int | None, int | None] | None = None
     w13_tensor_scale: np.ndarray | None = None
     w2_tensor_scale: np.ndarray | None = None
     gated: bool = True
     w13_zero_points: np.ndarray | None = None
     w2_zero_points: np.ndarray | None = None
+    w13_offsets: np.ndarray | None = None
+    w2_offsets: np.ndarray | None = None
+    w13_columns: np.ndarray | None = None
 
 
 def fused_experts(
@@ -230,12 +239,13 @@ def evaluate_experts(
     result = np.zeros(hidden.shape, dtype=precision.dtype)
     for expert in np.unique(ids[ids >= 0]):
         matrices = _expert_weights(arrays, int(expert))
+        read = hidden if arrays.w13_columns is None else hidden[:, arrays.w13_columns[expert]]
         for slot in range(top_k):
             tokens = np.flatnonzero(ids[:, slot] == expert)
             if tokens.size:
                 router_weight = weights[tokens, slot, None].astype(np.float32).astype(precision.dtype)
                 with np.errstate(over="ignore", invalid="ignore"):
-                    result[tokens] += _expert(hidden[tokens], matrices, router_weight, options, precision)
+                    result[tokens] += _expert(read[tokens], matrices, router_weight, options, precision)
     return result.reshape(hidden_states.shape)
 
 
@@ -292,15 +302,17 @@ def arrays_of(experts: PackableExperts) -> ExpertArrays:
     (64, 48)
     """
     arguments = dict(experts.arguments())
-    if arguments["format"] == "fp8_block" and arguments.get("block_shape") is None:
+    formats = dict(zip(("w13", "w2"), each_format(arguments["format"]), strict=True))
+    if "fp8_block" in formats.values() and arguments.get("block_shape") is None:
         arguments["block_shape"] = (128, 128)
     scales = arguments.get("w13_scales")
     pair = is_pair(arguments["w13"] if scales is None else scales)
-    for name in ("w13", "w13_scales", "w13_zero_points", "w2", "w2_scales", "w2_zero_points"):
-        matrices = arguments.setdefault(name, None)
-        if matrices is not None:
-            halves = matrices if pair and name.startswith("w13") else [matrices]
-            arguments[name] = _Matrices(halves, arguments["format"])
+    for matrix, format in formats.items():
+        for name in (matrix, f"{matrix}_scales", f"{matrix}_zero_points", f"{matrix}_offsets"):
+            matrices = arguments.setdefault(name, None)
+            if matrices is not None:
+                halves = matrices if pair and matrix == "w13" else [matrices]
+                arguments[name] = _Matrices(halves, format)
     return ExpertArrays(**arguments)
 
 
@@ -332,10 +344,11 @@ def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
     if interleaved:
         w13 = np.concatenate([w13[0::2], w13[1::2]])
         w13_bias = None if w13_bias is None else np.concatenate([w13_bias[0::2], w13_bias[1::2]])
-    if arrays.w13_tensor_scale is not None and arrays.w2_tensor_scale is not None:
-        scales = np.ravel(arrays.w13_tensor_scale[expert]).astype(np.float64)
-        with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):
+        if arrays.w13_tensor_scale is not None:
+            scales = np.ravel(arrays.w13_tensor_scale[expert]).astype(np.float64)
             w13 = w13 * np.repeat(scales, len(w13) // len(scales))[:, None]
+        if arrays.w2_tensor_scale is not None:
             w2 = w2 * np.float64(arrays.w2_tensor_scale[expert])
     return _ExpertWeights(w13, w2, w13_bias, _of(arrays.w2_bias, expert))
 
@@ -358,17 +371,20 @@ def _dequantize(arrays: ExpertArrays, name: str, expert: int, halves: int) -> np
     weights, scales = getattr(arrays, name)[expert], _of(getattr(arrays, f"{name}_scales"), expert)
     if scales is None:
         return np.asarray(weights)
-    if arrays.format in ("int4", "int8"):
-        dequantize = dequantize_int4 if arrays.format == "int4" else dequantize_int8
-        return dequantize(weights, scales, _of(getattr(arrays, f"{name}_zero_points"), expert), np.float64)
-    if arrays.format == "mxfp4":
+    format = format_of(arrays.format, name)
+    if format in ("int4", "int8"):
+        zeros, offsets = (
+            _of(getattr(arrays, f"{name}_{each}"), expert) for each in ("zero_points", "offsets")
+        )
+        return _integers(format, (weights, scales, zeros, offsets))
+    if format == "mxfp4":
         return dequantize_mxfp4(weights, scales)
-    if arrays.format == "nvfp4":
+    if format == "nvfp4":
         values = unpack_e2m1(weights).astype(np.float32).reshape(*scales.shape, 16)
         values *= scales.view(ml_dtypes.float8_e4m3fn).astype(np.float32)[..., None]
         return values.reshape(len(weights), -1)
     values = _fp8(weights)
-    if arrays.format == "mxfp8":
+    if format == "mxfp8":
         exponents = scales.view(np.uint8).astype(np.int32) - 127
         factors = np.where(exponents == 128, np.nan, np.ldexp(1.0, exponents)).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -379,6 +395,21 @@ def _dequantize(arrays: ExpertArrays, name: str, expert: int, halves: int) -> np
     by_row = by_half.reshape(len(values), -1)
     with np.errstate(invalid="ignore"):
         return values * by_row.repeat(columns or values.shape[1], axis=1)[:, : values.shape[1]]
+
+
+def _integers(format: str, arrays: tuple[np.ndarray | None, ...]) -> np.ndarray:
+    """The weights of codes, scales, and zero points or offsets or neither of them."""
+    weights, scales, zeros, offsets = arrays
+    assert weights is not None
+    assert scales is not None
+    dequantize = dequantize_int4 if format == "int4" else dequantize_int8
+    if offsets is None:
+        return dequantize(weights, scales, zeros, np.float64)
+    lowest = np.full(scales.shape, 0 if format == "int4" else -128, np.uint8 if format == "int4" else np.int8)
+    values = dequantize(weights, scales, lowest, np.float64).reshape(*scales.shape, -1)
+    with np.errstate(invalid="ignore"):
+        values = values + offsets.astype(np.float64)[..., None]
+    return values.reshape(len(weights), -1)
 
 
 def _fp8(codes: np.ndarray) -> np.ndarray:

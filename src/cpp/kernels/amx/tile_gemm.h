@@ -46,26 +46,26 @@ struct PanelPair {
   const uint8_t* scales[2];
   int64_t k_blocks;
   const float* sum_scales[2];  // [ranges][scale_rows], or null
+  const float* offsets[2];     // as the scales, or null
+  int64_t num_ranges;
   int64_t range_blocks;
   int64_t scale_rows;
 };
 
 template <class Decoder>
 inline PanelPair panel_pair(const PackedMatrix& m, int64_t first, int64_t second, float* scale_buffer) {
-  const int64_t a = first * m.k_blocks, b = second * m.k_blocks;
   PanelPair pair;
-  pair.weights[0] = m.weights + a * kWeightBytes<Decoder>;
-  pair.weights[1] = m.weights + b * kWeightBytes<Decoder>;
-  float* buffers[2] = {scale_buffer, scale_buffer + panel_scale_floats(m.k_blocks * kBlockK)};
-  const auto scales_of = [&](int64_t panel, float* buffer) {
-    float* after_sums = buffer + sum_scale_floats(m.k_blocks * kBlockK);
-    return panel_scales<Decoder>(m, panel, reinterpret_cast<uint8_t*>(after_sums));
-  };
-  pair.scales[0] = scales_of(first, buffers[0]);
-  pair.scales[1] = scales_of(second, buffers[1]);
+  for (int i = 0; i < 2; ++i) {
+    const int64_t panel = i == 0 ? first : second;
+    pair.weights[i] = m.weights + panel * m.k_blocks * kWeightBytes<Decoder>;
+    float* buffer = scale_buffer + i * panel_scale_floats(m.k_blocks * kBlockK);
+    const PanelScales scales = scales_of_panel<Decoder>(m, panel, buffer);
+    pair.scales[i] = scales.block_scales;
+    pair.sum_scales[i] = scales.sum_scales;
+    pair.offsets[i] = scales.offsets;
+  }
   pair.k_blocks = m.k_blocks;
-  pair.sum_scales[0] = panel_sum_scales(m, first, buffers[0]);
-  pair.sum_scales[1] = panel_sum_scales(m, second, buffers[1]);
+  pair.num_ranges = m.num_ranges;
   pair.range_blocks = m.range_blocks;
   pair.scale_rows = m.scale_rows;
   return pair;
@@ -343,5 +343,39 @@ inline void pair_sums(const PanelPair& pair, const TokenBlocks& tokens, uint16_t
       }
     }
     plain_pair_sums<Decoder>(pair, tokens, buffer, sums);
+  }
+}
+
+// Sums the tokens over each range of K, if the matrix has offsets: [token block][range][16 tokens].
+inline void sum_ranges(const PackedMatrix& m, const TokenBlocks& tokens, float* sums) {
+  if (m.offsets == nullptr) return;
+  const int64_t pairs = range_columns(m.range_blocks) / 2, all = tokens.k / 2;
+  const U32 upper = broadcast_u32(0xffff0000u);
+  for (int64_t b = 0; b < tokens.count; ++b) {
+    const int64_t width = tokens.tokens(b);
+    const float* x = reinterpret_cast<const float*>(tokens.data(b));  // pairs of bfloat16
+    for (int64_t range = 0; range < m.num_ranges; ++range, sums += kTokenTile) {
+      const int64_t end = (range + 1) * pairs < all ? (range + 1) * pairs : all;
+      F32 sum = broadcast(0.0f);
+      for (int64_t pair = range * pairs; pair < end; ++pair) {
+        const U32 both = bits(load_first(x + pair * width, width));
+        sum = add(add(sum, from_bits(shift_left<16>(both))), from_bits(bit_and(both, upper)));
+      }
+      store(sums, sum);
+    }
+  }
+}
+
+inline void add_offsets(const PanelPair& pair, const float* range_sums, int64_t num_blocks, float* sums) {
+  if (pair.offsets[0] == nullptr) return;
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const float* x = range_sums + b * pair.num_ranges * kTokenTile;
+    const auto sum_of = [&](int64_t range) { return load(x + range * kTokenTile); };
+    for (int row = 0; row < 2 * kPanelRows; ++row) {
+      const float* offsets = pair.offsets[row / kPanelRows] + (pair.scale_rows == 1 ? 0 : row % kPanelRows);
+      const auto offset_of = [&](int64_t range) { return broadcast(offsets[range * pair.scale_rows]); };
+      float* sum = sums + b * kSumFloats + row * kTokenTile;
+      store(sum, add(load(sum), sum_of_offsets(pair.num_ranges, offset_of, sum_of)));
+    }
   }
 }

@@ -22,17 +22,20 @@ struct Scratch {
   uint16_t* slab;
   float* scales;  // of two panels
   float* sums;
+  float* range_sums;
 };
 
 constexpr int64_t kSlabBytes = kSlabBlocks * 2 * kTileElements * 2;
 
-inline Scratch carve_scratch(uint8_t* base, int64_t k) {
+inline Scratch carve_scratch(uint8_t* base, int64_t num_tokens, int64_t k) {
   float* scales = reinterpret_cast<float*>(base + kSlabBytes);
-  return {reinterpret_cast<uint16_t*>(base), scales, scales + 2 * panel_scale_floats(k)};
+  float* sums = scales + 2 * panel_scale_floats(k);
+  return {reinterpret_cast<uint16_t*>(base), scales, sums, sums + ceil_div(num_tokens, kTokenTile) * kSumFloats};
 }
 
 inline int64_t scratch_bytes(int64_t num_tokens, int64_t k) {
-  return kSlabBytes + (2 * panel_scale_floats(k) + ceil_div(num_tokens, kTokenTile) * kSumFloats) * 4;
+  const int64_t of_block = kSumFloats + range_sum_floats(k) * kTokenTile;
+  return kSlabBytes + (2 * panel_scale_floats(k) + ceil_div(num_tokens, kTokenTile) * of_block) * 4;
 }
 
 inline TokenBlocks token_blocks(const uint8_t* operand, int64_t num_tokens, int64_t k) {
@@ -43,18 +46,17 @@ inline TokenBlocks token_blocks(const uint8_t* operand, int64_t num_tokens, int6
 
 // Gathers up to sixteen tokens, 512 k at a time: rows of pairs (k, k + 1) become columns.
 inline void pack_tokens(const PackTokensArgs& args) {
-  constexpr int64_t kChunk = 512;
+  constexpr int64_t kChunk = kValuesChunk;
   alignas(64) uint16_t rows[kTokenTile][kChunk];
+  uint8_t buffer[kValuesChunk * 4];
   std::memset(rows, 0, sizeof(rows));
   const int64_t width = args.padded_tokens;
-  const int64_t element = args.dtype == DType::kFloat32 ? 4 : 2;
   uint32_t* out = reinterpret_cast<uint32_t*>(args.operand);
   for (int64_t k = 0; k < padded_k(args.hidden_size); k += kChunk) {
     const int64_t padded = padded_k(args.hidden_size) - k < kChunk ? padded_k(args.hidden_size) - k : kChunk;
     const int64_t n = args.hidden_size - k < padded ? args.hidden_size - k : padded;
     for (int64_t t = 0; t < args.num_tokens; ++t) {
-      const uint8_t* from = args.hidden_states + args.tokens[t] * args.row_stride + k * element;
-      row_to_bf16(from, args.dtype, n, padded, rows[t]);
+      row_to_bf16(token_values(args, t, k, n, buffer), args.dtype, n, padded, rows[t]);
     }
     if (width == 1) {
       std::memcpy(out, rows[0], static_cast<size_t>(padded) * 2);
@@ -118,12 +120,14 @@ struct GateUpEpilogue {
 template <class Decoder>
 void gate_up(const GateUpArgs& args) {
   const int64_t k = args.w13.k_blocks * kBlockK;
-  const Scratch s = carve_scratch(args.scratch, k);
+  const Scratch s = carve_scratch(args.scratch, args.num_tokens, k);
   const TokenBlocks blocks = token_blocks(args.operand, args.num_tokens, k);
+  sum_ranges(args.w13, blocks, s.range_sums);
   configure_for(blocks);
   for (int64_t pair = args.pair_begin; pair < args.pair_end; ++pair) {
     const PanelPair panels = panel_pair<Decoder>(args.w13, 2 * pair, 2 * pair + 1, s.scales);
     pair_sums<Decoder>(panels, blocks, s.slab, s.sums);
+    add_offsets(panels, s.range_sums, blocks.count, s.sums);
     const GateUpEpilogue epilogue{args, blocks, pair, s.sums};
     with_activation(args.activation.kind, epilogue);
   }
@@ -152,14 +156,16 @@ inline void combine(const AccumulateArgs& args, int64_t panel, int64_t block, co
 template <class Decoder>
 void accumulate(const AccumulateArgs& args) {
   const int64_t k = args.matrix.k_blocks * kBlockK;
-  const Scratch s = carve_scratch(args.scratch, k);
+  const Scratch s = carve_scratch(args.scratch, args.num_tokens, k);
   const TokenBlocks blocks = token_blocks(args.operand, args.num_tokens, k);
+  sum_ranges(args.matrix, blocks, s.range_sums);
   configure_for(blocks);
   for (int64_t panel = args.panel_begin; panel < args.panel_end; panel += 2) {
     // A last panel without a partner is computed twice and added once.
     const int64_t second = panel + 1 < args.panel_end ? panel + 1 : panel;
     const PanelPair panels = panel_pair<Decoder>(args.matrix, panel, second, s.scales);
     pair_sums<Decoder>(panels, blocks, s.slab, s.sums);
+    add_offsets(panels, s.range_sums, blocks.count, s.sums);
     for (int64_t b = 0; b < blocks.count; ++b) {
       combine(args, panel, b, s.sums + b * kSumFloats);
       if (second != panel) combine(args, second, b, s.sums + b * kSumFloats + kSumFloats / 2);

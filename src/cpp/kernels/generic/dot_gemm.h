@@ -61,28 +61,33 @@ struct PanelView {
   const uint8_t* scales;
   int64_t k_blocks;
   const float* sum_scales;  // [ranges][scale_rows], or null
+  const float* offsets;     // as the scales, or null
+  int64_t num_ranges;
   int64_t range_blocks;
   int64_t scale_rows;
-  bool has_zero_points;   // whether `scales` are zero points of the matrix
-  RowScales* row_scales;  // room for what write_row_scales() writes
+  bool has_zero_points;  // whether codes are not counted from the middle, by `scales` or by offsets
+  float* row_scales;     // room for what write_row_scales() or write_half_scales() writes
 };
 
 // The bytes of memory that the scales of a panel of rows of `k` weights may be written to.
 constexpr int64_t scale_buffer_bytes(int64_t k) {
-  return panel_scale_floats(k) * 4 + ceil_div(k, kBlockK) * static_cast<int64_t>(sizeof(RowScales));
+  return panel_scale_floats(k) * 4 + ceil_div(k, kBlockK) * kMaxRowScaleBytes;
 }
 
 template <class Decoder>
 inline PanelView panel_of(const PackedMatrix& m, int64_t panel, float* scale_buffer) {
-  const int64_t blocks = panel * m.k_blocks, k = m.k_blocks * kBlockK;
+  const int64_t blocks = panel * m.k_blocks;
+  const PanelScales scales = scales_of_panel<Decoder>(m, panel, scale_buffer);
   return {m.weights + blocks * kWeightBytes<Decoder>,
-          panel_scales<Decoder>(m, panel, reinterpret_cast<uint8_t*>(scale_buffer + sum_scale_floats(k))),
+          scales.block_scales,
           m.k_blocks,
-          panel_sum_scales(m, panel, scale_buffer),
+          scales.sum_scales,
+          scales.offsets,
+          m.num_ranges,
           m.range_blocks,
           m.scale_rows,
-          is_integer(Decoder::kFormat) && m.format == Decoder::kFormat,
-          reinterpret_cast<RowScales*>(scale_buffer + panel_scale_floats(k))};
+          is_integer(Decoder::kFormat) && (m.format == Decoder::kFormat || has_offsets(m.format)),
+          scale_buffer + panel_scale_floats(m.k_blocks * kBlockK)};
 }
 
 struct TokenRows {
@@ -416,18 +421,22 @@ inline void plain_panel_sums(const PanelView& panel, const TokenRows& tokens, El
   if (panel.sum_scales != nullptr) scale_sums<Decoder>(panel, tokens.count, sums);
 }
 
-// Computes the sums of a panel of integers, whose scales multiply weights if that is exact, else sums.
+// Computes the sums of a panel of integers. Scales multiply weights if that is exact, or if they belong to halves of
+// K-blocks, else sums.
 template <class Decoder>
 inline void integer_panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes,
                                float* sums) {
-  if constexpr (sizeof(Element) == sizeof(float)) {
-    const int64_t ranges = ceil_div(panel.k_blocks, panel.range_blocks);
+  if constexpr (kMultipliesFloat32) {
+    PanelView scaled = panel;
+    scaled.scales = reinterpret_cast<const uint8_t*>(panel.row_scales);
+    if (panel.range_blocks == 0) {
+      write_half_scales<Decoder>(panel, reinterpret_cast<HalfScales*>(panel.row_scales));
+      return panel_sums_by<HalfBlockIntegers<Decoder>>(scaled, tokens, slab, lanes, sums);
+    }
     using Scaled = ScaledIntegers<Decoder::kFormat>;
     const uint32_t inexact = inexact_bits<Decoder::kFormat>(panel.has_zero_points);
-    if (has_exact_products(panel.sum_scales, ranges * panel.scale_rows, inexact)) {
-      write_row_scales<Decoder>(panel, Scaled::kZero, panel.row_scales);
-      PanelView scaled = panel;
-      scaled.scales = reinterpret_cast<const uint8_t*>(panel.row_scales);
+    if (has_exact_products(panel.sum_scales, panel.num_ranges * panel.scale_rows, inexact)) {
+      write_row_scales<Decoder>(panel, Scaled::kZero, reinterpret_cast<RowScales*>(panel.row_scales));
       return panel_sums_by<Scaled>(scaled, tokens, slab, lanes, sums);
     }
   }

@@ -26,6 +26,7 @@ struct Scratch {
   float* lanes;
   float* scales;
   float* sums[2];
+  float* range_sums;  // [tokens][ranges], if the matrix has offsets
 };
 
 constexpr bool kWidens = sizeof(Element) != 2;
@@ -45,12 +46,14 @@ inline int64_t carve_scratch(uint8_t* base, int64_t num_tokens, int64_t k, Scrat
   uint8_t* scales = take(scale_buffer_bytes(k));
   uint8_t* gate = take(num_tokens * kPanelRows * 4);
   uint8_t* up = take(num_tokens * kPanelRows * 4);
+  uint8_t* range_sums = take(num_tokens * range_sum_floats(k) * 4);
   if (base != nullptr) {
     *s = {reinterpret_cast<Element*>(tokens),
           reinterpret_cast<Element*>(slab),
           reinterpret_cast<float*>(lanes),
           reinterpret_cast<float*>(scales),
-          {reinterpret_cast<float*>(gate), reinterpret_cast<float*>(up)}};
+          {reinterpret_cast<float*>(gate), reinterpret_cast<float*>(up)},
+          reinterpret_cast<float*>(range_sums)};
   }
   return at;
 }
@@ -60,9 +63,13 @@ inline int64_t scratch_bytes(int64_t num_tokens, int64_t k) { return carve_scrat
 inline void pack_tokens(const PackTokensArgs& args) {
   const int64_t row = padded_k(args.hidden_size);
   uint16_t* out = reinterpret_cast<uint16_t*>(args.operand);
+  uint8_t buffer[kValuesChunk * 4];
   for (int64_t t = 0; t < args.num_tokens; ++t) {
-    row_to_bf16(args.hidden_states + args.tokens[t] * args.row_stride, args.dtype, args.hidden_size, row,
-                out + t * row);
+    for (int64_t k = 0; k < row; k += kValuesChunk) {
+      const int64_t padded = row - k < kValuesChunk ? row - k : kValuesChunk;
+      const int64_t n = args.hidden_size - k < padded ? args.hidden_size - k : padded;
+      row_to_bf16(token_values(args, t, k, n, buffer), args.dtype, n, padded, out + t * row + k);
+    }
   }
 }
 
@@ -72,6 +79,39 @@ inline TokenRows widen_operand(const uint8_t* operand, int64_t num_tokens, int64
   const uint16_t* from = reinterpret_cast<const uint16_t*>(operand);
   for (int64_t i = 0; i < num_tokens * k; i += kBlockK) widen_block(from + i, widened + i);
   return {widened, k, num_tokens};
+}
+
+// Sums the tokens of an operand over each range of K, if the matrix has offsets.
+inline void sum_ranges(const PackedMatrix& m, const uint8_t* operand, int64_t num_tokens, float* sums) {
+  if (m.offsets == nullptr) return;
+  const int64_t k = m.k_blocks * kBlockK, columns = range_columns(m.range_blocks);
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    const uint16_t* x = reinterpret_cast<const uint16_t*>(operand) + t * k;
+    for (int64_t range = 0; range < m.num_ranges; ++range) {
+      const int64_t begin = range * columns, end = begin + columns < k ? begin + columns : k;
+      F32 sum = load_bf16(x + begin);
+      for (int64_t i = begin + 16; i < end; i += 16) sum = add(sum, load_bf16(x + i));
+      float lanes[16];
+      store(lanes, sum);
+      for (int width = 8; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+      }
+      sums[t * m.num_ranges + range] = lanes[0];
+    }
+  }
+}
+
+inline void add_offsets(const PanelView& panel, const float* range_sums, int64_t num_tokens, float* sums) {
+  if (panel.offsets == nullptr) return;
+  const auto offset_of = [&](int64_t range) {
+    return panel.scale_rows == 1 ? broadcast(panel.offsets[range]) : load(panel.offsets + range * kPanelRows);
+  };
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    const float* x = range_sums + t * panel.num_ranges;
+    const auto sum_of = [&](int64_t range) { return broadcast(x[range]); };
+    float* sum = sums + t * kPanelRows;
+    store(sum, add(load(sum), sum_of_offsets(panel.num_ranges, offset_of, sum_of)));
+  }
 }
 
 // What store_pair needs.
@@ -112,10 +152,12 @@ void gate_up(const GateUpArgs& args) {
   const int64_t k = args.w13.k_blocks * kBlockK;
   carve_scratch(args.scratch, args.num_tokens, k, &s);
   const TokenRows tokens = widen_operand(args.operand, args.num_tokens, k, s.tokens);
+  sum_ranges(args.w13, args.operand, args.num_tokens, s.range_sums);
   for (int64_t pair = args.pair_begin; pair < args.pair_end; ++pair) {
     for (int half = 0; half < 2; ++half) {
       const PanelView panel = panel_of<Decoder>(args.w13, 2 * pair + half, s.scales);
       panel_sums<Decoder>(panel, tokens, s.slab, s.lanes, s.sums[half]);
+      add_offsets(panel, s.range_sums, args.num_tokens, s.sums[half]);
     }
     const GateUpEpilogue epilogue{args, pair, s.sums};
     with_activation(args.activation.kind, epilogue);
@@ -128,9 +170,11 @@ void accumulate(const AccumulateArgs& args) {
   const int64_t k = args.matrix.k_blocks * kBlockK;
   carve_scratch(args.scratch, args.num_tokens, k, &s);
   const TokenRows tokens = widen_operand(args.operand, args.num_tokens, k, s.tokens);
+  sum_ranges(args.matrix, args.operand, args.num_tokens, s.range_sums);
   for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
     const PanelView view = panel_of<Decoder>(args.matrix, panel, s.scales);
     panel_sums<Decoder>(view, tokens, s.slab, s.lanes, s.sums[0]);
+    add_offsets(view, s.range_sums, args.num_tokens, s.sums[0]);
     const bool has_bias = args.matrix.bias != nullptr;
     const F32 bias = has_bias ? load(args.matrix.bias + panel * kPanelRows) : broadcast(0.0f);
     for (int64_t t = 0; t < args.num_tokens; ++t) {

@@ -1,6 +1,9 @@
 // Everything above the headers of an instruction set that computes dot products: the stack that kernel_table.h draws.
 // Included inside a kernel table's own namespace.
 
+// Whether decoded weights are float32, in which those that no bfloat16 holds are multiplied too.
+constexpr bool kMultipliesFloat32 = sizeof(Element) == sizeof(float);
+
 #include "kernels/generic/math.h"
 #include "kernels/generic/activation.h"
 #include "kernels/generic/rows.h"

@@ -17,6 +17,22 @@ inline void row_to_bf16(const uint8_t* p, DType dtype, int64_t n, int64_t padded
   for (; k < padded; ++k) out[k] = 0;
 }
 
+// Values of a token are packed so many at a time.
+constexpr int64_t kValuesChunk = 512;
+
+// Returns `n` values of a token of the group, those of the columns of the operand from k on: where they stand, or
+// gathered in `buffer`.
+inline const uint8_t* token_values(const PackTokensArgs& args, int64_t token, int64_t k, int64_t n,
+                                   uint8_t (&buffer)[kValuesChunk * 4]) {
+  const uint8_t* row = args.hidden_states + args.tokens[token] * args.row_stride;
+  const int64_t bytes = value_bytes(args.dtype);
+  if (args.columns == nullptr) return row + k * bytes;
+  for (int64_t i = 0; i < n; ++i) {
+    std::memcpy(buffer + i * bytes, row + args.columns[k + i] * bytes, static_cast<size_t>(bytes));
+  }
+  return buffer;
+}
+
 inline void store_output(const StoreArgs& args) {
   for (int64_t t = 0; t < args.num_tokens; ++t) {
     const float* from = args.accumulators + t * args.accumulator_stride;

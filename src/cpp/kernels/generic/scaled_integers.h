@@ -88,3 +88,55 @@ inline void write_row_scales(const Panel& panel, int zero, RowScales* out) {
     }
   }
 }
+
+// --- scales of halves of K-blocks ---
+
+// What a quad of rows of a K-block has beside its codes where each half of the K-block has a scale.
+struct HalfScales {
+  float scale[2][4];
+  int32_t zero[4];
+};
+constexpr int64_t kMaxRowScaleBytes = 4 * sizeof(HalfScales);
+static_assert(kMaxRowScaleBytes >= static_cast<int64_t>(sizeof(RowScales)), "one buffer serves both");
+
+// Weights of `Decoder`, each rounded once to float32 after it is multiplied by the scale of its half.
+template <class Decoder>
+struct HalfBlockIntegers {
+  static constexpr WeightFormat kFormat = Decoder::kFormat;
+  static constexpr int kSumFactor = 1;
+
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const HalfScales& of_rows = *reinterpret_cast<const HalfScales*>(scales);
+    const auto zero_of = [&](auto row) MXFP4MOE_INLINE_LAMBDA { return of_rows.zero[row.value]; };
+    const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
+      constexpr int half = part.value * kVecElements / (kBlockK / 2);
+      f(row, part, scale_vec(vec, of_rows.scale[half][row.value]));
+    };
+    if constexpr (Decoder::kNibbles) {
+      each_int4(quad, zero_of, scaled);
+    } else {
+      each_int8(quad, zero_of, scaled);
+    }
+  }
+};
+
+template <class Decoder>
+constexpr int kScaleBytes<HalfBlockIntegers<Decoder>> = 4 * sizeof(HalfScales);
+
+// Writes the scales and the zero points of the quads of a panel, which has a float32 scale for each row and half.
+template <class Decoder, class Panel>
+inline void write_half_scales(const Panel& panel, HalfScales* out) {
+  for (int64_t kb = 0; kb < panel.k_blocks; ++kb) {
+    for (int row = 0; row < kPanelRows; ++row) {
+      HalfScales& quad = out[kb * 4 + row / 4];
+      quad.zero[row % 4] = Decoder::zero_of(panel.scales + kb * kScaleBytes<Decoder>, row);
+      for (int half = 0; half < 2; ++half) {
+        const int64_t range = 2 * kb + half;
+        const float* scales = panel.sum_scales + range * panel.scale_rows;
+        // The last half may be padding.
+        quad.scale[half][row % 4] = range < panel.num_ranges ? scales[panel.scale_rows == 1 ? 0 : row] : 0.0f;
+      }
+    }
+  }
+}

@@ -7,13 +7,14 @@ struct BlockRange {
   int64_t begin, end;  // K-blocks
 };
 
-// Returns the float32 scales of a panel, [ranges][scale_rows], or null: where they stand, or widened to `buffer`, which
-// has room for a scale for each row and K-block. Those of the next panel, which follow, are prefetched into L2.
-inline const float* panel_sum_scales(const PackedMatrix& m, int64_t panel, float* buffer) {
-  if (m.sum_scales == nullptr) return nullptr;
+// Returns the float32 scales of a panel, or its offsets, of those of all panels: [ranges][scale_rows], or null. They
+// are where they stand, or widened to `buffer`, which has room for sum_scale_floats(). Those of the next panel, which
+// follow, are prefetched into L2.
+inline const float* panel_floats(const PackedMatrix& m, const uint8_t* all, int64_t panel, float* buffer) {
+  if (all == nullptr) return nullptr;
   const int64_t count = m.num_ranges * m.scale_rows;
-  if (m.sum_dtype == DType::kFloat32) return reinterpret_cast<const float*>(m.sum_scales) + panel * count;
-  const uint16_t* from = reinterpret_cast<const uint16_t*>(m.sum_scales) + panel * count;
+  if (m.sum_dtype == DType::kFloat32) return reinterpret_cast<const float*>(all) + panel * count;
+  const uint16_t* from = reinterpret_cast<const uint16_t*>(all) + panel * count;
   const bool is_bf16 = m.sum_dtype == DType::kBFloat16;
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
@@ -30,18 +31,47 @@ template <class Decoder>
 inline const uint8_t* panel_scales(const PackedMatrix& m, int64_t panel, uint8_t* buffer) {
   if constexpr (is_integer(Decoder::kFormat)) {
     if (m.format != Decoder::kFormat) {
-      const int zero = m.format == WeightFormat::kInt4 ? 8 : 0;
-      std::memset(buffer, zero, static_cast<size_t>(m.k_blocks * kScaleBytes<Decoder>));
+      std::memset(buffer, implied_zero(m.format), static_cast<size_t>(m.k_blocks * kScaleBytes<Decoder>));
       return buffer;
     }
   }
   return m.scales + panel * m.k_blocks * kScaleBytes<Decoder>;
 }
 
-// The floats of both buffers, one after the other, for rows of `k` weights.
-constexpr int64_t sum_scale_floats(int64_t k) { return ceil_div(k, kBlockK) * kPanelRows; }
+// What a panel has beside its weights, as `Panels` hold it.
+struct PanelScales {
+  const uint8_t* block_scales;
+  const float* sum_scales;
+  const float* offsets;
+};
+
+// The floats of the buffers of a panel of rows of `k` weights: scales, offsets and zero points, one after the other.
+constexpr int64_t sum_scale_floats(int64_t k) { return 2 * ceil_div(k, kBlockK) * kPanelRows; }
 constexpr int64_t panel_scale_floats(int64_t k) {
-  return sum_scale_floats(k) + round_up(sum_scale_floats(k) / 4, kPanelRows);
+  return 2 * sum_scale_floats(k) + round_up(ceil_div(k, kBlockK) * kPanelRows / 4, kPanelRows);
+}
+
+template <class Decoder>
+inline PanelScales scales_of_panel(const PackedMatrix& m, int64_t panel, float* buffer) {
+  const int64_t floats = sum_scale_floats(m.k_blocks * kBlockK);
+  return {panel_scales<Decoder>(m, panel, reinterpret_cast<uint8_t*>(buffer + 2 * floats)),
+          panel_floats(m, m.sum_scales, panel, buffer), panel_floats(m, m.offsets, panel, buffer + floats)};
+}
+
+// Offsets add to the sum of a row, for each range of K, the offset times the sum of the hidden state over that range.
+// There are as many of these sums of a token as half K-blocks at the most.
+constexpr int64_t range_sum_floats(int64_t k) { return 2 * ceil_div(k, kBlockK); }
+
+// Returns the sum over ranges of offset_of(range) times sum_of(range). The order of additions is always the same.
+template <class OffsetOf, class SumOf>
+MXFP4MOE_INLINE F32 sum_of_offsets(int64_t num_ranges, OffsetOf&& offset_of, SumOf&& sum_of) {
+  F32 parts[4] = {broadcast(0.0f), broadcast(0.0f), broadcast(0.0f), broadcast(0.0f)};
+  int64_t range = 0;
+  for (; range + 4 <= num_ranges; range += 4) {
+    for (int i = 0; i < 4; ++i) parts[i] = mul_add(offset_of(range + i), sum_of(range + i), parts[i]);
+  }
+  for (; range < num_ranges; ++range) parts[0] = mul_add(offset_of(range), sum_of(range), parts[0]);
+  return add(add(parts[0], parts[1]), add(parts[2], parts[3]));
 }
 
 template <class Panels>

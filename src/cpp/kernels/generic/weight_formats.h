@@ -130,7 +130,8 @@ struct Bf16 {
 };
 
 // Integer codes minus their zero point. Codes and zero points of 4 bits are 0 to 15, those of 8 bits are signed. The
-// differences, at most 255, are bfloat16 numbers. panel_scales() gives zero points to formats without any.
+// differences, at most 255, are bfloat16 numbers. panel_scales() gives zero points to formats without any; what offsets
+// add to the sums is computed apart from the codes.
 template <WeightFormat kFormat_>
 struct Integers {
   static constexpr WeightFormat kFormat = kFormat_;
@@ -167,5 +168,7 @@ using Int8Weights = Integers<WeightFormat::kInt8Zeros>;
       {first<Int4Weights>, second<Int4Weights>},                                         \
       {first<Int4Weights>, second<Int4Weights>},                                         \
       {first<Int8Weights>, second<Int8Weights>},                                         \
+      {first<Int8Weights>, second<Int8Weights>},                                         \
+      {first<Int4Weights>, second<Int4Weights>},                                         \
       {first<Int8Weights>, second<Int8Weights>},                                         \
   }

@@ -26,8 +26,15 @@ BLOCKS = {
     "MXFP4": (32, 17),
     "NVFP4": (64, 36),
     "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
     "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
     "Q8_0": (32, 34),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
     "IQ4_NL": (32, 18),
     "IQ4_XS": (256, 136),
 }
@@ -69,10 +76,14 @@ _TYPES: dict[int, tuple[str, Any, int, int]] = {
 _TYPES |= {
     number: (name, np.dtype(np.uint8), *BLOCKS[name])
     for number, name in {
-        2: "Q4_0", 6: "Q5_0", 8: "Q8_0", 20: "IQ4_NL", 23: "IQ4_XS", 39: "MXFP4", 40: "NVFP4",
+        2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+        14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 39: "MXFP4", 40: "NVFP4",
     }.items()
 }  # fmt: skip
-_OTHER_TYPES = {3: "Q4_1", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K"}
+_OTHER_TYPES = {
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S",
+    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0",
+}  # fmt: skip
 
 
 class Omitted:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe._arguments import cast, join_choices, value_error
-from mxfp4moe.checkpoint._arrange import as_int8, both, common_format, same_groups
+from mxfp4moe.checkpoint._arrange import as_int8, common_format, matrix_arguments, one_or_both
 from mxfp4moe.checkpoint.gguf.blocks import BLOCK_TYPES
 from mxfp4moe.checkpoint.gguf.tensors import FLOATS, Tensors
 from mxfp4moe.checkpoint.schemes import Matrix, plain
@@ -59,13 +59,15 @@ class Matrices:
             array = self.tensors.tensor(self._name(part), _WEIGHTS, (*leading, *shape))
             matrices[part] = array if leading else array[None]
             kinds.append(self.tensors.type(self._name(part)))
-        formats = [BLOCK_TYPES[kind].format if kind in BLOCK_TYPES else "bf16" for kind in kinds]
-        format = common_format(formats)
-        if format is None:
+        stored = [BLOCK_TYPES[kind].format if kind in BLOCK_TYPES else "bf16" for kind in kinds]
+        first = common_format(stored[:-1])
+        if first is None:
             place = f"{self.tensors.path}: tensors {self.name.format('*')}.weight"
-            parts = " and ".join([", ".join(list(shapes)[:-1]), "down"])
-            expected = f"{parts} all in floats, all in NVFP4, or all in {join_choices(_ALIKE)}"
-            raise value_error(place, expected, " and ".join(kinds))
+            expected = (
+                f"{' and '.join(rows)} both in floats, both in NVFP4, or both in {join_choices(_ALIKE)}"
+            )
+            raise value_error(place, expected, " and ".join(kinds[:-1]))
+        formats = first, stored[-1]
         arrays: dict[str, Any] = {"w13": self._w13(matrices, intermediate), "w2": list(matrices["down"])}
         if not self.is_gated:
             arrays["gated"] = False
@@ -76,11 +78,10 @@ class Matrices:
                 "w2_bias": self._bias("down", (*leading, hidden)),
             }
         source = f"GGUF {' and '.join(dict.fromkeys(kinds))}"
-        arrays |= self._scales(tuple(rows), count, format)
-        if format != "bf16":
-            return ExpertWeights(format, source, sizes, arrays, partial(_decode, kinds, format))
-        arrays = plain.with_scales(arrays)
-        return ExpertWeights("bf16", source, sizes, arrays, plain.to_bfloat16)
+        arrays |= self._scales(tuple(rows), count, formats)
+        if formats == ("bf16", "bf16"):
+            return ExpertWeights("bf16", source, sizes, plain.with_scales(arrays), plain.to_bfloat16)
+        return ExpertWeights(one_or_both(formats), source, sizes, arrays, partial(_decode, kinds, formats))
 
     def _name(self, part: str, suffix: str = "weight") -> str:
         return f"{self.name.format(part)}.{suffix}"
@@ -106,15 +107,17 @@ class Matrices:
     def _bias(self, part: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         return cast(self.tensors.tensor(self._name(part, "bias"), FLOATS, shape), np.float32)
 
-    def _scales(self, parts: tuple[str, ...], count: int, format: str) -> dict[str, Any]:
+    def _scales(self, parts: tuple[str, ...], count: int, formats: tuple[str, str]) -> dict[str, Any]:
         """What multiplies the products of each expert, before the bias is added; 1 where there is none."""
         names = {part: self._name(part, "scale") for part in (*parts, "down")}
         found = [name for name in names.values() if name in self.tensors]
-        if not found and not FORMATS[format].has_tensor_scale:
+        if not found and not any(FORMATS[format].has_tensor_scale for format in formats):
             return {}
-        if found and format.startswith("int"):
-            expected = f"no tensor {found[0]} beside integers, whose scales are of groups"
-            raise value_error(str(self.tensors.path), expected, "one")
+        by_part = dict.fromkeys(parts, formats[0]) | {"down": formats[1]}
+        for part, name in names.items():
+            if name in found and FORMATS[by_part[part]].has_sum_scales:
+                expected = f"no tensor {name} beside integers, whose scales are of groups"
+                raise value_error(str(self.tensors.path), expected, "one")
         scales = {
             part: self.tensors.tensor(name, ("F32",), (count,))
             if name in self.tensors
@@ -125,31 +128,27 @@ class Matrices:
         first = np.stack([scales[part] for part in parts], axis=-1)
         if self.is_gated:
             first = np.broadcast_to(first, (count, 2))
-        return {"w13_tensor_scale": first, "w2_tensor_scale": down}
+        result = {"w13_tensor_scale": first, "w2_tensor_scale": down}
+        names_of_formats = zip(result, formats, strict=True)
+        return {name: result[name] for name, format in names_of_formats if not FORMATS[format].has_sum_scales}
 
 
-def _decode(kinds: Sequence[str], format: str, arrays: dict[str, Any]) -> dict[str, Any]:
+def _decode(kinds: Sequence[str], formats: tuple[str, str], arrays: dict[str, Any]) -> dict[str, Any]:
     """Scales apart, and codes in the order of all other formats; `kinds` are the types of the tensors."""
     w13 = arrays["w13"]
     first = [list(part) for part in w13] if isinstance(w13, tuple) else [w13]
     of_first = kinds[:-1] if len(kinds) > len(first) else [kinds[0]] * len(first)
-    matrices = [
-        [_decoded(blocks, kind, format) for blocks in part]
-        for part, kind in zip([*first, arrays["w2"]], [*of_first, kinds[-1]], strict=True)
+    decoded = [
+        [_decoded(blocks, kind, formats[0]) for blocks in part]
+        for part, kind in zip(first, of_first, strict=True)
     ]
-    *first_parts, down = matrices
-    if format.startswith("int"):
-        first_parts, (down,) = same_groups(first_parts, format), same_groups([down], format)
-    return {
-        **arrays,
-        "w13": both([[m.weight for m in part] for part in first_parts]),
-        "w13_scales": both([[m.scales for m in part] for part in first_parts]),
-        "w2": [m.weight for m in down],
-        "w2_scales": [m.scales for m in down],
-    }
+    down = [_decoded(blocks, kinds[-1], formats[1]) for blocks in arrays["w2"]]
+    return arrays | matrix_arguments(decoded, down, formats)
 
 
-def _decoded(blocks: NDArray[np.uint8], kind: str, format: str) -> Matrix:
+def _decoded(blocks: NDArray[Any], kind: str, format: str) -> Matrix:
+    if kind not in BLOCK_TYPES:
+        return Matrix(blocks)
     own_format, split = BLOCK_TYPES[kind]
-    matrix = Matrix(*split(blocks))
+    matrix = split(blocks)
     return matrix if own_format == format else as_int8(matrix, own_format)

@@ -53,6 +53,10 @@ class Matrix(NamedTuple):
     scales: NDArray[Any] | None = None
     tensor_scale: float | None = None
     zero_points: NDArray[Any] | None = None
+    offsets: NDArray[Any] | None = None
+    """Instead of zero points, or what these stand for."""
+    order: NDArray[Any] | None = None
+    """Which column each one of these is, if groups are no neighbours in an order of activations."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,6 @@ class Scheme:
     """The scheme of a module by its name, where a configuration has several; this one then reads nothing."""
     decode: Callable[[Matrix], Matrix] | None = None
     """It makes what `pack_experts` takes of what `read` returns, where that is stored otherwise."""
-    floats: Callable[[Tensors, str, int, int], NDArray[np.float32]] | None = None
-    """It takes the same and returns the numbers, where they do not follow from `format`."""
 
     def of(self, module: str) -> Scheme:
         """The scheme of the module of this name."""
@@ -82,15 +84,15 @@ class Scheme:
 
     def read_floats(self, tensors: Tensors, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
         """The matrix as numbers: those that it stands for, each rounded once to float32."""
-        if self.floats is not None:
-            return self.floats(tensors, name, *shape)
         matrix = self.read(tensors, name, *shape)
-        weight, scales, tensor_scale, zeros = matrix if self.decode is None else self.decode(matrix)
+        weight, scales, tensor_scale, *others, order = matrix if self.decode is None else self.decode(matrix)
         values: NDArray[np.float32]
         if scales is None:
             values = cast(weight, np.float32)
         elif self.format.startswith("int"):
-            values = integers.dequantize(weight, scales, zeros)
+            values = integers.dequantize(weight, scales, *others)
+            if order is not None:
+                values = values[:, np.argsort(order)]
         elif self.format == "mxfp4":
             values = quantize.dequantize_mxfp4(weight, scales)
         elif self.format == "mxfp8":

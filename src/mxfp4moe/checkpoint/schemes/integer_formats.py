@@ -40,8 +40,8 @@ def packed(bits: int, group_size: int | None, symmetric: bool) -> Scheme:
                 zeros = tensors.tensor(name, ("I8",), (rows, groups))
             else:
                 zeros = tensors.tensor(name, _WORDS, (-(-rows * bits // 32), groups))
-        _check_order(tensors, f"{module}.weight_g_idx", columns, group_size)
-        return Matrix(words, scales, zero_points=zeros)
+        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size)
+        return Matrix(words, scales, zero_points=zeros, order=order)
 
     def decode(matrix: Matrix) -> Matrix:
         zeros = matrix.zero_points
@@ -49,7 +49,8 @@ def packed(bits: int, group_size: int | None, symmetric: bool) -> Scheme:
             zeros = (zeros + np.int8(8)).view(np.uint8) if bits == 4 else zeros
         elif zeros is not None:
             zeros = integers.zeros_of_rows(zeros, bits, len(matrix.weight))
-        return matrix._replace(weight=integers.codes_of_rows(matrix.weight, bits), zero_points=zeros)
+        codes = integers.codes_of_rows(matrix.weight, bits, matrix.order)
+        return matrix._replace(weight=codes, zero_points=zeros)
 
     name = f"compressed-tensors pack-quantized, {bits} bits"
     return Scheme(name, f"int{bits}", read, _multiple_of(bits, group_size), decode=decode)
@@ -66,10 +67,12 @@ def plain(group_size: int | None, symmetric: bool) -> Scheme:
         name, zeros = f"{module}.weight_zero_point", None
         if not symmetric or name in tensors:
             zeros = np.broadcast_to(_read_any_rows(tensors, name, ("I8",), shape), shape)
-        _check_order(tensors, f"{module}.weight_g_idx", columns, group_size)
-        return Matrix(codes, scales, zero_points=zeros)
+        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size)
+        return Matrix(codes, scales, zero_points=zeros, order=order)
 
-    return Scheme("compressed-tensors int-quantized", "int8", read, _multiple_of(8, group_size), decode=_same)
+    return Scheme(
+        "compressed-tensors int-quantized", "int8", read, _multiple_of(8, group_size), decode=_in_order
+    )
 
 
 @cache
@@ -81,15 +84,15 @@ def gptq(name: str, bits: int, group_size: int | None, offset: int) -> Scheme:
         words = tensors.tensor(f"{module}.qweight", _WORDS, (columns * bits // 32, rows))
         zeros = tensors.tensor(f"{module}.qzeros", _WORDS, (groups, rows * bits // 32))
         scales = tensors.tensor(f"{module}.scales", FLOATS, (groups, rows))
-        _check_order(tensors, f"{module}.g_idx", columns, group_size)
-        return Matrix(words, scales, zero_points=zeros)
+        order = _read_order(tensors, f"{module}.g_idx", columns, group_size)
+        return Matrix(words, scales, zero_points=zeros, order=order)
 
     def decode(matrix: Matrix) -> Matrix:
         assert matrix.scales is not None
         assert matrix.zero_points is not None
-        codes = integers.codes_of_columns(matrix.weight, bits)
+        codes = integers.codes_of_columns(matrix.weight, bits, matrix.order)
         zeros = integers.zeros_of_columns(matrix.zero_points, bits, offset)
-        return Matrix(codes, matrix.scales.T, zero_points=zeros)
+        return matrix._replace(weight=codes, scales=matrix.scales.T, zero_points=zeros)
 
     multiple_of = max(_multiple_of(bits, group_size), 32 // bits)
     return Scheme(name, f"int{bits}", read, multiple_of, decode=decode)
@@ -115,8 +118,8 @@ def awq(name: str, group_size: int | None) -> Scheme:
     return Scheme(name, "int4", read, _multiple_of(4, group_size), decode=decode)
 
 
-def _same(matrix: Matrix) -> Matrix:
-    return matrix
+def _in_order(matrix: Matrix) -> Matrix:
+    return matrix if matrix.order is None else matrix._replace(weight=matrix.weight[:, matrix.order])
 
 
 def _read_scales(tensors: Tensors, module: str, shape: tuple[int, int]) -> NDArray[Any]:
@@ -133,13 +136,22 @@ def _read_any_rows(
     return read_any(tensors, name, dtypes, shape, *([(rows,)] if groups == 1 else []))
 
 
-def _check_order(tensors: Tensors, name: str, columns: int, group_size: int | None) -> None:
-    """Raise if weights of one group do not follow each other, as they do unless activations order them."""
+def _read_order(tensors: Tensors, name: str, columns: int, group_size: int | None) -> NDArray[Any] | None:
+    """The order of columns in which those of a group follow each other; None if that is their own.
+
+    Groups are no neighbours where activations order the columns. Each group has as many.
+    """
     if name not in tensors:
-        return
-    order = tensors.tensor(name, ("I32", "I64"), (columns,))
-    expected = np.arange(columns) // (group_size or columns)
-    if not np.array_equal(order, expected):
-        place, first = f"{tensors.path}: tensor {name}", int(np.argmax(order != expected))
-        wanted = f"groups of {group_size or columns} neighbours (no activation order)"
-        raise value_error(place, wanted, f"group {order[first]} at {first}")
+        return None
+    size = group_size or columns
+    groups = tensors.tensor(name, ("I32", "I64"), (columns,))
+    expected = np.arange(columns) // size
+    if np.array_equal(groups, expected):
+        return None
+    order = np.argsort(groups, kind="stable")
+    wrong = groups[order] != expected
+    if wrong.any():
+        place, first = f"{tensors.path}: tensor {name}", int(order[np.argmax(wrong)])
+        wanted = f"each of 0 to {columns // size - 1} {size} times"
+        raise value_error(place, wanted, f"group {groups[first]} at {first}")
+    return order

@@ -24,15 +24,18 @@ def unpack(words: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:-1], -1)
 
 
-def codes_of_rows(words: NDArray[Any], bits: int) -> NDArray[Any]:
-    """Codes of words [N, K * bits / 32] (compressed-tensors, MLX): a view for 4 bits."""
+def codes_of_rows(words: NDArray[Any], bits: int, order: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Codes of words [N, K * bits / 32] (compressed-tensors, MLX), those of columns in `order`."""
     data = np.ascontiguousarray(words).view(np.uint8)
+    if order is not None:
+        data = unpack(data, bits)[:, order]
+        data = data[:, 0::2] | data[:, 1::2] << np.uint8(4) if bits == 4 else data
     return data if bits == 4 else signed(data)
 
 
-def codes_of_columns(words: NDArray[Any], bits: int) -> NDArray[Any]:
+def codes_of_columns(words: NDArray[Any], bits: int, order: NDArray[Any] | None = None) -> NDArray[Any]:
     """Codes of words [K * bits / 32, N] (GPTQ)."""
-    return codes_of_rows(words.T, bits)
+    return codes_of_rows(words.T, bits, order)
 
 
 def codes_of_awq(words: NDArray[Any]) -> NDArray[np.uint8]:
@@ -66,13 +69,6 @@ def signed(codes: NDArray[np.uint8]) -> NDArray[np.int8]:
     return (codes ^ np.uint8(0x80)).view(np.int8)
 
 
-def affine(codes: NDArray[np.uint8], scales: NDArray[Any], biases: NDArray[Any]) -> NDArray[np.float32]:
-    """Codes [N, K] times the scale of their group, plus its bias, [N, groups] each (MLX); rounded once."""
-    grouped = codes.reshape(*scales.shape, -1).astype(np.float64)
-    values = grouped * scales.astype(np.float64)[..., None] + biases.astype(np.float64)[..., None]
-    return values.reshape(codes.shape).astype(np.float32)
-
-
 def zeros_of_biases(
     scales: NDArray[Any], biases: NDArray[Any], bits: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -84,12 +80,24 @@ def zeros_of_biases(
     return zeros.astype(np.uint8), zeros * s == -b
 
 
-def dequantize(codes: NDArray[Any], scales: NDArray[Any], zeros: NDArray[Any] | None) -> NDArray[np.float32]:
-    """(code - zero point) * scale, rounded once; without zero points they are 8 for 4 bits, and 0 for 8."""
+def dequantize(
+    codes: NDArray[Any], scales: NDArray[Any], zeros: NDArray[Any] | None, offsets: NDArray[Any] | None = None
+) -> NDArray[np.float32]:
+    """(code - zero point) * scale + offset, rounded once.
+
+    Without zero points they are 8 for 4 bits, and 0 for 8; with offsets alone they are the lowest code.
+    """
     is_int4 = codes.dtype == np.uint8
     values = (unpack(codes, 4) if is_int4 else codes).reshape(*scales.shape, -1).astype(np.float64)
-    values -= (8 if is_int4 else 0) if zeros is None else zeros.astype(np.float64)[..., None]
+    if zeros is not None:
+        values -= zeros.astype(np.float64)[..., None]
+    elif offsets is not None:
+        values -= 0 if is_int4 else -128
+    else:
+        values -= 8 if is_int4 else 0
     values *= scales.astype(np.float64)[..., None]
+    if zeros is None and offsets is not None:
+        values += offsets.astype(np.float64)[..., None]
     return values.reshape(len(codes), -1).astype(np.float32)
 
 

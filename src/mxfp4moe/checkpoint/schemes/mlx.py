@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
-from mxfp4moe._arguments import value_error
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint.schemes import integers, plain
 from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme, Tensors, later, mixture
@@ -88,31 +86,22 @@ def _words(name: str) -> Scheme:
 def _affine(bits: int, group_size: int) -> Scheme:
     """A scale and a bias for each group of a row: code * scale + bias."""
 
-    def tensors_of(tensors: Tensors, module: str, rows: int, columns: int) -> tuple[NDArray[Any], ...]:
+    def read(tensors: Tensors, module: str, rows: int, columns: int) -> Matrix:
         words = tensors.tensor(f"{module}.weight", ("U32",), (rows, columns * bits // 32))
         shape = (rows, columns // group_size)
         scales, biases = (tensors.tensor(f"{module}.{name}", FLOATS, shape) for name in ("scales", "biases"))
-        return words, scales, biases
-
-    def read(tensors: Tensors, module: str, rows: int, columns: int) -> Matrix:
-        words, scales, biases = tensors_of(tensors, module, rows, columns)
-        zeros, is_exact = integers.zeros_of_biases(scales, biases, bits)
-        if not is_exact.all():
-            place = np.unravel_index(int(np.argmin(is_exact)), is_exact.shape)
-            expected = f"biases that are an integer in [{1 - 2**bits}, 0] times the scale, in experts"
-            bias, scale = float(biases[place]), float(scales[place])
-            got = f"{bias:g} with a scale of {scale:g} at {tuple(map(int, place))}"
-            raise value_error(f"{tensors.path}: tensor {module}.biases", expected, got)
-        return Matrix(words, scales, zero_points=zeros)
+        if scales.dtype != biases.dtype:
+            scales, biases = scales.astype(np.float32), biases.astype(np.float32)
+        return Matrix(words, scales, offsets=biases)
 
     def decode(matrix: Matrix) -> Matrix:
-        assert matrix.zero_points is not None
-        zeros = matrix.zero_points if bits == 4 else integers.signed(matrix.zero_points)
-        return matrix._replace(weight=integers.codes_of_rows(matrix.weight, bits), zero_points=zeros)
-
-    def floats(tensors: Tensors, module: str, rows: int, columns: int) -> NDArray[np.float32]:
-        words, scales, biases = tensors_of(tensors, module, rows, columns)
-        return integers.affine(integers.unpack(words, bits), scales, biases)
+        assert matrix.scales is not None
+        assert matrix.offsets is not None
+        codes = integers.codes_of_rows(matrix.weight, bits)
+        zeros, is_exact = integers.zeros_of_biases(matrix.scales, matrix.offsets, bits)
+        if not is_exact.all():
+            return matrix._replace(weight=codes)
+        return matrix._replace(weight=codes, zero_points=zeros if bits == 4 else integers.signed(zeros))
 
     name = f"MLX affine, {bits} bits"
-    return Scheme(name, f"int{bits}", read, multiple_of=group_size, decode=decode, floats=floats)
+    return Scheme(name, f"int{bits}", read, multiple_of=group_size, decode=decode)

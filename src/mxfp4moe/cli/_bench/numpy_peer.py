@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from mxfp4moe.cli._bench.problem import Batch, Shape
-from mxfp4moe.formats import FORMATS
+from mxfp4moe.formats import FORMATS, format_of
 from mxfp4moe.reference import E2M1_VALUES, ExpertArrays
 
 # Both values of a byte are looked up together, because NumPy gathers single words fastest.
@@ -99,11 +99,12 @@ class NumpyPeer:
 def _dequantize(arrays: ExpertArrays, matrix: str, expert: int) -> np.ndarray:
     """The weights of one matrix of one expert as float32."""
     codes = getattr(arrays, matrix)[expert]
-    spec = FORMATS[arrays.format]
+    name = format_of(arrays.format, matrix)
+    spec = FORMATS[name]
     if not spec.has_scales:
         plain: np.ndarray = codes.astype(np.float32)
         return plain
-    values: np.ndarray = _VALUES[arrays.format][codes.view(np.uint8)].view(np.float32)
+    values: np.ndarray = _VALUES[name][codes.view(np.uint8)].view(np.float32)
     rows, k = values.shape
     scales, block_k = _row_scales(arrays, matrix, expert, values.shape)
     block_k = block_k or k
@@ -118,7 +119,7 @@ def _row_scales(
     arrays: ExpertArrays, matrix: str, expert: int, shape: tuple[int, int]
 ) -> tuple[np.ndarray, int | None]:
     """The float32 scales of each row, and how many columns have the same one."""
-    spec, rows = FORMATS[arrays.format], shape[0]
+    spec, rows = FORMATS[format_of(arrays.format, matrix)], shape[0]
     scales = getattr(arrays, f"{matrix}_scales")[expert]
     if spec.has_groups:
         return scales.astype(np.float32), shape[1] // scales.shape[1]
