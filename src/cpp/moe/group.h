@@ -18,7 +18,7 @@ struct TokenGroup {
 struct Grouping {
   int32_t* tokens;    // the token of each sorted slot
   int32_t* sum_rows;  // the row of sums that each sorted slot is added to: its token, or the slot itself
-  float* weights;   // the router weight of each sorted slot
+  float* weights;     // the router weight of each sorted slot
   TokenGroup* groups;
   int64_t* expert_offsets;  // expert e has the sorted slots [expert_offsets[e], expert_offsets[e + 1])
   int64_t num_groups;

@@ -7,7 +7,7 @@ namespace mxfp4moe {
 
 struct MoeProblem {
   PackedLayer layer;
-  Rows hidden_states;         // [num_tokens][hidden_size], only read
+  Rows hidden_states;  // [num_tokens][hidden_size], only read
   // Combined: of the same shape, may be the same memory. Else a row for each slot, [num_tokens * top_k][hidden_size].
   Rows out;
   const float* topk_weights;  // [num_tokens][top_k]
