@@ -34,6 +34,9 @@ ROUNDINGS = {  # unit, largest finite number, smallest positive one
 }
 
 
+SMALL_GROUP = 16
+
+
 class Options(NamedTuple):
     activation: str = "silu"
     alpha: float | None = None
@@ -89,16 +92,27 @@ class Matrix(NamedTuple):
 
     weights: Array
     scales: Array
+    offsets: Array | None = None
+    """[N, K]: what each weight is more, and scales the sums of what it multiplies."""
+
+
+def sums_of(x: Bounded, of: Matrix) -> Bounded:
+    """x [T, K] times the matrix; what offsets add is computed apart."""
+    sums = dot(x, of.weights, of.scales)
+    if of.offsets is None:
+        return sums
+    return add(sums, dot(x, np.ones(of.offsets.shape), of.offsets))
 
 
 def matrix(arrays: dict[str, Any], name: str, expert: int) -> Matrix:
     """Matrix `name` of arguments of `pack_experts`, rows as they come."""
-    format, codes = arrays["format"], np.asarray(arrays[name][expert])
-    scales = arrays.get(f"{name}_scales")
-    scales = None if scales is None else np.asarray(scales[expert])
+    format, codes = format_of(arrays, name), np.asarray(arrays[name][expert])
+    scales, zeros, offsets = (
+        None if arrays.get(f"{name}_{each}") is None else np.asarray(arrays[f"{name}_{each}"][expert])
+        for each in ("scales", "zero_points", "offsets")
+    )
     if format in ("int4", "int8"):
-        zeros = arrays.get(f"{name}_zero_points")
-        return _integers(codes, np.asarray(scales), None if zeros is None else np.asarray(zeros[expert]))
+        return _integers(format, codes, np.asarray(scales), zeros, offsets)
     weights = _elements(format, codes)
     rows, k = weights.shape
     if format == "fp8_block":
@@ -114,15 +128,28 @@ def matrix(arrays: dict[str, Any], name: str, expert: int) -> Matrix:
     return Matrix(weights, np.broadcast_to(of_rows[:, None], (rows, k)))
 
 
-def _integers(codes: Array, scales: Array, zeros: Array | None) -> Matrix:
-    """Codes minus zero points, and the scale of each one's group."""
-    offsets = codes.astype(np.float64)
-    if codes.dtype == np.uint8:
-        offsets = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1).astype(np.float64)
-        offsets -= 8 if zeros is None else 0
-    size = offsets.shape[1] // scales.shape[1]
-    offsets -= 0 if zeros is None else zeros.astype(np.float64).repeat(size, axis=1)
-    return Matrix(offsets, scales.astype(np.float64).repeat(size, axis=1))
+def format_of(arrays: dict[str, Any], name: str) -> str:
+    """The format of matrix `name`, which may be one of a pair."""
+    format = arrays["format"]
+    return format if isinstance(format, str) else format[name == "w2"]
+
+
+def _integers(format: str, codes: Array, scales: Array, zeros: Array | None, offsets: Array | None) -> Matrix:
+    """Codes minus zero points, or counted from the lowest one, and the scale of each one's group."""
+    if format == "int4":
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
+    size = codes.shape[1] // scales.shape[1]
+    lowest, middle = (0, 8) if format == "int4" else (-128, 0)
+    by_column = scales.astype(np.float64).repeat(size, axis=1)
+    if zeros is not None:
+        numbers = codes.astype(np.float64) - zeros.astype(np.float64).repeat(size, axis=1)
+    else:
+        numbers = codes.astype(np.float64) - (middle if offsets is None else lowest)
+    added = None if offsets is None else offsets.astype(np.float64).repeat(size, axis=1)
+    if size == SMALL_GROUP and scales.shape[1] > 1:  # whose scales multiply the weights
+        products = (numbers * by_column).astype(np.float32).astype(np.float64)
+        return Matrix(products, np.ones(products.shape), added)
+    return Matrix(numbers, by_column, added)
 
 
 def _elements(format: str, codes: Array) -> Array:
@@ -207,7 +234,10 @@ def expert_output(
 ) -> Bounded:
     """[T, K] of one expert, router weights [T, 1] applied."""
     w13, w2 = matrix(arrays, "w13", expert), matrix(arrays, "w2", expert)
-    sums = dot(x, *w13)
+    columns = arrays.get("w13_columns")
+    if columns is not None:
+        x = Bounded(x.value[:, columns[expert]], x.error[:, columns[expert]])
+    sums = sums_of(x, w13)
     if options.weight_on_input:
         sums = multiply(sums, weight)
     if arrays.get("w13_bias") is not None:
@@ -215,7 +245,7 @@ def expert_output(
     half = _halves(arrays, len(w13.weights))
     parts = [Bounded(sums.value[:, rows], sums.error[:, rows]) for rows in (half == 0, half == 1)]
     intermediate = activate(*parts, options) if arrays.get("gated", True) else relu2(parts[0], options)
-    down = dot(rounded(intermediate, *ROUNDINGS["bfloat16"]), *w2)
+    down = sums_of(rounded(intermediate, *ROUNDINGS["bfloat16"]), w2)
     if arrays.get("w2_bias") is not None:
         down = add(down, exactly(np.asarray(arrays["w2_bias"][expert])[None]))
     return down if options.weight_on_input else multiply(down, weight)
@@ -245,12 +275,12 @@ def linear(hidden: Array, arguments: dict[str, Any]) -> Bounded:
     arrays = {"w2": [arguments["weight"]]}
     arrays |= {
         f"w2_{name}": [arguments[name]]
-        for name in ("scales", "zero_points", "tensor_scale")
+        for name in ("scales", "zero_points", "offsets", "tensor_scale")
         if arguments.get(name) is not None
     }
     arrays |= {name: arguments.get(name) for name in ("format", "block_shape")}
     with np.errstate(all="ignore"):
-        sums = dot(exactly(to_bfloat16(hidden)), *matrix(arrays, "w2", 0))
+        sums = sums_of(exactly(to_bfloat16(hidden)), matrix(arrays, "w2", 0))
         bias = arguments.get("bias")
         return sums if bias is None else add(sums, exactly(bias[None].astype(np.float64)))
 
