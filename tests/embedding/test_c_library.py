@@ -13,7 +13,7 @@ import pytest
 from c_library import CONSTANTS, FORMATS, FUNCTIONS, ISAS, LIBRARY, CError, Handle, call, make, rows
 from layer_fields import FIELDS, random_call
 from packed_examples import FORMATS as EXAMPLES
-from packed_examples import ROUTINGS, activation_of, make_experts, make_layer
+from packed_examples import OF_PYTHON, ROUTINGS, activation_of, make_experts, make_layer
 from problems import assert_same_bits
 
 import mxfp4moe as mx
@@ -109,6 +109,13 @@ def test_experts(rng: np.random.Generator, tmp_path: Path, options: Any, name: s
     call("get_experts_info", opened.pointer, info)
     assert (info.format, info.num_bytes) == (FORMATS[experts.format], experts.nbytes)
     assert (info.num_experts, info.hidden_size) == (experts.num_experts, experts.hidden_size)
+
+
+@pytest.mark.parametrize("name", OF_PYTHON)
+def test_experts_that_are_refused(rng: np.random.Generator, tmp_path: Path, name: str) -> None:
+    make_experts(rng, name).save(tmp_path / "experts")
+    with pytest.raises(CError, match=f"{tmp_path / 'experts'}: experts.*: expected"):
+        Handle.open("experts", tmp_path / "experts")
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -24,7 +24,11 @@ BITS = {
 # GGUF files have these layouts of scalars, other types of values, and sizes of a block: elements and bytes.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-BLOCKS = {0: (1, 4), 1: (1, 2), 2: (32, 18), 8: (32, 34), 23: (256, 136), 30: (1, 2), 39: (32, 17)}
+BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 20: (32, 18), 23: (256, 136), 30: (1, 2),
+    39: (32, 17), 40: (64, 36),
+}  # fmt: skip
 
 
 class Document(Protocol):

@@ -22,7 +22,7 @@ from checkpoints import (
     qwen3_weights,
 )
 from matrices import MATRICES, random_matrix
-from packed_examples import FORMATS, ROUTINGS, make_experts, make_layer
+from packed_examples import FORMATS, OF_PYTHON, ROUTINGS, make_experts, make_layer
 from quantized_storages import STORAGES
 
 import mxfp4moe as mx
@@ -108,14 +108,17 @@ def gguf_files(folder: Path) -> Iterator[Example]:
         ("qwen3moe", 0),
         ("gpt-oss", 39),
         ("gpt-oss", 1),
-        ("qwen3moe", 2),
-        ("qwen3moe", 8),
     ):
         document = _gguf(name, kind)
         file = f"{name}-{kind}.gguf"
         files, documents = {file: document.content()}, {file: document}
         (folder / file).write_bytes(files[file])
         yield Example(f"gguf {name} type {kind}", file, files, documents, _layer_reader(0))
+    for name, kinds in BLOCK_FILES.items():
+        document, file = _gguf_of_blocks(kinds), f"blocks-{name}.gguf"
+        files, documents = {file: document.content()}, {file: document}
+        (folder / file).write_bytes(files[file])
+        yield Example(f"gguf {name}", file, files, documents, _layer_reader(0))
     for name in ("deepseek2", "mistral4", "step35"):
         document, file = _gguf_model(name), f"{name}.gguf"
         files, documents = {file: document.content()}, {file: document}
@@ -144,6 +147,45 @@ def _gguf_model(name: str) -> Gguf:
     return Gguf(tree, {key: data for key, (_, data) in described.items()})
 
 
+INTEGER_TYPES = (2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 23)  # Q4_0 to Q6_K, IQ4_NL, IQ4_XS
+BLOCK_FILES = {
+    **{f"type-{kind}": (kind, kind, kind) for kind in INTEGER_TYPES},
+    "Q4_K-and-Q6_K": (12, 12, 14),
+    "mixed": (11, 7, 39),
+    "nvfp4": (40, 40, 40),
+}
+"""Types of gate, up and down."""
+FLOATS_AT = {3: (0, 2), 7: (0, 2), 10: (80, 82), 11: (108,), 12: (0, 2), 13: (0, 2), 14: (208,)}
+"""Where blocks have float16 numbers, if not at their beginning alone."""
+
+
+def _gguf_of_blocks(kinds: tuple[int, int, int]) -> Gguf:
+    """A layer whose matrices are of these types, as small as the largest block allows."""
+    rng = np.random.default_rng(kinds)
+    size = max(64, *(BLOCKS[kind][0] for kind in kinds))
+    router = rng.standard_normal((NUM_EXPERTS, size), np.float32)
+    tensors = {"blk.0.ffn_gate_inp.weight": (router, 0)}
+    for part, kind in zip(("gate", "up", "down"), kinds, strict=True):
+        blocks = _random_blocks(rng, kind, (NUM_EXPERTS, size, size))
+        tensors[f"blk.0.ffn_{part}_exps.weight"] = blocks, kind
+    return _gguf_file("qwen3moe", tensors, {"hidden": size, "intermediate": size})
+
+
+def _random_blocks(rng: np.random.Generator, kind: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """Any bytes, with scales such that results are of order 1."""
+    elements, nbytes = BLOCKS[kind]
+    blocks = rng.integers(256, size=(*shape[:2], shape[2] // elements, nbytes)).astype(np.uint8)
+    if kind == 39:
+        blocks[..., 0] = rng.integers(118, 124, blocks.shape[:-1])
+    elif kind == 40:
+        blocks[..., :4] = rng.integers(20, 40, (*blocks.shape[:-1], 4))
+    else:
+        for begin in FLOATS_AT.get(kind, (0,)):
+            scales = rng.uniform(1e-4, 1e-2, blocks.shape[:-1]).astype("<f2")
+            blocks[..., begin : begin + 2] = scales[..., None].view(np.uint8)
+    return blocks.reshape(*shape[:2], -1)
+
+
 def _gguf(architecture: str, kind: int) -> Gguf:
     tensors: dict[str, tuple[np.ndarray, int]] = {}
     if architecture == "gpt-oss":
@@ -162,6 +204,10 @@ def _gguf(architecture: str, kind: int) -> Gguf:
     for part, matrices in weights.items():
         few = type(matrices)(matrices.codes[:NUM_EXPERTS], matrices.scales[:NUM_EXPERTS])
         tensors[f"blk.0.ffn_{part}_exps.weight"] = _as_type(few, kind), kind
+    return _gguf_file(architecture, tensors, shape)
+
+
+def _gguf_file(architecture: str, tensors: dict[str, tuple[np.ndarray, int]], shape: dict[str, Any]) -> Gguf:
     sizes = {
         "block_count": 2,
         "embedding_length": shape["hidden"],
@@ -191,13 +237,6 @@ def _as_type(matrices: Any, kind: int) -> np.ndarray:
     if kind == 39:
         return gguf_blocks(matrices)
     values = matrices.values()
-    if kind in (2, 8):  # Q4_0 and Q8_0
-        elements, nbytes = BLOCKS[kind]
-        shape = (*values.shape[:-1], values.shape[-1] // elements)
-        rng = np.random.default_rng(kind)
-        blocks = rng.integers(256, size=(*shape, nbytes)).astype(np.uint8)
-        blocks[..., :2] = rng.uniform(0.01, 0.02, shape).astype("<f2")[..., None].view(np.uint8)
-        return blocks.reshape(*values.shape[:-1], -1)
     if kind == 30:
         return (values.view(np.uint32) >> 16).astype(np.uint16)
     return values.astype({0: np.float32, 1: np.float16}[kind])
@@ -208,7 +247,7 @@ def _as_type(matrices: Any, kind: int) -> np.ndarray:
 
 def packed_files(folder: Path) -> Iterator[Example]:
     rng = np.random.default_rng(0)
-    for number, name in enumerate(FORMATS):
+    for number, name in enumerate((*FORMATS, *OF_PYTHON)):
         make_experts(rng, name).save(folder / f"experts-{number}.packed")
         yield _packed_example(folder, f"experts-{number}.packed", name, mx.PackedExperts.open)
     for number, name in enumerate(ROUTINGS):

@@ -123,7 +123,7 @@ def gptq(ints: Ints, case: Case) -> Tensors:
     zeros = ints.zeros.astype(np.int32).swapaxes(1, 2) - int(case.option)
     return {
         "qweight": pack(in_columns(ints.codes, ints.order), case.bits).swapaxes(1, 2),
-        "qzeros": pack(zeros & (2**case.bits - 1), case.bits),
+        "qzeros": pack(_filled(zeros & (2**case.bits - 1), 32 // case.bits), case.bits),
         "scales": ints.scales.swapaxes(1, 2),
         "g_idx": groups_of_columns(ints),
     }
@@ -148,7 +148,7 @@ def awq(ints: Ints, case: Case) -> Tensors:
     order = [0, 2, 4, 6, 1, 3, 5, 7]
 
     def words(array: np.ndarray) -> np.ndarray:
-        columns = array.swapaxes(1, 2)
+        columns = _filled(array.swapaxes(1, 2), 8)
         by_word = columns.reshape(*columns.shape[:-1], -1, 8)[..., order]
         return pack(by_word.reshape(columns.shape), 4)
 

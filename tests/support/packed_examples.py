@@ -84,6 +84,8 @@ def make_experts(rng: np.random.Generator, name: str, num_experts: int = E) -> m
         return mx.pack_experts(
             c13, s13, c2, s2.astype(BF16), format="int8", w13_bias=w(2 * INTERMEDIATE), **zeros
         )
+    if name in OF_PYTHON:
+        return mx.pack_experts(**_integers(rng, num_experts, **OF_PYTHON[name]))
     if name.startswith("fp8_block"):
         block = (None, 32) if name.endswith("rows") else (16, 32)
         rows13, rows2 = (INTERMEDIATE, K) if block[0] is None else block[:1] * 2
@@ -94,6 +96,54 @@ def make_experts(rng: np.random.Generator, name: str, num_experts: int = E) -> m
     return mx.pack_experts(
         w13.astype(BF16), None, w2.astype(BF16), None, format="bf16", w13_bias=w(2 * INTERMEDIATE)
     )
+
+
+OF_PYTHON: dict[str, dict[str, Any]] = {
+    "int4 with offsets": {"formats": ("int4", "int4"), "group_sizes": (32, 32), "offsets": (True, True)},
+    "int8 in groups of 16, int4 with offsets": {
+        "formats": ("int8", "int4"),
+        "group_sizes": (16, 16),
+        "offsets": (False, True),
+    },
+    "mxfp4 with columns, int8": {
+        "formats": ("mxfp4", "int8"),
+        "group_sizes": (None, 32),
+        "offsets": (False, False),
+    },
+}
+"""Those that the C library does not read."""
+
+
+def _integers(
+    rng: np.random.Generator,
+    num_experts: int,
+    formats: tuple[str, str],
+    group_sizes: tuple[int | None, int | None],
+    offsets: tuple[bool, bool],
+) -> dict[str, Any]:
+    """Arguments of `pack_experts`; an order of columns beside MXFP4."""
+    arguments: dict[str, Any] = {"format": formats}
+    shapes = {"w13": (num_experts, 2 * INTERMEDIATE, K), "w2": (num_experts, K, INTERMEDIATE)}
+    for (name, shape), format, size, has_offsets in zip(
+        shapes.items(), formats, group_sizes, offsets, strict=True
+    ):
+        if format == "mxfp4":
+            arguments[name], arguments[f"{name}_scales"] = mx.quantize_mxfp4(
+                rng.standard_normal(shape, np.float32)
+            )
+            columns = np.tile(np.arange(shape[2], dtype=np.int32), (num_experts, 1))
+            arguments[f"{name}_columns"] = rng.permuted(columns, axis=1)
+            continue
+        groups = (*shape[:2], shape[2] // (size or shape[2]))
+        scales = rng.uniform(0.02, 0.1, groups).astype(np.float32)
+        codes = rng.integers(0, 256, (*shape[:2], shape[2] // (2 if format == "int4" else 1))).astype(
+            np.uint8
+        )
+        arguments[name] = codes if format == "int4" else codes.view(np.int8)
+        arguments[f"{name}_scales"] = scales
+        if has_offsets:
+            arguments[f"{name}_offsets"] = -7 * scales
+    return arguments
 
 
 ROUTINGS: dict[str, dict[str, Any]] = {

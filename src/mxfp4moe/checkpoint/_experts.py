@@ -15,7 +15,7 @@ from mxfp4moe.checkpoint._model import Model
 from mxfp4moe.checkpoint._names import Block
 from mxfp4moe.checkpoint._places import Part, Place, find_parts, usual_parts
 from mxfp4moe.checkpoint.model_folder import ModelFolder, TensorError
-from mxfp4moe.checkpoint.schemes import FLOATS, Scheme, plain
+from mxfp4moe.checkpoint.schemes import FLOATS, WEIGHTS, Scheme, plain
 from mxfp4moe.experts.weights import ExpertWeights
 
 _CODES = ("U8", "I8", "U32", "F8_E4M3")
@@ -82,12 +82,22 @@ def read_floats(
     folder: ModelFolder, name: str, shape: tuple[int | None, ...], scheme: Scheme
 ) -> NDArray[Any]:
     """A tensor of floats; a matrix that is quantized all the same as the numbers that it stands for."""
-    module, _, suffix = name.rpartition(".")
-    if suffix == "weight" and len(shape) == 2 and folder.dtype(name) in _CODES:
+    if len(shape) == 2 and is_quantized(folder, name):
+        module = name.removesuffix(".weight")
         of_module = scheme.of(module)
         if of_module is not plain.SCHEME:
+            _check_columns(Place(folder, module), of_module, shape[1])  # type: ignore[arg-type]
             return of_module.read_floats(folder, module, shape)  # type: ignore[arg-type]
     return folder.tensor(name, FLOATS, shape)
+
+
+def is_quantized(folder: ModelFolder, name: str) -> bool:
+    """Whether a tensor called ``weight`` has codes, or is missing where others stand for it."""
+    module, _, suffix = name.rpartition(".")
+    if suffix != "weight":
+        return False
+    dtype = folder.dtype(name)
+    return dtype in _CODES if dtype else any(f"{module}.{other}" in folder for other in WEIGHTS)
 
 
 def _check_no_shared(folder: ModelFolder, block: Block) -> None:

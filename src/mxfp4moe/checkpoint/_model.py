@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mxfp4moe.checkpoint._fused import ExpertSizes, FusedExperts, read_fused
 from mxfp4moe.checkpoint._names import Block, Names
-from mxfp4moe.checkpoint.schemes import Scheme
+from mxfp4moe.checkpoint.schemes import WEIGHTS, Scheme
 from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.weights import ExpertWeights
 
@@ -119,12 +119,12 @@ class Model:
 
     def has_block(self, folder: ModelFolder, layer: int) -> bool:
         """Whether the router of a layer is in the folder."""
-        return any(f"{block.router}.weight" in folder for block in self.blocks(layer))
+        return any(_has_router(folder, block) for block in self.blocks(layer))
 
     def find_block(self, folder: ModelFolder, layer: int) -> Block:
         """The block whose router and most of whose other tensors are in the folder; else the first of all."""
         blocks = self.blocks(layer)
-        found = [block for block in blocks if f"{block.router}.weight" in folder]
+        found = [block for block in blocks if _has_router(folder, block)]
         return max(found, key=lambda block: self._num_found(folder, block)) if found else blocks[0]
 
     def _num_found(self, folder: ModelFolder, block: Block) -> int:
@@ -159,3 +159,7 @@ class Model:
 
 def _layer_of(block: Block) -> int:
     return int(re.findall(r"\d+", block.layer)[-1])
+
+
+def _has_router(folder: ModelFolder, block: Block) -> bool:
+    return any(f"{block.router}.{name}" in folder for name in WEIGHTS)

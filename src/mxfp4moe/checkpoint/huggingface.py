@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mxfp4moe._arguments import cast, value_error
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
-from mxfp4moe.checkpoint._experts import read_experts, read_floats, read_shared
+from mxfp4moe.checkpoint._experts import is_quantized, read_experts, read_floats, read_shared
 from mxfp4moe.checkpoint._model import Rule, TensorSpec
 from mxfp4moe.checkpoint._names import Block
 from mxfp4moe.checkpoint.model_folder import ModelFolder, TensorError
@@ -134,7 +134,8 @@ class HuggingFaceCheckpoint(Checkpoint):
     def _tensor(self, folder: ModelFolder, block: Block, name: str, spec: TensorSpec) -> NDArray[Any]:
         """A tensor by the argument or field that it is; a vector may be the only row of a matrix."""
         full, shape = block.tensor(name), spec.shape
-        is_row = len(shape) == 1 and full in folder and len(folder.shape(full)) == 2
+        is_matrix = len(folder.shape(full)) == 2 if full in folder else is_quantized(folder, full)
+        is_row = len(shape) == 1 and is_matrix
         if is_row:
             shape = (1, *shape)
         if spec.dtypes != FLOATS:

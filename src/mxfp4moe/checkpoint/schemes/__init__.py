@@ -13,9 +13,9 @@ from mxfp4moe._arguments import join_choices, value_error
 from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint._config import Config
 from mxfp4moe.checkpoint.schemes import compressed, fp8_block, gptq, mlx, modelopt, mxfp8, plain, quark
-from mxfp4moe.checkpoint.schemes._scheme import E8M0, FLOATS, Matrix, Scheme, Tensors
+from mxfp4moe.checkpoint.schemes._scheme import E8M0, FLOATS, WEIGHTS, Matrix, Scheme, Tensors
 
-__all__ = ["E8M0", "FLOATS", "Matrix", "Scheme", "Tensors", "find_scheme"]
+__all__ = ["E8M0", "FLOATS", "WEIGHTS", "Matrix", "Scheme", "Tensors", "find_scheme"]
 
 _FINDERS: tuple[Callable[[Config], Scheme | None], ...] = (
     mxfp8.find,

@@ -22,6 +22,8 @@ FLOATS = ("BF16", "F16", "F32")
 """Dtypes of safetensors that hold a matrix without scales."""
 E8M0 = ("U8", "F8_E8M0")
 """Dtypes of scales that are powers of two."""
+WEIGHTS = ("weight", "weight_packed", "qweight")
+"""What the tensor with the weights of a module may be called."""
 
 BlockShape = tuple[int | None, int | None]
 """Rows and columns that share a float32 scale; None: all of them."""

@@ -82,7 +82,7 @@ def gptq(name: str, bits: int, group_size: int | None, offset: int) -> Scheme:
     def read(tensors: Tensors, module: str, rows: int, columns: int) -> Matrix:
         groups = _num_groups(columns, group_size)
         words = tensors.tensor(f"{module}.qweight", _WORDS, (columns * bits // 32, rows))
-        zeros = tensors.tensor(f"{module}.qzeros", _WORDS, (groups, rows * bits // 32))
+        zeros = tensors.tensor(f"{module}.qzeros", _WORDS, (groups, -(-rows * bits // 32)))
         scales = tensors.tensor(f"{module}.scales", FLOATS, (groups, rows))
         order = _read_order(tensors, f"{module}.g_idx", columns, group_size)
         return Matrix(words, scales, zero_points=zeros, order=order)
@@ -91,7 +91,7 @@ def gptq(name: str, bits: int, group_size: int | None, offset: int) -> Scheme:
         assert matrix.scales is not None
         assert matrix.zero_points is not None
         codes = integers.codes_of_columns(matrix.weight, bits, matrix.order)
-        zeros = integers.zeros_of_columns(matrix.zero_points, bits, offset)
+        zeros = integers.zeros_of_columns(matrix.zero_points, bits, offset)[: len(codes)]
         return matrix._replace(weight=codes, scales=matrix.scales.T, zero_points=zeros)
 
     multiple_of = max(_multiple_of(bits, group_size), 32 // bits)
@@ -104,8 +104,8 @@ def awq(name: str, group_size: int | None) -> Scheme:
 
     def read(tensors: Tensors, module: str, rows: int, columns: int) -> Matrix:
         groups = _num_groups(columns, group_size)
-        words = tensors.tensor(f"{module}.qweight", _WORDS, (columns, rows // 8))
-        zeros = tensors.tensor(f"{module}.qzeros", _WORDS, (groups, rows // 8))
+        words = tensors.tensor(f"{module}.qweight", _WORDS, (columns, -(-rows // 8)))
+        zeros = tensors.tensor(f"{module}.qzeros", _WORDS, (groups, -(-rows // 8)))
         scales = tensors.tensor(f"{module}.scales", FLOATS, (groups, rows))
         return Matrix(words, scales, zero_points=zeros)
 
@@ -113,7 +113,8 @@ def awq(name: str, group_size: int | None) -> Scheme:
         assert matrix.scales is not None
         assert matrix.zero_points is not None
         codes, zeros = integers.codes_of_awq(matrix.weight), integers.zeros_of_awq(matrix.zero_points)
-        return Matrix(codes, matrix.scales.T, zero_points=zeros)
+        rows = matrix.scales.shape[1]
+        return Matrix(codes[:rows], matrix.scales.T, zero_points=zeros[:rows])
 
     return Scheme(name, "int4", read, _multiple_of(4, group_size), decode=decode)
 
