@@ -357,7 +357,7 @@ def test_inner_loop_builds_and_runs() -> None:
     assert header[:2] == ["format", "tokens"]
     # As they are numbered in the packed layout.
     names = ["mxfp4", "nvfp4", "mxfp8-e4m3", "mxfp8-e5m2", "fp8_block", "bf16"]
-    names += ["int4", "int4-zeros", "int8", "int8-zeros"]
+    names += ["int4", "int4-zeros", "int8", "int8-zeros", "int4-offsets", "int8-offsets"]
     assert [row[:2] for row in rows] == [[name, "1"] for name in names]
     assert [row[:2] for row in lines("3", "nvfp4", "40")[1:]] == [["nvfp4", "3"], ["nvfp4", "40"]]
     for wrong in ("0", "129", "1x", "fp4"):

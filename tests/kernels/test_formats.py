@@ -323,7 +323,7 @@ def test_a_pair_and_sequences_are_the_same_experts(rng, name):
 
     of_halves = {
         field: halves(array)
-        for field in ("w13", "w13_scales", "w13_zero_points")
+        for field in ("w13", "w13_scales", "w13_zero_points", "w13_offsets")
         if (array := getattr(arrays, field)) is not None
     }
     pair = arrays._replace(**of_halves, w2=list(arrays.w2))
@@ -333,7 +333,8 @@ def test_a_pair_and_sequences_are_the_same_experts(rng, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_memory_order_of_the_arrays_does_not_matter(rng, name):
     arrays = format_problem(rng, Shape(1, 96, 160, 2, 1), name, bias="both").arrays
-    fields = ("w13", "w13_scales", "w13_zero_points", "w2", "w2_scales", "w2_zero_points")
+    kinds = ("", "_scales", "_zero_points", "_offsets")
+    fields = [matrix + kind for matrix in ("w13", "w2") for kind in kinds]
     columns_first = {
         field: [np.asfortranarray(a) for a in getattr(arrays, field)]
         for field in fields

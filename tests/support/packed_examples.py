@@ -36,7 +36,7 @@ UNGATED = " ungated"
 def without_gate(experts: mx.PackedExperts) -> mx.PackedExperts:
     """The up and down projections of experts with a gate."""
     arguments = experts.arguments() | {"gated": False}
-    for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale", "w13_zero_points"):
+    for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale", "w13_zero_points", "w13_offsets"):
         if arguments.get(name) is not None:
             arguments[name] = arguments[name][:, arguments[name].shape[1] // 2 :]
     return mx.pack_experts(**arguments)

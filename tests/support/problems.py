@@ -74,7 +74,7 @@ def ungated(problem: Problem) -> Problem:
     arrays = problem.arrays
     cut = {
         name: array[:, array.shape[1] // 2 :]
-        for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale", "w13_zero_points")
+        for name in ("w13", "w13_scales", "w13_bias", "w13_tensor_scale", "w13_zero_points", "w13_offsets")
         if (array := getattr(arrays, name)) is not None
     }
     return problem._replace(arrays=arrays._replace(**cut, gated=False))

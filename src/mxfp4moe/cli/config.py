@@ -15,18 +15,19 @@ def add_parser(subparsers: Any) -> None:
         "config",
         help="print the compiler options of programs that use the C library",
         description="Prints the options with which a compiler finds the header and the library of this "
-        "installation. Without an option it prints those of --cflags and --libs.",
+        "installation.",
     )
-    parser.add_argument("--cflags", action="store_true", help="Print the options of compilation.")
+    default = "Default: those of --cflags and --libs."
+    parser.add_argument("--cflags", action="store_true", help=f"Print the options of compilation. {default}")
     parser.add_argument(
         "--libs",
         action="store_true",
-        help="Print the options of linking, with the folder of the library as run path.",
+        help=f"Print the options of linking, with the folder of the library as run path. {default}",
     )
     parser.add_argument(
         "--cmake-dir",
         action="store_true",
-        help="Print the folder for the CMake variable mxfp4moe_DIR, and nothing else.",
+        help=f"Print the folder for the CMake variable mxfp4moe_DIR, and nothing else. {default}",
     )
     parser.set_defaults(run=_run, threads=None)
 
