@@ -18,7 +18,9 @@ from mxfp4moe import config
 BFLOAT16, E4M3 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 E5M2, E8M0 = np.dtype(ml_dtypes.float8_e5m2), np.dtype(ml_dtypes.float8_e8m0fnu)
 FLOATS = (BFLOAT16, np.dtype(np.float16), np.dtype(np.float32))
-FORMATS = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16, "fp8_block": 1, "bf16": 1}  # what K and I are multiples of
+# What K and I are multiples of.
+FORMATS = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16, "fp8_block": 1, "bf16": 1, "int4": 2, "int8": 1}
+INTEGERS = ("int4", "int8")
 ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ")  # of experts with a gate
 ALPHAS = {"swigluoai": (None, 1.0, 0.3, -2.0), "situ": (None, 1.0, 0.3, 1e-3, 1e9)}
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, 3e38, -(2.0**-120))
@@ -44,41 +46,85 @@ class Sizes(NamedTuple):
     intermediate: int
 
 
-def random_sizes(rng: Rng, format: str) -> Sizes:
-    multiple = FORMATS[format]
-    most = 160 // multiple
-    hidden, intermediate = (multiple * int(rng.integers(1, most + 1)) for _ in range(2))
+def random_sizes(rng: Rng, formats: tuple[str, str]) -> Sizes:
+    multiples = [_multiple(rng, format) for format in formats]
+    hidden, intermediate = (each * int(rng.integers(1, 160 // each + 1)) for each in multiples)
     return Sizes(int(rng.integers(1, 7)), hidden, intermediate)
+
+
+def random_formats(rng: Rng) -> tuple[str, str]:
+    """Those of w13 and of w2, which mostly are the same."""
+    first, second = choose(rng, list(FORMATS)), choose(rng, list(FORMATS))
+    return (first, second) if chance(rng, 0.3) else (first, first)
+
+
+def _multiple(rng: Rng, format: str) -> int:
+    """What K is a multiple of; that of integers mostly has several groups."""
+    return choose(rng, (FORMATS[format], 32, 32, 64)) if format in INTEGERS else FORMATS[format]
 
 
 def random_experts(rng: Rng, special: bool) -> dict[str, Any]:
     """Arguments of `pack_experts`; `special` puts extreme values among the weights and scales."""
-    format = choose(rng, list(FORMATS))
-    sizes = random_sizes(rng, format)
+    formats = random_formats(rng)
+    sizes = random_sizes(rng, formats)
     arrays: dict[str, Any] = {
-        "format": format,
+        "format": formats[0] if formats[0] == formats[1] else formats,
         "gate_up_layout": choose(rng, ("concatenated", "interleaved")),
     }
     parts = 2
     if chance(rng, 0.2):
         parts = 1
         arrays |= {"gate_up_layout": "concatenated", "gated": False}
-    if format == "fp8_block":
+    if "fp8_block" in formats:
         rows = choose(rng, (None, 1, 16, 24, 32, 128, int(rng.integers(1, 200))))
         arrays["block_shape"] = (rows, choose(rng, (None, 32, 64, 128)))
     dtypes = {"mxfp8": choose(rng, (E4M3, E5M2)), "bf16": choose(rng, FLOATS)}
-    tensor_scales = format == "nvfp4" or (format != "fp8_block" and chance(rng, 0.3))
+    has_tensor_scales = "nvfp4" in formats or chance(rng, 0.3)
     shapes = {"w13": (parts * sizes.intermediate, sizes.hidden), "w2": (sizes.hidden, sizes.intermediate)}
-    for name, (rows, k) in shapes.items():
+    for (name, (rows, k)), format in zip(shapes.items(), formats, strict=True):
         shape = (sizes.num_experts, rows, k)
-        arrays[name] = _random_codes(rng, format, shape, dtypes.get(format), special)
-        arrays[f"{name}_scales"] = _random_scales(rng, arrays, name, shape, special)
-        if tensor_scales:
+        if format in INTEGERS:
+            arrays |= _random_integers(rng, format, name, shape, special)
+        else:
+            arrays[name] = _random_codes(rng, format, shape, dtypes.get(format), special)
+            arrays[f"{name}_scales"] = _random_scales(rng, arrays, name, shape, special)
+        if has_tensor_scales and format not in ("fp8_block", *INTEGERS):
             factors = (sizes.num_experts, parts) if name == "w13" else (sizes.num_experts,)
             arrays[f"{name}_tensor_scale"] = _random_factors(rng, factors, special)
         if chance(rng, 0.4):
             bias = rng.standard_normal((sizes.num_experts, rows)).astype(choose(rng, (np.float32, BFLOAT16)))
             arrays[f"{name}_bias"] = spoiled(rng, bias) if special and chance(rng, 0.2) else bias
+    if chance(rng, 0.2):
+        columns = np.tile(np.arange(sizes.hidden), (sizes.num_experts, 1))
+        arrays["w13_columns"] = rng.permuted(columns, axis=1).astype(choose(rng, (np.int32, np.int64)))
+    return arrays
+
+
+def _random_integers(
+    rng: Rng, format: str, name: str, shape: tuple[int, int, int], special: bool
+) -> dict[str, Any]:
+    """Codes, and for each group a scale and perhaps a zero point or an offset."""
+    experts, rows, k = shape
+    sizes = [k, *(size for size in (16, 32, 64) if size < k and k % size == 0)]
+    groups = (experts, rows, k // choose(rng, sizes))
+    is_small = groups[2] > 1 and k // groups[2] == float64.SMALL_GROUP
+    low, high, dtype = (0, 16, np.uint8) if format == "int4" else (-128, 128, np.int8)
+    codes = rng.integers(low, high, shape).astype(dtype)
+    scale_dtype = choose(rng, FLOATS)
+    scales = rng.uniform(-2, 2, groups) / (high - low) / math.sqrt(k) * choose(rng, (1, 10))
+    kind = choose(rng, ("neither", "offsets") if is_small else ("neither", "offsets", "zero_points"))
+    arrays: dict[str, Any] = {
+        name: codes[..., 0::2] | codes[..., 1::2] << 4 if format == "int4" else codes,
+        f"{name}_scales": scales.astype(scale_dtype),
+    }
+    if kind == "zero_points":
+        arrays[f"{name}_zero_points"] = rng.integers(low, high, groups).astype(dtype)
+    if kind == "offsets":
+        middle = rng.uniform(0.4, 0.6, groups) * (high - low)
+        arrays[f"{name}_offsets"] = (-middle * scales).astype(scale_dtype)
+    for each in (f"{name}_scales", f"{name}_offsets"):
+        if each in arrays and special and chance(rng, 0.3):
+            arrays[each] = spoiled(rng, arrays[each])
     return arrays
 
 
@@ -97,7 +143,7 @@ def _random_codes(rng: Rng, format: str, shape: tuple[int, ...], dtype: Any, spe
 
 def _random_scales(rng: Rng, arrays: dict[str, Any], name: str, shape: tuple[int, ...], special: bool) -> Any:
     experts, rows, k = shape
-    format = arrays["format"]
+    format = float64.format_of(arrays, name)
     if format == "bf16":
         return None
     if format == "fp8_block":
@@ -139,7 +185,8 @@ def as_given(rng: Rng, arrays: dict[str, Any]) -> dict[str, Any]:
     """The same arguments in another form: a list with an array for each expert, or a pair (gate, up)."""
     given = dict(arrays)
     has_scales = given["w13_scales"] is not None
-    names = [name for name in ("w13", "w13_scales") if given[name] is not None]
+    names = [f"w13{each}" for each in ("", "_scales", "_zero_points", "_offsets")]
+    names = [name for name in names if given.get(name) is not None]
     if arrays["gate_up_layout"] == "concatenated" and arrays.get("gated", True) and chance(rng, 0.3):
         for name in names:
             half = given[name].shape[1] // 2
@@ -268,7 +315,12 @@ def run_call(rng: Rng) -> str:
         check(result, arrays, inputs, options, table)
         assert before == [array.tobytes() for array in given if array is not None], "an input was written"
         check_forms(rng, result, experts, given, arguments)
-    return f"{arrays['format']}, {table}" + (", special" if special else "")
+    return f"{_text(arrays)}, {table}" + (", special" if special else "")
+
+
+def _text(arrays: dict[str, Any]) -> str:
+    format = arrays["format"]
+    return format if isinstance(format, str) else "a pair"
 
 
 def check(

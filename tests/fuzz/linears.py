@@ -27,10 +27,15 @@ from mxfp4moe import config
 def random_matrix(rng: Rng, special: bool) -> dict[str, Any]:
     """Arguments of `pack_linear`: the down projection of a random expert, or weights of format float32."""
     arrays = random_experts(rng, special)
-    values = {name: arrays.get(f"w2_{name}") for name in ("scales", "zero_points", "tensor_scale", "bias")}
+    values = {
+        name: arrays.get(f"w2_{name}")
+        for name in ("scales", "zero_points", "offsets", "tensor_scale", "bias")
+    }
     values["weight"] = arrays["w2"]
     arguments = {name: None if value is None else value[0] for name, value in values.items()}
-    arguments |= {"format": arrays["format"], "block_shape": arrays.get("block_shape")}
+    format = float64.format_of(arrays, "w2")
+    shape = arrays.get("block_shape") if format == "fp8_block" else None
+    arguments |= {"format": format, "block_shape": shape}
     if arguments["format"] == "bf16" and chance(rng, 0.5):
         arguments |= {"format": "float32", "tensor_scale": None}
     return arguments
