@@ -16,7 +16,7 @@ from small_decoders import SMALL_DECODERS
 import mxfp4moe as mx
 from mxfp4moe.cli import main
 from mxfp4moe.cli._bench import model, models
-from mxfp4moe.cli._bench.ggml_blocks import q8_0_blocks
+from mxfp4moe.cli._bench.ggml_blocks import q4_0_blocks, q8_0_blocks, quantize_q8_0
 from mxfp4moe.cli._bench.model_gguf import write_gguf
 from mxfp4moe.cli._synthetic import SyntheticCheckpoint
 from mxfp4moe.cli._synthetic_model import Decoder
@@ -103,14 +103,32 @@ def test_gguf_has_the_same_experts(tmp_path: Path, rng: np.random.Generator, dec
         assert_same_bits(*(layer(hidden_states) for layer in layers))
 
 
-def test_q8_0_blocks_are_read_back_by_another_implementation(rng: np.random.Generator) -> None:
+def test_q8_0_is_quantized_as_by_another_implementation(rng: np.random.Generator) -> None:
     quants = pytest.importorskip("gguf.quants")
     constants = pytest.importorskip("gguf.constants")
     weight = rng.standard_normal((5, 96), np.float32)
     weight[2] = 0
-    blocks = q8_0_blocks(weight).reshape(5, -1)
+    blocks = quantize_q8_0(weight).reshape(5, -1)
     expected = quants.quantize(weight, constants.GGMLQuantizationType.Q8_0)
     np.testing.assert_array_equal(blocks, expected)
+
+
+@pytest.mark.parametrize("group_size", [32, 96, None])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_blocks_of_integers_are_read_back_by_another_implementation(
+    rng: np.random.Generator, kind: str, group_size: int | None
+) -> None:
+    quants = pytest.importorskip("gguf.quants")
+    constants = pytest.importorskip("gguf.constants")
+    weight = rng.standard_normal((5, 192), np.float32)
+    quantize, dequantize, blocks = {
+        "Q4_0": (mx.quantize_int4, mx.dequantize_int4, q4_0_blocks),
+        "Q8_0": (mx.quantize_int8, mx.dequantize_int8, q8_0_blocks),
+    }[kind]
+    codes, scales, _ = quantize(weight, group_size=group_size)
+    packed = blocks(codes, scales).reshape(5, -1)
+    read = quants.dequantize(packed, constants.GGMLQuantizationType[kind])
+    np.testing.assert_array_equal(read, dequantize(codes, scales.astype(np.float16)))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")

@@ -1,4 +1,4 @@
-"""The peer llama.cpp: the graph of its mixture-of-experts block on ggml's CPU backend, MXFP4 weights.
+"""The peer llama.cpp: the graph of its mixture-of-experts block on ggml's CPU backend.
 
 llama-cpp-python brings libggml, whose public C interface is called here: its Python functions run whole
 models alone. As in llama.cpp, weights go into the buffer that rearranges them for the CPU, if there is one,
@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from mxfp4moe.cli._bench.ggml_blocks import mxfp4_blocks
+from mxfp4moe.cli._bench.ggml_blocks import mxfp4_blocks, q4_0_blocks, q8_0_blocks
 from mxfp4moe.cli._bench.problem import Batch, Shape
 from mxfp4moe.reference import ExpertArrays
 
-_F32, _I32, _MXFP4 = 0, 26, 39  # enum ggml_type
+_F32, _I32 = 0, 26  # enum ggml_type
+_BLOCKS = {"mxfp4": (39, mxfp4_blocks), "int4": (2, q4_0_blocks), "int8": (8, q8_0_blocks)}
 _CPU = 0  # enum ggml_backend_dev_type
 _MAX_NODES = 2048  # of a graph that is made without a size
 _MAX_TOP_K = 500  # of which each takes a view and a sum
@@ -73,7 +74,7 @@ class LlamaCppPeer:
 
     name = "llama.cpp"
     isa: str | None = None
-    formats: tuple[str, ...] = ("mxfp4",)
+    formats: tuple[str, ...] = tuple(_BLOCKS)
     copies = 1.5  # with a matrix on its way
 
     def __init__(self, shape: Shape, arrays: ExpertArrays, num_threads: int) -> None:
@@ -122,21 +123,22 @@ class LlamaCppPeer:
         address = self.ggml.backend_reg_get_proc_address(registry, f"ggml_backend_{name}".encode())
         return CFUNCTYPE(result, *arguments)(address)
 
-    def _blocks(self, blocks: np.ndarray, scales: Any) -> int:
-        """A tensor of MXFP4."""
-        packed = mxfp4_blocks(blocks, scales)
+    def _blocks(self, codes: np.ndarray, scales: Any) -> int:
+        """A tensor of weights in ggml's blocks."""
+        kind_of_blocks, blocks = _BLOCKS[self.shape.format]
+        packed = blocks(codes, scales)
         extra = self._function("dev_get_extra_bufts", POINTER(c_void_p), c_void_p)
         kinds = takewhile(bool, extra(self.ggml.backend_get_device(self.backend)))  # a null ends them
         repacked = [kind for kind in kinds if self.ggml.backend_buft_name(kind) == b"CPU_REPACK"]
-        tensors = (self._place(packed, _MXFP4, kind) for kind in (*repacked, self.plain))
+        tensors = (self._place(packed, kind_of_blocks, kind) for kind in (*repacked, self.plain))
         return next(filter(None, tensors))
 
     def _place(self, array: np.ndarray, kind: int, buffer_type: int) -> int:
         """A tensor in a buffer of its own; 0 if matrix products cannot use it there."""
         ggml, context = self.ggml, _context(self.ggml)
-        sizes = (
-            [32 * array.shape[2], array.shape[1], len(array)] if kind == _MXFP4 else [*array.shape[::-1], 1]
-        )
+        sizes = [*array.shape[::-1], 1]
+        if kind != _F32:
+            sizes = [32 * array.shape[2], array.shape[1], len(array)]
         tensor = ggml.new_tensor_3d(context, kind, *sizes)
         buffer = ggml.backend_alloc_ctx_tensors_from_buft(context, buffer_type)
         if not buffer:

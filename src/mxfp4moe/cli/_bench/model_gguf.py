@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe.checkpoint.model_folder import ModelFolder
-from mxfp4moe.cli._bench.ggml_blocks import mxfp4_blocks, q8_0_blocks
+from mxfp4moe.cli._bench.ggml_blocks import mxfp4_blocks, quantize_q8_0
 from mxfp4moe.cli._synthetic_model import Decoder, GptOss
 
 Kind: TypeAlias = Literal["F32", "BF16", "Q8_0", "MXFP4"]
@@ -154,4 +154,4 @@ def _read(source: ModelFolder, name: str, kind: Kind) -> NDArray[Any]:
     weight = _raw(source, name)
     if kind == "F32":
         return weight.astype(np.float32)
-    return q8_0_blocks(weight) if kind == "Q8_0" else weight.view(np.uint16)
+    return quantize_q8_0(weight) if kind == "Q8_0" else weight.view(np.uint16)
