@@ -31,10 +31,19 @@ for name in m pthread dl rt; do ln -s "$(basename "$lib/lib$name".so.*)" "$lib/l
 loader=$(objdump -p "$lib/libld.so.2" | awk '$1 == "SONAME" { print $2 }')
 mv "$lib/libld.so.2" "$lib/$loader"
 for file in crt1.o crti.o crtn.o Scrt1.o libgcc_s.so.1; do cp "$("$cxx" -print-file-name=$file)" "$lib"; done
-# The compiler's libstdc++ reads a flag that later C libraries have: whether the process has one thread alone.
-echo '__attribute__((visibility("hidden"))) char __libc_single_threaded = 0;' |
-  "$cxx" -x c -O2 -fPIC -c - -o "$lib/single_threaded.o"
-ar rcsD "$lib/libcompat.a" "$lib/single_threaded.o"
+# The compiler's libstdc++ reads a flag that later C libraries have: whether the process has one thread alone. And each
+# program has pthread_atfork itself, as this version of the C library has it in a static part, which is not here.
+"$cxx" -x c -O2 -fPIC -fvisibility=hidden -c - -o "$lib/compat.o" <<'C'
+char __libc_single_threaded = 0;
+
+typedef void handler(void);
+extern void* __dso_handle;
+__attribute__((visibility("default"))) int __register_atfork(handler*, handler*, handler*, void*);
+int pthread_atfork(handler* prepare, handler* parent, handler* child) {
+  return __register_atfork(prepare, parent, child, __dso_handle);
+}
+C
+ar rcsD "$lib/libcompat.a" "$lib/compat.o"
 echo "GROUP ( libc.so.6 libcompat.a AS_NEEDED ( $loader ) )" >"$lib/libc.so"
 rm -r "$cache"
 mv "$new" "$sysroot"

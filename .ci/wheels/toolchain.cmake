@@ -18,4 +18,5 @@ set(CMAKE_CXX_FLAGS_INIT "${flags}")
 set(CMAKE_EXE_LINKER_FLAGS_INIT "-L${sysroot}/usr/lib -Wl,--allow-shlib-undefined")
 set(library_flags "-L${sysroot}/usr/lib -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,--gc-sections -Wl,--build-id=none")
 set(CMAKE_MODULE_LINKER_FLAGS_INIT "${library_flags}")
-set(CMAKE_SHARED_LINKER_FLAGS_INIT "${library_flags}")
+# The extension has the names that it takes of the interpreter; of a library nothing may be missing.
+set(CMAKE_SHARED_LINKER_FLAGS_INIT "${library_flags} -Wl,-z,defs")
