@@ -31,17 +31,28 @@ for name in m pthread dl rt; do ln -s "$(basename "$lib/lib$name".so.*)" "$lib/l
 loader=$(objdump -p "$lib/libld.so.2" | awk '$1 == "SONAME" { print $2 }')
 mv "$lib/libld.so.2" "$lib/$loader"
 for file in crt1.o crti.o crtn.o Scrt1.o libgcc_s.so.1; do cp "$("$cxx" -print-file-name=$file)" "$lib"; done
-# The compiler's libstdc++ reads a flag that later C libraries have: whether the process has one thread alone. And each
-# program has pthread_atfork itself, as this version of the C library has it in a static part, which is not here.
+# The compiler's libstdc++ reads a flag that later C libraries have: whether the process has one thread alone. And
+# pthread_atfork and fstat are functions of each program, which this version of the C library has in a static part.
+# __fxstat takes the number of the layout of what it fills in.
 "$cxx" -x c -O2 -fPIC -fvisibility=hidden -c - -o "$lib/compat.o" <<'C'
 char __libc_single_threaded = 0;
 
 typedef void handler(void);
 extern void* __dso_handle;
-__attribute__((visibility("default"))) int __register_atfork(handler*, handler*, handler*, void*);
+#pragma GCC visibility push(default)
+int __register_atfork(handler*, handler*, handler*, void*);
+int __fxstat(int version, int file, void* status);
+#pragma GCC visibility pop
 int pthread_atfork(handler* prepare, handler* parent, handler* child) {
   return __register_atfork(prepare, parent, child, __dso_handle);
 }
+
+#ifdef __x86_64__
+enum { layout = 1 };
+#else
+enum { layout = 0 };
+#endif
+int fstat(int file, void* status) { return __fxstat(layout, file, status); }
 C
 ar rcsD "$lib/libcompat.a" "$lib/compat.o"
 echo "GROUP ( libc.so.6 libcompat.a AS_NEEDED ( $loader ) )" >"$lib/libc.so"
