@@ -341,6 +341,7 @@ def test_module_command() -> None:
     assert "share" in done.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_inner_loop_builds_and_runs() -> None:
     unoptimized = {**os.environ, "CXXFLAGS": "-O0"}  # builds in a fraction of the time

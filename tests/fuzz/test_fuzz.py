@@ -26,6 +26,7 @@ def test_some_cases(campaign, count, capfd):
     assert run_all(campaign, count, num_workers=1), capfd.readouterr().out
 
 
+@pytest.mark.nightly
 def test_a_case_depends_on_its_number_alone(tmp_path: Path) -> None:
     case = FILES.prepare(tmp_path)
     first = [case(make_rng("files", number)) for number in range(6)]

@@ -115,6 +115,14 @@ def test_use_kernels_by_table_name(table: str) -> None:
         assert mx.active_isa() == entry.isa
 
 
+@pytest.mark.parametrize("table", config._TABLES, ids=lambda table: table.name)
+def test_tests_run_on_each_table_of_this_machine(table: config._Table) -> None:
+    if not table.supported:
+        pytest.skip(f"no tests on the {table.name} kernels: {config._why_unsupported(table.isa)}")
+    with config._use_kernels(table.name):
+        assert config._TABLES[config.active_kernels()] == table
+
+
 def test_environment_forces_each_supported_isa() -> None:
     for isa in mx.supported_isas():
         expression = "mx.active_isa(), mx.show_config('dicts')['isas']['reason']"

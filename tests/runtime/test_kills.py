@@ -69,6 +69,7 @@ def test_a_killed_save_leaves_the_old_file_or_the_new_one(
     assert num_killed >= num_events
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("commands", ["pack"], indirect=True)
 def test_where_names_cannot_be_exchanged_the_next_run_finds_the_old_model(
     tmp_path: Path, commands: tuple[str, str]

@@ -53,6 +53,8 @@ def run_script(script: str) -> str:
     return result.stdout
 
 
+# The stage `sanitizers` runs the same program in each merge.
+@pytest.mark.nightly
 def test_pool_stress(tmp_path: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None or not CPP.is_dir():
