@@ -31,9 +31,10 @@ MODULES = [
 ]
 # What needs no source: plain mathematics, and a change of form.
 PLAIN = ("arrays_of", "sigmoid", "softmax")
+PUBLIC_MODULES = (mx, mx.reference, mx.checkpoint, mx.mpi, mx.onnxruntime)
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
-    for module in (mx, mx.reference, mx.checkpoint, mx.mpi)
+    for module in PUBLIC_MODULES
     for name in module.__all__
     if inspect.isfunction(getattr(module, name)) or inspect.isclass(getattr(module, name))
 }
@@ -97,9 +98,7 @@ def test_public_methods_have_a_docstring_with_all_parts(name: str) -> None:
         assert "Examples" in sections or f".{method}(" in (cls.__doc__ or ""), method
 
 
-@pytest.mark.parametrize(
-    "module", [mx, mx.reference, mx.checkpoint, mx.mpi], ids=lambda module: module.__name__
-)
+@pytest.mark.parametrize("module", PUBLIC_MODULES, ids=lambda module: module.__name__)
 def test_all_holds_public_names_only(module: ModuleType) -> None:
     names = list(module.__all__)
     assert names == sorted(set(names))

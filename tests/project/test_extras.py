@@ -65,7 +65,7 @@ def test_each_package_that_is_loaded_can_be_had() -> None:
     known = {*sys.stdlib_module_names, "mxfp4moe", *requirements(None), *APART}
     # Only the commands that measure, and that make texts, and several ranks need more than the package.
     needs = {PACKAGE / "cli" / f"_{extra}": requirements(extra) for extra in ("bench", "generate")}
-    needs[PACKAGE / "mpi"] = requirements("mpi")
+    needs |= {PACKAGE / extra: requirements(extra) for extra in ("mpi", "onnxruntime")}
     for path in PACKAGE.rglob("*.py"):
         allowed = [extra for folder, extra in needs.items() if path.is_relative_to(folder)]
         assert loaded_modules(path) - known <= set().union(*allowed), path

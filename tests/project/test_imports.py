@@ -36,7 +36,7 @@ ROOMS = (
     ("_nonfinite", "layer_description", "layer_file", "layer_load", "layer_routing", "layer_sum"),
     ("checkpoint",),
     ("layer", "loading"),
-    ("model", "mpi"),
+    ("model", "mpi", "onnxruntime"),
     ("cli", "__main__"),
 )
 """From the ground floor up."""

@@ -1,0 +1,9 @@
+"""Operators for ONNX Runtime.
+
+Their library is built from source, with the headers of ONNX Runtime; the wheels do not have it. Models
+are made and run by what ``pip install 'mxfp4moe[onnxruntime]'`` brings.
+"""
+
+from mxfp4moe.onnxruntime._library import library_path
+
+__all__ = ["library_path"]
