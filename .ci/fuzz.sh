@@ -1,6 +1,6 @@
 # Random inputs by the hundred thousand: changed files, calls and routing against float64, kills, limits, races.
 #
-# About an hour on two cores: 25 minutes for files, 15 for calls and routing, 3 for the rest; and 15 to compile with
+# About an hour on two cores: 25 minutes for files, 15 for calls and routing, 8 for the rest; and 15 to compile with
 # AddressSanitizer, unless the stage sanitizers has done it.
 # MXFP4MOE_FUZZ_PERCENT=1 runs a hundredth of the cases; another MXFP4MOE_SEED runs other ones. A case that fails
 # prints the command that runs it alone, with the package installed and, after calls and routes, `.ci/sanitize.sh`
@@ -36,4 +36,17 @@ fuzz routes 10000
 fuzz files 3000
 
 cpp_test core_test thread "$seed" "$(cases 10)" || status=1
+
+# The C interface: without Python, which only writes the files.
+files=$PWD/build/fuzz-files
+.venv-fuzz/bin/python -m fuzz.packed_files "$files"
+compile_capi_fuzz .venv-asan/bin/python -fsanitize=address,undefined -fno-sanitize-recover=undefined
+"${fixed_addresses[@]}" build/capi_fuzz "$files" "$(cases 200000)" "$seed" || status=1
+cpp_test capi_fuzz thread "$files" "$(cases 20000)" "$seed" 3 || status=1
+compile_capi_fuzz .venv-fuzz/bin/python
+if command -v valgrind >/dev/null; then
+  valgrind -q --error-exitcode=9 build/capi_fuzz "$files" "$(cases 10000)" "$seed" || status=1
+else
+  echo "no valgrind: the C interface was not run under it"
+fi
 exit "$status"

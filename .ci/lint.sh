@@ -19,7 +19,7 @@ mkdir -p build/ci
 inner_loops >build/ci/inner_loops.txt 2>&1 &
 in_background=$!
 
-mapfile -t cpp < <(git ls-files 'src/cpp/*.h' 'src/cpp/*.cpp' 'tests/cpp/*.cpp' 'bench/*.cpp')
+mapfile -t cpp < <(git ls-files 'src/cpp/*.h' 'src/cpp/*.cpp' 'tests/cpp/*.h' 'tests/cpp/*.cpp' 'bench/*.c' 'bench/*.cpp')
 check ruff check .
 check ruff format --check .
 check mypy

@@ -26,7 +26,7 @@ if setarch -R true 2>/dev/null; then fixed_addresses=(setarch -R); fi
 
 # cpp_test TARGET SANITIZER [ARGUMENT...]: builds and runs a program of tests/cpp.
 cpp_test() {
-  local target=$1 sanitizer=$2 tree=build/$1-${2%,*} table tables=()
+  local target=$1 sanitizer=$2 tree=build/cpp-${2%,*} table tables=()
   shift 2
   echo "+ $target $* with -fsanitize=$sanitizer"
   # Those that every machine of the last ten years can run; the others take minutes to compile.
@@ -39,4 +39,13 @@ cpp_test() {
   local output
   output=$(.venv-ci/bin/cmake --build "$tree" --target "$target") || { echo "$output" && return 1; }
   "${fixed_addresses[@]}" "$tree/$target" "$@"
+}
+
+# compile_capi_fuzz PYTHON OPTION...: tests/cpp/capi_fuzz.cpp with the library of the package that PYTHON has, as
+# build/capi_fuzz.
+compile_capi_fuzz() {
+  local flags
+  flags=$(with_asan "$1" -m mxfp4moe config --cflags --libs)
+  # shellcheck disable=SC2086
+  $cxx -std=c++17 -g -O1 -Wall -Wextra -Werror "${@:2}" tests/cpp/capi_fuzz.cpp $flags -pthread -o build/capi_fuzz
 }

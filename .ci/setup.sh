@@ -9,6 +9,7 @@ command -v clang++ >/dev/null || missing+=(clang)
 command -v debootstrap >/dev/null || missing+=(debootstrap)
 command -v curl >/dev/null || missing+=(curl)
 command -v objdump >/dev/null || missing+=(binutils)
+[ "${MXFP4MOE_CI_TIER:-merge}" = merge ] || command -v valgrind >/dev/null || missing+=(valgrind)
 
 retry() {
   local attempt
