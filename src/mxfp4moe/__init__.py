@@ -17,7 +17,14 @@ from mxfp4moe.config import (
     use_isa,
 )
 from mxfp4moe.errors import IsaError, PackedFormatError
-from mxfp4moe.experts import PackedExperts, UnpackedExperts, fused_experts, fused_moe, pack_experts
+from mxfp4moe.experts import (
+    ExpertCache,
+    PackedExperts,
+    UnpackedExperts,
+    fused_experts,
+    fused_moe,
+    pack_experts,
+)
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.linear import PackedLinear, UnpackedLinear, pack_linear
 from mxfp4moe.linear.rms_norm import rms_norm
@@ -60,6 +67,7 @@ if _typing.TYPE_CHECKING:
 
 __all__ = [
     "CausalLM",
+    "ExpertCache",
     "IsaError",
     "KVCache",
     "MoELayer",

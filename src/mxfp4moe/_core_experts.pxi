@@ -40,6 +40,7 @@ cdef class PackedStorage:
     cdef const int32_t* places  # of the experts that are counted, or NULL if all are
     cdef const int32_t[::1] places_array  # keeps it alive
     cdef int64_t num_counted
+    cdef int64_t num_experts
 
     cdef int hold(self, const uint8_t[::1] bytes, what) except -1:
         """Take the packed bytes, or new memory for them if they are None; `what` names them in errors."""
@@ -121,6 +122,29 @@ cdef class PackedStorage:
         p.num_panels = self.layouts[matrix].sizes.num_panels // self.num_terms
         return p
 
+    cdef int64_t count(self) noexcept:
+        """How many experts are counted; a matrix that belongs to none is one."""
+        return self.num_experts if self.places == NULL else self.num_counted
+
+    def copy_to(self, PackedStorage other, int num_threads):
+        """Copy the experts that are counted to `other`, which is new memory for so many."""
+        cdef cpp.InterruptibleCall call
+        cdef cpp.PanelCopy copy
+        cdef int64_t expert
+        cdef int matrix, part
+        sizes = [[(name, size) for name, _, size in storage.parts()] for storage in (self, other)]
+        if sizes[0] != sizes[1] or not other.owned or other.count() != self.count():
+            raise ValueError(f"other: expected memory for {self.count()} experts of the same spec")
+        for matrix in range(len(self.names)):
+            copy.num_panels = self.layouts[matrix].sizes.num_panels // self.num_terms
+            for part in range(cpp.kNumParts):
+                copy.nbytes = self.layouts[matrix].expert_bytes[part]
+                for expert in range(self.count() if copy.nbytes else 0):
+                    copy.source, copy.target = self.part(matrix, part, expert), other.part(matrix, part, expert)
+                    with nogil:
+                        cpp.copy_panels(copy, num_threads)
+        raise_interrupt(call)
+
     def pack(self, int matrix, int64_t expert, weights, scales, int dtype, int num_threads, int64_t first_row=-1):
         """Pack the weights and block scales of one matrix of one expert.
 
@@ -190,7 +214,7 @@ cdef class ExpertStorage(PackedStorage):
         cdef int64_t i
         cdef int32_t* columns
         self.shape.w13, self.shape.w2 = matrix_format(w13_format), matrix_format(w2_format)
-        self.shape.num_experts = num_experts
+        self.shape.num_experts = self.num_experts = num_experts
         self.shape.hidden_size = hidden_size
         self.shape.intermediate_size = intermediate_size
         self.shape.gated = gated
@@ -234,20 +258,6 @@ cdef class ExpertStorage(PackedStorage):
         if self.places == NULL:
             return self, None
         return self.borrowed, self.places_array
-
-    def copy_to(self, ExpertStorage other):
-        """Copy the experts that are counted to `other`, which is new memory for so many."""
-        cdef int64_t expert
-        cdef int matrix, part
-        if other.shape.num_experts != self.view().num_experts or not other.owned:
-            raise ValueError(f"other: expected memory for {self.view().num_experts} experts")
-        for matrix in range(2):
-            for part in range(cpp.kNumParts):
-                if self.layouts[matrix].expert_bytes[part] != other.layouts[matrix].expert_bytes[part]:
-                    raise ValueError("other: expected memory for experts of the same spec")
-                for expert in range(other.shape.num_experts):
-                    memcpy(other.part(matrix, part, expert), self.part(matrix, part, expert),
-                           self.layouts[matrix].expert_bytes[part])
 
     cdef cpp.PackedLayer view(self) noexcept:
         if self.places == NULL:
@@ -381,7 +391,7 @@ cdef class LinearStorage(PackedStorage):
         self.shape.tensor_scale = tensor_scale
         self.shape.has_columns = False
         layout = cpp.single_layout(self.shape)
-        self.num_terms = num_terms
+        self.num_terms, self.num_experts = num_terms, 1
         self.layouts[0] = layout.matrix
         self.names = ("weight",)
         self.total = layout.total

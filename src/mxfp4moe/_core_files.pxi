@@ -26,6 +26,7 @@ cdef class FileMapping:
 
     cdef uint8_t* data
     cdef int64_t size
+    cdef int64_t begin
 
     def __cinit__(self, int descriptor, int64_t begin, int64_t size):
         """Map `size` bytes, at least 1, from `begin` on, a multiple of the page size."""
@@ -33,6 +34,32 @@ cdef class FileMapping:
         if error:
             raise OSError(error, "cannot be mapped")
         self.size = size
+        self.begin = begin
+
+    cdef int check_pages(self, int64_t begin, int64_t end) except -1:
+        if not 0 <= begin <= end <= self.size:
+            raise ValueError(f"begin, end: expected a part of {self.size} bytes, got {begin} to {end}")
+        return 0
+
+    def expect_random_reads(self):
+        """Let reads of a page bring no others with them; whether the system could be told."""
+        return cpp.expect_random_reads(self.data, self.size)
+
+    def request_pages(self, int64_t begin, int64_t end):
+        """Begin to read the pages of these bytes of the mapping, and wait for none."""
+        cdef bint done
+        self.check_pages(begin, end)
+        with nogil:
+            done = cpp.request_pages(self.data + begin, end - begin)
+        return done
+
+    def drop_pages(self, int descriptor, int64_t begin, int64_t end):
+        """Give back the memory of pages, also in the cache of the file, of which `descriptor` is one."""
+        cdef bint done
+        self.check_pages(begin, end)
+        with nogil:
+            done = cpp.drop_pages(descriptor, self.begin + begin, self.data + begin, end - begin)
+        return done
 
     def __dealloc__(self):
         if self.data != NULL:

@@ -111,6 +111,16 @@ cdef extern from "measure/roofline.h" namespace "mxfp4moe" nogil:
     double peak_flops(const KernelTable& kernels, int64_t iterations, int num_threads)
 
 
+cdef extern from "packing/copy_panels.h" namespace "mxfp4moe" nogil:
+    cdef struct PanelCopy:
+        const uint8_t* source
+        uint8_t* target
+        int64_t nbytes "bytes"
+        int64_t num_panels
+
+    void copy_panels(const PanelCopy& copy, int num_threads)
+
+
 cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
     const int kLayoutVersion
     cdef enum class RowOrder(int32_t):
@@ -594,3 +604,6 @@ cdef extern from "platform/system.h" namespace "mxfp4moe::platform" nogil:
     cbool exchange_names(const char* a, const char* b)
     int map_file(int descriptor, int64_t begin, int64_t nbytes, uint8_t** data)
     void unmap_file(uint8_t* data, int64_t nbytes)
+    cbool expect_random_reads(uint8_t* data, int64_t nbytes)
+    cbool request_pages(uint8_t* data, int64_t nbytes)
+    cbool drop_pages(int descriptor, int64_t begin, uint8_t* data, int64_t nbytes)

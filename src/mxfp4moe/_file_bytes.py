@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +54,7 @@ class FileBytes:
             self._identity = _identity(file)
             self.size = os.fstat(file.fileno()).st_size
             mapped = self.size and _unix.has_unlimited_addresses()
+            self._mapping: _core.FileMapping | None = None
             self._whole = self._map(file, 0, self.size) if mapped else None
         check_is_content(path, self[: min(self.size, HEAD_BYTES)].tobytes())
 
@@ -61,11 +63,24 @@ class FileBytes:
         end = max(begin, end)
         if self._whole is not None:
             return self._whole[begin:end]
-        with self._absolute.open("rb", buffering=0) as file:
-            if _identity(file) != self._identity:
-                raise value_error(str(self.path), "the file that was opened", "one that has changed since")
+        with self._open_again() as file:
             mapped = self._map(file, begin, end) if end - begin >= mmap.PAGESIZE else None
             return self._read(file, begin, end) if mapped is None else mapped
+
+    def pages(self) -> FilePages:
+        """The pages of the file, which must be mapped as a whole."""
+        if self._whole is None or self._mapping is None or not self._mapping.expect_random_reads():
+            expected = "a file that is mapped as a whole, on Linux, to keep a limit of memory"
+            raise value_error(str(self.path), expected, "one that is not")
+        with self._open_again() as file:
+            return FilePages(self._mapping, os.dup(file.fileno()), self.size)
+
+    def _open_again(self) -> BinaryIO:
+        file = self._absolute.open("rb", buffering=0)
+        if _identity(file) != self._identity:
+            file.close()
+            raise value_error(str(self.path), "the file that was opened", "one that has changed since")
+        return file
 
     def _map(self, file: BinaryIO, begin: int, end: int) -> NDArray[np.uint8] | None:
         start = begin - begin % mmap.ALLOCATIONGRANULARITY
@@ -73,6 +88,8 @@ class FileBytes:
             mapping = _core.FileMapping(file.fileno(), start, end - start)
         except OSError:  # whatever it is, reading may do
             return None
+        if end - begin == self.size:
+            self._mapping = mapping
         return np.frombuffer(memoryview(mapping), np.uint8)[begin - start :]
 
     def _read(self, file: BinaryIO, begin: int, end: int) -> NDArray[np.uint8]:
@@ -93,6 +110,37 @@ class FileBytes:
                 done += count
         result.flags.writeable = False
         return result
+
+
+class FilePages:
+    """The pages of a mapped file: asked for before they are used, and given back afterwards.
+
+    It keeps a descriptor open. Bytes may be read at any time; those that are not in memory take longer.
+
+    Parameters
+    ----------
+    mapping : FileMapping
+        Of the whole file.
+    descriptor : int
+        Of the same file; it is closed with this object.
+    size : int
+    """
+
+    def __init__(self, mapping: _core.FileMapping, descriptor: int, size: int) -> None:
+        self._mapping, self._descriptor, self._size = mapping, descriptor, size
+        weakref.finalize(self, os.close, descriptor)
+
+    def request(self, begin: int, end: int) -> None:
+        """Begin to read the pages of these bytes."""
+        self._mapping.request_pages(*self._rounded(begin, end))
+
+    def drop(self, begin: int, end: int) -> None:
+        """Give back the memory of the pages of these bytes, also that of the system's cache."""
+        self._mapping.drop_pages(self._descriptor, *self._rounded(begin, end))
+
+    def _rounded(self, begin: int, end: int) -> tuple[int, int]:
+        page = mmap.PAGESIZE
+        return begin - begin % page, min(end + -end % page, self._size)
 
 
 def _identity(file: BinaryIO) -> tuple[int, ...]:

@@ -13,16 +13,20 @@ from mxfp4moe._arguments import as_integer_array, as_rows, check_bool, check_cho
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.activation import Activation
+from mxfp4moe.experts.cache import ExpertCache, cache_of
 from mxfp4moe.experts.fused import as_slots, check_hidden_states, check_slots
 from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, pack_weights
+from mxfp4moe.experts.residence import check_residence
 from mxfp4moe.experts.selection import ExpertIds
+from mxfp4moe.layer_ahead import NextLayer
 from mxfp4moe.layer_description import LayerDescription, RoutingFunction, float32_copy, frozen_copy, sliced
 from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.layer_load import LoadCounter, LoadStatistics
 from mxfp4moe.layer_routing import NONFINITE, LayerRouter, Nonfinite
 from mxfp4moe.layer_sum import Floats, LayerSum
+from mxfp4moe.packed.weights import Resident
 
 if TYPE_CHECKING:
     from mxfp4moe.checkpoint import AnyExperts
@@ -202,6 +206,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         self._nonfinite: Nonfinite = nonfinite
         self._hidden_size = self.hidden_size
         self._path: str | None = None
+        self._next: NextLayer | None = None
 
     @property
     def nonfinite(self) -> Nonfinite:
@@ -316,6 +321,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         experts: ExpertIds | None = None,
         verify: bool = False,
         nonfinite: Nonfinite = "raise",
+        memory_limit: int | None = None,
+        resident: Resident = "mapped",
     ) -> Self:
         """Open a layer that `save` or ``mxfp4moe pack`` wrote.
 
@@ -331,6 +338,11 @@ class MoELayer(LayerDescription[PackedExperts]):
             Read the whole file, but for experts that are not used, and compare its checksums.
         nonfinite : {"raise", "propagate"}
             As for `MoELayer`.
+        memory_limit : int, optional
+            The bytes that the experts may take in memory, as for `load_layers`.
+        resident : {"mapped", "local"}
+            "local": the weights are copied into memory of this process, on huge pages, each part by the
+            threads that compute with it later, and so near them on machines with several NUMA nodes.
 
         Returns
         -------
@@ -348,7 +360,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         >>> layer = mx.MoELayer.open("layer-3.packed")  # doctest: +SKIP
         """
         check_choice("nonfinite", nonfinite, NONFINITE)
-        description = open_layer(path, check_bool("verify", verify), experts)
+        residence = check_residence(resident, memory_limit)
+        description = open_layer(path, check_bool("verify", verify), experts, residence)
         return cls._of_description(description, None, os.fspath(path), nonfinite)
 
     def _of(self, arguments: dict[str, Any]) -> Self:
@@ -503,6 +516,8 @@ class MoELayer(LayerDescription[PackedExperts]):
             slots = check_slots(*as_slots(weights, ids), hidden.shape[:-1], self.num_choices)
         self._load.count(slots[1])
         rows = as_rows(hidden)
+        if self._next is not None:
+            self._next.expect(rows)
         target = rows_view(result)
         buffer = np.empty(rows.shape, result.dtype) if target is None else target
         self._sum.add_up(rows, slots, buffer, threads)
@@ -519,7 +534,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         -------
         LoadStatistics
             A tuple of `tokens` and `slots`, the counts of each expert, of which `mxfp4moe.mpi.by_load` makes
-            a placement. Those of a slice count all experts of the layer.
+            a placement. Those of a slice count all experts of the layer. Its attribute `cache` is that of
+            `ExpertCache.statistics` if there is a limit of memory, else None.
 
         Examples
         --------
@@ -532,7 +548,23 @@ class MoELayer(LayerDescription[PackedExperts]):
         >>> layer.load_statistics()
         LoadStatistics(tokens=5, slots=array([0, 0, 5, 5]))
         """
-        return self._load.statistics()
+        cache = self.expert_cache
+        return self._load.statistics(None if cache is None else cache.statistics())
+
+    @property
+    def expert_cache(self) -> ExpertCache | None:
+        """The experts that are in memory, of a layer that was opened with a `memory_limit`; None of others.
+
+        Returns
+        -------
+        ExpertCache or None
+        """
+        return cache_of(self.experts, self.expert_map)
+
+    def _precede(self, other: MoELayer) -> None:
+        """Ask for the experts of the layer that is called after this one, if it has a limit of memory."""
+        if (cache := other.expert_cache) is not None and other._router.reads_hidden_states:
+            self._next = NextLayer(other._router, cache)
 
     def _run_normalized(
         self, residual: Floats, norm: tuple[Floats, float], out: Floats, num_threads: int
@@ -540,6 +572,8 @@ class MoELayer(LayerDescription[PackedExperts]):
         """Write to `out` what a layer of a whole model computes of the norm of its tokens."""
         slots, rows = self._router.route_normalized(residual, norm, num_threads)
         self._load.count(slots[1])
+        if self._next is not None:
+            self._next.expect(rows)
         self._sum.add_up(rows, slots, out, num_threads)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from mxfp4moe._arguments import describe, type_error
 from mxfp4moe._json import shorten
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.experts.residence import MAPPED, Residence
 from mxfp4moe.experts.selection import ExpertIds, held_ids
 from mxfp4moe.layer_description import LayerDescription, later_fields, sliced
 from mxfp4moe.packed.container import PackedFile, Part, write_packed_file
@@ -55,9 +56,15 @@ def save_layer(layer: LayerDescription[PackedExperts], path: str | os.PathLike[s
 
 
 def open_layer(
-    path: str | os.PathLike[str], verify: bool = False, experts: ExpertIds | None = None
+    path: str | os.PathLike[str],
+    verify: bool = False,
+    experts: ExpertIds | None = None,
+    residence: Residence = MAPPED,
 ) -> LayerDescription[PackedExperts]:
-    """The layer of a packed file, or a slice of it, whose weights are mapped; every field is checked."""
+    """The layer of a packed file, or a slice of it; every field is checked.
+
+    The weights are mapped, unless `residence` asks for more.
+    """
     file = open_packed_file(path, LAYER, verify and experts is None)
     arguments = _read_fields(file)
     try:
@@ -69,6 +76,16 @@ def open_layer(
         ids = held_ids(layer.expert_map, layer.num_experts)
         used = set((ids if whole.expert_map is None else whole.expert_map[ids]).tolist())
         file.verify(is_used=lambda part, row: not part.startswith("experts/") or row in used)
+    if residence.budget is not None:
+        held = layer.experts._within(residence.budget, file, "experts", layer.top_k)
+        return replace(layer, experts=held)
+    if residence.is_local:
+        shared = layer.shared_experts
+        return replace(
+            layer,
+            experts=layer.experts._local(),
+            shared_experts=None if shared is None else shared._local(),
+        )
     return layer
 
 

@@ -8,9 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mxfp4moe.experts.budget import CacheStatistics
 
-class LoadStatistics(NamedTuple):
-    """What a layer has been asked for.
+
+class _Counts(NamedTuple):
+    tokens: int
+    slots: NDArray[np.int64]
+
+
+class LoadStatistics(_Counts):
+    """What a layer has been asked for: a tuple of `tokens` and `slots`.
 
     Attributes
     ----------
@@ -18,10 +25,12 @@ class LoadStatistics(NamedTuple):
         How many tokens it was called with.
     slots : ndarray of shape (num_experts,), int64
         How often each expert was chosen.
+    cache : CacheStatistics or None
+        Of a layer with a limit of memory: how often experts were in memory, and what was read. No element of
+        the tuple.
     """
 
-    tokens: int
-    slots: NDArray[np.int64]
+    cache: CacheStatistics | None = None
 
 
 class LoadCounter:
@@ -41,7 +50,9 @@ class LoadCounter:
             self._tokens += len(ids)
             self._slots += found[1 : len(self._slots) + 1]
 
-    def statistics(self) -> LoadStatistics:
+    def statistics(self, cache: CacheStatistics | None) -> LoadStatistics:
         """The counts so far."""
         with self._lock:
-            return LoadStatistics(self._tokens, self._slots.copy())
+            result = LoadStatistics(self._tokens, self._slots.copy())
+        result.cache = cache
+        return result

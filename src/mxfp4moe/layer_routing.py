@@ -126,6 +126,16 @@ class LayerRouter:
         )
         return self._choose_or_raise(rows, logits, None, num_threads), rows
 
+    @property
+    def reads_hidden_states(self) -> bool:
+        """Whether it chooses by the hidden states alone, by a function of this package."""
+        routing = self._chooser.routing
+        return isinstance(routing, str) and routing != "hash_topk" and not self._is_separate
+
+    def likely(self, read: NDArray[Any]) -> NDArray[np.int32]:
+        """The ids that it would choose for these hidden states, found by the calling thread alone."""
+        return self._chooser(self.logits(read, 1), None, 1)[1]
+
     def _choose_or_raise(
         self,
         read: NDArray[Any],

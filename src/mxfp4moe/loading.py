@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 
 from mxfp4moe._arguments import check_bool, check_choice
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize
+from mxfp4moe.experts.residence import MAPPED, check_residence
 from mxfp4moe.experts.selection import ExpertIds, check_expert_ids
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.layer_description import sliced
 from mxfp4moe.layer_routing import NONFINITE, Nonfinite
+from mxfp4moe.packed.weights import Resident
 
 __all__ = ["load_layers"]
 
@@ -25,6 +28,8 @@ def load_layers(
     quantize: QuantizeFormat | None = None,
     progress: bool | None = None,
     nonfinite: Nonfinite = "raise",
+    memory_limit: int | None = None,
+    resident: Resident = "mapped",
 ) -> list[MoELayer]:
     """Load the mixture-of-experts layers of a model, one after the other.
 
@@ -45,6 +50,13 @@ def load_layers(
         Whether to show a progress bar on stderr; if not given, only on a terminal.
     nonfinite : {"raise", "propagate"}
         As for `MoELayer`.
+    memory_limit : int, optional
+        The bytes that the experts of all these layers may take in memory, of a model that is packed. Those
+        that were not used for the longest time make room for others; while a layer computes a few tokens,
+        the experts that they will probably need in the next layer of the list are read. Results are the same.
+        Each layer has an `expert_cache`, and `MoELayer.load_statistics` counts what was read.
+    resident : {"mapped", "local"}
+        As for `MoELayer.open`.
 
     Returns
     -------
@@ -54,7 +66,8 @@ def load_layers(
     Raises
     ------
     FileNotFoundError, TypeError, ValueError
-        As `MoELayer.from_checkpoint`.
+        As `MoELayer.from_checkpoint`; also if `memory_limit` is less than the experts of a token, or is given
+        for a model that is not packed.
 
     Examples
     --------
@@ -79,12 +92,16 @@ def load_layers(
     [(3, 64)]
     """
     from mxfp4moe import checkpoint  # for which importing the package should not wait
+    from mxfp4moe.checkpoint.packed import kept_packed
 
     check_quantize(quantize)
     check_choice("nonfinite", nonfinite, NONFINITE)
     model = checkpoint.open(path)
     if experts is not None:
         experts = check_expert_ids("experts", experts, model.num_experts)
+    residence = check_residence(resident, memory_limit)
+    if residence != MAPPED:
+        model = kept_packed(model, residence, experts)
     numbers = model.moe_layers if layers is None else [model.check_layer(layer) for layer in layers]
     shown = sys.stderr.isatty() if progress is None else check_bool("progress", progress)
     bar = ProgressBar("loading", len(numbers), f"{len(numbers)} layers") if shown and numbers else None
@@ -94,4 +111,6 @@ def load_layers(
         result.append(MoELayer._of_description(description, quantize, os.fspath(path), nonfinite))
         if bar is not None:
             bar.advance(1)
+    for layer, following in pairwise(result):
+        layer._precede(following)
     return result

@@ -52,6 +52,10 @@ def load(path: str) -> list[mx.MoELayer]:
     layer.save("layer.packed")
     model = mx.checkpoint.open(path)
     print(model.describe_layer(3).routing, mx.reference.sigmoid(np.zeros(3, np.float32)))
+    limited = mx.MoELayer.open("layer.packed", memory_limit=1 << 30)
+    if (experts := limited.expert_cache) is not None:
+        experts.prefetch(range(3))
+        assert_type(experts.statistics().hit_rate, float)
     return [*mx.load_layers(path), mx.MoELayer.open("layer.packed", verify=True)]
 
 

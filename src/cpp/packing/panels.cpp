@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "formats/bf16.h"
+#include "packing/copy_panels.h"
 #include "threads/pool.h"
 #include "threads/split.h"
 #include "threads/work_queue.h"
@@ -246,31 +247,40 @@ void unpack_panel(const Task& task, int64_t panel) {
   }
 }
 
-// Calls kPanel for all panels. Each pair of panels is written by the node that will compute with it, because memory is
-// allocated near the processor that writes it first.
-template <void (*kPanel)(const Task&, int64_t)>
-void run_panels(const Task& task, int num_threads) {
+// Calls f(pair) for the pairs of panels in `whole`, of all `num_pairs` of a matrix. Each pair is written by the node
+// that will compute with it, because memory is allocated near the processor that writes it first.
+template <class F>
+void run_pairs(int64_t num_pairs, ItemRange whole, int num_threads, F&& f) {
   struct Run {
-    const Task& task;
+    int64_t num_pairs;
+    ItemRange whole;
+    F& f;
     int num_nodes;
     WorkQueue queue;
-  } run{task, num_nodes(), {}};
+  } run{num_pairs, whole, f, num_nodes(), {}};
   parallel_run(
       num_threads,
       [](void* context, int, int) {
         Run& r = *static_cast<Run*>(context);
-        const PackedBytes& packed = r.task.packed;
-        const int64_t first = packed.first_panel;
-        const int64_t end = packed.source_panels < 0 ? packed.num_panels : first + packed.source_panels;
         const auto pairs = [&](int node) {
-          const ItemRange own = part_of({0, ceil_div(packed.num_panels, 2)}, node, r.num_nodes);
-          return ItemRange{std::max(own.begin, first / 2), std::min(own.end, ceil_div(end, 2))};
+          const ItemRange own = part_of({0, r.num_pairs}, node, r.num_nodes);
+          return ItemRange{std::max(own.begin, r.whole.begin), std::min(own.end, r.whole.end)};
         };
-        r.queue.run(r.num_nodes, pairs, [&](int64_t pair) {
-          for (int64_t p = std::max(first, 2 * pair); p < std::min(end, 2 * pair + 2); ++p) kPanel(r.task, p);
-        });
+        r.queue.run(r.num_nodes, pairs, r.f);
       },
       &run);
+}
+
+// Calls kPanel for all panels.
+template <void (*kPanel)(const Task&, int64_t)>
+void run_panels(const Task& task, int num_threads) {
+  const PackedBytes& packed = task.packed;
+  const int64_t first = packed.first_panel;
+  const int64_t end = packed.source_panels < 0 ? packed.num_panels : first + packed.source_panels;
+  const ItemRange whole{first / 2, ceil_div(end, 2)};
+  run_pairs(ceil_div(packed.num_panels, 2), whole, num_threads, [&](int64_t pair) {
+    for (int64_t p = std::max(first, 2 * pair); p < std::min(end, 2 * pair + 2); ++p) kPanel(task, p);
+  });
 }
 
 // Calls f(packed scale, where it stands in the source, or -1 for padding) for each packed scale, both as bytes.
@@ -292,6 +302,14 @@ void each_sum_scale(const SumScaleBlocks& blocks, const PackedSumScales& packed,
 
 void pack_matrix(const SourceMatrix& source, const PackedBytes& packed, int num_threads) {
   run_panels<pack_panel>({source, packed}, num_threads);
+}
+
+void copy_panels(const PanelCopy& copy, int num_threads) {
+  const int64_t pairs = ceil_div(copy.num_panels, 2);
+  run_pairs(pairs, {0, pairs}, num_threads, [&](int64_t pair) {
+    const int64_t begin = copy.bytes * pair / pairs, end = copy.bytes * (pair + 1) / pairs;
+    std::memcpy(copy.target + begin, copy.source + begin, static_cast<size_t>(end - begin));
+  });
 }
 
 void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t* weights, uint8_t* scales,

@@ -59,6 +59,15 @@ void unmap_pages(uint8_t* data, int64_t bytes, int64_t alignment);
 int map_file(int descriptor, int64_t begin, int64_t bytes, uint8_t** data) MXFP4MOE_EXPORTED(map_file);
 void unmap_file(uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(unmap_file);
 
+// The pages of a mapped file. `data` is a multiple of the page size, and so is `begin`, which is where it lies in the
+// file. All of it is advice: what a page holds never changes. False if the system cannot take it.
+// Reads of these pages bring no others with them.
+bool expect_random_reads(uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(expect_random_reads);
+// Reads of all these pages begin; it waits for none.
+bool request_pages(uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(request_pages);
+// Their memory is given back, that of the file's cache too, unless another process has them mapped.
+bool drop_pages(int descriptor, int64_t begin, uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(drop_pages);
+
 // The bytes of a regular file, mapped, or read where they cannot be mapped.
 struct FileContent {
   uint8_t* data = nullptr;  // null if there are none

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mxfp4moe._arguments import message
+from mxfp4moe._arguments import message, value_error
 from mxfp4moe._json import read_object, shorten
 from mxfp4moe.checkpoint._checkpoint import Checkpoint
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.experts.residence import MAPPED, Residence
+from mxfp4moe.experts.selection import ExpertIds
 from mxfp4moe.layer_description import LayerDescription
 from mxfp4moe.layer_file import open_layer
 from mxfp4moe.packed.container import FOLDER_INDEX, is_packed_file
@@ -45,11 +48,24 @@ def write_index(folder: Path, model_type: str, num_layers: int, moe_layers: Sequ
     (folder / FOLDER_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def kept_packed(
+    model: Checkpoint, residence: Residence, experts: ExpertIds | None = None
+) -> PackedCheckpoint:
+    """What `_kept` returns of a checkpoint that must be packed."""
+    if not isinstance(model, PackedCheckpoint):
+        name = "resident" if residence.is_local else "memory_limit"
+        expected = "a packed folder, which mxfp4moe pack writes"
+        raise value_error(name, expected, f"{model.path}, which is none")
+    return model._kept(residence, experts)
+
+
 class PackedCheckpoint(Checkpoint):
     """A packed file of one layer, or a packed folder; `read_layer` maps its files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._residence = MAPPED
+        self._experts: ExpertIds | None = None
         self._files: dict[int, Path] = {}
         if path.is_dir():
             self._read_index(path / FOLDER_INDEX)
@@ -70,9 +86,15 @@ class PackedCheckpoint(Checkpoint):
         """The packed files."""
         return list(self._files.values())
 
+    def _kept(self, residence: Residence, experts: ExpertIds | None = None) -> PackedCheckpoint:
+        """The same checkpoint, whose layers have these experts alone, where `residence` wants them."""
+        result = copy(self)
+        result._residence, result._experts = residence, experts
+        return result
+
     def _read_layer(self, layer: int) -> LayerDescription[PackedExperts]:
         path = self._files[layer]
-        description = open_layer(path)
+        description = open_layer(path, experts=self._experts, residence=self._residence)
         if description.layer_number not in (None, layer):
             raise PackedFormatError(f"{path}: expected layer {layer}, got layer {description.layer_number}")
         return replace(description, layer_number=layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +31,25 @@ def integer(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
         return value
 
     return integer
+
+
+_UNITS = {"": 1} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("KMGT", 1)
+    for unit, base in (("", 1024), ("B", 1000), ("iB", 1024))
+}
+"""The bytes of each unit, by its name in the usual spelling."""
+
+
+def num_bytes(text: str) -> int:
+    """The type of an argument that is a number of bytes, such as 500MB, 1.5GB, 8GiB or 8G (which is 8GiB)."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([a-z]*)", text, re.ASCII | re.IGNORECASE)
+    units = {unit.lower(): size for unit, size in _UNITS.items()}
+    if not found or found[2].lower() not in units or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of bytes above 0, such as 8GB or 8GiB, got {text!r}"
+        )
+    return max(1, int(float(found[1]) * units[found[2].lower()]))
 
 
 def name(text: str) -> str:

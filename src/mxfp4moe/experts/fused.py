@@ -22,6 +22,7 @@ from mxfp4moe._arguments import (
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import active_kernels, resolve_num_threads
 from mxfp4moe.experts.activation import Activation, ActivationArgs, check_activation
+from mxfp4moe.experts.cached_run import run_cached
 from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.formats import FLOAT_CODES
@@ -319,24 +320,31 @@ def run_experts(
 
     Without `combine`, `out` has a row for each slot.
     """
-    weights, local_ids = slots
     if rows.size == 0:
         return
-    if local_ids.shape[1] == 0:
+    if slots[1].shape[1] == 0:
         out[...] = 0
         return
-    _core.fused_experts(
-        experts._storage,
-        active_kernels(),
-        rows.view(np.uint8),
-        FLOAT_CODES[rows.dtype],
-        weights,
-        local_ids,
-        out.view(np.uint8),
-        FLOAT_CODES[out.dtype],
-        threads,
-        **options,
-    )
+
+    def run(rows: NDArray[Any], slots: Slots, out: NDArray[Any], combine: bool) -> None:
+        chosen: ExpertOptions = {**options, "combine": combine}
+        _core.fused_experts(
+            experts._storage,
+            active_kernels(),
+            rows.view(np.uint8),
+            FLOAT_CODES[rows.dtype],
+            *slots,
+            out.view(np.uint8),
+            FLOAT_CODES[out.dtype],
+            threads,
+            **chosen,
+        )
+
+    combine = options.get("combine", True)
+    if experts._cached is None:
+        run(rows, slots, out, combine)
+    else:
+        run_cached(run, (experts._cached, experts._places), (rows, slots), out, combine)
 
 
 def _as_float32(weights: np.ndarray) -> np.ndarray:

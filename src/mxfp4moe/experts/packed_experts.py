@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mxfp4moe import _core
 from mxfp4moe._dtypes import narrow
 from mxfp4moe.config import resolve_num_threads
+from mxfp4moe.experts.budget import FileExperts, MemoryBudget
 from mxfp4moe.experts.spec import BlockShape, ExpertsSpec, scale_shape
 from mxfp4moe.formats import BFLOAT16, GROUP_MULTIPLE, ExpertsFormat, GateUpLayout
 from mxfp4moe.packed.container import PackedFile, Part, is_packed_file
@@ -104,11 +105,38 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
     True
     """
 
-    __slots__ = ()
+    __slots__ = ("_cached",)
 
+    _cached: FileExperts | None
+    """What keeps them within a limit of memory, if there is one."""
     _kind = EXPERTS
     _spec_type = ExpertsSpec
     _made_by = "pack_experts"
+
+    @classmethod
+    def _make(
+        cls,
+        spec: ExpertsSpec,
+        storage: _core.ExpertStorage,
+        place: str | None = None,
+        cached: FileExperts | None = None,
+    ) -> Self:
+        self = super()._make(spec, storage, place)
+        object.__setattr__(self, "_cached", cached)
+        return self
+
+    def _within(self, budget: MemoryBudget, file: PackedFile, prefix: str, top_k: int) -> PackedExperts:
+        """The same experts, of which no more are in memory than the budget allows; a token needs `top_k`."""
+        parts = [(part.begin, part.shape[1]) for part in file.parts_under(prefix)]
+        cached = FileExperts(budget, file.pages(), parts, self._storage.num_places)
+        budget.add(cached, min(top_k, self.num_experts))
+        return self._make(self.spec, self._storage, self._place, cached)
+
+    @property
+    def _places(self) -> NDArray[np.int32] | None:
+        """Where each expert is in memory that holds more; None if it holds no others."""
+        chosen = self._storage.selection()[1]
+        return None if chosen is None else np.asarray(chosen)
 
     @property
     def _num_file_rows(self) -> int:
@@ -116,11 +144,12 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
 
     def _select(self, places: NDArray[np.int32]) -> PackedExperts:
         """The experts at these places, in the same memory: what is not used of a mapped file is not read."""
-        source, chosen = self._storage.selection()
+        source, chosen = self._storage.selection()[0], self._places
         whole = replace(self.spec, num_experts=self._storage.num_places)
         storage = whole.make_storage(np.asarray(source))
-        storage.select(places if chosen is None else np.asarray(chosen)[places])
-        return self._make(replace(self.spec, num_experts=len(places)), storage, self._place)
+        storage.select(places if chosen is None else chosen[places])
+        spec = replace(self.spec, num_experts=len(places))
+        return self._make(spec, storage, self._place, self._cached)
 
     @property
     def nbytes(self) -> int:
@@ -135,9 +164,7 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
         """The same experts in memory that holds no others."""
         if not self._is_selection:
             return self
-        storage = self.spec.make_storage()
-        self._storage.copy_to(storage)
-        return self._make(self.spec, storage, self._place)
+        return self._local()
 
     def _file_parts(self, prefix: str) -> list[Part]:
         return super(PackedExperts, self._compact())._file_parts(prefix)
@@ -145,7 +172,7 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
     @property
     def _is_selection(self) -> bool:
         """Whether these are some experts of memory that holds more, between which others lie."""
-        return self._storage.selection()[1] is not None
+        return self._places is not None
 
     @property
     def format(self) -> ExpertsFormat:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from mxfp4moe._arguments import check_bool, check_choice, check_int, value_error
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize
+from mxfp4moe.experts.residence import check_residence
+from mxfp4moe.layer import MoELayer
+from mxfp4moe.layer_load import LoadStatistics
 from mxfp4moe.model.cache import ModelCache, restored_on_error
 from mxfp4moe.model.decoder import Decoder, Step
 from mxfp4moe.model.description import DecoderDescription
@@ -19,6 +22,7 @@ from mxfp4moe.model.files import save_decoder
 from mxfp4moe.model.inputs import GivenBatch, GivenIds, Inputs, Logits, cut_steps, read_caches, read_inputs
 from mxfp4moe.model.loading import load_decoder, open_packed_decoder
 from mxfp4moe.model.sampling import Batch, Sampling, SamplingOptions, check_seeds, check_stop
+from mxfp4moe.packed.weights import Resident
 
 _STEP_TOKENS = 1024  # that are computed together at the most, so that memory is bounded
 _CACHE_DTYPES = ("float32", "bfloat16")
@@ -145,7 +149,14 @@ class CausalLM:
         return cls._make(load_decoder(path, quantize, quantize_dense, shown), os.fspath(path))
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = False,
+        memory_limit: int | None = None,
+        resident: Resident = "mapped",
+    ) -> Self:
         """Open a packed folder that `save` or ``mxfp4moe pack`` wrote.
 
         The weights are memory-mapped read-only: this takes milliseconds for each layer at the most, they are
@@ -156,6 +167,11 @@ class CausalLM:
         path : str or os.PathLike
         verify : bool, default False
             Read all files and compare their checksums.
+        memory_limit : int, optional
+            The bytes that the experts of all layers may take in memory, as for `load_layers`; attention,
+            routers, shared experts and head come on top of it.
+        resident : {"mapped", "local"}
+            As for `MoELayer.open`.
 
         Returns
         -------
@@ -167,12 +183,16 @@ class CausalLM:
             There is no such folder.
         PackedFormatError
             It is no packed folder of a whole model, of another version, or damaged.
+        ValueError
+            `memory_limit` is less than the experts of a token.
 
         Examples
         --------
         >>> lm = mx.CausalLM.open("gpt-oss-20b-packed")  # doctest: +SKIP
         """
-        return cls._make(open_packed_decoder(path, check_bool("verify", verify)), os.fspath(path))
+        residence = check_residence(resident, memory_limit)
+        decoder = open_packed_decoder(path, check_bool("verify", verify), residence)
+        return cls._make(decoder, os.fspath(path))
 
     def save(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
         """Write the model to a packed folder at `path`, from which `open` maps it.
@@ -272,6 +292,22 @@ class CausalLM:
         int
         """
         return self._decoder.nbytes
+
+    def load_statistics(self) -> dict[int, LoadStatistics]:
+        """Return `MoELayer.load_statistics` of each layer that has experts.
+
+        Returns
+        -------
+        dict of int to LoadStatistics
+            By the number of the layer, from 0.
+
+        Examples
+        --------
+        >>> lm.load_statistics()[0].cache  # doctest: +SKIP
+        CacheStatistics(hits=412, misses=100, prefetched=60, bytes_read=1347420160, resident_bytes=269484032)
+        """
+        blocks = enumerate(layer.block for layer in self._decoder.layers)
+        return {i: block.load_statistics() for i, block in blocks if isinstance(block, MoELayer)}
 
     def __repr__(self) -> str:
         path = "" if self._path is None else f"{self._path!r}, "

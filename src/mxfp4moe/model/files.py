@@ -6,8 +6,9 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,10 @@ from mxfp4moe._json import shorten
 from mxfp4moe.checkpoint.packed import PackedCheckpoint, layer_file_name, write_index
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.experts.residence import MAPPED, Residence
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.layer_description import ROUTER_DTYPES
+from mxfp4moe.layer_file import open_layer
 from mxfp4moe.linear import PackedLinear
 from mxfp4moe.model.decoder import Attention, Decoder, DecoderLayer, Ends
 from mxfp4moe.model.description import DecoderDescription
@@ -38,6 +41,7 @@ _TEXT_FILES = (
 )
 """Files of a model folder that texts need, and that a packed folder gets copies of."""
 
+_Weights = TypeVar("_Weights", PackedLinear, PackedExperts)
 _VECTORS = ("input_norm", "post_norm", "q_norm", "k_norm", "sinks")
 _QKV, _OUTPUT, _EXPERTS = "qkv_", "output", "experts"
 
@@ -106,8 +110,8 @@ def _folder(path: Path, replace: bool) -> Iterator[Path]:
         yield folder
 
 
-def open_decoder(model: PackedCheckpoint, verify: bool = False) -> Decoder:
-    """The decoder of a packed folder, whose weights are mapped."""
+def open_decoder(model: PackedCheckpoint, verify: bool = False, residence: Residence = MAPPED) -> Decoder:
+    """The decoder of a packed folder, whose weights are mapped unless `residence` asks for more."""
     folder = model.path
     if not (folder / DECODER_FILE).is_file():
         expected = f"a packed folder of a whole model, with {DECODER_FILE}"
@@ -121,18 +125,23 @@ def open_decoder(model: PackedCheckpoint, verify: bool = False) -> Decoder:
         raise file.error(f"{model.num_layers} layers, as {FOLDER_INDEX} says", str(description.num_layers))
     hidden = description.hidden_size
     _check_parts(file, ("embedding", "final_norm"), ("head",))
-    layers = [_open_layer(model, description, number, verify) for number in range(model.num_layers)]
+    options = verify, residence
+    layers = [_open_layer(model, description, number, options) for number in range(model.num_layers)]
+    blocks = [layer.block for layer in layers if isinstance(layer.block, MoELayer)]
+    for block, following in pairwise(blocks):
+        block._precede(following)
     ends = Ends(
         _array(file, "embedding", (description.vocab_size, hidden)),
         _array(file, "final_norm", (hidden,)),
-        _matrix(file, "head", (description.vocab_size, hidden)),
+        _matrix(file, "head", (description.vocab_size, hidden), residence),
     )
     return Decoder(description, layers, ends)
 
 
 def _open_layer(
-    model: PackedCheckpoint, decoder: DecoderDescription, number: int, verify: bool
+    model: PackedCheckpoint, decoder: DecoderDescription, number: int, options: tuple[bool, Residence]
 ) -> DecoderLayer:
+    verify, residence = options
     path, hidden = model.path / layer_part_name(number), decoder.hidden_size
     file = open_packed_file(path, DECODER_LAYER, verify)
     if file.meta.get("layer_number") != number:
@@ -147,27 +156,28 @@ def _open_layer(
     names = [name for name in file.meta if name.startswith(_QKV)]
     blocks = () if number in model.moe_layers else (_EXPERTS,)
     _check_parts(file, sizes, (*names, _OUTPUT, *blocks))
-    projections = tuple(PackedLinear._from_file(file, name) for name in names)
+    projections = tuple(_weights(PackedLinear, file, name, residence) for name in names)
     rows = sum(each.shape[0] for each in projections)
     if rows != sum(decoder.projections) or any(each.shape[1] != hidden for each in projections):
         raise file.error(f"matrices with {sum(decoder.projections)} rows of {hidden}", f"{rows} rows")
     post_norm = vectors.pop("post_norm")
-    output = _matrix(file, _OUTPUT, (hidden, decoder.projections[0]))
+    output = _matrix(file, _OUTPUT, (hidden, decoder.projections[0]), residence)
     attention = Attention(projections=projections, output=output, **vectors)
-    return DecoderLayer(attention, post_norm, _open_block(model, file, number, (hidden, verify)))
+    return DecoderLayer(attention, post_norm, _open_block(model, file, number, (hidden, verify, residence)))
 
 
 def _open_block(
-    model: PackedCheckpoint, file: PackedFile, number: int, options: tuple[int, bool]
+    model: PackedCheckpoint, file: PackedFile, number: int, options: tuple[int, bool, Residence]
 ) -> MoELayer | PackedExperts:
-    hidden, verify = options
+    hidden, verify, residence = options
     block: MoELayer | PackedExperts
     if number in model.moe_layers:
-        block = MoELayer.open(model.path / layer_file_name(number), verify=verify)
+        path = model.path / layer_file_name(number)
+        block = MoELayer._of_description(open_layer(path, verify, None, residence), None, os.fspath(path))
         if block.expert_map is not None:
             raise file.error("layers with all of their experts beside it", f"a slice of layer {number}")
     else:
-        block = PackedExperts._from_file(file, _EXPERTS)
+        block = _weights(PackedExperts, file, _EXPERTS, residence)
         if block.num_experts != 1:
             raise file.error("one expert, which every token goes to", str(block.num_experts))
     if block.hidden_size != hidden:
@@ -182,6 +192,11 @@ def _check_parts(file: PackedFile, arrays: Collection[str], packed: Collection[s
             raise file.error(f"no parts but {', '.join((*arrays, *packed))}", shorten(name))
 
 
+def _weights(kind: type[_Weights], file: PackedFile, name: str, residence: Residence) -> _Weights:
+    weights = kind._from_file(file, name)
+    return weights._local() if residence.is_local else weights
+
+
 def _array(file: PackedFile, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """An array of floats; norms and sinks are float32."""
     array = file.get(name)
@@ -194,8 +209,8 @@ def _array(file: PackedFile, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     return array
 
 
-def _matrix(file: PackedFile, name: str, shape: tuple[int, int]) -> PackedLinear:
-    matrix = PackedLinear._from_file(file, name)
+def _matrix(file: PackedFile, name: str, shape: tuple[int, int], residence: Residence) -> PackedLinear:
+    matrix = _weights(PackedLinear, file, name, residence)
     if matrix.shape != shape:
         raise file.error(f"a matrix {name} of shape {shape}", str(matrix.shape))
     return matrix

@@ -19,6 +19,7 @@ from mxfp4moe.checkpoint.packed import PackedCheckpoint
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.quantizing import QuantizeFormat, pack_weights
+from mxfp4moe.experts.residence import Residence
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.layer_description import sliced
 from mxfp4moe.model.configuration import read_decoder
@@ -149,10 +150,10 @@ def find_whole_model(
     return None
 
 
-def open_packed_decoder(path: str | os.PathLike[str], verify: bool) -> Decoder:
+def open_packed_decoder(path: str | os.PathLike[str], verify: bool, residence: Residence) -> Decoder:
     """The decoder of the packed folder at `path`."""
     model = checkpoint.open(path)
     if not isinstance(model, PackedCheckpoint):
         expected = "a packed folder, which mxfp4moe pack writes"
         raise PackedFormatError(f"{model.path}: expected {expected}, got {model!r}")
-    return open_decoder(model, verify)
+    return open_decoder(model, verify, residence)

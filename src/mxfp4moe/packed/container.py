@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mxfp4moe import _core
 from mxfp4moe._arguments import message
 from mxfp4moe._dtypes import DTYPES
-from mxfp4moe._file_bytes import FileBytes
+from mxfp4moe._file_bytes import FileBytes, FilePages
 from mxfp4moe._files import atomic_file
 from mxfp4moe._json import MAX_JSON_BYTES, MissingFileError, parse_object, shorten
 from mxfp4moe.config import resolve_num_threads
@@ -172,6 +172,14 @@ class PackedFile(Mapping[str, "np.ndarray[Any, Any]"]):
         if not names or order[first : first + len(names)] != list(names):
             raise self.error(f"parts {shorten(list(names))} in this order", shorten(order))
         return self._bytes[self.parts[names[0]].begin : _round_up(self.parts[names[-1]].end)]
+
+    def parts_under(self, prefix: str) -> list[PartInfo]:
+        """The parts whose names begin with `prefix` and a slash, in the order of the file."""
+        return [part for name, part in self.parts.items() if name.startswith(f"{prefix}/")]
+
+    def pages(self) -> FilePages:
+        """The pages of the file; a ValueError where the system gives no way to handle them."""
+        return self._bytes.pages()
 
     def verify(
         self,

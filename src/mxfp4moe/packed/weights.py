@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from pickle import PickleBuffer
-from typing import Any, ClassVar, Generic, NoReturn, Protocol, Self, SupportsIndex, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, Self, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
-from mxfp4moe._arguments import check_bool, message
+from mxfp4moe._arguments import check_bool, check_choice, message
 from mxfp4moe._json import shorten
+from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.formats import WeightFormat
 from mxfp4moe.packed.container import PackedFile, Part, check_byte_order, write_packed_file
 from mxfp4moe.packed.kinds import file_meta, open_packed_file
+
+Resident = Literal["mapped", "local"]
 
 _Storage = TypeVar("_Storage", bound=_core.PackedStorage, covariant=True)
 
@@ -32,6 +35,11 @@ class Spec(Protocol[_Storage]):
     @classmethod
     def from_json(cls, fields: Any) -> Self:
         """Make one of what `to_json` returned, or raise a TypeError or ValueError that names a field."""
+
+
+def is_resident_local(resident: Any) -> bool:
+    """Whether the argument of this name asks for a copy in memory near the processors."""
+    return check_choice("resident", resident, ("mapped", "local")) == "local"
 
 
 _Spec = TypeVar("_Spec", bound=Spec[Any])
@@ -142,7 +150,9 @@ class PackedWeights(Generic[_Spec, _Bytes]):
         write_packed_file(path, file_meta(kind, {}) | {kind: self.spec.to_json()}, self._file_parts(kind))
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
+    def open(
+        cls, path: str | os.PathLike[str], *, verify: bool = False, resident: Resident = "mapped"
+    ) -> Self:
         """Open packed weights that `save` wrote.
 
         They are memory-mapped read-only: this takes milliseconds, weights are read when they are used, and
@@ -153,6 +163,9 @@ class PackedWeights(Generic[_Spec, _Bytes]):
         path : str or os.PathLike
         verify : bool, default False
             Read the whole file and compare its checksums.
+        resident : {"mapped", "local"}
+            "local": the weights are copied into memory of this process, on huge pages, each part by threads
+            of the NUMA node that computes with it later. It takes as long as reading the file.
 
         Returns
         -------
@@ -178,7 +191,16 @@ class PackedWeights(Generic[_Spec, _Bytes]):
         ...     mx.PackedExperts.open(f"{folder}/layer.packed") == experts
         True
         """
-        return cls._from_file(open_packed_file(path, cls._kind, check_bool("verify", verify)), cls._kind)
+        is_local = is_resident_local(resident)
+        file = open_packed_file(path, cls._kind, check_bool("verify", verify))
+        weights = cls._from_file(file, cls._kind)
+        return weights._local() if is_local else weights
+
+    def _local(self) -> Self:
+        """The same weights in new memory, each part near the processors that compute with it."""
+        storage = self.spec.make_storage()
+        self._storage.copy_to(storage, resolve_num_threads(None))
+        return self._make(self.spec, storage, self._place)
 
     @property
     def _num_file_rows(self) -> int:
@@ -199,7 +221,7 @@ class PackedWeights(Generic[_Spec, _Bytes]):
 
         Their spec is what the file has under `prefix`, unless its `fields` are given.
         """
-        names = [name for name in file if name.startswith(f"{prefix}/")]
+        names = [part.name for part in file.parts_under(prefix)]
         data = file.span(names) if names else np.empty(0, np.uint8)
         fields = file.meta.get(prefix) if fields is None else fields
         weights = cls._from_json(fields, data, f"{file.path}: {prefix}")

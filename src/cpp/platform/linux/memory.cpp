@@ -42,6 +42,26 @@ int map_file(int descriptor, int64_t begin, int64_t bytes, uint8_t** data) {
 
 void unmap_file(uint8_t* data, int64_t bytes) { munmap(data, static_cast<size_t>(bytes)); }
 
+bool expect_random_reads(uint8_t* data, int64_t bytes) {
+  return madvise(data, static_cast<size_t>(bytes), MADV_RANDOM) == 0;
+}
+
+bool request_pages(uint8_t* data, int64_t bytes) {
+  // Of one request the system reads no more than a device takes at once, and forgets the rest.
+  constexpr int64_t kPiece = 128 << 10;
+  for (int64_t done = 0; done < bytes; done += kPiece) {
+    const size_t size = static_cast<size_t>(std::min(kPiece, bytes - done));
+    if (madvise(data + done, size, MADV_WILLNEED) != 0) return false;
+  }
+  return true;
+}
+
+bool drop_pages(int descriptor, int64_t begin, uint8_t* data, int64_t bytes) {
+  // Pages that are mapped stay in the cache, so this process lets go of them first.
+  return madvise(data, static_cast<size_t>(bytes), MADV_DONTNEED) == 0 &&
+         posix_fadvise(descriptor, begin, bytes, POSIX_FADV_DONTNEED) == 0;
+}
+
 namespace {
 
 // Reads a file that cannot be mapped; 0, or the errno.

@@ -70,6 +70,12 @@ int map_file(int, int64_t, int64_t, uint8_t**) { return ENOSYS; }
 
 void unmap_file(uint8_t*, int64_t) {}
 
+bool expect_random_reads(uint8_t*, int64_t) { return false; }
+
+bool request_pages(uint8_t*, int64_t) { return false; }
+
+bool drop_pages(int, int64_t, uint8_t*, int64_t) { return false; }
+
 int open_file(const char* path, FileContent* content) {
   std::FILE* file = std::fopen(path, "rb");
   if (file == nullptr) return errno;

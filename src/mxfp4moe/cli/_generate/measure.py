@@ -44,11 +44,16 @@ class Timing:
             return result | _NO_STEPS
         middle = self.num_prompt_tokens + len(steps) // 2
         nbytes = lm._decoder.step_bytes(middle)
-        return result | {
-            "tokens_per_second": len(steps) / float(np.sum(steps)),
-            "bytes_per_token": nbytes,
-            "roofline_share": nbytes / read_bandwidth(lm) / float(median(steps)),
-        }
+        result |= {"tokens_per_second": len(steps) / float(np.sum(steps)), "bytes_per_token": nbytes}
+        caches = [each.cache for each in lm.load_statistics().values() if each.cache is not None]
+        if caches:  # memory is not what limits it
+            needed = sum(cache.hits + cache.misses for cache in caches)
+            return result | {
+                "roofline_share": None,
+                "hit_rate": sum(cache.hits for cache in caches) / max(needed, 1),
+                "bytes_read": sum(cache.bytes_read for cache in caches),
+            }
+        return result | {"roofline_share": nbytes / read_bandwidth(lm) / float(median(steps))}
 
 
 _NO_STEPS: dict[str, Any] = dict.fromkeys(("tokens_per_second", "bytes_per_token", "roofline_share"))
@@ -77,6 +82,14 @@ def describe(summary: dict[str, Any]) -> str:
     if (rate := summary["prompt_tokens_per_second"]) is not None:
         parts[0] += f" at {rate:.1f} tokens/s"
     if (rate := summary["tokens_per_second"]) is not None:
-        gigabytes, share = summary["bytes_per_token"] / 1e9, 100 * summary["roofline_share"]
-        parts.append(f"then {rate:.1f} tokens/s ({gigabytes:.3f} GB a token, {share:.0f} % of the roofline)")
+        share = summary["roofline_share"]
+        of_what = f"{100 * share:.0f} % of the roofline" if share is not None else _describe_cache(summary)
+        parts.append(
+            f"then {rate:.1f} tokens/s ({summary['bytes_per_token'] / 1e9:.3f} GB a token, {of_what})"
+        )
     return ", ".join(parts)
+
+
+def _describe_cache(summary: dict[str, Any]) -> str:
+    rate, gigabytes = 100 * summary["hit_rate"], summary["bytes_read"] / 1e9
+    return f"{rate:.0f} % of the experts in memory, {gigabytes:.3f} GB read"

@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxfp4moe.cli._arguments import add_quantize, add_quantize_dense, add_seed, add_threads, integer
+from mxfp4moe.cli._arguments import (
+    add_quantize,
+    add_quantize_dense,
+    add_seed,
+    add_threads,
+    integer,
+    num_bytes,
+)
 
 if TYPE_CHECKING:
     from mxfp4moe.model.causal_lm import CausalLM
@@ -29,6 +36,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     add_quantize(parser)
     add_quantize_dense(parser)
+    parser.add_argument(
+        "--memory-limit",
+        type=num_bytes,
+        metavar="BYTES",
+        help="The most that the experts of a packed folder take in memory, such as 8GB or 8GiB; others are "
+        "read when they are needed. Default: files are mapped, and the system decides.",
+    )
     add_threads(parser)
 
 
@@ -84,6 +98,14 @@ def load_model(args: argparse.Namespace) -> CausalLM:
     """Load the model."""
     from mxfp4moe.model.causal_lm import CausalLM
 
+    if args.memory_limit is not None:
+        for option in ("quantize", "quantize_dense"):
+            if getattr(args, option) is not None:
+                name = option.replace("_", "-")
+                args.parser.error(
+                    f"argument --{name}: expected none with --memory-limit, for a packed folder"
+                )
+        return CausalLM.open(args.checkpoint, memory_limit=args.memory_limit)
     return CausalLM.from_checkpoint(
         args.checkpoint, quantize=args.quantize, quantize_dense=args.quantize_dense
     )
@@ -100,6 +122,8 @@ def with_model(args: argparse.Namespace, use: Callable[[CausalLM], int]) -> int:
     """Load the model and use it. Of several ranks, which mpirun starts, rank 0 uses it with all of them."""
     if num_started_ranks() == 1:
         return use(load_model(args))
+    if args.memory_limit is not None:
+        args.parser.error("argument --memory-limit: expected one process, not several ranks")
     from mxfp4moe.mpi.whole_model import RankError, Ranks
 
     try:
