@@ -14,7 +14,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 _TYPES = {
     "float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "float64": "DOUBLE",
     "uint8": "UINT8", "int8": "INT8", "int32": "INT32", "int64": "INT64",
-    "float8_e4m3fn": "FLOAT8E4M3FN", "float8_e5m2": "FLOAT8E5M2", "float8_e8m0fnu": "UINT8",
+    "float8_e4m3fn": "FLOAT8E4M3FN", "float8_e5m2": "FLOAT8E5M2", "float8_e8m0fnu": "FLOAT8E8M0",
 }  # fmt: skip
 
 
