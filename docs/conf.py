@@ -6,6 +6,7 @@ Its source is the whole repository, so that a link of a page leads to the same f
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -28,6 +29,7 @@ exclude_patterns = [".*", "build", "src", "README.md"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_block"]
 autodoc_member_order = "groupwise"
+autodoc_mock_imports = [] if find_spec("jax") else ["jax"]
 autodoc_typehints = "none"  # docstrings say more: shapes and dtypes
 numpydoc_show_class_members = False
 toc_object_entries_show_parents = "hide"

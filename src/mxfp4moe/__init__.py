@@ -58,6 +58,7 @@ from mxfp4moe.self_attention import KVCache, RotaryEmbedding, YarnScaling, atten
 
 if _typing.TYPE_CHECKING:
     from mxfp4moe import checkpoint as checkpoint
+    from mxfp4moe import jax as jax
     from mxfp4moe import mpi as mpi
     from mxfp4moe import onnxruntime as onnxruntime
     from mxfp4moe import reference as reference
@@ -120,7 +121,7 @@ __all__ = [
 ]
 
 # What is imported when it is first asked for, so that importing the package takes little longer than NumPy.
-_MODULES = ("checkpoint", "mpi", "onnxruntime", "reference")
+_MODULES = ("checkpoint", "jax", "mpi", "onnxruntime", "reference")
 _HOMES = {"CausalLM": "model", "ModelCache": "model", "register_model": "checkpoint"}
 
 

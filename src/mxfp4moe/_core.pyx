@@ -77,6 +77,12 @@ def kernel_tables():
     ]
 
 
+def in_default_float_environment(function):
+    """Call a function on a thread that may round otherwise, or take subnormal numbers for zero; return its result."""
+    cdef cpp.DefaultFloatEnvironment _environment
+    return function()
+
+
 def cpu_features():
     """Tell which of the features that kernels need this CPU and its operating system offer."""
     cdef unsigned int features = cpp.cpu_features()

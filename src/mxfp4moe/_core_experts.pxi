@@ -264,6 +264,11 @@ cdef class ExpertStorage(PackedStorage):
             return cpp.view_storage(self.shape, self.data)
         return cpp.view_some(self.shape, self.data, self.places, self.num_counted)
 
+    def view_bytes(self):
+        """Return the bytes of the structure by which the library of the same build finds the experts' memory."""
+        cdef cpp.PackedLayer layer = self.view()
+        return (<const char*>&layer)[:sizeof(layer)]
+
     @property
     def num_places(self):
         return self.shape.num_experts

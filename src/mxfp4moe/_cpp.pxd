@@ -101,6 +101,11 @@ cdef extern from "threads/interrupt.h" namespace "mxfp4moe" nogil:
         void set_check(cbool (*check)() noexcept nogil)
 
 
+cdef extern from "threads/float_environment.h" namespace "mxfp4moe" nogil:
+    cdef cppclass DefaultFloatEnvironment:
+        pass
+
+
 cdef extern from "memory/mapping.h" namespace "mxfp4moe" nogil:
     uint8_t* map_memory(int64_t nbytes)
     void unmap_memory(uint8_t* data, int64_t nbytes)

@@ -28,6 +28,8 @@ FOLDERS = (
     "decoder",
     "moe",
     "capi",
+    "jax",
+    "onnxruntime",
 )
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -26,12 +27,16 @@ PAGES = [
     for pattern in ("*.md", "tests/**/*.md", "docs/**/*.md", "bench/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
+# Their package needs JAX.
+OF_JAX = [mx.jax] if find_spec("jax") else []
 MODULES = [
-    module.name for module in pkgutil.walk_packages(mx.__path__, "mxfp4moe.") if "__main__" not in module.name
+    module.name
+    for module in pkgutil.walk_packages(mx.__path__, "mxfp4moe.")
+    if "__main__" not in module.name and (OF_JAX or not module.name.startswith("mxfp4moe.jax"))
 ]
 # What needs no source: plain mathematics, and a change of form.
 PLAIN = ("arrays_of", "sigmoid", "softmax")
-PUBLIC_MODULES = (mx, mx.reference, mx.checkpoint, mx.mpi, mx.onnxruntime)
+PUBLIC_MODULES = (mx, mx.reference, mx.checkpoint, mx.mpi, mx.onnxruntime, *OF_JAX)
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in PUBLIC_MODULES

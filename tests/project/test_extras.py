@@ -63,9 +63,9 @@ def test_each_extra_that_a_text_names_exists() -> None:
 
 def test_each_package_that_is_loaded_can_be_had() -> None:
     known = {*sys.stdlib_module_names, "mxfp4moe", *requirements(None), *APART}
-    # Only the commands that measure, and that make texts, and several ranks need more than the package.
+    # Only the commands that measure and that make texts, JAX and several ranks need more than the package.
     needs = {PACKAGE / "cli" / f"_{extra}": requirements(extra) for extra in ("bench", "generate")}
-    needs |= {PACKAGE / extra: requirements(extra) for extra in ("mpi", "onnxruntime")}
+    needs |= {PACKAGE / extra: requirements(extra) for extra in ("jax", "mpi", "onnxruntime")}
     for path in PACKAGE.rglob("*.py"):
         allowed = [extra for folder, extra in needs.items() if path.is_relative_to(folder)]
         assert loaded_modules(path) - known <= set().union(*allowed), path

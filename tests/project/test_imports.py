@@ -44,7 +44,7 @@ ROOMS = (
     ),
     ("checkpoint",),
     ("layer", "loading"),
-    ("model", "mpi", "onnxruntime"),
+    ("jax", "model", "mpi", "onnxruntime"),
     ("cli", "__main__"),
 )
 """From the ground floor up."""

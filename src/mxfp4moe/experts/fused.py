@@ -300,11 +300,8 @@ def check_slots(
     expert_map: ArrayLike | None = None,
 ) -> Slots:
     """What `as_slots` gives, for hidden states of shape (*leading, hidden_size)."""
-    _check_shape("topk_ids", ids, leading)
-    _check_shape("topk_weights", weights, leading)
-    if weights.shape != ids.shape:
-        raise value_error("topk_weights", f"the shape {ids.shape} of topk_ids", f"shape {weights.shape}")
-    local = _local_ids(ids, expert_map, num_experts)
+    check_slot_shapes(weights, ids, leading)
+    local = _local_ids(ids, check_expert_map(expert_map, num_experts), num_experts)
     return _as_float32(weights if weights.ndim == 2 else weights.reshape(local.shape)), local
 
 
@@ -355,31 +352,41 @@ def _as_float32(weights: np.ndarray) -> np.ndarray:
         return weights.astype(np.float32, order="C")
 
 
-def _check_shape(name: str, array: np.ndarray, leading: tuple[int, ...]) -> None:
+def check_slot_shapes(weights: Any, ids: Any, leading: tuple[int, ...]) -> None:
+    """Raise unless these arrays, of NumPy or another library, have the shape (*leading, top_k)."""
+    _check_shape("topk_ids", ids, leading)
+    _check_shape("topk_weights", weights, leading)
+    if weights.shape != ids.shape:
+        raise value_error("topk_weights", f"the shape {ids.shape} of topk_ids", f"shape {weights.shape}")
+
+
+def _check_shape(name: str, array: Any, leading: tuple[int, ...]) -> None:
     if array.ndim == 0 or array.shape[:-1] != leading:
         expected = ", ".join([*map(str, leading), "top_k"])
         raise value_error(name, f"shape ({expected})", f"shape {array.shape}")
 
 
-def _local_ids(ids: np.ndarray, expert_map: Any, num_experts: int) -> np.ndarray:
+def check_expert_map(value: Any, num_experts: int) -> NDArray[np.int64] | None:
+    """The argument `expert_map` as the kernels take it: a copy, which other threads do not change."""
+    if value is None:
+        return None
+    original = as_integer_array("expert_map", value)
+    if original.ndim != 1:
+        raise value_error("expert_map", "shape (num_global_experts,)", f"shape {original.shape}")
+    check_num_experts("expert_map", len(original))
+    original = original.copy()
+    wrong = (original < -1) | (original >= num_experts)
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise value_error(
+            "expert_map", f"values in [-1, {num_experts - 1}]", f"{original[at]} at position ({at},)"
+        )
+    return np.ascontiguousarray(original, dtype=np.int64)
+
+
+def _local_ids(ids: np.ndarray, mapping: NDArray[np.int64] | None, num_experts: int) -> np.ndarray:
     """The local id of each slot as int32 of shape (num_tokens, top_k), -1 for dropped ones."""
-    mapping = None
-    num_ids = num_experts
-    if expert_map is not None:
-        original = as_integer_array("expert_map", expert_map)
-        if original.ndim != 1:
-            raise value_error("expert_map", "shape (num_global_experts,)", f"shape {original.shape}")
-        check_num_experts("expert_map", len(original))
-        # It is copied, so that what is used is what was checked, whatever other threads do to the array.
-        original = original.copy()
-        wrong = (original < -1) | (original >= num_experts)
-        if wrong.any():
-            at = int(wrong.argmax())
-            raise value_error(
-                "expert_map", f"values in [-1, {num_experts - 1}]", f"{original[at]} at position ({at},)"
-            )
-        mapping = np.ascontiguousarray(original, dtype=np.int64)
-        num_ids = len(mapping)
+    num_ids = num_experts if mapping is None else len(mapping)
     numbers = ids if ids.dtype == np.int32 or ids.dtype == np.int64 else to_int64(ids)
     flat = numbers
     if ids.ndim != 2:

@@ -49,7 +49,7 @@ _Bytes = TypeVar("_Bytes", bound=_core.PackedStorage)
 class PackedWeights(Generic[_Spec, _Bytes]):
     """What packed experts and packed matrices have in common. Immutable."""
 
-    __slots__ = ("_place", "_storage", "spec")
+    __slots__ = ("__weakref__", "_place", "_storage", "spec")
 
     _kind: ClassVar[str]
     """Of their files."""

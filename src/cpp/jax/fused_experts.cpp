@@ -1,0 +1,122 @@
+// The fused experts as a foreign function of XLA; src/mxfp4moe/jax/_ffi.py calls what is exported here.
+#include <cstring>
+#include <vector>
+
+#include "capi/include/mxfp4moe.h"
+#include "jax/call_frame.h"
+#include "jax/weights_table.h"
+#include "kernels/registry.h"
+#include "moe/schedule.h"
+#include "routing/ids.h"
+
+using namespace mxfp4moe;
+using namespace mxfp4moe::jax;
+
+namespace {
+
+// It is never destroyed, because threads of XLA may use it until the last moment of the process.
+WeightsTable& table() {
+  static WeightsTable& instance = *new WeightsTable;
+  return instance;
+}
+
+// The experts of a number, for as long as this lives.
+class Use {
+ public:
+  explicit Use(int64_t number) : number_(number), experts_(table().begin_use(number)) {
+    if (experts_ == nullptr) {
+      throw Failure{XLA_FFI_Error_Code_FAILED_PRECONDITION,
+                    "experts: expected those that the function was traced with, got none: they are gone"};
+    }
+  }
+  ~Use() { table().end_use(number_); }
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
+
+  const PackedLayer& experts() const { return *experts_; }
+
+ private:
+  const int64_t number_;
+  const PackedLayer* const experts_;
+};
+
+const KernelTable& kernels_of(const CallFrame& call) {
+  const int64_t index = call.integer("kernels");
+  if (index < 0 || index >= num_kernel_tables() || !kernel_table_supported(static_cast<int>(index))) {
+    throw Failure{XLA_FFI_Error_Code_FAILED_PRECONDITION,
+                  "kernels: expected those of this machine, got others: the function was compiled elsewhere"};
+  }
+  return kernel_table(static_cast<int>(index));
+}
+
+// Writes local ids to `local`, where there is a map of experts.
+void check_ids(const CallFrame& call, const XLA_FFI_Buffer& ids, int64_t num_experts, std::vector<int32_t>* local) {
+  const int64_t rows = num_rows(ids), columns = num_columns(ids);
+  const IdTable given{static_cast<const uint8_t*>(ids.data), rows, columns, 4 * columns, 4, false};
+  const XLA_FFI_Array map = call.integers("expert_map");
+  if (map.data != nullptr) local->resize(static_cast<size_t>(rows * columns));
+  const int64_t num_ids = map.data == nullptr ? num_experts : static_cast<int64_t>(map.size);
+  const int64_t bad =
+      local_ids(given, static_cast<const int64_t*>(map.data), num_ids, map.data == nullptr ? nullptr : local->data());
+  if (bad >= 0) {
+    throw Failure{XLA_FFI_Error_Code_INVALID_ARGUMENT, "topk_ids: expected values in [-1, " +
+                                                           std::to_string(num_ids - 1) + "], got " +
+                                                           std::to_string(static_cast<const int32_t*>(ids.data)[bad]) +
+                                                           " at position " + position(ids, bad)};
+  }
+}
+
+void compute(const CallFrame& call) {
+  call.check_counts(3, 1);
+  const XLA_FFI_Buffer &hidden = call.argument(0), &weights = call.argument(1), &ids = call.argument(2);
+  const XLA_FFI_Buffer& out = call.result(0);
+  const Use use(call.integer("number"));
+  MoeProblem problem{};
+  problem.layer = use.experts();
+  problem.hidden_states = rows_of(hidden);
+  problem.out = rows_of(out);
+  problem.num_tokens = num_rows(hidden);
+  problem.top_k = num_columns(ids);
+  problem.combine = call.integer("combine") != 0;
+  problem.apply_router_weight_on_input = call.integer("apply_router_weight_on_input") != 0;
+  problem.activation = {static_cast<ActivationKind>(call.integer("activation")), call.number("alpha"),
+                        call.number("limit")};
+  const int64_t size = problem.layer.hidden_size;
+  if (num_columns(hidden) != size || num_columns(out) != size || ids.dtype != XLA_FFI_DataType_S32 ||
+      weights.dtype != XLA_FFI_DataType_F32 || num_rows(ids) != problem.num_tokens ||
+      num_rows(weights) != problem.num_tokens || num_columns(weights) != problem.top_k ||
+      num_rows(out) != problem.num_tokens * rows_per_token(problem)) {
+    unexpected("arrays of other shapes");
+  }
+  const int64_t num_threads = call.integer("num_threads");
+  if (problem.num_tokens == 0) return;
+  if (problem.top_k == 0) {
+    std::memset(problem.out.data, 0, static_cast<size_t>(num_rows(out) * problem.out.stride));
+    return;
+  }
+  std::vector<int32_t> local;
+  check_ids(call, ids, problem.layer.num_experts, &local);
+  problem.topk_weights = static_cast<const float*>(weights.data);
+  problem.local_ids = local.empty() ? static_cast<const int32_t*>(ids.data) : local.data();
+  if (fused_experts(kernels_of(call), problem, static_cast<int>(num_threads)) == Status::kOutOfMemory)
+    throw std::bad_alloc();
+}
+
+}  // namespace
+
+extern "C" {
+
+MXFP4MOE_API XLA_FFI_Error* mxfp4moe_jax_fused_experts(XLA_FFI_CallFrame* frame) { return guarded(frame, compute); }
+
+// The bytes of a PackedLayer, which the Python extension of the same version has made. Returns whether they are of
+// that size.
+MXFP4MOE_API int32_t mxfp4moe_jax_hold_experts(int64_t number, const void* experts, int64_t num_bytes) {
+  PackedLayer layer;
+  if (num_bytes != static_cast<int64_t>(sizeof(layer))) return 0;
+  std::memcpy(&layer, experts, sizeof(layer));
+  table().hold(number, layer);
+  return 1;
+}
+
+MXFP4MOE_API void mxfp4moe_jax_release(int64_t number) { table().release(number); }
+}
