@@ -72,7 +72,7 @@ class FileBytes:
         if self._whole is None or self._mapping is None or not self._mapping.expect_random_reads():
             expected = "a file that is mapped as a whole, on Linux, to keep a limit of memory"
             raise value_error(str(self.path), expected, "one that is not")
-        with self._open_again() as file:
+        with self._open_again() as file, errors_name(self.path):
             return FilePages(self._mapping, os.dup(file.fileno()), self.size)
 
     def _open_again(self) -> BinaryIO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -54,9 +55,9 @@ def test_nobody_waits_for_ever() -> None:
 # --- whole models -------------------------------------------------------------------------------------------
 
 
-def generate(path: Path, num_ranks: int) -> subprocess.CompletedProcess[str]:
+def generate(path: Path, num_ranks: int, *options: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "mxfp4moe", "generate", "--checkpoint", str(path)]
-    words += ["--ids", "3", "1", "4", "--max-new-tokens", "6", "--stop", "99999", "--json"]
+    words += ["--ids", "3", "1", "4", "--max-new-tokens", "6", "--stop", "99999", "--json", *options]
     started = words if num_ranks == 1 else [*MPIEXEC, "-n", str(num_ranks), *words]
     return subprocess.run(started, capture_output=True, text=True, timeout=600, check=False)
 
@@ -71,6 +72,19 @@ def test_a_model_gives_the_text_of_one_process(tmp_path: Path, name: str, is_pac
     alone, together = generate(path, 1), generate(path, 3)
     assert together.returncode == alone.returncode == 0, together.stderr
     assert json.loads(together.stdout)["ids"] == json.loads(alone.stdout)["ids"]
+
+
+def test_each_rank_may_have_a_limit_of_memory(tmp_path: Path) -> None:
+    path = whole_models.load("gpt_oss").write(tmp_path / "model")
+    mx.CausalLM.from_checkpoint(path).save(tmp_path / "packed")
+    too_little = generate(tmp_path / "packed", 2, "--memory-limit", "1")
+    assert too_little.returncode != 0
+    least = re.search(r"memory_limit: expected at least (\d+) bytes", too_little.stderr)
+    assert least is not None
+    limited = generate(tmp_path / "packed", 2, "--memory-limit", least[1])
+    assert limited.returncode == 0, limited.stderr
+    assert json.loads(limited.stdout)["ids"] == json.loads(generate(path, 1).stdout)["ids"]
+    assert json.loads(limited.stdout)["bytes_read"] > 0
 
 
 def test_a_model_that_is_not_there_is_an_error_of_all(tmp_path: Path) -> None:

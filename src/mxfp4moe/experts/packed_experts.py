@@ -127,9 +127,13 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
 
     def _within(self, budget: MemoryBudget, file: PackedFile, prefix: str, top_k: int) -> PackedExperts:
         """The same experts, of which no more are in memory than the budget allows; a token needs `top_k`."""
-        parts = [(part.begin, part.shape[1]) for part in file.parts_under(prefix)]
-        cached = FileExperts(budget, file.pages(), parts, self._storage.num_places)
+        held, pages = file.parts_under(prefix), file.pages()
+        parts = [(part.begin, part.shape[1]) for part in held]
+        cached = FileExperts(budget, pages, parts, self._storage.num_places)
         budget.add(cached, min(top_k, self.num_experts))
+        for part in file.parts.values():
+            if part not in held:  # every token needs it, and single pages would take long
+                pages.request(part.begin, part.end)
         return self._make(self.spec, self._storage, self._place, cached)
 
     @property

@@ -15,11 +15,11 @@ from mxfp4moe._arguments import value_error
 from mxfp4moe._progress import ProgressBar
 from mxfp4moe.checkpoint import Checkpoint
 from mxfp4moe.checkpoint.huggingface import HuggingFaceCheckpoint
-from mxfp4moe.checkpoint.packed import PackedCheckpoint
+from mxfp4moe.checkpoint.packed import PackedCheckpoint, kept_packed
 from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.quantizing import QuantizeFormat, pack_weights
-from mxfp4moe.experts.residence import Residence
+from mxfp4moe.experts.residence import MAPPED, Residence
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.layer_description import sliced
 from mxfp4moe.model.configuration import read_decoder
@@ -112,17 +112,21 @@ def load_decoder(
     quantize_dense: QuantizeFormat | None,
     progress: bool | None,
     choose: ChooseExperts | None = None,
+    residence: Residence = MAPPED,
 ) -> Decoder:
     """The decoder of the model folder, or of the packed folder, at `path`.
 
-    With `choose`, layers of a model folder hold the experts that it names alone.
+    With `choose`, layers of a model folder hold the experts that it names alone. `residence` is for packed
+    ones.
     """
     model = checkpoint.open(path)
+    if residence != MAPPED:
+        model = kept_packed(model, residence)
     if isinstance(model, PackedCheckpoint):
         for name, value in (("quantize", quantize), ("quantize_dense", quantize_dense)):
             if value is not None:
                 raise value_error(name, "None for a model that is packed", repr(value))
-        return open_decoder(model)
+        return open_decoder(model, residence=residence)
     loader = DecoderLoader(model, quantize, quantize_dense, choose)
     count = loader.description.num_layers
     shown = sys.stderr.isatty() if progress is None else progress

@@ -9,6 +9,7 @@ from itertools import cycle
 from typing import Any
 
 from mxfp4moe.experts.quantizing import QuantizeFormat
+from mxfp4moe.experts.residence import check_residence
 from mxfp4moe.layer import MoELayer
 from mxfp4moe.loading import load_layers
 from mxfp4moe.model.causal_lm import CausalLM
@@ -55,23 +56,30 @@ class Ranks:
 
     @contextmanager
     def model(
-        self, path: Any, quantize: QuantizeFormat | None, quantize_dense: QuantizeFormat | None
+        self,
+        path: Any,
+        quantize: QuantizeFormat | None,
+        quantize_dense: QuantizeFormat | None,
+        memory_limit: int | None,
     ) -> Iterator[CausalLM]:
         """The model, on rank 0; afterwards the other ranks are told that there are no more tokens."""
         with self._all_load():
-            decoder = load_decoder(path, quantize, quantize_dense, None, self._experts)
+            residence = check_residence("mapped", memory_limit)
+            decoder = load_decoder(path, quantize, quantize_dense, None, self._experts, residence)
         try:
             yield CausalLM._make(decoder.with_blocks(self._spread), os.fspath(path))
         finally:
             self._channel.end()
 
-    def serve(self, path: Any, quantize: QuantizeFormat | None) -> None:
+    def serve(self, path: Any, quantize: QuantizeFormat | None, memory_limit: int | None) -> None:
         """Compute experts until rank 0 has no more tokens."""
         with self._all_load():
             from mxfp4moe import checkpoint
 
             ids = self._experts(checkpoint.open(path).num_experts)
-            parts = load_layers(path, experts=ids, quantize=quantize, progress=False)
+            parts = load_layers(
+                path, experts=ids, quantize=quantize, progress=False, memory_limit=memory_limit
+            )
         try:
             for layer in cycle([self._spread(part) for part in parts]):
                 layer._serve()

@@ -99,12 +99,6 @@ def load_model(args: argparse.Namespace) -> CausalLM:
     from mxfp4moe.model.causal_lm import CausalLM
 
     if args.memory_limit is not None:
-        for option in ("quantize", "quantize_dense"):
-            if getattr(args, option) is not None:
-                name = option.replace("_", "-")
-                args.parser.error(
-                    f"argument --{name}: expected none with --memory-limit, for a packed folder"
-                )
         return CausalLM.open(args.checkpoint, memory_limit=args.memory_limit)
     return CausalLM.from_checkpoint(
         args.checkpoint, quantize=args.quantize, quantize_dense=args.quantize_dense
@@ -120,18 +114,20 @@ def num_started_ranks() -> int:
 
 def with_model(args: argparse.Namespace, use: Callable[[CausalLM], int]) -> int:
     """Load the model and use it. Of several ranks, which mpirun starts, rank 0 uses it with all of them."""
+    for option in ("quantize", "quantize_dense"):
+        if args.memory_limit is not None and getattr(args, option) is not None:
+            name = option.replace("_", "-")
+            args.parser.error(f"argument --{name}: expected none with --memory-limit, for a packed folder")
     if num_started_ranks() == 1:
         return use(load_model(args))
-    if args.memory_limit is not None:
-        args.parser.error("argument --memory-limit: expected one process, not several ranks")
     from mxfp4moe.mpi.whole_model import RankError, Ranks
 
     try:
         ranks = Ranks()
         if ranks.rank:
-            ranks.serve(args.checkpoint, args.quantize)
+            ranks.serve(args.checkpoint, args.quantize, args.memory_limit)
             return 0
-        with ranks.model(args.checkpoint, args.quantize, args.quantize_dense) as lm:
+        with ranks.model(args.checkpoint, args.quantize, args.quantize_dense, args.memory_limit) as lm:
             return use(lm)
     except RankError as error:
         raise ValueError(str(error)) from error
