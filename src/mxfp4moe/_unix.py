@@ -1,10 +1,12 @@
-"""What Python offers on Unix systems alone: locks of files, the limit of addresses, the end of a terminal."""
+"""What Python offers on Unix systems alone: locks of files, limits of addresses, forks, ends of terminals."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import resource
 import signal
+from collections.abc import Callable
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Those that end a process in the ordinary way."""
@@ -18,3 +20,8 @@ def lock(descriptor: int) -> None:
 def has_unlimited_addresses() -> bool:
     """Whether mapping files is not counted against a limit of this process."""
     return resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def call_in_forked_children(function: Callable[[], None]) -> None:
+    """Let a function be called in each child of `os.fork`, whose only thread is the one that forked."""
+    os.register_at_fork(after_in_child=function)

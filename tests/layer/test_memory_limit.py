@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import pickle
+import signal
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -211,6 +213,22 @@ def test_threads_share_a_limit(tmp_path: Path, rng: np.random.Generator) -> None
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(24)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the test runner has threads
+def test_children_of_fork_do_not_wait_for_threads_of_the_parent(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    whole, x = saved(rng, tmp_path / "layer"), rng.standard_normal((20, K), np.float32)
+    layer = opened(tmp_path / "layer", 3)
+    cached = layer.experts._cached
+    assert cached is not None
+    with cached.budget.hold(cached, [0, 1, 2]):  # as a call in another thread does
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(0 if np.array_equal(layer(x, num_threads=1), whole(x, num_threads=1)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 # --- layers of a model --------------------------------------------------------------------------------------

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Condition, Thread
 from typing import NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 
+from mxfp4moe import _unix
 from mxfp4moe._arguments import value_error
 from mxfp4moe._file_bytes import FilePages
 
@@ -133,6 +135,12 @@ class MemoryBudget:
         self._pinned: set[_Key] = set()
         self._least = 0
         self._changed = Condition()
+        _budgets.add(self)
+
+    def _forget_threads(self) -> None:
+        """In a child of fork: calls of other threads are none of this process, nor are their locks."""
+        self._changed = Condition()
+        self._holds.clear()
 
     @property
     def resident_bytes(self) -> int:
@@ -287,6 +295,17 @@ class MemoryBudget:
             self._holds.subtract(keys)
             self._holds = +self._holds
             self._changed.notify_all()
+
+
+_budgets: WeakSet[MemoryBudget] = WeakSet()
+
+
+def _forget_threads() -> None:
+    for budget in list(_budgets):
+        budget._forget_threads()
+
+
+_unix.call_in_forked_children(_forget_threads)
 
 
 def _num_bytes(keys: Iterable[_Key]) -> int:
