@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from packed_examples import ROUTINGS, make_layer
 
 import mxfp4moe as mx
 
@@ -17,3 +20,12 @@ def best_isa(request: pytest.FixtureRequest) -> Iterator[None]:
     else:
         with mx.use_isa(mx.supported_isas()[-1]):
             yield
+
+
+@pytest.fixture
+def saved(rng: np.random.Generator, tmp_path: Path) -> tuple[Path, list[float]]:
+    """A packed layer, and the numbers that the examples print."""
+    layer = make_layer(rng, next(iter(ROUTINGS)))
+    layer.save(tmp_path / "layer.packed")
+    result = layer(np.ones(layer.hidden_size, np.float32))
+    return tmp_path / "layer.packed", [float(result[0]), float(result[-1])]

@@ -16,6 +16,7 @@ from layer_fields import random_call
 from onnx_models import BF16, Model, library, node, run
 from packed_examples import FORMATS, ROUTINGS, activation_of, make_experts, make_layer
 from problems import assert_same_bits
+from programs import EXAMPLES, needs_sources
 
 import mxfp4moe as mx
 
@@ -343,6 +344,14 @@ def test_no_thread_is_made(rng: np.random.Generator, tmp_path: Path) -> None:
     environment = {"PYTHONPATH": ":".join(sys.path)}
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
+
+
+@needs_sources
+def test_example() -> None:
+    printed = subprocess.run(
+        [sys.executable, EXAMPLES / "onnx" / "layer.py"], capture_output=True, text=True, timeout=120
+    )
+    assert (printed.returncode, printed.stdout) == (0, "(2, 3, 64) True\n"), printed.stderr
 
 
 def test_one_symbol_is_exported() -> None:

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_examples import ROUTINGS, make_layer
-from paths import ROOT
+from programs import EXAMPLES, compiler, needs_sources, numbers, run
 
 import mxfp4moe as mx
 from mxfp4moe._embedding import library_dir
 from mxfp4moe.cli import main
-
-EXAMPLES = ROOT / "examples" / "embedding"
-
-needs_sources = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="needs the examples of the sources")
-
-
-def compiler(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"needs {name}")
-    return found
-
-
-def run(*command: str | Path, **options: str) -> str:
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, **options)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
-@pytest.fixture
-def saved(rng: np.random.Generator, tmp_path: Path) -> tuple[Path, list[float]]:
-    """A packed layer, and the numbers that the examples print."""
-    layer = make_layer(rng, next(iter(ROUTINGS)))
-    layer.save(tmp_path / "layer.packed")
-    result = layer(np.ones(layer.hidden_size, np.float32))
-    return tmp_path / "layer.packed", [float(result[0]), float(result[-1])]
-
-
-def numbers(text: str) -> list[float]:
-    return [float(np.float32(word)) for word in text.split()]
 
 
 def flags(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
@@ -80,6 +48,14 @@ def test_cpp(saved: tuple[Path, list[float]], tmp_path: Path, capsys: pytest.Cap
     strict = ["-std=c++17", "-Wall", "-Wextra", "-Werror"]
     options = flags(capsys)
     run(compiler("c++"), *strict, EXAMPLES / "cpp" / "layer.cpp", *options, "-o", tmp_path / "layer")
+    assert numbers(run(tmp_path / "layer", path)) == expected
+
+
+@needs_sources
+def test_rust(saved: tuple[Path, list[float]], tmp_path: Path) -> None:
+    path, expected = saved
+    folder = [f"-Lnative={library_dir()}", f"-Clink-arg=-Wl,-rpath,{library_dir()}"]
+    run(compiler("rustc"), *folder, EXAMPLES / "rust" / "layer.rs", "-o", tmp_path / "layer")
     assert numbers(run(tmp_path / "layer", path)) == expected
 
 

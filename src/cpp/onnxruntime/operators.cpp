@@ -100,8 +100,8 @@ void FusedExperts::compute(const Call& call) const {
   args.topk_ids = narrow.data();
   args.num_tokens = num_tokens;
   args.top_k = ids.shape.back();
-  const mxfp4moe_options options = threads_.of(call);
-  check(mxfp4moe_fused_experts(experts_.get(), &args, &options));
+  const CallOptions options(threads_, call);
+  check(mxfp4moe_fused_experts(experts_.get(), &args, options.get()));
 }
 
 void FusedExperts::infer_shapes(const ShapeInference& shapes) { infer_like_input(shapes); }
@@ -120,8 +120,8 @@ void Linears::compute(const Call& call) const {
   args.hidden_states_dtype = args.out_dtype = dtype_of(hidden.type);
   args.out = call.output(0, with_last(tokens, num_rows_));
   args.num_tokens = product_of(tokens);
-  const mxfp4moe_options options = threads_.of(call);
-  check(mxfp4moe_apply_linear(linear_.get(), &args, &options));
+  const CallOptions options(threads_, call);
+  check(mxfp4moe_apply_linear(linear_.get(), &args, options.get()));
 }
 
 void Linears::infer_shapes(const ShapeInference& shapes) {
@@ -171,8 +171,8 @@ void Layers::compute(const Call& call) const {
   args.out = call.output(0, hidden.shape);
   args.num_tokens = product_of(tokens);
   args.propagate_nonfinite = propagate_nonfinite_;
-  const mxfp4moe_options options = threads_.of(call);
-  check(mxfp4moe_apply_layer(layer_.get(), &args, &options));
+  const CallOptions options(threads_, call);
+  check(mxfp4moe_apply_layer(layer_.get(), &args, options.get()));
 }
 
 void Layers::infer_shapes(const ShapeInference& shapes) { infer_like_input(shapes); }
@@ -206,8 +206,8 @@ void QuantizeMxfp4::compute(const Call& call) const {
   quantized.scales = {call.output(1, with_last(rows, columns / kBlock)),
                       static_cast<uint64_t>(values.num_elements() / kBlock)};
   if (values.num_elements() == 0) return;
-  const mxfp4moe_options options = threads_.of(call);
-  check(mxfp4moe_quantize(&shape, values.array(), &quantized, &options));
+  const CallOptions options(threads_, call);
+  check(mxfp4moe_quantize(&shape, values.array(), &quantized, options.get()));
 }
 
 void QuantizeMxfp4::infer_shapes(const ShapeInference& shapes) {
