@@ -16,7 +16,7 @@ from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.residence import MAPPED, Residence
 from mxfp4moe.experts.selection import ExpertIds, held_ids
 from mxfp4moe.layer_description import LayerDescription, later_fields, sliced
-from mxfp4moe.packed.container import PackedFile, Part, write_packed_file
+from mxfp4moe.packed.container import PackedFile, Part, packed_bytes, write_packed_file
 from mxfp4moe.packed.kinds import LAYER, file_meta, open_packed_file
 
 _ROUTING = "routing/"  # before the names of the arrays that the routing function takes
@@ -25,6 +25,18 @@ _MAX_LAYER_NUMBER = 1 << 40
 
 def save_layer(layer: LayerDescription[PackedExperts], path: str | os.PathLike[str]) -> None:
     """Write `layer` to a packed file, from which `open_layer` reads it."""
+    write_packed_file(path, *_describe(layer, with_experts=True))
+
+
+def layer_bytes(layer: LayerDescription[PackedExperts]) -> bytes:
+    """The packed file of `layer` without the weights of its experts, for who has them already."""
+    return packed_bytes(*_describe(layer, with_experts=False))
+
+
+def _describe(
+    layer: LayerDescription[PackedExperts], *, with_experts: bool
+) -> tuple[dict[str, Any], list[Part]]:
+    """The table of contents of a packed file, and its parts."""
     if not isinstance(layer.routing, str):
         got = describe(layer.routing)
         raise type_error("routing", "the name of a routing function, for a layer to be saved", got)
@@ -38,7 +50,7 @@ def save_layer(layer: LayerDescription[PackedExperts], path: str | os.PathLike[s
         value = values[name]
         if kind == "experts":
             specs[name] = None if value is None else value.spec.to_json()
-            parts += [] if value is None else value._file_parts(name)
+            parts += [] if value is None or not with_experts else value._file_parts(name)
         elif kind == "array":
             arrays[name] = value
             options |= {name: True} if name in later else {}
@@ -52,7 +64,7 @@ def save_layer(layer: LayerDescription[PackedExperts], path: str | os.PathLike[s
             arguments[name] = _plain(f"routing_arguments[{name!r}]", value)
     parts += [Part(name, array) for name, array in arrays.items() if array is not None]
     last = {"top_k": layer.top_k, "routing": layer.routing, "routing_arguments": arguments}
-    write_packed_file(path, file_meta(LAYER, options) | specs | last, parts)
+    return file_meta(LAYER, options) | specs | last, parts
 
 
 def open_layer(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -311,7 +312,7 @@ def test_experts_that_are_gone(rng: np.random.Generator, backend: str) -> None:
     del call
     jax.clear_caches()
     gc.collect()
-    with pytest.raises(RUNTIME_ERRORS, match="experts: expected those that the function was tra"):
+    with pytest.raises(RUNTIME_ERRORS, match="experts: expected what the function was traced"):
         jax.block_until_ready(compiled(*arrays))
 
 
@@ -337,7 +338,7 @@ def test_experts_that_go_while_others_compute(rng: np.random.Generator, backend:
             try:
                 got = np.asarray(compiled(*arrays))
             except RUNTIME_ERRORS as error:
-                outcomes.append("they are gone" in str(error))
+                outcomes.append("it is gone" in str(error))
                 return
             finally:
                 begun.set()
@@ -388,10 +389,47 @@ def test_layer_fields(rng: np.random.Generator, backend: str, fields: Any) -> No
     def run(x: Any, router: Any) -> Any:
         return mxfp4moe.jax.layer(x, layer, router_hidden_states=router, dtype=np.float32)
 
+    assert mxfp4moe.jax.backend(layer) == backend
     expected = layer(x, out=np.empty(x.shape, np.float32), **call.inputs)
     assert_same_bits(np.asarray(jax.jit(run)(x, call.router)), expected)
     several = np.asarray(jax.vmap(run)(x[:, None], None if call.router is None else call.router[:, None]))
     assert_same_bits(several[:, 0], expected)
+
+
+@pytest.mark.parametrize("name", [*FORMATS[::4], *OF_PYTHON])
+def test_experts_of_layers(rng: np.random.Generator, backend: str, name: str) -> None:
+    """Of formats that the C library does not read, too; a token that is not finite has NaN as result."""
+    experts = make_experts(rng, name)
+    router = rng.standard_normal((experts.num_experts, experts.hidden_size), np.float32)
+    options: dict[str, Any] = {"top_k": 2, "activation": activation_of(experts), "nonfinite": "propagate"}
+    layer = mx.MoELayer(experts, router, shared_experts=make_experts(rng, name, 1), **options)
+    x = rng.standard_normal((NUM_TOKENS, experts.hidden_size)).astype(BF16)
+    x[3, 1] = np.nan
+    assert mxfp4moe.jax.backend(layer) == backend
+    got = np.asarray(jax.jit(lambda x: mxfp4moe.jax.layer(x, layer))(x))
+    assert np.isnan(got[3]).all()
+    assert_same_bits(got, layer(x))
+
+
+def test_experts_within_a_limit_of_memory(rng: np.random.Generator, tmp_path: Path, backend: str) -> None:
+    """Python decides which of them are in memory, so it is called back."""
+    make_layer(rng, next(iter(ROUTINGS))).save(tmp_path / "layer")
+    layer = mx.MoELayer.open(tmp_path / "layer", memory_limit=1 << 20)
+    x = rng.standard_normal((NUM_TOKENS, layer.hidden_size), np.float32)
+    assert_same_bits(np.asarray(jax.jit(lambda x: mxfp4moe.jax.layer(x, layer))(x)), layer(x))
+    assert mxfp4moe.jax.backend(layer) == mxfp4moe.jax.backend(layer.experts) == "pure_callback"
+
+
+def test_layers_that_are_gone(rng: np.random.Generator, backend: str) -> None:
+    layers = [make_layer(rng, next(iter(ROUTINGS)))]
+    x = rng.standard_normal((NUM_TOKENS, layers[0].hidden_size), np.float32)
+    compiled = jax.jit(lambda x: mxfp4moe.jax.layer(x, layers[0])).lower(x).compile()
+    assert_same_bits(np.asarray(compiled(x)), layers[0](x))
+    layers.clear()
+    jax.clear_caches()
+    gc.collect()
+    with pytest.raises(RUNTIME_ERRORS, match="layer: expected what the function was traced with"):
+        jax.block_until_ready(compiled(x))
 
 
 def test_layers_of_own_routing_slices_and_wrong_calls(rng: np.random.Generator, backend: str) -> None:
@@ -403,6 +441,7 @@ def test_layers_of_own_routing_slices_and_wrong_calls(rng: np.random.Generator, 
         layer.experts, layer.router_weight, top_k=2, routing=lambda logits, k: mx.topk_sigmoid(logits, k)
     )
     assert_same_bits(np.asarray(jax.jit(lambda x: mxfp4moe.jax.layer(x, own))(x)), own(x))
+    assert {mxfp4moe.jax.backend(each) for each in (part, own)} == {"pure_callback"}
     with pytest.raises(TypeError, match="router_hidden_states: expected None, for the router of this layer"):
         jax.jit(lambda x: mxfp4moe.jax.layer(x, layer, router_hidden_states=x))(x)
     with pytest.raises(TypeError, match="layer: expected MoELayer, got None"):
@@ -415,6 +454,7 @@ def test_layers_of_own_routing_slices_and_wrong_calls(rng: np.random.Generator, 
 def test_backend(rng: np.random.Generator, backend: str) -> None:
     assert mxfp4moe.jax.backend() == backend
     assert mxfp4moe.jax.backend(Call(rng).experts) == backend
+    assert mxfp4moe.jax.backend(make_layer(rng, next(iter(ROUTINGS)))) == backend
     with pytest.raises(TypeError, match="weights: expected PackedExperts, MoELayer or None, got 3"):
         mxfp4moe.jax.backend(3)  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 #include <limits>
 #include <utility>
 
+#include "capi/given_layer.h"
 #include "capi/layer.h"
 #include "routing/ids.h"
 
@@ -119,6 +120,14 @@ mxfp4moe_status mxfp4moe_open_layer(const char* path, int32_t verify, const mxfp
                                     mxfp4moe_layer** layer) {
   return open_handle(path, "layer", verify, options, layer,
                      [](const PackedFile& file, const Call& call) { return Layer(file, call); });
+}
+
+mxfp4moe_status mxfp4moe::capi::make_layer(const uint8_t* data, int64_t size, const std::vector<GivenExperts>& given,
+                                           mxfp4moe_layer** layer) {
+  return guarded([&] {
+    const Call call(nullptr);
+    *layer = new mxfp4moe_layer{Layer(PackedFile(data, size, "layer", given), call)};
+  });
 }
 
 void mxfp4moe_close_layer(mxfp4moe_layer* layer) { delete layer; }

@@ -229,7 +229,7 @@ void Layer::read_router(const PackedFile& file, const Call& call) {
 
 mxfp4moe_layer_info Layer::info() const {
   mxfp4moe_layer_info info{};
-  info.format = experts_.format->number;
+  info.format = experts_.format == nullptr ? 0 : experts_.format->number;
   info.needs_input_ids = routes_by_ids();
   info.needs_router_hidden_states = has_router_input_;
   info.num_experts = experts_.shape.num_experts;

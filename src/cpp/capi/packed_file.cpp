@@ -85,6 +85,19 @@ PackedFile::PackedFile(const char* path, const std::string& kind, int verify_thr
   const uint16_t one = 1;
   if (*reinterpret_cast<const uint8_t*>(&one) != 1) fail("a little-endian machine", "a big-endian one");
   bytes_ = Bytes::of_file(path_);
+  read(kind);
+  if (verify_threads > 0) verify(verify_threads);
+}
+
+PackedFile::PackedFile(const uint8_t* data, int64_t size, const std::string& kind, std::vector<GivenExperts> given)
+    : path_("a layer in memory"), given_(std::move(given)) {
+  const std::shared_ptr<Bytes> bytes = Bytes::of_size(size, "a description of a layer");
+  std::memcpy(bytes->data(), data, static_cast<size_t>(size));
+  bytes_ = bytes;
+  read(kind);
+}
+
+void PackedFile::read(const std::string& kind) {
   const int64_t table_end = kHeaderBytes + read_header();
   const std::string_view text(reinterpret_cast<const char*>(bytes_->data()) + kHeaderBytes,
                               static_cast<size_t>(table_bytes_));
@@ -96,12 +109,17 @@ PackedFile::PackedFile(const char* path, const std::string& kind, int verify_thr
   }
   read_parts(round_up(table_end, kPage));
   check_kind(kind);
-  if (verify_threads > 0) verify(verify_threads);
 }
 
 const PartInfo* PackedFile::find(const std::string& name) const {
   const auto at = std::find_if(parts_.begin(), parts_.end(), [&](const PartInfo& part) { return part.name == name; });
   return at == parts_.end() ? nullptr : &*at;
+}
+
+const GivenExperts* PackedFile::find_given(const std::string& prefix) const {
+  const auto has_prefix = [&](const GivenExperts& experts) { return experts.prefix == prefix; };
+  const auto at = std::find_if(given_.begin(), given_.end(), has_prefix);
+  return at == given_.end() ? nullptr : &*at;
 }
 
 int64_t PackedFile::read_header() {

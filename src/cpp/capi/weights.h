@@ -19,6 +19,8 @@ struct Experts {
 
   // Those whose description and parts are under `prefix` in a file.
   static Experts of_file(const PackedFile& file, const std::string& prefix);
+  // Of their shape, no more is known than what computing needs; `format` is null.
+  static Experts of_given(const GivenExperts& given);
   static Experts of_arrays(const mxfp4moe_experts_arrays& arrays, int num_threads);
 
   void compute(const Call& call, MoeProblem problem) const;

@@ -156,6 +156,7 @@ const uint8_t* find_bytes(const PackedFile& file, const std::string& prefix, int
 }  // namespace
 
 Experts Experts::of_file(const PackedFile& file, const std::string& prefix) {
+  if (const GivenExperts* const given = file.find_given(prefix)) return of_given(*given);
   const Fields fields(file, prefix);
   fields.check_names({"format", "num_experts", "hidden_size", "intermediate_size", "gate_up_layout", "block_shape",
                       "w13_dtypes", "w2_dtypes"},
@@ -200,6 +201,16 @@ Experts Experts::of_file(const PackedFile& file, const std::string& prefix) {
   experts.layer = view_storage(shape, find_bytes(file, prefix, shape.num_experts, parts, layout.total));
   experts.num_bytes = layout.total;
   experts.bytes = file.bytes();
+  return experts;
+}
+
+Experts Experts::of_given(const GivenExperts& given) {
+  Experts experts;
+  experts.shape.num_experts = given.layer.num_experts;
+  experts.shape.hidden_size = given.layer.hidden_size;
+  experts.shape.intermediate_size = given.layer.intermediate_size;
+  experts.shape.gated = given.gated;
+  experts.layer = given.layer;
   return experts;
 }
 

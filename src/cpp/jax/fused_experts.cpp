@@ -1,8 +1,7 @@
-// The fused experts as a foreign function of XLA; src/mxfp4moe/jax/_ffi.py calls what is exported here.
+// The fused experts as a foreign function of XLA.
 #include <cstring>
 #include <vector>
 
-#include "capi/include/mxfp4moe.h"
 #include "jax/call_frame.h"
 #include "jax/weights_table.h"
 #include "kernels/registry.h"
@@ -13,32 +12,6 @@ using namespace mxfp4moe;
 using namespace mxfp4moe::jax;
 
 namespace {
-
-// It is never destroyed, because threads of XLA may use it until the last moment of the process.
-WeightsTable& table() {
-  static WeightsTable& instance = *new WeightsTable;
-  return instance;
-}
-
-// The experts of a number, for as long as this lives.
-class Use {
- public:
-  explicit Use(int64_t number) : number_(number), experts_(table().begin_use(number)) {
-    if (experts_ == nullptr) {
-      throw Failure{XLA_FFI_Error_Code_FAILED_PRECONDITION,
-                    "experts: expected those that the function was traced with, got none: they are gone"};
-    }
-  }
-  ~Use() { table().end_use(number_); }
-  Use(const Use&) = delete;
-  Use& operator=(const Use&) = delete;
-
-  const PackedLayer& experts() const { return *experts_; }
-
- private:
-  const int64_t number_;
-  const PackedLayer* const experts_;
-};
 
 const KernelTable& kernels_of(const CallFrame& call) {
   const int64_t index = call.integer("kernels");
@@ -70,9 +43,9 @@ void compute(const CallFrame& call) {
   call.check_counts(3, 1);
   const XLA_FFI_Buffer &hidden = call.argument(0), &weights = call.argument(1), &ids = call.argument(2);
   const XLA_FFI_Buffer& out = call.result(0);
-  const Use use(call.integer("number"));
+  const Use use(call.integer("number"), "experts");
   MoeProblem problem{};
-  problem.layer = use.experts();
+  problem.layer = use.weights().experts;
   problem.hidden_states = rows_of(hidden);
   problem.out = rows_of(out);
   problem.num_tokens = num_rows(hidden);
@@ -104,19 +77,6 @@ void compute(const CallFrame& call) {
 
 }  // namespace
 
-extern "C" {
-
-MXFP4MOE_API XLA_FFI_Error* mxfp4moe_jax_fused_experts(XLA_FFI_CallFrame* frame) { return guarded(frame, compute); }
-
-// The bytes of a PackedLayer, which the Python extension of the same version has made. Returns whether they are of
-// that size.
-MXFP4MOE_API int32_t mxfp4moe_jax_hold_experts(int64_t number, const void* experts, int64_t num_bytes) {
-  PackedLayer layer;
-  if (num_bytes != static_cast<int64_t>(sizeof(layer))) return 0;
-  std::memcpy(&layer, experts, sizeof(layer));
-  table().hold(number, layer);
-  return 1;
-}
-
-MXFP4MOE_API void mxfp4moe_jax_release(int64_t number) { table().release(number); }
+extern "C" MXFP4MOE_API XLA_FFI_Error* mxfp4moe_jax_fused_experts(XLA_FFI_CallFrame* frame) {
+  return guarded(frame, compute);
 }

@@ -1,10 +1,12 @@
 #include "jax/weights_table.h"
 
+#include "jax/call_frame.h"
+
 namespace mxfp4moe::jax {
 
-void WeightsTable::hold(int64_t number, const PackedLayer& experts) {
+void WeightsTable::hold(int64_t number, const Weights& weights) {
   const std::lock_guard<std::mutex> guard(lock_);
-  held_[number] = {experts, 0, false};
+  held_[number] = {weights, 0, false};
 }
 
 void WeightsTable::release(int64_t number) {
@@ -13,20 +15,33 @@ void WeightsTable::release(int64_t number) {
   if (at == held_.end()) return;
   at->second.is_released = true;
   unused_.wait(guard, [&] { return at->second.num_users == 0; });
+  mxfp4moe_close_layer(at->second.weights.layer);
   held_.erase(at);
 }
 
-const PackedLayer* WeightsTable::begin_use(int64_t number) {
+const Weights* WeightsTable::begin_use(int64_t number) {
   const std::lock_guard<std::mutex> guard(lock_);
   const auto at = held_.find(number);
   if (at == held_.end() || at->second.is_released) return nullptr;
   ++at->second.num_users;
-  return &at->second.experts;
+  return &at->second.weights;
 }
 
 void WeightsTable::end_use(int64_t number) {
   const std::lock_guard<std::mutex> guard(lock_);
   if (--held_.at(number).num_users == 0) unused_.notify_all();
+}
+
+WeightsTable& table() {
+  static WeightsTable& instance = *new WeightsTable;
+  return instance;
+}
+
+Use::Use(int64_t number, const char* argument) : number_(number), weights_(table().begin_use(number)) {
+  if (weights_ != nullptr) return;
+  const std::string name = argument;
+  throw Failure{XLA_FFI_Error_Code_FAILED_PRECONDITION,
+                name + ": expected what the function was traced with, got nothing: it is gone"};
 }
 
 }  // namespace mxfp4moe::jax

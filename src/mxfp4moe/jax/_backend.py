@@ -7,6 +7,7 @@ from typing import Any, Literal
 from mxfp4moe._arguments import describe, type_error
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.jax import _ffi
+from mxfp4moe.jax._handles import handle_of
 from mxfp4moe.layer import MoELayer
 
 Backend = Literal["ffi", "pure_callback"]
@@ -18,7 +19,8 @@ def backend(weights: PackedExperts | MoELayer | None = None) -> Backend:
     Parameters
     ----------
     weights : PackedExperts or MoELayer, optional
-        What calls are about; if not given, packed experts.
+        What calls are about: layers that only Python can compute, which are slices and those with a routing
+        function of your own, and experts within a limit of memory are called back for.
 
     Returns
     -------
@@ -39,8 +41,10 @@ def backend(weights: PackedExperts | MoELayer | None = None) -> Backend:
     """
     if weights is not None and not isinstance(weights, (PackedExperts, MoELayer)):
         raise type_error("weights", "PackedExperts, MoELayer or None", describe(weights))
-    in_library = weights is None or isinstance(weights, PackedExperts)
-    return "ffi" if in_library and _ffi.foreign_functions() is not None else "pure_callback"
+    in_library = _ffi.foreign_functions() is not None
+    if in_library and weights is not None:
+        in_library = handle_of(weights).in_library
+    return "ffi" if in_library else "pure_callback"
 
 
 def check_weights(name: str, value: Any, kind: type[Any]) -> None:

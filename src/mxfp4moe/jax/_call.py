@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from mxfp4moe import _core, config
 from mxfp4moe.jax import _ffi
-from mxfp4moe.jax._handles import find
+from mxfp4moe.jax._handles import Handle, find
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the kernels with the experts, or the layer, of a number; `argument` names them in errors.
+    """A call of the kernels with the experts, or the layer, of a handle; `argument` names them in errors.
 
     `options` are those that the library of foreign functions reads; it has no such call if they are None.
     """
 
     argument: str
-    number: int
+    handle: Handle
     settings: Settings
     dtype: np.dtype[Any]
     run: Run
@@ -52,7 +52,7 @@ class Call:
 
     def __call__(self, *arrays: Any) -> np.ndarray:
         """Compute it in Python, on a thread of XLA."""
-        weights = find(self.argument, self.number)
+        weights = find(self.argument, self.handle.number)
         given = [np.asarray(array) for array in arrays]
 
         def compute() -> np.ndarray:
@@ -72,10 +72,10 @@ def emit(name: str, call: Call, shape: tuple[int, ...], arrays: Sequence[jax.Arr
     result = jax.ShapeDtypeStruct(shape, call.dtype)
 
     def compute(*arrays: jax.Array) -> jax.Array:
-        if call.options is None or _ffi.foreign_functions() is None:
+        if call.options is None or not call.handle.in_library or _ffi.foreign_functions() is None:
             return jax.pure_callback(call, result, *arrays, vmap_method="broadcast_all")
-        numbers = {"number": call.number, **asdict(call.settings), **call.options}
-        return _ffi.call(result, arrays, numbers)
+        numbers = {"number": call.handle.number, "num_threads": call.settings.num_threads, **call.options}
+        return _ffi.call(name, result, arrays, numbers)
 
     def jvp(primals: Any, tangents: Any) -> NoReturn:
         raise TypeError(

@@ -22,7 +22,7 @@ from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.jax._arguments import FLOAT_DTYPES, as_floats, as_ids, check_last_axis, concrete
 from mxfp4moe.jax._backend import check_weights
 from mxfp4moe.jax._call import Call, Settings, emit
-from mxfp4moe.jax._handles import number_of
+from mxfp4moe.jax._handles import handle_of
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -110,7 +110,8 @@ def fused_experts(
     arguments = (activation, alpha, limit, options["apply_router_weight_on_input"], options["combine"])
     run = _Run(*arguments, None if mapping is None else tuple(mapping.tolist()))
     settings = Settings.here(num_threads)
-    call = Call("experts", number_of(experts), settings, result_dtype, run, options)
+    options["kernels"] = settings.kernels
+    call = Call("experts", handle_of(experts), settings, result_dtype, run, options)
     return emit("fused_experts", call, shape, [hidden, weights.astype(np.float32), ids])
 
 

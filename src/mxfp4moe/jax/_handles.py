@@ -10,41 +10,49 @@ import itertools
 import secrets
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 from mxfp4moe._arguments import value_error
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.jax import _ffi
+from mxfp4moe.layer import MoELayer
 
 # No number means anything in another process, where a compiled function may get by way of a file.
 _numbers = itertools.count(secrets.randbits(62) & ~0xFFFFFFFF)
 _lock = threading.RLock()  # a collection of garbage may come at any time, and ends the life of weights
 _by_number: dict[int, weakref.ref[Any]] = {}
-_numbers_by_id: dict[int, int] = {}
+_handles: dict[int, Handle] = {}
+"""By the identity of the weights."""
 
 
-def number_of(weights: Any) -> int:
-    """The number of these experts, or of this layer, from now on to their end."""
+class Handle(NamedTuple):
+    """A number, and whether the library of foreign functions finds the weights by it."""
+
+    number: int
+    in_library: bool
+
+
+def handle_of(weights: PackedExperts | MoELayer) -> Handle:
+    """The number of these weights, from now on to their end."""
     with _lock:
-        number = _numbers_by_id.get(id(weights))
-        if number is None:
+        handle = _handles.get(id(weights))
+        if handle is None:
             number = next(_numbers)
-            _by_number[number] = weakref.ref(weights)
-            _numbers_by_id[id(weights)] = number
-            weakref.finalize(weights, _forget, id(weights), number)
             functions = _ffi.foreign_functions()
-            if functions is not None and isinstance(weights, PackedExperts):
-                functions.hold(number, weights)
-        return number
+            handle = Handle(number, functions is not None and functions.hold(number, weights))
+            _by_number[number] = weakref.ref(weights)
+            _handles[id(weights)] = handle
+            weakref.finalize(weights, _forget, id(weights), handle)
+        return handle
 
 
-def _forget(identity: int, number: int) -> None:
+def _forget(identity: int, handle: Handle) -> None:
     with _lock:
-        _numbers_by_id.pop(identity, None)
-        _by_number.pop(number, None)
+        _handles.pop(identity, None)
+        _by_number.pop(handle.number, None)
     functions = _ffi.foreign_functions()
-    if functions is not None:
-        functions.release(number)
+    if functions is not None and handle.in_library:
+        functions.release(handle.number)
 
 
 def find(argument: str, number: int) -> Any:
@@ -53,5 +61,5 @@ def find(argument: str, number: int) -> Any:
         reference = _by_number.get(number)
     weights = None if reference is None else reference()
     if weights is None:
-        raise value_error(argument, "those that the function was traced with", "none: they are gone")
+        raise value_error(argument, "what the function was traced with", "nothing: it is gone")
     return weights

@@ -14,7 +14,8 @@ from mxfp4moe._arguments import check_dtype, check_shape, describe, type_error
 from mxfp4moe.jax._arguments import FLOAT_DTYPES, as_floats, as_ids, check_last_axis
 from mxfp4moe.jax._backend import check_weights
 from mxfp4moe.jax._call import Call, Settings, emit
-from mxfp4moe.jax._handles import number_of
+from mxfp4moe.jax._ffi import isa_number
+from mxfp4moe.jax._handles import handle_of
 from mxfp4moe.layer import MoELayer
 
 
@@ -92,7 +93,19 @@ def layer(
         arrays.append(ids)
     result_dtype = hidden.dtype if dtype is None else check_dtype("dtype", dtype, FLOAT_DTYPES)
     run = _Run(layer.separate_router_input, routes_by_ids)
-    call = Call("layer", number_of(layer), Settings.here(num_threads), np.dtype(result_dtype), run)
+    settings = Settings.here(num_threads)
+    isa = isa_number(settings.kernels)
+    options = (
+        None
+        if isa is None
+        else {
+            "isa": isa,
+            "has_router_input": run.has_router_input,
+            "has_input_ids": run.has_input_ids,
+            "propagate_nonfinite": layer.nonfinite == "propagate",
+        }
+    )
+    call = Call("layer", handle_of(layer), settings, np.dtype(result_dtype), run, options)
     return emit("layer", call, hidden.shape, arrays)
 
 

@@ -74,6 +74,29 @@ def is_packed_file(path: Path) -> bool:
 def write_packed_file(path: str | os.PathLike[str], meta: Mapping[str, Any], parts: Sequence[Part]) -> None:
     """Write `parts` and the JSON object `meta` to a packed file at `path`, atomically."""
     check_byte_order(str(path))
+    head, begins, data = _lay_out(meta, parts)
+    with atomic_file(Path(path)) as file:
+        file.write(head)
+        for begin, content in zip(begins, data, strict=False):
+            file.seek(begin)
+            file.write(content.data)
+        file.truncate(begins[-1])
+
+
+def packed_bytes(meta: Mapping[str, Any], parts: Sequence[Part]) -> bytes:
+    """The bytes of the file that `write_packed_file` writes."""
+    head, begins, data = _lay_out(meta, parts)
+    file = np.zeros(begins[-1], np.uint8)
+    file[: len(head)] = np.frombuffer(head, np.uint8)
+    for begin, content in zip(begins, data, strict=False):
+        file[begin : begin + content.nbytes] = content
+    return file.tobytes()
+
+
+def _lay_out(
+    meta: Mapping[str, Any], parts: Sequence[Part]
+) -> tuple[bytes, list[int], list[NDArray[np.uint8]]]:
+    """Header and table of contents; where each array begins, and the file ends; the bytes of each."""
     arrays = [np.asarray(part.array, order="C") for part in parts]
     data = [array.reshape(-1).view(np.uint8) for array in arrays]
     entries = [
@@ -91,12 +114,7 @@ def write_packed_file(path: str | os.PathLike[str], meta: Mapping[str, Any], par
         begins.append(_round_up(begins[-1] + content.nbytes))
     header = _HEADER.pack(MAGIC, VERSION, zlib.crc32(table), len(table), begins[-1], 0)
     header = header[:_CHECKED] + struct.pack("<I", zlib.crc32(header[:_CHECKED]))
-    with atomic_file(Path(path)) as file:
-        file.write(header + table)
-        for begin, content in zip(begins, data, strict=False):
-            file.seek(begin)
-            file.write(content.data)
-        file.truncate(begins[-1])
+    return header + table, begins, data
 
 
 class PackedFile(Mapping[str, "np.ndarray[Any, Any]"]):
