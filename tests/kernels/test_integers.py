@@ -291,7 +291,7 @@ def test_a_matrix_alone(isa, rng, tmp_path, format, has_zeros, shape, groups):
 
 @pytest.mark.parametrize("format", ["int4", "int8"])
 @pytest.mark.parametrize("has_zeros", [False, True])
-@pytest.mark.parametrize("bits", [8, 9, 15, 16, 17])
+@pytest.mark.parametrize("bits", [8, 9, 15, 16, 17, 19, 20, 21, 24])
 def test_weights_are_exact_by_scales_of_so_many_bits(isa, rng, format, has_zeros, bits):
     """A token that is 1 in one place reads off the weights, which float32 holds."""
     rows, k = 48, 64

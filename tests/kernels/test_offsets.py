@@ -114,6 +114,26 @@ def test_a_matrix_alone(isa, rng, tmp_path, format, shape, group_size, dtype):
     assert mx.PackedLinear.open(tmp_path / "linear.packed", verify=True) == linear
 
 
+@pytest.mark.parametrize("format", ["int4", "int8"])
+@pytest.mark.parametrize("group_size", [16, 32, 96])
+@pytest.mark.parametrize("bits", [8, 15, 16, 17, 20, 21, 24])
+def test_products_by_scales_of_so_many_bits_are_rounded_once(isa, rng, format, group_size, bits):
+    """Counts times scales with the first and the last of the bits set; tokens are 1 in one place."""
+    rows, k = 33, 96
+    (codes,), _, _ = random_integers(rng, format, (1, rows, k), k // group_size, np.float32, False)
+    factors = np.ldexp(1 + 2.0 ** (1 - bits), rng.integers(-8, 8, (rows, k // group_size)))
+    counts = reference.linear_float64(
+        np.eye(k), codes, np.ones(factors.shape, np.float32), format=format, offsets=np.zeros_like(factors)
+    )
+    expected = (counts.T * factors.repeat(group_size, axis=1)).astype(np.float32)
+    given = factors.astype(np.float32)
+    linear = mx.pack_linear(codes, given, format=format, offsets=np.zeros_like(given))
+    hidden = np.eye(k, dtype=np.float32)
+    assert_same_bits(linear(hidden).T, expected)
+    for i in range(0, k, 11):
+        assert_same_bits(linear(hidden[i : i + 4]), expected.T[i : i + 4])
+
+
 def test_offsets_may_be_anything(isa, rng):
     """An offset acts on its own row alone."""
     for value in (np.nan, np.inf, -np.inf, 0.0):

@@ -10,7 +10,8 @@ constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 constexpr int kRegisters = 16;
 constexpr int kDirectTokens = 4;
 // Scaled integers need more registers than two rows by four tokens leave.
-constexpr int64_t direct_limit(WeightFormat format) { return is_integer(format) ? 2 : kDirectTokens + 1; }
+constexpr int direct_tokens(WeightFormat format) { return is_integer(format) ? 3 : kDirectTokens; }
+constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens + 1; }
 constexpr int direct_rows(int tokens) { return tokens <= 2 ? 4 : 2; }
 constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
 // In four-bit formats, rows 0 and 2 of a quad are the low nibbles of its bytes and rows 1 and 3 the high ones, so that

@@ -11,6 +11,7 @@ constexpr int kParts = 1, kVecElements = 32, kLanes = 16;
 
 constexpr int kRegisters = 32;
 constexpr int kDirectTokens = 6;
+constexpr int direct_tokens(WeightFormat) { return kDirectTokens; }
 // Decoding eight bits takes longer than the dot products can hide.
 constexpr int64_t direct_limit(WeightFormat format) {
   return block_layout(format).weight_bits() == 8 ? kDirectTokens : INT64_MAX;

@@ -10,6 +10,7 @@ constexpr int kParts = 2, kVecElements = 16, kLanes = 16;
 
 constexpr int kRegisters = 32;
 constexpr int kDirectTokens = 6;
+constexpr int direct_tokens(WeightFormat) { return kDirectTokens; }
 constexpr int64_t direct_limit(WeightFormat format) {
   return block_layout(format).weight_bits() == 8 ? kDirectTokens : 16;
 }

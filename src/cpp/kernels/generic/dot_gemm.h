@@ -20,10 +20,10 @@
 //   kLanes                  8         8       16          16           floats of one accumulator
 //   kRegisters              16        16      32          32           vector registers
 //   kDirectTokens           1         4       6           6            the most tokens of a direct walk (1)
+//   direct_tokens(format)   1         4       6           6            the same for a format: 3 for integers on avx2
 //   direct_rows(tokens)     4         4 2     16 8 4      16 8 4       rows of a walk, fewer for more tokens (1)
 //   direct_segment_rows     4         4 2     16 8 4      16 4 2       the same with sums beside the accumulators (2)
 //   direct_limit(format)    1         5       16          all          the most tokens of the direct path (3)
-//   the same for integers   1         2       16 or 6     all or 6
 //   the same for 8 bits     1         5       6           6
 //   kDirectBlocks           0         16      0           0            K-blocks of a walk; 0 means all of K (4)
 //   pair_step(format)       -         2 1     -           1            distance of the rows of a walk of two rows (5)
@@ -65,8 +65,8 @@ struct PanelView {
   int64_t num_ranges;
   int64_t range_blocks;
   int64_t scale_rows;
-  bool has_zero_points;  // whether codes are not counted from the middle, by `scales` or by offsets
-  float* row_scales;     // room for what write_row_scales() or write_half_scales() writes
+  WeightFormat format;  // of the matrix, which may store no zero points though the decoder's format does
+  float* row_scales;    // room for what write_row_scales() or write_half_scales() writes
 };
 
 // The bytes of memory that the scales of a panel of rows of `k` weights may be written to.
@@ -86,7 +86,7 @@ inline PanelView panel_of(const PackedMatrix& m, int64_t panel, float* scale_buf
           m.num_ranges,
           m.range_blocks,
           m.scale_rows,
-          is_integer(Decoder::kFormat) && (m.format == Decoder::kFormat || has_offsets(m.format)),
+          m.format,
           scale_buffer + panel_scale_floats(m.k_blocks * kBlockK)};
 }
 
@@ -381,7 +381,7 @@ inline void slab_panel(const PanelView& panel, const TokenRows& tokens, Element*
 template <class Decoder>
 inline void panel_sums_by(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes, float* sums) {
   if (tokens.count <= direct_limit(Decoder::kFormat)) {
-    for_token_tiles<kDirectTokens>(tokens.count, [&](auto size, int64_t t) {
+    for_token_tiles<direct_tokens(Decoder::kFormat)>(tokens.count, [&](auto size, int64_t t) {
       direct_tile<Decoder, size.value>(panel, {tokens.x + t * tokens.stride, tokens.stride, size.value}, lanes);
       for (int i = 0; i < size.value; ++i) store(sums + (t + i) * kPanelRows, sum_lanes(lanes_of(lanes, i, 0)));
     });
@@ -434,9 +434,7 @@ inline void integer_panel_sums(const PanelView& panel, const TokenRows& tokens, 
       return panel_sums_by<HalfBlockIntegers<Decoder>>(scaled, tokens, slab, lanes, sums);
     }
     using Scaled = ScaledIntegers<Decoder::kFormat>;
-    const uint32_t inexact = inexact_bits<Decoder::kFormat>(panel.has_zero_points);
-    if (has_exact_products(panel.sum_scales, panel.num_ranges * panel.scale_rows, inexact)) {
-      write_row_scales<Decoder>(panel, Scaled::kZero, reinterpret_cast<RowScales*>(panel.row_scales));
+    if (write_row_scales<Decoder>(panel, Scaled::kZero, reinterpret_cast<RowScales*>(panel.row_scales))) {
       return panel_sums_by<Scaled>(scaled, tokens, slab, lanes, sums);
     }
   }

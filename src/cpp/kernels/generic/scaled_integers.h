@@ -7,28 +7,27 @@
 template <WeightFormat kFormat>
 constexpr int kCheapestZero = block_layout(kFormat).weight_bits() == 4 ? kCheapestInt4Zero : kCheapestInt8Zero;
 
+// The bits of a number other than the zeros at its end.
+constexpr int significant_bits(int number) {
+  const unsigned magnitude = static_cast<unsigned>(number < 0 ? -number : number);
+  return magnitude == 0 ? 0 : 32 - __builtin_clz(magnitude) - __builtin_ctz(magnitude);
+}
+
 // The bits of float32 that a scale must not use, so that the second product has no more than 24 bits, and the weight
-// neither: c - z has 8 bits, or 9 in a c of more bits without a z, or 16 in such a c with one. scale_and_add rounds
-// once, or else c is 0. Unless multiply_add rounds only once, the product of weight and activation, of 8 bits, must not
-// have more than 24 bits either.
-template <WeightFormat kFormat>
-constexpr uint32_t inexact_bits(bool has_zero_points) {
-  if (!kFusedProducts) return 0xffff;
-  return kCheapestZero<kFormat> >= -255 ? 0xff : has_zero_points ? 0xffff : 0x1ff;
+// neither. c - z has the bits of the one z of a format that stores none, or those of the largest sum. code - z has a
+// bit less where codes are counted from the middle. scale_and_add rounds once, or else c is 0. Unless multiply_add
+// rounds only once, the product of weight and activation, of 8 bits, must not have more than 24 bits either.
+constexpr uint32_t inexact_bits(WeightFormat format) {
+  const int bits = block_layout(format).weight_bits(), c = bits == 4 ? kCheapestInt4Zero : kCheapestInt8Zero;
+  const bool has_zeros = block_layout(format).scale_bytes != 0, is_centered = !has_zeros && !has_offsets(format);
+  const int sum_bits = 32 - __builtin_clz(static_cast<unsigned>(((1 << bits) - 1) - c));
+  const int addend_bits = has_zeros ? sum_bits : significant_bits(implied_zero(format) - c);
+  const int weight_bits = bits - (is_centered ? 1 : 0) + (kFusedProducts ? 0 : 8);
+  return (1u << (addend_bits > weight_bits ? addend_bits : weight_bits)) - 1;
 }
 
 // The factors of the scale are at most 2^16, so that its products are finite. Infinity and NaN are larger.
 constexpr uint32_t kLargestExactScale = static_cast<uint32_t>(127 + 111) << 23;
-
-inline bool has_exact_products(const float* scales, int64_t count, uint32_t inexact) {
-  uint32_t any = 0, largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = f32_bits(scales[i]), magnitude = bits & 0x7fffffffu;
-    any |= bits;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  return (any & inexact) == 0 && largest <= kLargestExactScale;
-}
 
 // What the rows of a K-block have beside their codes, in the place of block scales.
 struct RowScales {
@@ -63,40 +62,54 @@ template <WeightFormat kFormat>
 constexpr int kQuadScaleBytes<ScaledIntegers<kFormat>> = 4 * sizeof(float);
 
 // Writes the scales of the K-blocks of a panel, which has a float32 scale for each row, or one for all rows, and range
-// of K, and zero points as `Decoder` has them, all alike if it came without any.
+// of K, and zero points as `Decoder` has them, all alike unless the format stores them. Tells whether all products are
+// exact, without which what has been written is of no use.
 template <class Decoder, class Panel>
-inline void write_row_scales(const Panel& panel, int zero, RowScales* out) {
-  const F32 common = broadcast(static_cast<float>(zero - Decoder::zero_of(panel.scales, 0)));
+inline bool write_row_scales(const Panel& panel, int zero, RowScales* out) {
+  // These are copies, which the compiler knows not to change while scales are written.
+  const int64_t k_blocks = panel.k_blocks, range_blocks = panel.range_blocks, scale_rows = panel.scale_rows;
   const uint8_t* zeros = panel.scales;
-  const float* of_range = panel.sum_scales;
-  for (int64_t kb = 0; kb < panel.k_blocks; of_range += panel.scale_rows) {
-    const F32 scales = panel.scale_rows == 1 ? broadcast(*of_range) : load(of_range);
-    const int64_t end = kb + panel.range_blocks < panel.k_blocks ? kb + panel.range_blocks : panel.k_blocks;
-    for (; kb < end; ++kb, zeros += kScaleBytes<Decoder>, ++out) {
-      store(out->scale, scales);
-      if (!panel.has_zero_points) {
-        store(out->addend, mul(common, scales));
-        continue;
-      }
-      uint8_t of_rows[kPanelRows];  // a copy, which the compiler knows not to change while differences are written
-      std::memcpy(of_rows, zeros, kPanelRows);
+  U32 any = broadcast_u32(0), largest = broadcast_u32(0);
+  const auto write = [&](auto&& addend_of) MXFP4MOE_INLINE_LAMBDA {
+    const float* of_range = panel.sum_scales;
+    for (int64_t kb = 0; kb < k_blocks; of_range += scale_rows) {
+      const F32 scales = scale_rows == 1 ? broadcast(*of_range) : load(of_range);
+      any = bit_or(any, bits(scales));
+      largest = max_u32(largest, bit_and(bits(scales), broadcast_u32(0x7fffffffu)));
+      const int64_t end = kb + range_blocks < k_blocks ? kb + range_blocks : k_blocks;
+      do {
+        store(out->scale, scales);
+        store(out->addend, addend_of(kb, scales));
+        ++out;
+      } while (++kb < end);
+    }
+  };
+  if (panel.format != Decoder::kFormat) {
+    const F32 difference = broadcast(static_cast<float>(zero - Decoder::zero_of(zeros, 0)));
+    write([&](int64_t, F32 scales) MXFP4MOE_INLINE_LAMBDA { return mul(difference, scales); });
+  } else {
+    write([&](int64_t kb, F32 scales) MXFP4MOE_INLINE_LAMBDA {
+      uint8_t of_rows[kPanelRows];
+      std::memcpy(of_rows, zeros + kb * kScaleBytes<Decoder>, kPanelRows);
       float differences[kPanelRows];
       for (int row = 0; row < kPanelRows; ++row) {
         differences[row] = static_cast<float>(zero - Decoder::zero_of(of_rows, row));
       }
-      store(out->addend, mul(load(differences), scales));
-    }
+      return mul(load(differences), scales);
+    });
   }
+  const U32 inexact = bit_and(any, broadcast_u32(inexact_bits(panel.format)));
+  return reduce_max_u32(inexact) == 0 && reduce_max_u32(largest) <= kLargestExactScale;
 }
 
 // --- scales of halves of K-blocks ---
 
-// What a quad of rows of a K-block has beside its codes where each half of the K-block has a scale.
+// What the rows of a K-block have beside their codes where each half of the K-block has a scale.
 struct HalfScales {
-  float scale[2][4];
-  int32_t zero[4];
+  float scale[2][kPanelRows];
+  int32_t zero[kPanelRows];
 };
-constexpr int64_t kMaxRowScaleBytes = 4 * sizeof(HalfScales);
+constexpr int64_t kMaxRowScaleBytes = sizeof(HalfScales);
 static_assert(kMaxRowScaleBytes >= static_cast<int64_t>(sizeof(RowScales)), "one buffer serves both");
 
 // Weights of `Decoder`, each rounded once to float32 after it is multiplied by the scale of its half.
@@ -105,13 +118,15 @@ struct HalfBlockIntegers {
   static constexpr WeightFormat kFormat = Decoder::kFormat;
   static constexpr int kSumFactor = 1;
 
+  // `scales` points to the scale of the first half of the first row of the quad.
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
-    const HalfScales& of_rows = *reinterpret_cast<const HalfScales*>(scales);
-    const auto zero_of = [&](auto row) MXFP4MOE_INLINE_LAMBDA { return of_rows.zero[row.value]; };
+    const float* of_rows = reinterpret_cast<const float*>(scales);
+    const int32_t* zeros = reinterpret_cast<const int32_t*>(scales + offsetof(HalfScales, zero));
+    const auto zero_of = [&](auto row) MXFP4MOE_INLINE_LAMBDA { return zeros[row.value]; };
     const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
       constexpr int half = part.value * kVecElements / (kBlockK / 2);
-      f(row, part, scale_vec(vec, of_rows.scale[half][row.value]));
+      f(row, part, scale_vec(vec, of_rows[half * kPanelRows + row.value]));
     };
     if constexpr (Decoder::kNibbles) {
       each_int4(quad, zero_of, scaled);
@@ -122,21 +137,25 @@ struct HalfBlockIntegers {
 };
 
 template <class Decoder>
-constexpr int kScaleBytes<HalfBlockIntegers<Decoder>> = 4 * sizeof(HalfScales);
+constexpr int kScaleBytes<HalfBlockIntegers<Decoder>> = sizeof(HalfScales);
+template <class Decoder>
+constexpr int kQuadScaleBytes<HalfBlockIntegers<Decoder>> = 4 * sizeof(float);
 
-// Writes the scales and the zero points of the quads of a panel, which has a float32 scale for each row and half.
+// Writes the scales and the zero points of the K-blocks of a panel, which has a float32 scale for each row, or one for
+// all rows, and half of a K-block.
 template <class Decoder, class Panel>
 inline void write_half_scales(const Panel& panel, HalfScales* out) {
-  for (int64_t kb = 0; kb < panel.k_blocks; ++kb) {
-    for (int row = 0; row < kPanelRows; ++row) {
-      HalfScales& quad = out[kb * 4 + row / 4];
-      quad.zero[row % 4] = Decoder::zero_of(panel.scales + kb * kScaleBytes<Decoder>, row);
-      for (int half = 0; half < 2; ++half) {
-        const int64_t range = 2 * kb + half;
-        const float* scales = panel.sum_scales + range * panel.scale_rows;
-        // The last half may be padding.
-        quad.scale[half][row % 4] = range < panel.num_ranges ? scales[panel.scale_rows == 1 ? 0 : row] : 0.0f;
-      }
+  for (int64_t kb = 0; kb < panel.k_blocks; ++kb, ++out) {
+    uint8_t zeros[kPanelRows];
+    std::memcpy(zeros, panel.scales + kb * kScaleBytes<Decoder>, kPanelRows);
+    for (int row = 0; row < kPanelRows; ++row) out->zero[row] = Decoder::zero_of(zeros, row);
+    for (int half = 0; half < 2; ++half) {
+      const int64_t range = 2 * kb + half;
+      const float* scales = panel.sum_scales + range * panel.scale_rows;
+      // The last half may be padding.
+      const bool is_padding = range >= panel.num_ranges;
+      store(out->scale[half],
+            is_padding ? broadcast(0.0f) : panel.scale_rows == 1 ? broadcast(*scales) : load(scales));
     }
   }
 }

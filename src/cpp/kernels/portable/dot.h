@@ -14,6 +14,7 @@ constexpr int kParts = 4, kVecElements = 8, kLanes = 8;
 
 constexpr int kRegisters = 16;
 constexpr int kDirectTokens = 1;
+constexpr int direct_tokens(WeightFormat) { return kDirectTokens; }
 constexpr int64_t direct_limit(WeightFormat) { return kDirectTokens; }
 constexpr int direct_rows(int) { return 4; }
 constexpr int direct_segment_rows(int tokens) { return direct_rows(tokens); }
