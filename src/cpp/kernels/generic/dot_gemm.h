@@ -59,14 +59,15 @@ constexpr int64_t kSlabBlocks = kSlabBytes / (kPanelRows * kBlockK * static_cast
 struct PanelView {
   const uint8_t* weights;
   const uint8_t* scales;
+  int64_t scales_begin;  // the K-block whose scales come first
   int64_t k_blocks;
   const float* sum_scales;  // [ranges][scale_rows], or null
   const float* offsets;     // as the scales, or null
   int64_t num_ranges;
   int64_t range_blocks;
   int64_t scale_rows;
-  WeightFormat format;  // of the matrix, which may store no zero points though the decoder's format does
-  float* row_scales;    // room for what write_row_scales() or write_half_scales() writes
+  WeightFormat format;    // of the matrix, which may store no zero points though the decoder's format does
+  float* written_scales;  // room for those of decoders that write them
 };
 
 // The bytes of memory that the scales of a panel of rows of `k` weights may be written to.
@@ -80,6 +81,7 @@ inline PanelView panel_of(const PackedMatrix& m, int64_t panel, float* scale_buf
   const PanelScales scales = scales_of_panel<Decoder>(m, panel, scale_buffer);
   return {m.weights + blocks * kWeightBytes<Decoder>,
           scales.block_scales,
+          0,
           m.k_blocks,
           scales.sum_scales,
           scales.offsets,
@@ -88,6 +90,18 @@ inline PanelView panel_of(const PackedMatrix& m, int64_t panel, float* scale_buf
           m.scale_rows,
           m.format,
           scale_buffer + panel_scale_floats(m.k_blocks * kBlockK)};
+}
+
+// Returns the panel with the scales of a range of K-blocks as `Decoder` reads them.
+template <class Decoder>
+inline PanelView with_scales(const PanelView& panel, BlockRange range) {
+  PanelView view = panel;
+  if constexpr (kWritesScales<Decoder>) {
+    Decoder::write_scales(panel, range, panel.written_scales);
+    view.scales = reinterpret_cast<const uint8_t*>(panel.written_scales);
+    view.scales_begin = range.begin;
+  }
+  return view;
 }
 
 struct TokenRows {
@@ -186,7 +200,8 @@ MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const 
                                    Acc (&acc)[R::kCount][kTokens]) {
   constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kQuadScaleBytes<Decoder>;
   const uint8_t* w = panel.weights + range.begin * kWeightBytes<Decoder> + first_row / 4 * kQuadBytes;
-  const uint8_t* s = panel.scales + range.begin * kScaleBytes<Decoder> + first_row / 4 * kQuadScales;
+  const int64_t scales_before = range.begin - panel.scales_begin;
+  const uint8_t* s = panel.scales + scales_before * kScaleBytes<Decoder> + first_row / 4 * kQuadScales;
   const Element* x[kTokens];
   unroll<kTokens>([&](auto t) MXFP4MOE_INLINE_LAMBDA { x[t.value] = tokens.x + t.value * tokens.stride; });
   // The walks share the prefetching of the next panel into L2, so that memory is busy during all of them. Each brings a
@@ -195,7 +210,8 @@ MXFP4MOE_INLINE void direct_blocks(const PanelView& panel, int first_row, const 
   const uint8_t* next = panel.weights + panel.k_blocks * kWeightBytes<Decoder> + quads_before * kQuadBytes;
   const int64_t next_scales = panel.k_blocks * kScaleBytes<Decoder>;
   for (int64_t kb = range.begin; kb < range.end; ++kb) {
-    if (kScaleBytes<Decoder> != 0 && R::kFirst == 0) __builtin_prefetch(s + next_scales, 0, 2);
+    if (kScaleBytes<Decoder> != 0 && !kWritesScales<Decoder> && R::kFirst == 0)
+      __builtin_prefetch(s + next_scales, 0, 2);
     unroll<R::kQuads>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
       if (R::kFirst == 0) {
         unroll<kQuadBytes / 64>([&](auto line) MXFP4MOE_INLINE_LAMBDA {
@@ -245,13 +261,14 @@ inline void direct_tile(const PanelView& panel, const TokenRows& tokens, float* 
   const int64_t walk = kIsSegmented<Decoder> || kDirectBlocks == 0 ? panel.k_blocks : kDirectBlocks;
   for (BlockRange range{0, 0}; range.begin < panel.k_blocks; range.begin = range.end) {
     range.end = range.begin + walk < panel.k_blocks ? range.begin + walk : panel.k_blocks;
+    const PanelView view = with_scales<Decoder>(panel, range);
     for (int r = 0; r < kPanelRows; r += rows < 4 ? 4 : rows) {
       if constexpr (rows < 4) {
         constexpr int step = pair_step(Decoder::kFormat);
-        direct_rows_loop<Decoder, RowSet<2, 0, step>, kTokens>(panel, r, tokens, range, lanes);
-        direct_rows_loop<Decoder, RowSet<2, 3 - step, step>, kTokens>(panel, r, tokens, range, lanes);
+        direct_rows_loop<Decoder, RowSet<2, 0, step>, kTokens>(view, r, tokens, range, lanes);
+        direct_rows_loop<Decoder, RowSet<2, 3 - step, step>, kTokens>(view, r, tokens, range, lanes);
       } else {
-        direct_rows_loop<Decoder, RowSet<rows>, kTokens>(panel, r, tokens, range, lanes);
+        direct_rows_loop<Decoder, RowSet<rows>, kTokens>(view, r, tokens, range, lanes);
       }
     }
   }
@@ -275,7 +292,8 @@ template <class Decoder>
 inline void decode_slab(const PanelView& panel, int64_t first_block, int64_t num_blocks, Element* slab) {
   constexpr int kQuadBytes = kWeightBytes<Decoder> / 4, kQuadScales = kQuadScaleBytes<Decoder>;
   const uint8_t* w = panel.weights + first_block * kWeightBytes<Decoder>;
-  const uint8_t* s = panel.scales + first_block * kScaleBytes<Decoder>;
+  const PanelView view = with_scales<Decoder>(panel, {first_block, first_block + num_blocks});
+  const uint8_t* s = view.scales + (first_block - view.scales_begin) * kScaleBytes<Decoder>;
   for (int64_t kb = 0; kb < num_blocks; ++kb) {
     unroll<4>([&](auto q) MXFP4MOE_INLINE_LAMBDA {
       Decoder::each_vec(w + kQuadBytes * q.value, s + kQuadScales * q.value,
@@ -427,15 +445,9 @@ template <class Decoder>
 inline void integer_panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes,
                                float* sums) {
   if constexpr (kMultipliesFloat32) {
-    PanelView scaled = panel;
-    scaled.scales = reinterpret_cast<const uint8_t*>(panel.row_scales);
-    if (panel.range_blocks == 0) {
-      write_half_scales<Decoder>(panel, reinterpret_cast<HalfScales*>(panel.row_scales));
-      return panel_sums_by<HalfBlockIntegers<Decoder>>(scaled, tokens, slab, lanes, sums);
-    }
-    using Scaled = ScaledIntegers<Decoder::kFormat>;
-    if (write_row_scales<Decoder>(panel, Scaled::kZero, reinterpret_cast<RowScales*>(panel.row_scales))) {
-      return panel_sums_by<Scaled>(scaled, tokens, slab, lanes, sums);
+    if (panel.range_blocks == 0) return panel_sums_by<HalfBlockIntegers<Decoder>>(panel, tokens, slab, lanes, sums);
+    if (has_exact_products(panel.sum_scales, panel.num_ranges * panel.scale_rows, inexact_bits(panel.format))) {
+      return panel_sums_by<ScaledIntegers<Decoder::kFormat>>(panel, tokens, slab, lanes, sums);
     }
   }
   panel_sums_by<Segmented<Decoder>>(panel, tokens, slab, lanes, sums);

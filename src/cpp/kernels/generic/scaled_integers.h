@@ -29,54 +29,39 @@ constexpr uint32_t inexact_bits(WeightFormat format) {
 // The factors of the scale are at most 2^16, so that its products are finite. Infinity and NaN are larger.
 constexpr uint32_t kLargestExactScale = static_cast<uint32_t>(127 + 111) << 23;
 
+inline bool has_exact_products(const float* scales, int64_t count, uint32_t inexact) {
+  uint32_t any = 0, largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = f32_bits(scales[i]), magnitude = bits & 0x7fffffffu;
+    any |= bits;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return (any & inexact) == 0 && largest <= kLargestExactScale;
+}
+
+// Some decoders read scales that are written for them. This is done for a range of K-blocks at a time, just before it
+// is decoded, so that what is written stays in L1. Such a decoder has write_scales(panel, range, out).
+template <class Decoder>
+constexpr bool kWritesScales = false;
+
 // What the rows of a K-block have beside their codes, in the place of block scales.
 struct RowScales {
   float scale[kPanelRows], addend[kPanelRows];
 };
 
-template <WeightFormat kFormat_>
-struct ScaledIntegers {
-  static constexpr WeightFormat kFormat = kFormat_;
-  static constexpr int kSumFactor = 1;
-  static constexpr int kZero = kCheapestZero<kFormat>;
-
-  // `scales` points to the scale of the first row of the quad.
-  template <class F>
-  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
-    const float* of_rows = reinterpret_cast<const float*>(scales);
-    const auto zero_of = [](auto) MXFP4MOE_INLINE_LAMBDA { return kZero; };
-    const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
-      f(row, part, scale_and_add(vec, of_rows[row.value], of_rows[kPanelRows + row.value]));
-    };
-    if constexpr (block_layout(kFormat).weight_bits() == 4) {
-      each_int4(quad, zero_of, scaled);
-    } else {
-      each_int8(quad, zero_of, scaled);
-    }
-  }
-};
-
-template <WeightFormat kFormat>
-constexpr int kScaleBytes<ScaledIntegers<kFormat>> = sizeof(RowScales);
-template <WeightFormat kFormat>
-constexpr int kQuadScaleBytes<ScaledIntegers<kFormat>> = 4 * sizeof(float);
-
-// Writes the scales of the K-blocks of a panel, which has a float32 scale for each row, or one for all rows, and range
-// of K, and zero points as `Decoder` has them, all alike unless the format stores them. Tells whether all products are
-// exact, without which what has been written is of no use.
+// Writes the scales of K-blocks of a panel, which has a float32 scale for each row, or one for all rows, and range of
+// K, and zero points as `Decoder` has them, all alike unless the format stores them.
 template <class Decoder, class Panel>
-inline bool write_row_scales(const Panel& panel, int zero, RowScales* out) {
+inline void write_row_scales(const Panel& panel, BlockRange blocks, int zero, RowScales* out) {
   // These are copies, which the compiler knows not to change while scales are written.
-  const int64_t k_blocks = panel.k_blocks, range_blocks = panel.range_blocks, scale_rows = panel.scale_rows;
+  const int64_t range_blocks = panel.range_blocks, scale_rows = panel.scale_rows;
   const uint8_t* zeros = panel.scales;
-  U32 any = broadcast_u32(0), largest = broadcast_u32(0);
   const auto write = [&](auto&& addend_of) MXFP4MOE_INLINE_LAMBDA {
-    const float* of_range = panel.sum_scales;
-    for (int64_t kb = 0; kb < k_blocks; of_range += scale_rows) {
+    int64_t range = blocks.begin / range_blocks;
+    for (int64_t kb = blocks.begin; kb < blocks.end; ++range) {
+      const float* of_range = panel.sum_scales + range * scale_rows;
       const F32 scales = scale_rows == 1 ? broadcast(*of_range) : load(of_range);
-      any = bit_or(any, bits(scales));
-      largest = max_u32(largest, bit_and(bits(scales), broadcast_u32(0x7fffffffu)));
-      const int64_t end = kb + range_blocks < k_blocks ? kb + range_blocks : k_blocks;
+      const int64_t range_end = (range + 1) * range_blocks, end = range_end < blocks.end ? range_end : blocks.end;
       do {
         store(out->scale, scales);
         store(out->addend, addend_of(kb, scales));
@@ -98,9 +83,41 @@ inline bool write_row_scales(const Panel& panel, int zero, RowScales* out) {
       return mul(load(differences), scales);
     });
   }
-  const U32 inexact = bit_and(any, broadcast_u32(inexact_bits(panel.format)));
-  return reduce_max_u32(inexact) == 0 && reduce_max_u32(largest) <= kLargestExactScale;
 }
+
+template <WeightFormat kFormat_>
+struct ScaledIntegers {
+  static constexpr WeightFormat kFormat = kFormat_;
+  static constexpr int kSumFactor = 1;
+  static constexpr int kZero = kCheapestZero<kFormat>;
+
+  template <class Panel>
+  static void write_scales(const Panel& panel, BlockRange blocks, float* out) {
+    write_row_scales<Integers<kFormat>>(panel, blocks, kZero, reinterpret_cast<RowScales*>(out));
+  }
+
+  // `scales` points to the scale of the first row of the quad.
+  template <class F>
+  static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
+    const float* of_rows = reinterpret_cast<const float*>(scales);
+    const auto zero_of = [](auto) MXFP4MOE_INLINE_LAMBDA { return kZero; };
+    const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
+      f(row, part, scale_and_add(vec, of_rows[row.value], of_rows[kPanelRows + row.value]));
+    };
+    if constexpr (block_layout(kFormat).weight_bits() == 4) {
+      each_int4(quad, zero_of, scaled);
+    } else {
+      each_int8(quad, zero_of, scaled);
+    }
+  }
+};
+
+template <WeightFormat kFormat>
+constexpr int kScaleBytes<ScaledIntegers<kFormat>> = sizeof(RowScales);
+template <WeightFormat kFormat>
+constexpr int kQuadScaleBytes<ScaledIntegers<kFormat>> = 4 * sizeof(float);
+template <WeightFormat kFormat>
+constexpr bool kWritesScales<ScaledIntegers<kFormat>> = true;
 
 // --- scales of halves of K-blocks ---
 
@@ -112,11 +129,34 @@ struct HalfScales {
 constexpr int64_t kMaxRowScaleBytes = sizeof(HalfScales);
 static_assert(kMaxRowScaleBytes >= static_cast<int64_t>(sizeof(RowScales)), "one buffer serves both");
 
+// Writes the scales and the zero points of K-blocks of a panel, which has a float32 scale for each row, or one for all
+// rows, and half of a K-block.
+template <class Decoder, class Panel>
+inline void write_half_scales(const Panel& panel, BlockRange blocks, HalfScales* out) {
+  for (int64_t kb = blocks.begin; kb < blocks.end; ++kb, ++out) {
+    uint8_t zeros[kPanelRows];
+    std::memcpy(zeros, panel.scales + kb * kScaleBytes<Decoder>, kPanelRows);
+    for (int row = 0; row < kPanelRows; ++row) out->zero[row] = Decoder::zero_of(zeros, row);
+    for (int half = 0; half < 2; ++half) {
+      const int64_t range = 2 * kb + half;
+      const float* scales = panel.sum_scales + range * panel.scale_rows;
+      // The last half may be padding.
+      const bool is_padding = range >= panel.num_ranges;
+      store(out->scale[half], is_padding ? broadcast(0.0f) : panel.scale_rows == 1 ? broadcast(*scales) : load(scales));
+    }
+  }
+}
+
 // Weights of `Decoder`, each rounded once to float32 after it is multiplied by the scale of its half.
 template <class Decoder>
 struct HalfBlockIntegers {
   static constexpr WeightFormat kFormat = Decoder::kFormat;
   static constexpr int kSumFactor = 1;
+
+  template <class Panel>
+  static void write_scales(const Panel& panel, BlockRange blocks, float* out) {
+    write_half_scales<Decoder>(panel, blocks, reinterpret_cast<HalfScales*>(out));
+  }
 
   // `scales` points to the scale of the first half of the first row of the quad.
   template <class F>
@@ -140,22 +180,5 @@ template <class Decoder>
 constexpr int kScaleBytes<HalfBlockIntegers<Decoder>> = sizeof(HalfScales);
 template <class Decoder>
 constexpr int kQuadScaleBytes<HalfBlockIntegers<Decoder>> = 4 * sizeof(float);
-
-// Writes the scales and the zero points of the K-blocks of a panel, which has a float32 scale for each row, or one for
-// all rows, and half of a K-block.
-template <class Decoder, class Panel>
-inline void write_half_scales(const Panel& panel, HalfScales* out) {
-  for (int64_t kb = 0; kb < panel.k_blocks; ++kb, ++out) {
-    uint8_t zeros[kPanelRows];
-    std::memcpy(zeros, panel.scales + kb * kScaleBytes<Decoder>, kPanelRows);
-    for (int row = 0; row < kPanelRows; ++row) out->zero[row] = Decoder::zero_of(zeros, row);
-    for (int half = 0; half < 2; ++half) {
-      const int64_t range = 2 * kb + half;
-      const float* scales = panel.sum_scales + range * panel.scale_rows;
-      // The last half may be padding.
-      const bool is_padding = range >= panel.num_ranges;
-      store(out->scale[half],
-            is_padding ? broadcast(0.0f) : panel.scale_rows == 1 ? broadcast(*scales) : load(scales));
-    }
-  }
-}
+template <class Decoder>
+constexpr bool kWritesScales<HalfBlockIntegers<Decoder>> = true;
