@@ -19,21 +19,24 @@ X86_64 = platform.machine() in ("x86_64", "AMD64")
 VECTOR = r"%[yz]mm\d|\sv[a-z0-9]+\s.*%xmm"  # anything beyond SSE
 AVX512 = r"%zmm\d|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b"
 BF16 = r"\s(?:vdpbf16ps|vcvtne2?ps2?bf16)"
+BYTE_DOTS = r"\svpdpbusd"
 TILES = r"\s(?:tile|ldtilecfg|sttilecfg|tdp)|%tmm"
 
 # By kernel table: what its object must not hold.
 FORBIDDEN = {
     "portable": [VECTOR, TILES],
     "amx_model": [VECTOR, TILES],
-    "avx2": [AVX512, TILES],
-    "avx512": [BF16, TILES],
+    "avx2": [AVX512, BYTE_DOTS, TILES],
+    "avxvnni": [AVX512, TILES],
+    "avx512": [BF16, BYTE_DOTS, TILES],
+    "avx512vnni": [BF16, TILES],
     "avx512bf16": [TILES],
     "amx": [BF16],
     "amx_model_avx512": [BF16, TILES],
 }
 
 # By the kind of an object: what it exports.
-EXPORTED = {"kernels": "kKernels", "attention": "kAttention"}
+EXPORTED = {"kernels": "kKernels", "attention": "kAttention", "int8": "kInt8"}
 
 
 def output_of(*command: str | Path) -> str:
@@ -105,7 +108,7 @@ def main() -> int:
     tables = 0
     failed = False
     for path in objects:
-        match = re.search(r"/(kernels|attention)_(\w+)\.dir/", str(path))
+        match = re.search(r"/(kernels|attention|int8)_(\w+)\.dir/", str(path))
         tables += match is not None and match[1] == "kernels"
         problems = problems_of(path, *(match.groups() if match else (None, None)))
         failed |= bool(problems)

@@ -10,6 +10,7 @@ DTYPES: dict[str, int]
 WEIGHT_FORMATS: dict[str, int]
 MX_ELEMENTS: dict[str, int]
 SCALE_RULES: dict[str, int]
+ACTIVATION_FORMATS: dict[str, int]
 ACTIVATIONS: dict[str, int]
 SCORINGS: dict[str, int]
 GROUP_SCORES: dict[str, int]
@@ -114,7 +115,7 @@ def unpack_e2m1(blocks: np.ndarray, codes: np.ndarray, num_threads: int) -> None
 
 # roofline
 def read_memory(memory: np.ndarray, kernels: int, num_threads: int) -> int: ...
-def peak_flops(iterations: int, kernels: int, num_threads: int) -> float: ...
+def peak_flops(iterations: int, kernels: int, num_threads: int, activation_format: int = 0) -> float: ...
 
 # packed experts
 def layout_version() -> int: ...
@@ -191,6 +192,7 @@ def fused_experts(
     alpha: float,
     limit: float,
     apply_router_weight_on_input: bool,
+    activation_format: int,
     combine: bool = True,
 ) -> None: ...
 def plan_call(
@@ -220,6 +222,7 @@ def linear(
     out: np.ndarray,
     out_dtype: int,
     num_threads: int,
+    activation_format: int,
 ) -> None: ...
 def mean_squares(rows: np.ndarray, dtype: int, means: np.ndarray, num_threads: int) -> None: ...
 def sigmoid(x: np.ndarray, result: np.ndarray) -> None: ...
@@ -332,6 +335,7 @@ class SelfAttention:
         sequences: list[tuple[int, int, tuple[KVPage, ...]]],
         kernels: int,
         num_threads: int,
+        activation_format: int,
     ) -> None: ...
 
 def route_normalized(

@@ -35,6 +35,9 @@ DTYPES = {cpp.kDTypeNames[i].decode(): i for i in range(cpp.count_of(cpp.kDTypeN
 WEIGHT_FORMATS = {cpp.kWeightFormatNames[i].decode(): i for i in range(cpp.count_of(cpp.kWeightFormatNames))}
 MX_ELEMENTS = {cpp.kMxElementNames[i].decode(): i for i in range(cpp.count_of(cpp.kMxElementNames))}
 SCALE_RULES = {cpp.kScaleRuleNames[i].decode(): i for i in range(cpp.count_of(cpp.kScaleRuleNames))}
+ACTIVATION_FORMATS = {
+    cpp.kActivationFormatNames[i].decode(): i for i in range(cpp.count_of(cpp.kActivationFormatNames))
+}
 ACTIVATIONS = {cpp.kActivationNames[i].decode(): i for i in range(cpp.count_of(cpp.kActivationNames))}
 SCORINGS = {cpp.kScoringNames[i].decode(): i for i in range(cpp.count_of(cpp.kScoringNames))}
 GROUP_SCORES = {cpp.kGroupScoreNames[i].decode(): i for i in range(cpp.count_of(cpp.kGroupScoreNames))}
@@ -91,6 +94,8 @@ def cpu_features():
         "avx512": bool(features & cpp.kCpuAvx512),
         "avx512_bf16": bool(features & cpp.kCpuAvx512Bf16),
         "avx512_vbmi": bool(features & cpp.kCpuAvx512Vbmi),
+        "avx512_vnni": bool(features & cpp.kCpuAvx512Vnni),
+        "avx_vnni": bool(features & cpp.kCpuAvxVnni),
         "amx_bf16": bool(features & cpp.kCpuAmxBf16),
         "fast_bf16_dot": bool(features & cpp.kCpuFastBf16Dot),
     }
@@ -140,9 +145,10 @@ def read_memory(const uint8_t[::1] memory, int kernels, int num_threads):
     return checksum
 
 
-def peak_flops(int64_t iterations, int kernels, int num_threads):
+def peak_flops(int64_t iterations, int kernels, int num_threads, int activation_format=0):
     """Run the peak arithmetic loop of table `kernels` on every thread; return the FLOPs that all did."""
     cdef double flops
+    cdef cpp.KernelTable table = cpp.kernel_table_for(kernels, <cpp.ActivationFormat>activation_format)
     with nogil:
-        flops = cpp.peak_flops(cpp.kernel_table(kernels), iterations, num_threads)
+        flops = cpp.peak_flops(table, iterations, num_threads)
     return flops

@@ -50,13 +50,14 @@ cdef class SelfAttention:
             self.layer.sinks = &sinks[0]
 
     def add_to(self, float[:, ::1] residual, const int64_t[::1] positions, list sequences, int kernels,
-               int num_threads):
+               int num_threads, int activation_format):
         """Add what the attention of new tokens gives to `residual`, and write their keys and values.
 
         A sequence is (number of its new tokens, position of the first one, pages).
         """
         cdef cpp.InterruptibleCall call
         cdef cpp.SelfAttention layer = self.layer
+        cdef cpp.MatrixKernels matrix_kernels
         cdef cpp.DecoderStep step
         cdef cpp.NewTokens tokens
         cdef vector[cpp.NewTokens] all_tokens
@@ -64,6 +65,8 @@ cdef class SelfAttention:
         cdef cpp.Status status
         cdef KVPage page
         cdef size_t first = 0, i
+        matrix_kernels.table = cpp.kernel_table(kernels)
+        matrix_kernels.preferred = cpp.kernel_table_for(kernels, <cpp.ActivationFormat>activation_format)
         step.residual = &residual[0, 0]
         step.positions = &positions[0]
         step.num_tokens = residual.shape[0]
@@ -81,8 +84,7 @@ cdef class SelfAttention:
         step.sequences = all_tokens.data()
         step.num_sequences = all_tokens.size()
         with nogil:
-            status = cpp.add_self_attention(cpp.kernel_table(kernels), cpp.attention_kernels(kernels), layer, step,
-                                            num_threads)
+            status = cpp.add_self_attention(matrix_kernels, cpp.attention_kernels(kernels), layer, step, num_threads)
         raise_interrupt(call)
         if status == cpp.Status.kOutOfMemory:
             raise MemoryError("no memory for the workspace of the attention of a layer")

@@ -317,12 +317,13 @@ cdef int64_t find_local_ids(const id_t[:, :] ids, const int64_t[::1] expert_map,
 def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
                   const float[:, ::1] topk_weights, const int32_t[:, ::1] ids, uint8_t[:, :] out, int out_dtype,
                   int num_threads, *, int activation, float alpha, float limit, bint apply_router_weight_on_input,
-                  bint combine=True):
+                  int activation_format, bint combine=True):
     """Run the kernels of table `kernels`; rows of `hidden_states` and `out` are bytes.
 
     `out` has a row for each token, or, without `combine`, for each slot.
     """
     cdef cpp.InterruptibleCall call
+    cdef cpp.KernelTable table = cpp.kernel_table_for(kernels, <cpp.ActivationFormat>activation_format)
     cdef cpp.MoeProblem problem
     cdef cpp.Status status
     problem.layer = experts.view()
@@ -342,7 +343,7 @@ def fused_experts(ExpertStorage experts, int kernels, const uint8_t[:, :] hidden
     problem.apply_router_weight_on_input = apply_router_weight_on_input
     problem.combine = combine
     with nogil:
-        status = cpp.run_fused_experts(cpp.kernel_table(kernels), problem, num_threads)
+        status = cpp.run_fused_experts(table, problem, num_threads)
     raise_interrupt(call)
     if status == cpp.Status.kOutOfMemory:
         raise MemoryError("no memory for the workspace of fused_experts")
@@ -420,9 +421,10 @@ def count_terms(const uint8_t[:, ::1] rows, int dtype, int num_threads):
 
 
 def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states, int hidden_dtype,
-           uint8_t[:, :] out, int out_dtype, int num_threads):
+           uint8_t[:, :] out, int out_dtype, int num_threads, int activation_format):
     """Write hidden_states @ weight.T + bias; rows of `hidden_states` and `out` are bytes, and do not overlap."""
     cdef cpp.InterruptibleCall call
+    cdef cpp.KernelTable table = cpp.kernel_table_for(kernels, <cpp.ActivationFormat>activation_format)
     cdef cpp.LinearProblem problem
     cdef cpp.Status status
     problem.shape = weight.shape
@@ -435,7 +437,7 @@ def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states,
     problem.out.dtype = <cpp.DType>out_dtype
     problem.num_tokens = hidden_states.shape[0]
     with nogil:
-        status = cpp.run_linear(cpp.kernel_table(kernels), problem, num_threads)
+        status = cpp.run_linear(table, problem, num_threads)
     raise_interrupt(call)
     if status == cpp.Status.kOutOfMemory:
         raise MemoryError("no memory for the workspace of a linear")

@@ -22,10 +22,14 @@ cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
     cdef enum class ActivationKind(int32_t):
         pass
 
+    cdef enum class ActivationFormat(int32_t):
+        pass
+
     const char* kDTypeNames[]
     const char* kWeightFormatNames[]
     const char* kMxElementNames[]
     const char* kScaleRuleNames[]
+    const char* kActivationFormatNames[]
     const char* kActivationNames[]
     int count_of(const char* names[])
     const int kPanelRows
@@ -69,6 +73,7 @@ cdef extern from "kernels/attention_kernels.h" namespace "mxfp4moe" nogil:
 cdef extern from "kernels/registry.h" namespace "mxfp4moe" nogil:
     int num_kernel_tables()
     const KernelTable& kernel_table(int index)
+    KernelTable kernel_table_for(int index, ActivationFormat format)
     cbool kernel_table_supported(int index)
     const AttentionKernels& attention_kernels(int index)
 
@@ -78,6 +83,8 @@ cdef extern from "cpu/features.h" namespace "mxfp4moe" nogil:
     const unsigned int kCpuAvx512
     const unsigned int kCpuAvx512Bf16
     const unsigned int kCpuAvx512Vbmi
+    const unsigned int kCpuAvx512Vnni
+    const unsigned int kCpuAvxVnni
     const unsigned int kCpuAmxBf16
     const unsigned int kCpuFastBf16Dot
     unsigned int cpu_features()
@@ -416,7 +423,11 @@ cdef extern from "decoder/self_attention.h" namespace "mxfp4moe" nogil:
         const NewTokens* sequences
         int64_t num_sequences
 
-    Status add_self_attention(const KernelTable& kernels, const AttentionKernels& attention_kernels,
+    cdef struct MatrixKernels:
+        KernelTable table
+        KernelTable preferred
+
+    Status add_self_attention(const MatrixKernels& kernels, const AttentionKernels& attention_kernels,
                               const SelfAttention& layer, const DecoderStep& step, int num_threads)
 
 

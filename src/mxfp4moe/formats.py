@@ -103,6 +103,11 @@ class WeightFormat:
         return self.zero_points is not None
 
     @property
+    def is_integral(self) -> bool:
+        """Whether weights are integers times scales, which activations of eight bits are multiplied by."""
+        return self.element_bits == 4 or self.has_groups
+
+    @property
     def has_block_shape(self) -> bool:
         """Whether there is a scale for each block of rows and columns, of a shape that must be said."""
         return self.has_sum_scales and not self.has_groups
@@ -209,6 +214,12 @@ def check_formats(name: str, value: Any) -> ExpertsFormat:
         raise value_error(name, expected, f"{len(value)} of them")
     w13, w2 = (check_choice(f"{name}[{i}]", each, _NAMES) for i, each in enumerate(value))
     return w13 if w13 == w2 else (w13, w2)
+
+
+def find_floats(format: ExpertsFormat | LinearFormat) -> str | None:
+    """The first of the formats whose weights are no integers times scales."""
+    each = each_format(format) if isinstance(format, tuple) else (format,)
+    return next((name for name in each if not LINEAR_FORMATS[name].is_integral), None)
 
 
 def format_text(format: ExpertsFormat) -> str:

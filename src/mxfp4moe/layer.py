@@ -13,6 +13,7 @@ from mxfp4moe._arguments import as_integer_array, as_rows, check_bool, check_cho
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.activation import Activation
+from mxfp4moe.experts.activation_format import ActivationFormat
 from mxfp4moe.experts.cache import ExpertCache, cache_of
 from mxfp4moe.experts.fused import as_slots, check_hidden_states, check_slots
 from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
@@ -84,17 +85,18 @@ class MoELayer(LayerDescription[PackedExperts]):
         Of shape (latent_size, hidden_size) and (hidden_size, latent_size), both or none. The routed experts,
         whose own hidden size is `latent_size`, work on ``x @ latent_down.T``, and `latent_up` projects their
         sum back (Nemotron-3). Router and shared expert see x itself.
-    latent_norm : ndarray of shape (latent_size,), optional
-        The routed sum ``s`` becomes ``s / sqrt(mean(s**2) + latent_norm_eps) * latent_norm`` before it is
-        projected back (Kimi-K3).
-    latent_norm_eps : float, optional
-        Given with `latent_norm`.
+    latent_norm, latent_norm_eps : ndarray of shape (latent_size,) and float, optional
+        Both or none. The routed sum ``s`` becomes ``s / sqrt(mean(s**2) + latent_norm_eps) * latent_norm``
+        before it is projected back (Kimi-K3).
     output_bias : ndarray of shape (hidden_size,), optional
         Added to the result of each token, last of all (JetMoE).
     expert_map : integer ndarray of shape (num_experts,), optional
         Makes the layer a slice, of which `experts` are a part of all: for each expert of the layer its place
         among them, in ascending order, or -1. Calling a slice gives the sum of the experts that it has, times
         `routed_scaling_factor`, without the shared expert, zero experts and the bias.
+    activation_format : {None, "int8"}
+        As for `fused_experts`: `experts` must be in one of its formats, `shared_experts` are computed with it
+        if they are. Nothing else of the layer is.
     nonfinite : {"raise", "propagate"}
         What a token does whose hidden states, or router logits, are NaN or infinite: "raise" is a ValueError
         for the whole call; with "propagate" that token's result is NaN, and the others are what they are
@@ -117,8 +119,7 @@ class MoELayer(LayerDescription[PackedExperts]):
     routing : str or callable
     routing_arguments : mapping
         Its arrays are read-only copies.
-    activation, alpha, limit, routed_scaling_factor, shared_limit, shared_scaling_factor
-        As given.
+    activation, alpha, limit, routed_scaling_factor, shared_limit, shared_scaling_factor, activation_format, \
     apply_router_weight_on_input, num_zero_experts, router_norm_eps, separate_router_input, latent_norm_eps
         As given.
     layer_number : int or None
@@ -166,6 +167,7 @@ class MoELayer(LayerDescription[PackedExperts]):
         latent_up: ArrayLike | None = None,
         output_bias: ArrayLike | None = None,
         expert_map: ArrayLike | None = None,
+        activation_format: ActivationFormat | None = None,
         nonfinite: Nonfinite = "raise",
     ) -> None:
         check_choice("nonfinite", nonfinite, NONFINITE)
@@ -199,6 +201,7 @@ class MoELayer(LayerDescription[PackedExperts]):
             latent_up=frozen_copy("latent_up", latent_up),
             output_bias=float32_copy("output_bias", output_bias),
             expert_map=None if expert_map is None else as_integer_array("expert_map", expert_map),
+            activation_format=activation_format,
         )
         self._router = LayerRouter(self, nonfinite)
         self._sum = LayerSum(self)
@@ -565,6 +568,12 @@ class MoELayer(LayerDescription[PackedExperts]):
         """Ask for the experts of the layer that is called after this one, if it has a limit of memory."""
         if (cache := other.expert_cache) is not None and other._router.reads_hidden_states:
             self._next = NextLayer(other._router, cache)
+
+    def _with_activation_format(self, value: ActivationFormat | None) -> Self:
+        """The same layer with that option."""
+        layer = self._of(self.arguments() | {"activation_format": value})
+        layer._next = self._next  # whose routing does not depend on it
+        return layer
 
     def _run_normalized(
         self, residual: Floats, norm: tuple[Floats, float], out: Floats, num_threads: int

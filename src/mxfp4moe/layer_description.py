@@ -32,6 +32,7 @@ from mxfp4moe._arguments import (
     value_error,
 )
 from mxfp4moe.experts.activation import Activation, check_activation
+from mxfp4moe.experts.activation_format import ActivationFormat, check_activation_format
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.selection import (
     ExpertIds,
@@ -145,6 +146,9 @@ class LayerDescription(Generic[_Experts]):
     """An array of shape (hidden_size,) that is added to the result of each token."""
     expert_map: NDArray[np.int32] | None = field(default=None, metadata=_LATER_ARRAY)
     """Of a slice: for each expert of the layer its place in `experts`, or -1; None if all are there."""
+    activation_format: ActivationFormat | None = field(default=None, metadata=_LATER_OPTION)
+    """What experts round hidden states and intermediates to, the shared one if its format allows it; None is
+    bfloat16."""
 
     def __post_init__(self) -> None:
         _check_experts("experts", self.experts)
@@ -155,6 +159,7 @@ class LayerDescription(Generic[_Experts]):
         self._set("num_zero_experts", check_int("num_zero_experts", self.num_zero_experts, 0))
         self._set("top_k", check_positive_int("top_k", self.top_k, self.num_choices))
         check_activation(self.activation, self.alpha, self.limit, self.experts.gated)
+        check_activation_format(self.activation_format, self.experts.format, "experts")
         self._set("routed_scaling_factor", _check_factor("routed_scaling_factor", self.routed_scaling_factor))
         for name in ("apply_router_weight_on_input", "separate_router_input"):
             self._set(name, check_bool(name, getattr(self, name)))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mxfp4moe import _core
 from mxfp4moe._arguments import cast, value_error
 from mxfp4moe.experts.activation import check_activation
+from mxfp4moe.experts.activation_format import check_activation_format, possible_activation_format
 from mxfp4moe.experts.fused import ExpertOptions, Slots, expert_options, run_experts
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer_description import LayerDescription
@@ -62,7 +63,8 @@ class HeldExperts:
 def routed_options(layer: LayerDescription[PackedExperts]) -> ExpertOptions:
     """What a call of the routed experts of a layer says of all slots."""
     function = check_activation(layer.activation, layer.alpha, layer.limit, layer.experts.gated)
-    return expert_options(function, layer.apply_router_weight_on_input)
+    rounding = check_activation_format(layer.activation_format, layer.experts.format, "experts")
+    return expert_options(function, layer.apply_router_weight_on_input, rounding)
 
 
 class LayerSum:
@@ -84,7 +86,9 @@ class LayerSum:
         self._shared = None if self._is_part else layer.shared_experts
         if self._shared is not None:
             function = check_activation(layer.activation, layer.alpha, layer.shared_limit, self._shared.gated)
-            self._shared_options = expert_options(function, False)
+            possible = possible_activation_format(layer.activation_format, self._shared.format)
+            rounding = check_activation_format(possible, self._shared.format, "shared_experts")
+            self._shared_options = expert_options(function, False, rounding)
         self._shared_factor = np.float32(layer.shared_scaling_factor)
         self._factor = None if layer.routed_scaling_factor == 1 else np.float32(layer.routed_scaling_factor)
         self._down, self._up = _pack(layer.latent_down), _pack(layer.latent_up)

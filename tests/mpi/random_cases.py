@@ -50,6 +50,14 @@ def random_layer(rng: np.random.Generator) -> tuple[mx.MoELayer, int]:
     return mx.MoELayer(experts, weight, top_k=top_k, shared_experts=shared), 0
 
 
+def on_integers(layer: mx.MoELayer) -> mx.MoELayer:
+    """The layer with activations of eight bits, if its weights allow it."""
+    packed = [layer.experts] if layer.shared_experts is None else [layer.experts, layer.shared_experts]
+    if {each.format for each in packed} <= {"mxfp4", "nvfp4", "int4", "int8"}:
+        return mx.MoELayer(**{**layer.arguments(), "activation_format": "int8"})
+    return layer
+
+
 def random_placement(rng: np.random.Generator, num_experts: int, size: int) -> list[list[int]]:
     """Who holds what: by one of the functions, or anywhere, some experts several times."""
     kind = rng.integers(4)
@@ -71,6 +79,7 @@ def run_case(seed: int, number: int) -> str:
     comm = MPI.COMM_WORLD
     rng = np.random.default_rng([seed, number])
     layer, num_ids = random_layer(rng)
+    layer = on_integers(layer) if rng.integers(2) else layer
     placement = random_placement(rng, layer.num_experts, comm.size)
     options: dict[str, Any] = {"chunk_tokens": int(rng.choice([1, 7, 1024])), "timeout": TIMEOUT}
     counts = rng.integers(0, rng.choice([2, 9, 40]), comm.size)

@@ -32,6 +32,10 @@ constexpr const char* kWeightFormatNames[] = {"mxfp4",     "nvfp4",      "mxfp8-
                                               "fp8_block", "bf16",       "int4",         "int4-zeros",
                                               "int8",      "int8-zeros", "int4-offsets", "int8-offsets"};
 
+// What hidden states and intermediates are rounded to.
+enum class ActivationFormat : int32_t { kBFloat16, kInt8 };
+constexpr const char* kActivationFormatNames[] = {"bfloat16", "int8"};
+
 enum class MxElement : int32_t { kE2m1, kE4m3, kE5m2 };
 constexpr const char* kMxElementNames[] = {"e2m1", "e4m3", "e5m2"};
 

@@ -70,6 +70,8 @@ uint32_t detect(const char** amx_status) {
     features |= kCpuAvx512;
   }
   if ((features & kCpuAvx512) != 0 && bit(extended.ecx, 1)) features |= kCpuAvx512Vbmi;
+  if ((features & kCpuAvx512) != 0 && bit(extended.ecx, 11)) features |= kCpuAvx512Vnni;
+  if ((features & kCpuAvx2) != 0 && extended.eax >= 1 && bit(cpuid(7, 1).eax, 4)) features |= kCpuAvxVnni;
   if ((features & kCpuAvx512) != 0 && extended.eax >= 1 && bit(cpuid(7, 1).eax, 5)) {
     features |= kCpuAvx512Bf16;
     if (is_amd()) features |= kCpuFastBf16Dot;

@@ -14,6 +14,8 @@ enum CpuFeature : uint32_t {
   kCpuAmxBf16 = 1u << 3,      // tiles with bfloat16, which the operating system permits to use
   kCpuFastBf16Dot = 1u << 4,  // vdpbf16ps does twice the work of a float32 FMA in the same time (AMD Zen 4 and later)
   kCpuAvx512Vbmi = 1u << 5,
+  kCpuAvxVnni = 1u << 6,
+  kCpuAvx512Vnni = 1u << 7,
 };
 
 // The features are detected once, at the first call.

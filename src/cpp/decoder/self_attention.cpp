@@ -30,7 +30,7 @@ class Call {
         query_floats_(layer.num_heads * layer.layout.head_dim),
         key_floats_(layer.layout.num_kv_heads * layer.layout.head_dim) {}
 
-  Status run(const KernelTable& kernels, const AttentionKernels& attention_kernels) {
+  Status run(const MatrixKernels& kernels, const AttentionKernels& attention_kernels) {
     Arena sizes(nullptr);
     take(&sizes);
     const Workspace workspace(sizes.used());
@@ -47,7 +47,7 @@ class Call {
     fill_caches();
     status = attend(attention_kernels);
     if (status != Status::kOk) return status;
-    status = linear(kernels, problem(l_.output, bf16_rows(read_, query_floats_), sums_, l_.hidden_size), num_threads_);
+    status = multiply(kernels, problem(l_.output, bf16_rows(read_, query_floats_), sums_, l_.hidden_size));
     add_sums();
     return status;
   }
@@ -67,13 +67,18 @@ class Call {
     return {matrix.shape, matrix.weight, read, float_rows(out, row_floats), step_.num_tokens};
   }
 
+  Status multiply(const MatrixKernels& kernels, const LinearProblem& p) const {
+    const bool preferred = kernels.preferred.weights[static_cast<int>(p.weight.format)].accumulate != nullptr;
+    return linear(preferred ? kernels.preferred : kernels.table, p, num_threads_);
+  }
+
   // Writes queries, keys and values of each token side by side.
-  Status project(const KernelTable& kernels) {
+  Status project(const MatrixKernels& kernels) {
     float* out = sums_;
     for (int64_t i = 0; i < l_.num_projections; ++i) {
       const Linear& matrix = l_.projections[i];
       const Rows read = bf16_rows(read_, l_.hidden_size);
-      const Status status = linear(kernels, problem(matrix, read, out, query_floats_ + 2 * key_floats_), num_threads_);
+      const Status status = multiply(kernels, problem(matrix, read, out, query_floats_ + 2 * key_floats_));
       if (status != Status::kOk) return status;
       out += matrix.shape.num_rows;
     }
@@ -180,7 +185,7 @@ class Call {
 
 }  // namespace
 
-Status add_self_attention(const KernelTable& kernels, const AttentionKernels& attention_kernels,
+Status add_self_attention(const MatrixKernels& kernels, const AttentionKernels& attention_kernels,
                           const SelfAttention& layer, const DecoderStep& step, int num_threads) {
   if (step.num_tokens == 0) return Status::kOk;
   return Call(layer, step, num_threads).run(kernels, attention_kernels);

@@ -54,9 +54,16 @@ struct DecoderStep {
   int64_t num_sequences;
 };
 
+// The kernels of matrices: those of `preferred`, for activations of eight bits perhaps, if it has any for the format of
+// a matrix, and else those of `table`.
+struct MatrixKernels {
+  KernelTable table;
+  KernelTable preferred;
+};
+
 // Writes keys and values of the tokens into their pages, and adds to the residual stream what their attention gives.
-// What the matrices read is rounded to bfloat16 once. Never throws.
-Status add_self_attention(const KernelTable& kernels, const AttentionKernels& attention_kernels,
+// What the matrices read is rounded to bfloat16 once, before it may be rounded to eight bits. Never throws.
+Status add_self_attention(const MatrixKernels& kernels, const AttentionKernels& attention_kernels,
                           const SelfAttention& layer, const DecoderStep& step, int num_threads)
     MXFP4MOE_EXPORTED(add_self_attention);
 

@@ -21,8 +21,10 @@
 //       <isa>/simd.h                                                           sixteen float32 lanes
 //       generic/unroll.h                                                       loops at compile time
 //
-// dot_table.h and amx/tile_table.h include everything above the headers of an instruction set.
-// CONTRIBUTING.md says how a table is added.
+// dot_table.h and amx/tile_table.h include everything above the headers of an instruction set. Kernels on activations
+// of eight bits are compiled apart, from int8_<name>.cpp: int8_table.h includes math.h, activation.h, segments.h,
+// rows.h, int8_blocks.h, int8_gemm.h, int8_peak.h and int8_kernels.h, in this order, on <isa>/simd.h and
+// <isa>/int8_*.h. CONTRIBUTING.md says how a table is added.
 #pragma once
 
 #include "common/types.h"
@@ -91,13 +93,8 @@ struct WeightKernels {
   void (*accumulate)(const AccumulateArgs&);
 };
 
-struct KernelTable {
-  const char* name;         // the table's own name
-  const char* isa;          // the public name of the instruction set that the table implements
-  uint32_t required;        // bits of CpuFeature
-  bool automatic;           // false for models of tiles, which only tests ask for
-  bool multiplies_float32;  // whether decoded weights are float32, not bfloat16
-
+// The kernels of all weight formats on operands of one kind.
+struct GemmKernels {
   // A group of tokens may hold so many, for operands of up to max_k columns.
   int64_t (*group_tokens)(int64_t max_k);
   // The tokens that an operand of `num_tokens` tokens has room for.
@@ -106,14 +103,36 @@ struct KernelTable {
   // The scratch memory that one thread needs.
   int64_t (*scratch_bytes)(int64_t num_tokens, int64_t k);
 
+  // Whether scales may belong to halves of K-blocks: not where sums are of whole ones, and weights bfloat16.
+  bool scales_halves;
+
+  // Whether gate_up must be given all pairs of a K-block of the intermediate together; see block_pairs().
+  bool whole_blocks;
+
   void (*pack_tokens)(const PackTokensArgs&);
-  WeightKernels weights[kNumWeightFormats];
+  WeightKernels weights[kNumWeightFormats];  // null for formats that are not computed so
+};
+
+struct KernelTable : GemmKernels {
+  const char* name;   // the table's own name
+  const char* isa;    // the public name of the instruction set that the table implements
+  uint32_t required;  // bits of CpuFeature
+  bool automatic;     // false for models of tiles, which only tests ask for
+
   void (*store_output)(const StoreArgs&);
   QuantizeKernels quantize;
 
   // The roofline is measured with these: one reads `bytes` bytes and returns a checksum, the other executes the inner
   // loop with its operands at rest and returns the FLOPs that it did.
   uint64_t (*read_memory)(const uint8_t* data, int64_t bytes);
+  double (*peak_flops)(int64_t iterations);
+};
+
+// Kernels on activations of eight bits. All give the same bits, so that any may stand for those of a KernelTable.
+struct Int8Kernels {
+  const char* name;
+  uint32_t required;  // bits of CpuFeature
+  GemmKernels gemm;
   double (*peak_flops)(int64_t iterations);
 };
 

@@ -15,9 +15,12 @@ int num_kernel_tables() MXFP4MOE_EXPORTED(num_kernel_tables);
 const KernelTable& kernel_table(int index) MXFP4MOE_EXPORTED(kernel_table);
 // The attention that is computed with table `index`: on the same lanes, or on some that it requires too.
 const AttentionKernels& attention_kernels(int index) MXFP4MOE_EXPORTED(attention_kernels);
+// Table `index` with the GEMMs on activations of that format. Those of eight bits have no instruction that the table
+// does not require, but for dot products of bytes, if the CPU has them.
+KernelTable kernel_table_for(int index, ActivationFormat format) MXFP4MOE_EXPORTED(kernel_table_for);
 bool kernel_table_supported(int index) MXFP4MOE_EXPORTED(kernel_table_supported);
-// The table that computes a call with such matrices that is asked of `table`: another one if these have weights that no
-// bfloat16 holds, and `table` multiplies bfloat16. It is supported wherever `table` is.
+// The table that computes a call with such matrices that is asked of `table`: another one if these have scales of
+// halves of K-blocks, and `table` has not. It is supported wherever `table` is.
 const KernelTable& table_for(const KernelTable& table, std::initializer_list<PackedMatrix> matrices);
 
 }  // namespace mxfp4moe

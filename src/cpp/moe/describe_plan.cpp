@@ -25,17 +25,18 @@ CallPlan describe_plan(const KernelTable& table, const MoeProblem& problem, Team
   const ChunkPlan c = plan_chunk(problem.layer, plan, grouping, items);
 
   CallPlan result{plan.chunk_tokens, c.team.num_threads, {}, {}};
-  const auto append = [](const ExpertItems& items, int node, std::vector<PlanItem>* to) {
+  const auto append = [](const ExpertItems& items, int64_t unit, int node, std::vector<PlanItem>* to) {
     const ItemRange range = items_of_node(items, node);
     for (int64_t i = range.begin; i < range.end; ++i) {
       const ExpertItem item = expert_item(items, i);
-      to->push_back({node, item.expert, item.pairs.begin, item.pairs.end});
+      const ItemRange pairs = pairs_of(item.pairs, unit);
+      to->push_back({node, item.expert, pairs.begin, pairs.end});
     }
   };
   for (int node = 0; node < team.num_nodes; ++node) {
-    append(c.gate_up, node, &result.gate_up);
+    append(c.gate_up, c.gate_up_pairs, node, &result.gate_up);
     if (c.split_experts) {
-      append(c.down, node, &result.down);
+      append(c.down, 1, node, &result.down);
       continue;
     }
     const ItemRange range = output_items_of_node(c, node);

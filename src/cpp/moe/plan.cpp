@@ -113,7 +113,8 @@ MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team te
   const int64_t chunk_tokens = std::min(problem.num_tokens, std::min(chunk, even));
   const bool may_split =
       team.num_threads > 1 && chunk_tokens * problem.top_k * sum_bytes <= team.num_threads * kSlotBytesPerThread;
-  return {team, chunk_tokens, {kernels.group_tokens(max_k), kernels.padded_tokens}, max_k, may_split};
+  const int64_t gate_up_pairs = kernels.whole_blocks ? block_pairs(layer.w13, layer.intermediate_size) : 1;
+  return {team, chunk_tokens, {kernels.group_tokens(max_k), kernels.padded_tokens}, max_k, may_split, gate_up_pairs};
 }
 
 ItemRange items_of_node(const ExpertItems& items, int node) {
@@ -159,7 +160,8 @@ ChunkPlan plan_chunk(const PackedLayer& layer, const MoePlan& moe_plan, const Gr
   const auto items_of = [&](int64_t* offsets, int64_t pairs) {
     return ExpertItems{offsets, memory.order, layer.num_experts, plan.team.num_nodes, pairs};
   };
-  plan.gate_up = items_of(memory.gate_up_offsets, layer.w13.num_panels / 2);
+  plan.gate_up_pairs = moe_plan.gate_up_pairs;
+  plan.gate_up = items_of(memory.gate_up_offsets, layer.w13.num_panels / 2 / plan.gate_up_pairs);
   plan.down = items_of(memory.down_offsets, down_pairs(layer));
   cut_experts(layer, layer.w13, grouping, items, plan.gate_up);
 

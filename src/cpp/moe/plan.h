@@ -25,6 +25,7 @@ struct MoePlan {
   GroupRule groups;
   int64_t max_k;
   bool may_split_experts;  // there is memory for ChunkPlan::split_experts
+  int64_t gate_up_pairs;   // items of GEMM 1 are so many pairs, or multiples of it
 };
 
 MoePlan make_plan(const KernelTable& kernels, const MoeProblem& problem, Team team);
@@ -45,6 +46,11 @@ struct ExpertItem {
   ItemRange pairs;
 };
 
+// The items of GEMM 1 are ranges of units of some pairs; this gives the pairs.
+inline ItemRange pairs_of(ItemRange units, int64_t unit_pairs) {
+  return {units.begin * unit_pairs, units.end * unit_pairs};
+}
+
 ItemRange items_of_node(const ExpertItems& items, int node);
 ExpertItem expert_item(const ExpertItems& items, int64_t index);
 
@@ -57,6 +63,7 @@ struct ChunkPlan {
   Team team;
   bool split_experts;
   int64_t num_pack_items;
+  int64_t gate_up_pairs;  // of an element of the ranges of `gate_up`
   ExpertItems gate_up;
   ExpertItems down;  // its offsets are only set if experts are split
   int64_t num_output_items;

@@ -130,7 +130,9 @@ class Chunk {
       args.intermediate = group_operand(m_.intermediate, group, layer.intermediate_size);
       args.num_tokens = group.count;
       args.input_weights = p_.apply_router_weight_on_input ? m_.grouping.weights + group.first : nullptr;
-      run_parts(item.pairs, pair_products(layer.w13, group.count), [&](ItemRange pairs) {
+      const int64_t unit = plan_.gate_up_pairs;
+      run_parts(item.pairs, unit * pair_products(layer.w13, group.count), [&](ItemRange units) {
+        const ItemRange pairs = pairs_of(units, unit);
         args.pair_begin = pairs.begin;
         args.pair_end = pairs.end;
         gate_up_(args);

@@ -138,6 +138,11 @@ inline int64_t pair_products(const PackedMatrix& m, int64_t num_tokens) {
   return 2 * kPanelRows * kBlockK * m.k_blocks * num_tokens;
 }
 
+// Counts the pairs of panels of w13 that give a K-block of the intermediate.
+inline int64_t block_pairs(const PackedMatrix& w13, int64_t intermediate_size) {
+  return w13.num_panels / 2 / ceil_div(intermediate_size, kBlockK);
+}
+
 // In which order the rows of the source matrix stand.
 enum class RowOrder : int32_t {
   kPlain,         // packed row r is source row r

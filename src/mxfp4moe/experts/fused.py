@@ -22,6 +22,7 @@ from mxfp4moe._arguments import (
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import active_kernels, resolve_num_threads
 from mxfp4moe.experts.activation import Activation, ActivationArgs, check_activation
+from mxfp4moe.experts.activation_format import ActivationFormat, check_activation_format
 from mxfp4moe.experts.cached_run import run_cached
 from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
 from mxfp4moe.experts.packed_experts import PackedExperts
@@ -45,6 +46,7 @@ def fused_experts(
     alpha: float | None = None,
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
+    activation_format: ActivationFormat | None = None,
     expert_map: ArrayLike | None = None,
     combine: bool = True,
     out: NDArray[Any] | SupportsDLPack | None = None,
@@ -87,6 +89,10 @@ def fused_experts(
     apply_router_weight_on_input : bool
         The slot's weight multiplies the float32 sums of gate and up, before the biases, and not the output:
         as if it multiplied the input, without another rounding.
+    activation_format : {None, "int8"}
+        "int8" is faster on CPUs without AMX and less exact: hidden states and intermediates are rounded to
+        integers of eight bits instead of bfloat16, in blocks of 32 that have a scale. For weights in mxfp4,
+        nvfp4, int4 and int8. The bits of a result are then the same on every instruction set.
     expert_map : integer array of shape (num_global_experts,), optional
         `topk_ids` then index it; it holds local ids, or -1 for experts whose slots are dropped here.
     combine : bool, default True
@@ -143,7 +149,8 @@ def fused_experts(
     weights, ids = as_slots(topk_weights, topk_ids)
     slots = check_slots(weights, ids, hidden.shape[:-1], spec.num_experts, expert_map)
     function = check_activation(activation, alpha, limit, spec.gated)
-    options = expert_options(function, apply_router_weight_on_input)
+    rounding = check_activation_format(activation_format, spec.format, "experts")
+    options = expert_options(function, apply_router_weight_on_input, rounding)
     threads = resolve_num_threads(num_threads)
     shape, dtype = hidden.shape, hidden.dtype
     if not check_bool("combine", combine):
@@ -181,6 +188,7 @@ def fused_moe(
     alpha: float | None = None,
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
+    activation_format: ActivationFormat | None = None,
     expert_map: ArrayLike | None = None,
     out: NDArray[Any] | SupportsDLPack | None = None,
     num_threads: int | None = None,
@@ -196,7 +204,7 @@ def fused_moe(
     top_k : int
     renormalize : bool, default True
         As in `topk_softmax`.
-    activation, alpha, limit, apply_router_weight_on_input, expert_map, out, num_threads
+    activation, alpha, limit, apply_router_weight_on_input, activation_format, expert_map, out, num_threads
         As in `fused_experts`.
 
     Returns
@@ -245,6 +253,7 @@ def fused_moe(
         alpha=alpha,
         limit=limit,
         apply_router_weight_on_input=apply_router_weight_on_input,
+        activation_format=activation_format,
         expert_map=expert_map,
         out=out,
         num_threads=num_threads,
@@ -268,6 +277,7 @@ class ExpertOptions(TypedDict):
     alpha: float
     limit: float
     apply_router_weight_on_input: bool
+    activation_format: int
     combine: NotRequired[bool]
 
 
@@ -275,14 +285,17 @@ Slots = tuple[NDArray[np.float32], NDArray[np.int32]]
 """Weights and local ids of shape (num_tokens, top_k), contiguous; an id is -1 or that of an expert."""
 
 
-def expert_options(function: ActivationArgs, apply_router_weight_on_input: bool) -> ExpertOptions:
-    """The options of a call, of an activation that has been checked."""
+def expert_options(
+    function: ActivationArgs, apply_router_weight_on_input: bool, activation_format: int
+) -> ExpertOptions:
+    """The options of a call, of an activation and a format of activations that have been checked."""
     on_input = check_bool("apply_router_weight_on_input", apply_router_weight_on_input)
     return {
         "activation": function.kind,
         "alpha": function.alpha,
         "limit": function.limit,
         "apply_router_weight_on_input": on_input,
+        "activation_format": activation_format,
     }
 
 

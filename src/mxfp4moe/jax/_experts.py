@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 
 from mxfp4moe._arguments import check_bool, check_dtype
 from mxfp4moe.experts.activation import Activation, check_activation
+from mxfp4moe.experts.activation_format import check_activation_format
 from mxfp4moe.experts.fused import (
     check_expert_map,
     check_slot_shapes,
@@ -100,7 +101,9 @@ def fused_experts(
     check_slot_shapes(weights, ids, hidden.shape[:-1])
     mapping = check_expert_map(concrete("expert_map", expert_map), experts.num_experts)
     function = check_activation(activation, alpha, limit, experts.gated)
-    options: dict[str, Any] = {**expert_options(function, apply_router_weight_on_input)}
+    rounding = check_activation_format(None, experts.format, "experts")
+    options: dict[str, Any] = {**expert_options(function, apply_router_weight_on_input, rounding)}
+    del options["activation_format"]  # which programs of JAX have no choice of
     options["combine"] = check_bool("combine", combine)
     shape = hidden.shape if combine else (*ids.shape, experts.hidden_size)
     dtypes, default = (FLOAT_DTYPES, hidden.dtype) if combine else ((_FLOAT32,), _FLOAT32)

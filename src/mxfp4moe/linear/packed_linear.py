@@ -12,6 +12,7 @@ from mxfp4moe._arguments import as_rows, check_dtype, value_error
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe._dtypes import narrow, widen
 from mxfp4moe.config import active_kernels, resolve_num_threads
+from mxfp4moe.experts.activation_format import ActivationFormat, check_activation_format
 from mxfp4moe.experts.fused import check_hidden_states
 from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
 from mxfp4moe.experts.spec import BlockShape, scale_shape
@@ -135,6 +136,7 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
         *,
         out: NDArray[Any] | SupportsDLPack | None = None,
         dtype: DTypeLike | None = None,
+        activation_format: ActivationFormat | None = None,
         num_threads: int | None = None,
     ) -> NDArray[Any]:
         """Compute ``hidden_states @ weight.T + bias``.
@@ -153,6 +155,9 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
             array of another library that DLPack hands over for writing is written in place, too.
         dtype : dtype, optional
             Of the result: float32, bfloat16 or float16. Not given, that of `out`, or else float32.
+        activation_format : {None, "int8"}
+            "int8": hidden states are rounded to integers of eight bits instead of bfloat16, as
+            `mxfp4moe.fused_experts` says.
         num_threads : int, optional
             For this call; see `mxfp4moe.num_threads`.
 
@@ -178,6 +183,7 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
         """
         rows, columns = self.shape
         hidden = check_hidden_states(hidden_states, columns)
+        rounding = check_activation_format(activation_format, self.format, "a matrix")
         threads = resolve_num_threads(num_threads)
         shape = (*hidden.shape[:-1], rows)
         wanted = None if dtype is None else check_dtype("dtype", dtype, _FLOAT_DTYPES)
@@ -192,7 +198,7 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
                 tokens = tokens.copy()
         target = rows_view(result)
         buffer = np.empty((len(tokens), rows), result.dtype) if target is None else target
-        run_linear(self, tokens, buffer, threads)
+        run_linear(self, tokens, buffer, threads, rounding)
         if target is None:
             result[...] = buffer.reshape(result.shape)
         return returned(out, result)
@@ -289,7 +295,9 @@ def linear_sums(
     return result if tokens is hidden_states else result.reshape(*hidden_states.shape[:-1], result.shape[1])
 
 
-def run_linear(linear: PackedLinear, tokens: NDArray[Any], out: NDArray[Any], threads: int) -> None:
+def run_linear(
+    linear: PackedLinear, tokens: NDArray[Any], out: NDArray[Any], threads: int, activation_format: int = 0
+) -> None:
     """Compute into `out`, of arguments that have been checked; both have two axes and do not overlap."""
     if len(tokens):
         _core.linear(
@@ -300,4 +308,5 @@ def run_linear(linear: PackedLinear, tokens: NDArray[Any], out: NDArray[Any], th
             out.view(np.uint8),
             FLOAT_CODES[out.dtype],
             threads,
+            activation_format,
         )

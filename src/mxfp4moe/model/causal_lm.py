@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mxfp4moe._arguments import check_bool, check_choice, check_int, value_error
 from mxfp4moe.config import resolve_num_threads
+from mxfp4moe.experts.activation_format import ActivationFormat, check_name
 from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize
 from mxfp4moe.experts.residence import check_residence
 from mxfp4moe.layer import MoELayer
@@ -45,6 +46,8 @@ class CausalLM:
         The tokens that end a text.
     nbytes : int
         The bytes of all weights in memory.
+    activation_format : str or None
+        What activations are rounded to; None is bfloat16.
 
     Examples
     --------
@@ -109,6 +112,7 @@ class CausalLM:
         *,
         quantize: QuantizeFormat | None = None,
         quantize_dense: QuantizeFormat | None = None,
+        activation_format: ActivationFormat | None = None,
         progress: bool | None = None,
     ) -> Self:
         """Read and pack a model, one layer after the other.
@@ -126,6 +130,12 @@ class CausalLM:
         quantize_dense : str, optional
             The same for attention, layers without experts, shared experts and the head; never for routers,
             norms and the embedding.
+        activation_format : {None, "int8"}
+            As for `fused_experts`, of the experts of all layers, whose weights must be in one of its formats;
+            and of shared experts, layers without experts, the matrices of attention and the head, as far as
+            they are in one of these. What these read has been rounded to bfloat16 before, by a norm or by the
+            attention. Routers, norms and the attention itself are computed as without it. `save` does not
+            keep it.
         progress : bool, optional
             Whether to show a progress bar on stderr; if not given, only on a terminal.
 
@@ -146,13 +156,16 @@ class CausalLM:
         check_quantize(quantize)
         check_quantize(quantize_dense, "quantize_dense")
         shown = None if progress is None else check_bool("progress", progress)
-        return cls._make(load_decoder(path, quantize, quantize_dense, shown), os.fspath(path))
+        name = check_name(activation_format)
+        decoder = load_decoder(path, quantize, quantize_dense, shown)
+        return cls._make(_with_format(decoder, name), os.fspath(path))
 
     @classmethod
     def open(
         cls,
         path: str | os.PathLike[str],
         *,
+        activation_format: ActivationFormat | None = None,
         verify: bool = False,
         memory_limit: int | None = None,
         resident: Resident = "mapped",
@@ -165,6 +178,8 @@ class CausalLM:
         Parameters
         ----------
         path : str or os.PathLike
+        activation_format : {None, "int8"}
+            As for `from_checkpoint`.
         verify : bool, default False
             Read all files and compare their checksums.
         memory_limit : int, optional
@@ -184,15 +199,16 @@ class CausalLM:
         PackedFormatError
             It is no packed folder of a whole model, of another version, or damaged.
         ValueError
-            `memory_limit` is less than the experts of a token.
+            There is no such format of activations, or none for the weights of the experts; `memory_limit` is
+            less than the experts of a token.
 
         Examples
         --------
         >>> lm = mx.CausalLM.open("gpt-oss-20b-packed")  # doctest: +SKIP
         """
-        residence = check_residence(resident, memory_limit)
+        name, residence = check_name(activation_format), check_residence(resident, memory_limit)
         decoder = open_packed_decoder(path, check_bool("verify", verify), residence)
-        return cls._make(decoder, os.fspath(path))
+        return cls._make(_with_format(decoder, name), os.fspath(path))
 
     def save(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
         """Write the model to a packed folder at `path`, from which `open` maps it.
@@ -308,6 +324,16 @@ class CausalLM:
         """
         blocks = enumerate(layer.block for layer in self._decoder.layers)
         return {i: block.load_statistics() for i, block in blocks if isinstance(block, MoELayer)}
+
+    @property
+    def activation_format(self) -> ActivationFormat | None:
+        """What activations are rounded to; None is bfloat16.
+
+        Returns
+        -------
+        str or None
+        """
+        return self._decoder.activation_format
 
     def __repr__(self) -> str:
         path = "" if self._path is None else f"{self._path!r}, "
@@ -534,3 +560,7 @@ class CausalLM:
             yield result
             if not running:
                 return
+
+
+def _with_format(decoder: Decoder, activation_format: ActivationFormat | None) -> Decoder:
+    return decoder if activation_format is None else decoder.with_activation_format(activation_format)

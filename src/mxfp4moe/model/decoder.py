@@ -21,6 +21,11 @@ from numpy.typing import NDArray
 from mxfp4moe import _core
 from mxfp4moe._arguments import cast
 from mxfp4moe.config import active_kernels
+from mxfp4moe.experts.activation_format import (
+    ActivationFormat,
+    activation_format_code,
+    possible_activation_format,
+)
 from mxfp4moe.experts.fused import fused_experts
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer import MoELayer
@@ -103,10 +108,20 @@ class Decoder:
     description : DecoderDescription
     layers : sequence of DecoderLayer
     ends : Ends
+    activation_format : str, optional
+        What all matrices whose format allows it round what they read to, once more; those of `layers` say so
+        themselves.
     """
 
-    def __init__(self, description: DecoderDescription, layers: Sequence[DecoderLayer], ends: Ends) -> None:
+    def __init__(
+        self,
+        description: DecoderDescription,
+        layers: Sequence[DecoderLayer],
+        ends: Ends,
+        activation_format: ActivationFormat | None = None,
+    ) -> None:
         self.description, self.layers = description, tuple(layers)
+        self.activation_format = activation_format
         self.embedding, self.final_norm, self.head = ends
         rotary = description.rotary
         embedding = RotaryEmbedding(
@@ -182,7 +197,12 @@ class Decoder:
             replace(layer, block=change(layer.block)) if isinstance(layer.block, MoELayer) else layer
             for layer in self.layers
         ]
-        return Decoder(self.description, layers, self.ends())
+        return Decoder(self.description, layers, self.ends(), self.activation_format)
+
+    def with_activation_format(self, value: ActivationFormat | None) -> Decoder:
+        """The same decoder with that format of activations, in its experts too."""
+        layers = self.with_blocks(lambda layer: layer._with_activation_format(value)).layers
+        return Decoder(self.description, layers, self.ends(), value)
 
     def new_caches(self, dtype: Literal["bfloat16", "float32"]) -> list[KVCache]:
         """Empty caches of all layers."""
@@ -203,7 +223,9 @@ class Decoder:
 
     def logits(self, residual: Floats, num_threads: int, out: Floats) -> None:
         """Write the logits of rows of the residual stream to `out`."""
-        self.head(self._normalized(residual, self.final_norm, num_threads), out=out, num_threads=num_threads)
+        rows = self._normalized(residual, self.final_norm, num_threads)
+        possible = possible_activation_format(self.activation_format, self.head.format)
+        self.head(rows, activation_format=possible, out=out, num_threads=num_threads)
 
     def _normalized(self, rows: Floats, weight: Floats, num_threads: int) -> NDArray[Any]:
         epsilon = self.description.norm_epsilon
@@ -217,7 +239,10 @@ class Decoder:
         sequences = [
             (length, each.begin, each.pages) for each, length in zip(room, step.lengths, strict=True)
         ]
-        self._attentions[number].add_to(residual, positions, sequences, active_kernels(), step.num_threads)
+        activations = activation_format_code(self.activation_format)
+        self._attentions[number].add_to(
+            residual, positions, sequences, active_kernels(), step.num_threads, activations
+        )
         for each in room:
             each.commit()
 
@@ -230,7 +255,9 @@ class Decoder:
         rows = self._normalized(residual, layer.post_norm, num_threads)
         slots = np.ones((len(rows), 1), np.float32), np.zeros((len(rows), 1), np.int32)
         activation: Any = self.description.activation
-        fused_experts(rows, block, *slots, activation=activation, out=out, num_threads=num_threads)
+        possible = possible_activation_format(self.activation_format, block.format)
+        options: dict[str, Any] = {"activation_format": possible, "num_threads": num_threads}
+        fused_experts(rows, block, *slots, activation=activation, out=out, **options)
 
 
 def _block_bytes(block: MoELayer | PackedExperts) -> int:

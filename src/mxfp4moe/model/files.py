@@ -90,6 +90,7 @@ def write_ends(folder: Path, decoder: DecoderDescription, ends: Ends) -> None:
 
 def save_decoder(decoder: Decoder, path: str | os.PathLike[str], source: str | None, replace: bool) -> None:
     """Write a decoder to a packed folder at `path`, with the files for texts of the folder `source`."""
+    decoder = decoder.with_activation_format(None)  # an option of calls, which `open` takes anew
     with _folder(Path(path), replace) as folder:
         for number, layer in enumerate(decoder.layers):
             write_layer(folder, number, layer)

@@ -64,6 +64,8 @@ class Exchange:
         exact: bool,
     ) -> None:
         self._experts, self._options = layer.experts, routed_options(layer)
+        # As kernels round tokens, once; integers are rounded from what the token is.
+        self._sent_dtype = _BFLOAT16 if layer.activation_format is None else np.dtype(np.float32)
         self._map, self._width = layer.expert_map, layer.experts.hidden_size
         self._channel, self._chunk_tokens, self._exact = channel, chunk_tokens, exact
         self._table = holder_table(held, channel.rank)
@@ -101,7 +103,7 @@ class Exchange:
     def begin(self, rows: NDArray[Any], slots: Slots, threads: int) -> Callable[[], Floats]:
         """Send away tokens for other ranks; what is returned computes, waits, and gives the sums."""
         total = np.empty((len(rows), self._width), np.float32)
-        tokens = np.ascontiguousarray(cast(rows, _BFLOAT16))  # as every kernel rounds them, once
+        tokens = np.ascontiguousarray(cast(rows, self._sent_dtype))
         self._is_agreed = True  # whatever this raises, all ranks do
         counts = self._channel.check_all(None, len(rows))
         num_chunks = -(-int(counts.max()) // self._chunk_tokens)
@@ -143,7 +145,7 @@ class Exchange:
         is_away = np.repeat(~self._own, messages.counts[:, 0])
         tokens = chunk.rows[messages.tokens[is_away]]
         slots = messages.slots[np.repeat(~self._own, messages.counts[:, 1])]
-        chunk.tokens = np.empty((int(theirs[:, 0].sum()), self._width), _BFLOAT16)
+        chunk.tokens = np.empty((int(theirs[:, 0].sum()), self._width), self._sent_dtype)
         chunk.slots = np.empty(int(theirs[:, 1].sum()), SLOT)
         chunk.waiting = [
             self._channel.send_rows(slots, away[:, 1], chunk.slots, theirs[:, 1]),

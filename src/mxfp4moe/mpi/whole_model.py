@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
 
+from mxfp4moe.experts.activation_format import ActivationFormat
 from mxfp4moe.experts.quantizing import QuantizeFormat
 from mxfp4moe.experts.residence import check_residence
 from mxfp4moe.layer import MoELayer
@@ -24,11 +25,14 @@ class Ranks:
 
     Parameters
     ----------
+    activation_format : str, optional
+        As for `CausalLM`.
     timeout : float
         The seconds that a step may take; loading may take as long as it likes.
     """
 
-    def __init__(self, timeout: float = 300.0) -> None:
+    def __init__(self, activation_format: ActivationFormat | None = None, timeout: float = 300.0) -> None:
+        self._activation_format = activation_format
         try:
             world = import_mpi().COMM_WORLD
         except ImportError as error:
@@ -66,6 +70,8 @@ class Ranks:
         with self._all_load():
             residence = check_residence("mapped", memory_limit)
             decoder = load_decoder(path, quantize, quantize_dense, None, self._experts, residence)
+            if self._activation_format is not None:
+                decoder = decoder.with_activation_format(self._activation_format)
         try:
             yield CausalLM._make(decoder.with_blocks(self._spread), os.fspath(path))
         finally:
@@ -80,6 +86,8 @@ class Ranks:
             parts = load_layers(
                 path, experts=ids, quantize=quantize, progress=False, memory_limit=memory_limit
             )
+            if self._activation_format is not None:
+                parts = [part._with_activation_format(self._activation_format) for part in parts]
         try:
             for layer in cycle([self._spread(part) for part in parts]):
                 layer._serve()

@@ -13,6 +13,7 @@ written.
 from mxfp4moe.reference._precision import round_bfloat16
 from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid, soft_clamp
 from mxfp4moe.reference.attention import attention
+from mxfp4moe.reference.int8 import quantize_activations
 from mxfp4moe.reference.integers import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
 from mxfp4moe.reference.layer import moe_layer, moe_layer_float64
 from mxfp4moe.reference.matrix import linear, linear_float64
@@ -72,6 +73,7 @@ __all__ = [
     "normal_cdf",
     "normal_cdf_tanh",
     "pack_e2m1",
+    "quantize_activations",
     "quantize_fp8_block",
     "quantize_int4",
     "quantize_int8",

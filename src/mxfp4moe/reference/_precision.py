@@ -12,10 +12,14 @@ bfloat16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Precision(NamedTuple):
-    """The dtype in which sums are held, and how the intermediate is rounded."""
+    """The dtype in which sums are held, and how the intermediate is rounded.
+
+    With `int8_activations`, products are those of `mxfp4moe.reference.int8`, which does all rounding.
+    """
 
     dtype: np.dtype
     round_intermediate: Callable[[np.ndarray], np.ndarray]
+    int8_activations: bool = False
 
 
 def round_bfloat16(x: np.ndarray) -> np.ndarray:
@@ -47,6 +51,13 @@ def round_bfloat16(x: np.ndarray) -> np.ndarray:
 
 CONTRACT = Precision(np.dtype(np.float32), round_bfloat16)
 FLOAT64 = Precision(np.dtype(np.float64), lambda x: x)
+INT8 = Precision(np.dtype(np.float32), lambda x: x, int8_activations=True)
+
+
+def check_activation_format(value: str | None) -> None:
+    """Raise unless there are activations of that format."""
+    if value not in (None, "int8"):
+        raise ValueError(f"activation_format: expected None or 'int8', got {value!r}")
 
 
 def matmul(tokens: np.ndarray, weights: np.ndarray, precision: Precision) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
+from mxfp4moe.formats import find_floats
+from mxfp4moe.reference._precision import CONTRACT, FLOAT64, INT8, Precision, matmul, round_bfloat16
 from mxfp4moe.reference.activation import sigmoid
 from mxfp4moe.reference.moe import ExpertOptions, evaluate_experts
 from mxfp4moe.reference.norm import rms_factors
@@ -138,6 +139,8 @@ def _evaluate(
 ) -> np.ndarray:
     """The sum of all terms, in the dtype of the precision."""
     hidden = round_bfloat16(hidden_states)
+    # What experts on integers read, is not rounded before.
+    read = hidden_states if _experts_precision(layer, layer.experts, precision).int8_activations else hidden
     weights, ids = (np.asarray(array) for array in chosen)
     is_zero = (ids >= layer.num_experts) & (layer.num_zero_experts > 0)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -145,36 +148,48 @@ def _evaluate(
         ids = np.where(is_zero, -1, ids)
         if is_slice:
             ids = np.append(layer.expert_map, -1)[ids]
-        total = _routed_sum(hidden, layer, (weights, ids), precision)
+        total = _routed_sum((hidden, read), layer, (weights, ids), precision)
         if layer.num_zero_experts and not is_slice:
             used = np.where(is_zero, weights, 0).astype(np.float32).astype(precision.dtype)
             total = total + np.add.accumulate(used, axis=-1)[..., -1:] * hidden.astype(precision.dtype)
         total = np.asarray(total * precision.dtype.type(layer.routed_scaling_factor))
         if layer.shared_experts is not None and not is_slice:
-            total = total + _shared_expert(hidden, layer, precision)
+            total = total + _shared_expert((hidden, read), layer, precision)
         if layer.output_bias is not None and not is_slice:
             total = total + layer.output_bias.astype(precision.dtype)
     return total
 
 
+def _experts_precision(layer: Any, experts: Any, precision: Precision) -> Precision:
+    """That of the routed experts, or of the shared one, whose format need not allow integers."""
+    is_int8 = layer.activation_format == "int8" and find_floats(experts.format) is None
+    return INT8 if is_int8 and precision is CONTRACT else precision
+
+
 def _routed_sum(
-    hidden: np.ndarray, layer: Any, routed: tuple[np.ndarray, np.ndarray], precision: Precision
+    tokens: tuple[np.ndarray, np.ndarray],
+    layer: Any,
+    routed: tuple[np.ndarray, np.ndarray],
+    precision: Precision,
 ) -> np.ndarray:
-    """That of the routed experts, in the width of the layer."""
+    """That of the routed experts, in the width of the layer; `tokens`: bfloat16, and what experts read."""
+    hidden, read = tokens
+    of_experts = _experts_precision(layer, layer.experts, precision)
     on_input = layer.apply_router_weight_on_input
     options = ExpertOptions(layer.activation, layer.alpha, layer.limit, on_input)
     if layer.latent_down is None:
-        return evaluate_experts(hidden, layer.experts, routed, options, precision)
-    latent = precision.round_intermediate(matmul(hidden, layer.latent_down, precision))
-    total = evaluate_experts(latent, layer.experts, routed, options, precision)
+        return evaluate_experts(read, layer.experts, routed, options, of_experts)
+    latent = of_experts.round_intermediate(matmul(hidden, layer.latent_down, precision))
+    total = evaluate_experts(latent, layer.experts, routed, options, of_experts)
     if layer.latent_norm is not None:
         total = total * rms_factors(total, layer.latent_norm_eps).astype(precision.dtype)
         total = total * layer.latent_norm.astype(precision.dtype)
     return matmul(precision.round_intermediate(total), layer.latent_up, precision)
 
 
-def _shared_expert(hidden: np.ndarray, layer: Any, precision: Precision) -> np.ndarray:
+def _shared_expert(tokens: tuple[np.ndarray, np.ndarray], layer: Any, precision: Precision) -> np.ndarray:
     """The shared expert times its weight, a float32 number."""
+    hidden, read = tokens
     slots = (*hidden.shape[:-1], 1)
     weights = np.full(slots, layer.shared_scaling_factor, np.float32)
     if layer.shared_gate is not None:
@@ -182,7 +197,9 @@ def _shared_expert(hidden: np.ndarray, layer: Any, precision: Precision) -> np.n
         weights = weights * sigmoid(logits).astype(np.float32)
     options = ExpertOptions(layer.activation, layer.alpha, layer.shared_limit, False)
     routed = weights, np.zeros(slots, np.int32)
-    return evaluate_experts(hidden, layer.shared_experts, routed, options, precision)
+    of_shared = _experts_precision(layer, layer.shared_experts, precision)
+    rows = read if of_shared.int8_activations else hidden
+    return evaluate_experts(rows, layer.shared_experts, routed, options, of_shared)
 
 
 def _router_input(hidden_states: np.ndarray, given: np.ndarray | None, layer: Any) -> np.ndarray:

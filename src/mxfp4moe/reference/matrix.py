@@ -6,8 +6,16 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mxfp4moe.formats import LinearFormat
-from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, matmul, round_bfloat16
-from mxfp4moe.reference.moe import ExpertArrays, down_weights
+from mxfp4moe.reference._precision import (
+    CONTRACT,
+    FLOAT64,
+    Precision,
+    check_activation_format,
+    matmul,
+    round_bfloat16,
+)
+from mxfp4moe.reference.int8 import IntegerMatrix
+from mxfp4moe.reference.moe import ExpertArrays, down_integers, down_weights
 
 
 def linear(
@@ -21,9 +29,12 @@ def linear(
     tensor_scale: np.ndarray | None = None,
     zero_points: np.ndarray | None = None,
     offsets: np.ndarray | None = None,
+    activation_format: str | None = None,
     dtype: DTypeLike = np.float32,
 ) -> np.ndarray:
     """Weight . hidden + bias in float32, rounded once; hidden states are rounded once to bfloat16.
+
+    With ``activation_format="int8"`` they are rounded by `quantize_activations` instead.
 
     Parameters
     ----------
@@ -31,6 +42,7 @@ def linear(
         bfloat16, float16 or float32.
     weight, scales, format, bias, block_shape, tensor_scale, zero_points, offsets
         As `mxfp4moe.pack_linear` takes them; weights of format bf16 are rounded to bfloat16.
+    activation_format : {None, "int8"}
     dtype : dtype, default float32
         Of the result.
 
@@ -49,8 +61,10 @@ def linear(
     >>> reference.linear(np.ones((1, 2), np.float32), np.array([[1, 2], [3, 4]], np.float32)).tolist()
     [[3.0, 7.0]]
     """
+    check_activation_format(activation_format)
     arrays = weight, scales, zero_points, offsets
-    matrix = _matrix(arrays, format, block_shape, tensor_scale)
+    read = _matrix if activation_format is None else _integers
+    matrix = read(arrays, format, block_shape, tensor_scale)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return _linear(hidden_states, matrix, bias, CONTRACT).astype(dtype)
 
@@ -103,7 +117,27 @@ def _matrix(
     block_shape: tuple[int | None, int | None] | None,
     tensor_scale: np.ndarray | None,
 ) -> np.ndarray:
-    """The weights of codes, scales, zero points and offsets, exactly: the down projection of an expert."""
+    """The weights of codes, scales, zero points and offsets, exactly."""
+    return down_weights(_expert(arrays, format, block_shape, tensor_scale), 0)
+
+
+def _integers(
+    arrays: tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None],
+    format: LinearFormat,
+    block_shape: tuple[int | None, int | None] | None,
+    tensor_scale: np.ndarray | None,
+) -> IntegerMatrix:
+    """The codes and scales as they are."""
+    return down_integers(_expert(arrays, format, block_shape, tensor_scale), 0)
+
+
+def _expert(
+    arrays: tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None],
+    format: LinearFormat,
+    block_shape: tuple[int | None, int | None] | None,
+    tensor_scale: np.ndarray | None,
+) -> ExpertArrays:
+    """The matrix as the down projection of a single expert."""
     weight, scales, zero_points, offsets = arrays
     rows = weight.reshape(len(weight), -1)
     if format == "bf16":
@@ -114,7 +148,7 @@ def _matrix(
         block_shape = (128, 128)
     one_scale = None if tensor_scale is None else np.reshape(tensor_scale, (1,))
     each = rows[None], None if scales is None else scales[None]
-    expert = ExpertArrays(
+    return ExpertArrays(
         *each,
         *each,
         format="bf16" if format == "float32" else format,  # weights as they are
@@ -125,15 +159,20 @@ def _matrix(
         w2_zero_points=None if zero_points is None else zero_points[None],
         w2_offsets=None if offsets is None else offsets[None],
     )
-    return down_weights(expert, 0)
 
 
 def _linear(
-    hidden_states: np.ndarray, matrix: np.ndarray, bias: np.ndarray | None, precision: Precision
+    hidden_states: np.ndarray,
+    matrix: np.ndarray | IntegerMatrix,
+    bias: np.ndarray | None,
+    precision: Precision,
 ) -> np.ndarray:
-    hidden = round_bfloat16(hidden_states)
+    tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = matmul(hidden.reshape(-1, hidden.shape[-1]), matrix, precision)
+        if isinstance(matrix, IntegerMatrix):
+            sums = matrix.sums(tokens)
+        else:
+            sums = matmul(round_bfloat16(tokens), matrix, precision)
         if bias is not None:
             sums = sums + bias.astype(precision.dtype)
-    return sums.reshape(*hidden.shape[:-1], len(matrix))
+    return sums.reshape(*hidden_states.shape[:-1], matrix.shape[0])

@@ -10,8 +10,19 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mxfp4moe.formats import ExpertsFormat, GateUpLayout, each_format, format_of, is_pair
-from mxfp4moe.reference._precision import CONTRACT, FLOAT64, Precision, bfloat16, matmul, round_bfloat16
+from mxfp4moe.reference._precision import (
+    CONTRACT,
+    FLOAT64,
+    INT8,
+    Precision,
+    bfloat16,
+    check_activation_format,
+    matmul,
+    round_bfloat16,
+)
 from mxfp4moe.reference.activation import activate
+from mxfp4moe.reference.float32 import activate_float32
+from mxfp4moe.reference.int8 import IntegerMatrix, integer_matrix
 from mxfp4moe.reference.integers import dequantize_int4, dequantize_int8
 from mxfp4moe.reference.quantize import dequantize_mxfp4, unpack_e2m1
 
@@ -102,6 +113,7 @@ def fused_experts(
     alpha: float | None = None,
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
+    activation_format: str | None = None,
     expert_map: np.ndarray | None = None,
     out_dtype: DTypeLike | None = None,
 ) -> np.ndarray:
@@ -117,6 +129,10 @@ def fused_experts(
 
     The slots of a token are added in float32, in ascending (local) expert id, then slot, and rounded once.
 
+    With ``activation_format="int8"``, hidden states and intermediates are rounded by `quantize_activations`
+    instead; the activation and all sums are float32 operations in one order, so that kernels give the same
+    bits whatever the numbers.
+
     Parameters
     ----------
     hidden_states : ndarray of shape (..., K)
@@ -127,6 +143,7 @@ def fused_experts(
     activation, alpha, limit
         See `activate`.
     apply_router_weight_on_input : bool
+    activation_format : {None, "int8"}
     expert_map : ndarray of shape (E_global,), optional
         Local id of each global id, -1 to drop its slots.
     out_dtype : dtype, optional
@@ -153,9 +170,11 @@ def fused_experts(
     (3, 96)
     """
     options = ExpertOptions(activation, alpha, limit, apply_router_weight_on_input)
+    check_activation_format(activation_format)
     local_ids = _local_ids(topk_ids, expert_map)
-    hidden = round_bfloat16(hidden_states)
-    result = evaluate_experts(hidden, experts, (topk_weights, local_ids), options, CONTRACT)
+    precision = CONTRACT if activation_format is None else INT8
+    hidden = hidden_states if precision.int8_activations else round_bfloat16(hidden_states)
+    result = evaluate_experts(hidden, experts, (topk_weights, local_ids), options, precision)
     with np.errstate(over="ignore", under="ignore"):
         return result.astype(hidden_states.dtype if out_dtype is None else out_dtype)
 
@@ -238,7 +257,8 @@ def evaluate_experts(
     weights = topk_weights.reshape(-1, top_k)
     result = np.zeros(hidden.shape, dtype=precision.dtype)
     for expert in np.unique(ids[ids >= 0]):
-        matrices = _expert_weights(arrays, int(expert))
+        weights_of = _integer_weights if precision.int8_activations else _expert_weights
+        matrices = weights_of(arrays, int(expert))
         read = hidden if arrays.w13_columns is None else hidden[:, arrays.w13_columns[expert]]
         for slot in range(top_k):
             tokens = np.flatnonzero(ids[:, slot] == expert)
@@ -256,24 +276,29 @@ def _expert(
     options: ExpertOptions,
     precision: Precision,
 ) -> np.ndarray:
-    gate_up = matmul(hidden, matrices.w13, precision)
+    gate_up = _sums(hidden, matrices.w13, precision)
     if options.weight_on_input:
         gate_up = gate_up * router_weight
     if matrices.w13_bias is not None:
         gate_up = gate_up + matrices.w13_bias.astype(precision.dtype)
-    *gate, up = np.split(gate_up, len(matrices.w13) // matrices.w2.shape[1], axis=-1)
-    intermediate = activate(gate[0] if gate else None, up, options.activation, options.alpha, options.limit)
-    down = matmul(precision.round_intermediate(intermediate), matrices.w2, precision)
+    *gate, up = np.split(gate_up, matrices.w13.shape[0] // matrices.w2.shape[1], axis=-1)
+    function = activate_float32 if precision.int8_activations else activate
+    intermediate = function(gate[0] if gate else None, up, options.activation, options.alpha, options.limit)
+    down = _sums(precision.round_intermediate(intermediate), matrices.w2, precision)
     if matrices.w2_bias is not None:
         down = down + matrices.w2_bias.astype(precision.dtype)
     return down if options.weight_on_input else down * router_weight
 
 
-class _ExpertWeights(NamedTuple):
-    """One expert: dequantized, gate rows first."""
+def _sums(tokens: np.ndarray, matrix: np.ndarray | IntegerMatrix, precision: Precision) -> np.ndarray:
+    return matrix.sums(tokens) if isinstance(matrix, IntegerMatrix) else matmul(tokens, matrix, precision)
 
-    w13: np.ndarray
-    w2: np.ndarray
+
+class _ExpertWeights(NamedTuple):
+    """One expert: dequantized, or integers; gate rows first."""
+
+    w13: np.ndarray | IntegerMatrix
+    w2: np.ndarray | IntegerMatrix
     w13_bias: np.ndarray | None
     w2_bias: np.ndarray | None
 
@@ -341,9 +366,8 @@ def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
     w13 = _dequantize(arrays, "w13", expert, halves)
     w2 = _dequantize(arrays, "w2", expert, 1)
     w13_bias = _of(arrays.w13_bias, expert)
-    if interleaved:
-        w13 = np.concatenate([w13[0::2], w13[1::2]])
-        w13_bias = None if w13_bias is None else np.concatenate([w13_bias[0::2], w13_bias[1::2]])
+    w13 = np.asarray(_gate_first(arrays, w13))
+    w13_bias = _gate_first(arrays, w13_bias)
     with np.errstate(invalid="ignore"):
         if arrays.w13_tensor_scale is not None:
             scales = np.ravel(arrays.w13_tensor_scale[expert]).astype(np.float64)
@@ -353,9 +377,39 @@ def _expert_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
     return _ExpertWeights(w13, w2, w13_bias, _of(arrays.w2_bias, expert))
 
 
+def _integer_weights(arrays: ExpertArrays, expert: int) -> _ExpertWeights:
+    """Codes and scales of one expert instead of weights."""
+    w13, w2 = (_integer_matrix(arrays, name, expert) for name in ("w13", "w2"))
+    w13_bias = _gate_first(arrays, _of(arrays.w13_bias, expert))
+    return _ExpertWeights(w13, w2, w13_bias, _of(arrays.w2_bias, expert))
+
+
+def _integer_matrix(arrays: ExpertArrays, name: str, expert: int) -> IntegerMatrix:
+    parts = [
+        _of(getattr(arrays, name + part), expert) for part in ("", "_scales", "_zero_points", "_offsets")
+    ]
+    if name == "w13":
+        parts = [_gate_first(arrays, part) for part in parts]
+    tensor_scale = getattr(arrays, f"{name}_tensor_scale")
+    if tensor_scale is not None:
+        of_rows = np.ravel(np.asarray(tensor_scale[expert], np.float32))
+        tensor_scale = np.repeat(of_rows, len(np.asarray(parts[0])) // len(of_rows))
+    return integer_matrix(format_of(arrays.format, name), parts, tensor_scale)
+
+
+def _gate_first(arrays: ExpertArrays, rows: np.ndarray | None) -> np.ndarray | None:
+    interleaved = arrays.gated and arrays.gate_up_layout == "interleaved"
+    return np.concatenate([rows[0::2], rows[1::2]]) if interleaved and rows is not None else rows
+
+
 def down_weights(arrays: ExpertArrays, expert: int) -> np.ndarray:
     """w2 of one expert, exactly: in float64 where float32 scales take part."""
-    return _expert_weights(arrays, expert).w2
+    return np.asarray(_expert_weights(arrays, expert).w2)
+
+
+def down_integers(arrays: ExpertArrays, expert: int) -> IntegerMatrix:
+    """w2 of one expert as codes and scales."""
+    return _integer_matrix(arrays, "w2", expert)
 
 
 def _of(array: np.ndarray | None, expert: int) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from mxfp4moe.cli._arguments import (
     add_seed,
     add_threads,
     integer,
+    name,
     num_bytes,
 )
 
@@ -36,6 +37,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     add_quantize(parser)
     add_quantize_dense(parser)
+    parser.add_argument(
+        "--activation-format",
+        type=name,
+        choices=("int8",),
+        metavar="FORMAT",
+        help="Round activations to int8 where weights are in mxfp4, nvfp4, int4 or int8, as those of experts "
+        "must be: faster without AMX, and less exact. Default: bfloat16.",
+    )
     parser.add_argument(
         "--memory-limit",
         type=num_bytes,
@@ -99,9 +108,14 @@ def load_model(args: argparse.Namespace) -> CausalLM:
     from mxfp4moe.model.causal_lm import CausalLM
 
     if args.memory_limit is not None:
-        return CausalLM.open(args.checkpoint, memory_limit=args.memory_limit)
+        return CausalLM.open(
+            args.checkpoint, memory_limit=args.memory_limit, activation_format=args.activation_format
+        )
     return CausalLM.from_checkpoint(
-        args.checkpoint, quantize=args.quantize, quantize_dense=args.quantize_dense
+        args.checkpoint,
+        quantize=args.quantize,
+        quantize_dense=args.quantize_dense,
+        activation_format=args.activation_format,
     )
 
 
@@ -123,7 +137,7 @@ def with_model(args: argparse.Namespace, use: Callable[[CausalLM], int]) -> int:
     from mxfp4moe.mpi.whole_model import RankError, Ranks
 
     try:
-        ranks = Ranks()
+        ranks = Ranks(args.activation_format)
         if ranks.rank:
             ranks.serve(args.checkpoint, args.quantize, args.memory_limit)
             return 0

@@ -1,0 +1,26 @@
+// Kernels on activations of eight bits on the dot products of AVX-VNNI.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/features.h"
+#include "formats/formats.h"
+#include "kernels/kernel_table.h"
+#include "packing/panels.h"
+
+namespace mxfp4moe {
+namespace {
+#include "kernels/generic/unroll.h"
+#define mul_add fused_mul_add
+#include "kernels/avx2/simd.h"
+#undef mul_add
+#include "kernels/avx2/int8_vectors.h"
+#include "kernels/avx2/int8_dot_vnni.h"
+#include "kernels/avx2/int8_decode.h"
+#include "kernels/generic/int8_table.h"
+}  // namespace
+
+extern const Int8Kernels kInt8_avxvnni = {"avxvnni", kCpuAvx2 | kCpuAvxVnni, make_int8_kernels(), peak_flops};
+
+}  // namespace mxfp4moe
