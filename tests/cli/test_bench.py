@@ -527,6 +527,47 @@ def test_contenders_take_turns_until_their_time_is_up(rng: np.random.Generator) 
     assert series[0].calls[0].nbytes == TINY_SHAPE.expert_bytes * distinct
 
 
+def test_integers_have_a_roofline_of_their_own(rng: np.random.Generator) -> None:
+    experts = problem.pack(TINY_SHAPE, problem.random_arrays(TINY_SHAPE, rng))
+    ours = [contenders.Ours("portable", TINY_SHAPE, experts, 1, each) for each in (None, "int8")]
+    machine = measure.Machine(ours, experts, 1)
+    machine.sample("portable")
+    machine.sample("portable i8")
+    machine.sample("llama.cpp")
+    assert {name: len(samples) for name, samples in machine.peaks.items()} == {
+        "portable": 2,
+        "portable i8": 1,
+    }
+    described = report.describe_contender(ours[1])
+    assert described == {
+        "name": "portable i8",
+        "isa": "portable",
+        "kernels": "portable",
+        "activation_format": "int8",
+    }
+    router = problem.Router(TINY_SHAPE, "uniform", rng)
+    hidden, weights, ids = batch = router.draw(router.hidden_states(3))
+    expected = mx.fused_experts(
+        hidden, experts, weights, ids, activation=TINY_SHAPE.activation, activation_format="int8"
+    )
+    assert ours[1].prepare(batch)().tobytes() == expected.tobytes()
+
+
+def test_formats_of_activations_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    (result,) = bench("--tokens", "2", "--activation-format", "bfloat16,int8", capsys=capsys)["results"]
+    isa = mx.active_isa()
+    assert [cell["contender"] for cell in result["cells"]] == [isa, f"{isa} i8"]
+    assert set(result["peak_flop_per_s"]) == {isa, f"{isa} i8"}
+    assert 0 < result["cells"][1]["difference"] <= report.DIFFERENT
+    for arguments, message in (
+        (["int4"], "argument --activation-format: expected bfloat16 or int8, got 'int4'"),
+        (["int8", "--format", "mxfp8"], "argument --activation-format: expected None for experts of format"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*TINY, "--activation-format", *arguments])
+        assert message in capsys.readouterr().err
+
+
 def row_of(**figures: Any) -> dict[str, Any]:
     """A row of the table with the widest figures."""
     names = ("best_ms", "median_ms", "gb_per_s", "tflop_per_s", "time_ratio")

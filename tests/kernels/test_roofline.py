@@ -31,8 +31,9 @@ def test_every_byte_is_read_once(isa: str, rng: np.random.Generator, size: int) 
 @pytest.mark.emulation
 @pytest.mark.smoke
 def test_flops_are_those_of_all_iterations_and_threads(isa: str) -> None:
-    flops = _core.peak_flops(1, config.active_kernels(), 1)
-    assert flops > 0
-    for iterations, num_threads in ((7, 1), (3, 2), (2, 5)):
-        counted = _core.peak_flops(iterations, config.active_kernels(), num_threads)
-        assert counted == flops * iterations * num_threads
+    for activations in _core.ACTIVATION_FORMATS.values():
+        flops = _core.peak_flops(1, config.active_kernels(), 1, activations)
+        assert flops > 0
+        for iterations, num_threads in ((7, 1), (3, 2), (2, 5)):
+            counted = _core.peak_flops(iterations, config.active_kernels(), num_threads, activations)
+            assert counted == flops * iterations * num_threads

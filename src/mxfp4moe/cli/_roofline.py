@@ -17,6 +17,7 @@ import numpy as np
 
 from mxfp4moe import _core, config
 from mxfp4moe.experts import PackedExperts
+from mxfp4moe.experts.activation_format import ActivationFormat, activation_format_code
 from mxfp4moe.layer import MoELayer
 
 _PEAK_SECONDS = 3e-3  # of one measurement of the peak
@@ -42,10 +43,16 @@ class Call(NamedTuple):
 
 
 class PeakLoop:
-    """Measures the peak arithmetic of the kernel table `kernels` on `num_threads` threads."""
+    """Measures the peak arithmetic of the kernel table `kernels` on `num_threads` threads.
 
-    def __init__(self, kernels: int, num_threads: int) -> None:
+    With activations of another format than bfloat16, that of its kernels for these.
+    """
+
+    def __init__(
+        self, kernels: int, num_threads: int, activation_format: ActivationFormat | None = None
+    ) -> None:
         self._kernels, self._num_threads = kernels, num_threads
+        self._activation_format = activation_format_code(activation_format)
         self._iterations = 1000
 
     def sample(self) -> float:
@@ -59,7 +66,7 @@ class PeakLoop:
 
     def _run(self) -> tuple[float, float]:
         begin = perf_counter()
-        flops = _core.peak_flops(self._iterations, self._kernels, self._num_threads)
+        flops = _core.peak_flops(self._iterations, self._kernels, self._num_threads, self._activation_format)
         return perf_counter() - begin, flops
 
 
@@ -71,13 +78,17 @@ class Roofline:
     experts : PackedExperts
         Read as a whole for each sample: as many bytes as calls draw from, so that caches help both alike.
     num_threads : int
+    activation_format : str, optional
+        That of the calls.
     """
 
-    def __init__(self, experts: PackedExperts, num_threads: int) -> None:
+    def __init__(
+        self, experts: PackedExperts, num_threads: int, activation_format: ActivationFormat | None = None
+    ) -> None:
         self._memory = np.frombuffer(experts.data, np.uint8)
         self.num_threads = num_threads
         self._table = config.active_kernels()
-        self._peak_loop = PeakLoop(self._table, num_threads)
+        self._peak_loop = PeakLoop(self._table, num_threads, activation_format)
 
     def sample(self) -> Speed:
         """Measure once."""

@@ -29,11 +29,13 @@ from mxfp4moe.cli._bench.problem import ALIASES, ROUTINGS, SHAPES, Shape
 if TYPE_CHECKING:
     from mxfp4moe.cli._bench.contenders import Peer
     from mxfp4moe.cli._bench.report import Result
+    from mxfp4moe.experts.activation_format import ActivationFormat
     from mxfp4moe.reference import ExpertArrays
 
 _MODELS = ("gpt-oss-20b", "qwen3-30b-a3b")  # those of _synthetic_model, which takes a while to import
 _TOKENS = [1, 4, 16, 64, 256, 1024]
 _MIN_SECONDS = 1e-6
+_ACTIVATION_FORMATS = ("bfloat16", "int8")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -75,6 +77,14 @@ def add_parser(subparsers: Any) -> None:
         type=_names,
         metavar="NAME,...",
         help="Instruction sets that take turns, or all. Default: the active one.",
+    )
+    parser.add_argument(
+        "--activation-format",
+        type=_names,
+        default=["bfloat16"],
+        metavar="NAME,...",
+        help="What activations are rounded to, bfloat16 or int8; both take turns on each instruction set. "
+        "The roofline of int8 is that of products of integers. With --model one of them. Default: bfloat16.",
     )
     parser.add_argument(
         "--routing",
@@ -172,6 +182,9 @@ def _run_models(args: argparse.Namespace) -> int:
             args.parser.error(f"argument {flag(option)}: applies to layers, not to --model")
     _check_names(args, "model", args.model, _MODELS)
     _check_names(args, "dense", args.dense, model.DENSE)
+    _check_names(args, "activation_format", args.activation_format, _ACTIVATION_FORMATS)
+    if len(args.activation_format) > 1:
+        args.parser.error("argument --activation-format: expected one of them with --model, got several")
     _check_names(args, "peers", args.peers, ["llama.cpp", "all"])
     with_peer = bool(args.peers) and not (args.peers == ["all"] and LlamaCppModel.missing())
     if with_peer and LlamaCppModel.missing():
@@ -208,6 +221,7 @@ def _run_layers(args: argparse.Namespace) -> int:
     from mxfp4moe.cli._bench import plot, report
 
     shapes, isas, peers = _shapes(args), _isas(args), _peers(args)
+    _check_activation_formats(args, shapes)
     num_threads = config.resolve_num_threads(args.threads)
     _check_files(args)
     if args.plot is not None and (reason := plot.unusable(args.plot)):
@@ -275,7 +289,8 @@ def _measure(args: argparse.Namespace, plan: _Plan, isas: list[str], num_threads
     print(f"preparing {shape.title}: {plan.nbytes / 1e9:.1f} GB", file=sys.stderr, flush=True)
     arrays = problem.random_arrays(shape, np.random.default_rng(args.seed))
     experts = problem.pack(shape, arrays)
-    ours = [Ours(isa, shape, experts, num_threads) for isa in isas]
+    formats = _activation_formats(args)
+    ours = [Ours(isa, shape, experts, num_threads, each) for isa in isas for each in formats]
     others = _build_peers(plan, arrays, num_threads)
     del arrays  # the peers keep them, if there are any
     contenders: list[Contender] = [*ours, *others]
@@ -368,6 +383,23 @@ def _isas(args: argparse.Namespace) -> list[str]:
         return list(reversed(supported))
     _check_names(args, "isa", args.isa, supported)
     return list(args.isa)
+
+
+def _activation_formats(args: argparse.Namespace) -> list[ActivationFormat | None]:
+    return [None if each == "bfloat16" else each for each in args.activation_format]
+
+
+def _check_activation_formats(args: argparse.Namespace, shapes: list[Shape]) -> None:
+    from mxfp4moe.experts.activation_format import check_activation_format
+
+    _check_names(args, "activation_format", args.activation_format, _ACTIVATION_FORMATS)
+    for shape in shapes:
+        for each in _activation_formats(args):
+            try:
+                check_activation_format(each, shape.format, "experts")
+            except ValueError as error:
+                message = str(error).partition(": ")[2]
+                args.parser.error(f"argument --activation-format: {message}")
 
 
 def _peers(args: argparse.Namespace) -> list[type[Peer]]:

@@ -15,6 +15,7 @@ from mxfp4moe.cli._bench.numpy_peer import NumpyPeer
 from mxfp4moe.cli._bench.onnxruntime_peer import OnnxruntimePeer
 from mxfp4moe.cli._bench.problem import Batch, Shape
 from mxfp4moe.experts import PackedExperts, fused_experts
+from mxfp4moe.experts.activation_format import ActivationFormat
 from mxfp4moe.reference import ExpertArrays
 
 
@@ -52,11 +53,18 @@ PEERS: dict[str, type[Peer]] = {
 
 
 class Ours:
-    """The package's own `fused_experts` on one instruction set."""
+    """The package's own `fused_experts` on one instruction set and one format of activations."""
 
-    def __init__(self, isa: str, shape: Shape, experts: PackedExperts, num_threads: int) -> None:
-        self.name = isa
-        self.isa = isa
+    def __init__(
+        self,
+        isa: str,
+        shape: Shape,
+        experts: PackedExperts,
+        num_threads: int,
+        activation_format: ActivationFormat | None = None,
+    ) -> None:
+        self.name = isa if activation_format is None else f"{isa} i8"
+        self.isa, self.activation_format = isa, activation_format
         with config.use_isa(isa):
             self.kernels = config.active_kernels()
             # Calls inside this context use the instruction set, and nothing is left to do when one is timed.
@@ -65,6 +73,7 @@ class Ours:
         self._options: dict[str, Any] = {
             "activation": shape.activation,
             "limit": shape.limit,
+            "activation_format": activation_format,
             "num_threads": num_threads,
         }
 

@@ -23,8 +23,9 @@ _FMA_TABLES = {"avx2": "avx2", "avx512": "avx512"}
 class Machine:
     """What the machine did in between the calls: the limits that calls are compared with.
 
-    `bandwidths` in bytes/s; `peaks` of each instruction set in FLOP/s; `fma_peaks` of the float32 FMAs of the
-    same registers, for "avx2" and "avx512". The latter may have an instruction that does more than an FMA.
+    `bandwidths` in bytes/s; `peaks` of each contender of this package in FLOP/s; `fma_peaks` of the float32
+    FMAs of the same registers, for "avx2" and "avx512" on bfloat16. The latter may have an instruction that
+    does more than an FMA.
     """
 
     def __init__(self, contenders: Sequence[Ours], experts: PackedExperts, num_threads: int) -> None:
@@ -40,23 +41,23 @@ class Machine:
         self._other_memory = np.ones(cache if experts.nbytes > cache else 0, np.uint8)
         for ours in contenders:
             with config.use_isa(ours.isa):
-                self._rooflines[ours.isa] = Roofline(experts, num_threads)
-            self.peaks[ours.isa] = []
-            if ours.isa in _FMA_TABLES:
-                self.fma_peaks[ours.isa] = []
+                self._rooflines[ours.name] = Roofline(experts, num_threads, ours.activation_format)
+            self.peaks[ours.name] = []
+            if ours.name in _FMA_TABLES:
+                self.fma_peaks[ours.name] = []
                 with config._use_kernels(_FMA_TABLES[ours.isa]):
                     if config.active_kernels() != ours.kernels:
-                        self._fma_loops[ours.isa] = PeakLoop(config.active_kernels(), num_threads)
+                        self._fma_loops[ours.name] = PeakLoop(config.active_kernels(), num_threads)
 
-    def sample(self, isa: str | None) -> None:
-        """Measure once, with the peak of `isa`, by default the first one."""
-        isa = isa or next(iter(self.peaks))
-        speed = self._rooflines[isa].sample()
+    def sample(self, name: str | None) -> None:
+        """Measure once, with the peak of the contender of that name, by default the first one."""
+        name = name if name in self.peaks else next(iter(self.peaks))
+        speed = self._rooflines[name].sample()
         self.bandwidths.append(speed.bandwidth)
-        self.peaks[isa].append(speed.peak)
-        if isa in self.fma_peaks:
-            loop = self._fma_loops.get(isa)
-            self.fma_peaks[isa].append(speed.peak if loop is None else loop.sample())
+        self.peaks[name].append(speed.peak)
+        if name in self.fma_peaks:
+            loop = self._fma_loops.get(name)
+            self.fma_peaks[name].append(speed.peak if loop is None else loop.sample())
         _core.read_memory(self._other_memory, config.active_kernels(), self._num_threads)
 
 
@@ -111,7 +112,7 @@ class Stopwatch:
         """One call, right after a sample of the machine, which clears the caches of earlier calls."""
         call = series.contender.prepare(batch)
         before = perf_counter()
-        self._machine.sample(series.contender.isa)
+        self._machine.sample(series.contender.name)
         begin = perf_counter()
         call()
         end = perf_counter()

@@ -63,7 +63,9 @@ def _time(
     cells = [Cell("prefill", count) for count in args.prefill]
     cells += [Cell("decode", count) for count in sorted(args.context)]
     longest = max(FIRST_TOKENS, *(cell.num_tokens for cell in cells)) + _DECODE_ROOM
-    lm = CausalLM.from_checkpoint(folder, quantize_dense=None if dense == "bf16" else dense)
+    (activations,) = (None if each == "bfloat16" else each for each in args.activation_format)
+    quantize = None if dense == "bf16" else dense
+    lm = CausalLM.from_checkpoint(folder, quantize_dense=quantize, activation_format=activations)
     ours = Ours(lm, num_threads)
     contenders: list[Contender] = [ours]
     if gguf is not None:

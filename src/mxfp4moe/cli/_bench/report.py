@@ -23,16 +23,15 @@ Result = dict[str, Any]
 def summarize(shape: Shape, machine: Machine, series: Sequence[Series]) -> Result:
     """All figures of one shape, ready for JSON."""
     bandwidth = attainable(machine.bandwidths)
-    peaks = {isa: attainable(samples) for isa, samples in machine.peaks.items()}
-    fma_peaks = {isa: attainable(samples) for isa, samples in machine.fma_peaks.items()}
-    first_isa = next(iter(peaks))
+    peaks = {name: attainable(samples) for name, samples in machine.peaks.items()}
+    fma_peaks = {name: attainable(samples) for name, samples in machine.fma_peaks.items()}
+    first_peak = next(iter(peaks.values()))
     rows = []
     for one in series:
         first = next(other for other in series if other.num_tokens == one.num_tokens)
-        isa = one.contender.isa or first_isa
-        row = _row(one, first, Speed(bandwidth, peaks[isa]))
-        fma_peak = fma_peaks.get(isa)
-        if one.contender.isa is not None and fma_peak is not None:
+        row = _row(one, first, Speed(bandwidth, peaks.get(one.contender.name, first_peak)))
+        fma_peak = fma_peaks.get(one.contender.name)
+        if fma_peak is not None:
             fma = Speed(bandwidth, fma_peak)
             row["share_of_fma_roofline"] = max(call.share(fma) for call in one.calls)
         rows.append(row)
@@ -42,7 +41,7 @@ def summarize(shape: Shape, machine: Machine, series: Sequence[Series]) -> Resul
         "read_bytes_per_s": bandwidth,
         "median_read_bytes_per_s": median(machine.bandwidths),
         "peak_flop_per_s": peaks,
-        "median_peak_flop_per_s": {isa: median(samples) for isa, samples in machine.peaks.items()},
+        "median_peak_flop_per_s": {name: median(samples) for name, samples in machine.peaks.items()},
         "fma_peak_flop_per_s": fma_peaks,
         "cells": rows,
     }
@@ -83,7 +82,10 @@ def describe_contender(contender: Any) -> Result:
     from mxfp4moe import config
 
     kernels = config._TABLES[contender.kernels].name if isinstance(contender, Ours) else None
-    return {"name": contender.name, "isa": contender.isa, "kernels": kernels}
+    described = {"name": contender.name, "isa": contender.isa, "kernels": kernels}
+    if isinstance(contender, Ours) and contender.activation_format is not None:
+        described["activation_format"] = contender.activation_format
+    return described
 
 
 # ---- the table ----
@@ -127,11 +129,11 @@ Bandwidth and peaks were measured between the calls; nine tenths of the samples 
 def format_table(result: Result) -> str:
     """The figures of one shape as text."""
     shape = result["shape"]
-    peaks = [f"{peak / 1e12:.3f} TFLOP/s ({isa})" for isa, peak in result["peak_flop_per_s"].items()]
+    peaks = [f"{peak / 1e12:.3f} TFLOP/s ({name})" for name, peak in result["peak_flop_per_s"].items()]
     peaks += [
-        f"{peak / 1e12:.3f} TFLOP/s ({isa}, float32 FMA)"
-        for isa, peak in result["fma_peak_flop_per_s"].items()
-        if peak != result["peak_flop_per_s"][isa]
+        f"{peak / 1e12:.3f} TFLOP/s ({name}, float32 FMA)"
+        for name, peak in result["fma_peak_flop_per_s"].items()
+        if peak != result["peak_flop_per_s"][name]
     ]
     layer = (
         f"{shape['name']}: hidden_size={shape['hidden_size']}, "
