@@ -1,0 +1,89 @@
+# Inside other programs: the C library built and installed with no Python in reach, programs in C, C++, Rust and Cython that
+# use it, the operators for ONNX Runtime, and JAX. After the stages `setup`, and `demo` or `readme`; by hand:
+#   bash .ci/run nightly setup demo embedding
+# The headers of ONNX Runtime are Debian 13's, unpacked under build/embedding once; without them the operators are skipped.
+set -euo pipefail
+tree=$PWD/build/embedding
+headers=$tree/headers/usr/include/onnxruntime
+prefix=$tree/prefix
+python=$tree/venv/bin/python
+cmake=$(.venv-ci/bin/python -c 'import cmake; print(cmake.CMAKE_BIN_DIR)')/cmake
+
+install() { # command, package
+  command -v "$1" >/dev/null && return
+  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$2" >/dev/null
+}
+
+unpack_headers() {
+  local apt=$tree/apt mirror
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/*$')
+  rm -rf "$apt" "$tree/headers.new"
+  mkdir -p "$apt/lists/partial" "$apt/archives/partial"
+  touch "$apt/status"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$apt/sources.list"
+  cat >"$apt/apt.conf" <<CONF
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Debug::NoLocking "true";
+Dir::Cache "$apt";
+Dir::Etc::SourceList "$apt/sources.list";
+Dir::Etc::SourceParts "-";
+Dir::State "$apt";
+Dir::State::status "$apt/status";
+CONF
+  APT_CONFIG=$apt/apt.conf apt-get -qq update || return
+  (cd "$apt" && APT_CONFIG=$apt/apt.conf apt-get -qq download libonnxruntime-dev) || return
+  dpkg-deb -x "$apt"/libonnxruntime-dev*.deb "$tree/headers.new"
+  rm -rf "$apt" "$tree/headers"
+  mv "$tree/headers.new" "$tree/headers"
+}
+
+# All commands but Python.
+make_path() {
+  rm -rf "$tree/bin"
+  mkdir -p "$tree/bin"
+  find /usr/bin /usr/local/bin -maxdepth 1 ! -type d ! -name '*python*' ! -name 'pip*' -exec ln -sf -t "$tree/bin" {} +
+}
+
+mkdir -p "$tree"
+operators=()
+if [ -d "$headers" ] || unpack_headers; then
+  operators=("-DMXFP4MOE_ONNXRUNTIME=$headers")
+else
+  echo "skipped: the operators for ONNX Runtime, whose headers (libonnxruntime-dev) could not be had"
+fi
+install pkg-config pkgconf
+install rustc rustc || echo "skipped: the program in Rust, for there is no rustc"
+
+echo "+ the C library, without Python"
+make_path
+rm -rf "$prefix"
+# Two kernel tables are enough here, and soon compiled; other stages have them all.
+left_out=()
+for table in amx_model avx512 avx512bf16 amx amx_model_avx512; do left_out+=("-DMXFP4MOE_CAN_BUILD_$table=OFF"); done
+PATH=$tree/bin "$cmake" -S . -B "$tree/c" -G "Unix Makefiles" "${operators[@]}" "${left_out[@]}" >"$tree/configure.txt"
+if grep -i python "$tree/configure.txt"; then
+  echo "expected a configuration that looks for no Python" >&2
+  exit 1
+fi
+PATH=$tree/bin "$cmake" --build "$tree/c" --parallel 2 >"$tree/build.txt" || { tail -n 30 "$tree/build.txt" >&2; exit 1; }
+PATH=$tree/bin "$cmake" --install "$tree/c" --prefix "$prefix" >/dev/null
+find "$prefix" -type f -printf '%P\n' | sort
+
+echo "+ the operators, against the installed package"
+rm -rf "$tree/venv"
+python3 -m venv "$tree/venv"
+"$python" -m pip install 'numpy>=2.1' 'ml_dtypes>=0.5' 'onnx>=1.19' 'onnxruntime>=1.25' 'jax>=0.6' cython \
+  pytest pytest-xdist hypothesis
+site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+package=$(.venv/bin/python -c 'import mxfp4moe; print(mxfp4moe.__path__[0])')
+cp -r "$package" "$(dirname "$package")"/mxfp4moe-*.dist-info "$site"
+if [ ${#operators[@]} -gt 0 ]; then
+  rm -rf "$tree/operators"
+  "$cmake" -S src/cpp/onnxruntime -B "$tree/operators" -G "Unix Makefiles" "${operators[@]}" \
+    "-Dmxfp4moe_DIR=$("$python" -m mxfp4moe config --cmake-dir)" >/dev/null
+  "$cmake" --build "$tree/operators" --parallel 2 >/dev/null
+  cp "$tree/operators/libmxfp4moe_onnxruntime.so" "$site/mxfp4moe/lib"
+fi
+PATH=$(dirname "$cmake"):$PATH MXFP4MOE_PREFIX=$prefix "$python" -m pytest -q -n auto tests/embedding
