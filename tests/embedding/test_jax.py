@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import pickle
 import subprocess
 import sys
 import threading
@@ -356,6 +358,29 @@ def test_experts_that_go_while_others_compute(rng: np.random.Generator, backend:
         gc.collect()
         thread.join()
     assert all(outcomes)
+
+
+SAVED = """
+import pickle, sys
+import jax, numpy as np, mxfp4moe as mx, mxfp4moe.jax
+from jax.experimental import serialize_executable
+w13, w2 = (mx.quantize_mxfp4(np.ones(shape, np.float32)) for shape in ((2, 128, 64), (2, 64, 64)))
+experts = mx.pack_experts(*w13, *w2)
+x, weights, ids = np.ones((1, 64), np.float32), np.ones((1, 1), np.float32), np.zeros((1, 1), np.int32)
+compiled = jax.jit(lambda x: mxfp4moe.jax.fused_experts(x, experts, weights, ids)).lower(x).compile()
+pickle.dump(serialize_executable.serialize(compiled), open(sys.argv[1], "wb"))
+"""
+
+
+@pytest.mark.nightly
+def test_executables_of_another_process_find_no_weights(tmp_path: Path) -> None:
+    if not HAS_FFI:
+        pytest.skip("JAX saves no functions that call Python back")
+    subprocess.run([sys.executable, "-c", SAVED, tmp_path / "saved"], check=True, timeout=120)
+    experimental = importlib.import_module("jax.experimental.serialize_executable")
+    compiled = experimental.deserialize_and_load(*pickle.loads((tmp_path / "saved").read_bytes()))
+    with pytest.raises(RUNTIME_ERRORS, match="experts: expected what the function was traced with"):
+        jax.block_until_ready(compiled(np.ones((1, 64), np.float32)))
 
 
 def test_settings_are_those_where_a_function_is_traced(rng: np.random.Generator, backend: str) -> None:
