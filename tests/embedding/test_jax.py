@@ -94,6 +94,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"activation": "situ"},
     {"apply_router_weight_on_input": True},
     {"combine": False},
+    {"activation_format": "int8"},
     {"expert_map": np.array([2, -1, 0, 1])},
     {"expert_map": jnp.array([2, -1, 0, 1]), "combine": False, "limit": 0.5},
 )
@@ -467,6 +468,8 @@ def test_layers_of_own_routing_slices_and_wrong_calls(rng: np.random.Generator, 
     )
     assert_same_bits(np.asarray(jax.jit(lambda x: mxfp4moe.jax.layer(x, own))(x)), own(x))
     assert {mxfp4moe.jax.backend(each) for each in (part, own)} == {"pure_callback"}
+    rounded = mx.MoELayer(make_experts(rng, "mxfp4"), layer.router_weight, top_k=2, activation_format="int8")
+    assert_same_bits(np.asarray(jax.jit(lambda x: mxfp4moe.jax.layer(x, rounded))(x)), rounded(x))
     with pytest.raises(TypeError, match="router_hidden_states: expected None, for the router of this layer"):
         jax.jit(lambda x: mxfp4moe.jax.layer(x, layer, router_hidden_states=x))(x)
     with pytest.raises(TypeError, match="layer: expected MoELayer, got None"):

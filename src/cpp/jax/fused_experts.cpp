@@ -13,13 +13,13 @@ using namespace mxfp4moe::jax;
 
 namespace {
 
-const KernelTable& kernels_of(const CallFrame& call) {
+KernelTable kernels_of(const CallFrame& call) {
   const int64_t index = call.integer("kernels");
   if (index < 0 || index >= num_kernel_tables() || !kernel_table_supported(static_cast<int>(index))) {
     throw Failure{XLA_FFI_Error_Code_FAILED_PRECONDITION,
                   "kernels: expected those of this machine, got others: the function was compiled elsewhere"};
   }
-  return kernel_table(static_cast<int>(index));
+  return kernel_table_for(static_cast<int>(index), static_cast<ActivationFormat>(call.integer("activation_format")));
 }
 
 // Writes local ids to `local`, where there is a map of experts.

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 from mxfp4moe._arguments import check_bool, check_dtype
 from mxfp4moe.experts.activation import Activation, check_activation
-from mxfp4moe.experts.activation_format import check_activation_format
+from mxfp4moe.experts.activation_format import ActivationFormat, check_activation_format
 from mxfp4moe.experts.fused import (
     check_expert_map,
     check_slot_shapes,
@@ -38,6 +38,7 @@ def fused_experts(
     alpha: float | None = None,
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
+    activation_format: ActivationFormat | None = None,
     expert_map: Any = None,
     combine: bool = True,
     dtype: DTypeLike | None = None,
@@ -58,7 +59,7 @@ def fused_experts(
         Of the same dtypes.
     topk_ids : integer array of shape (..., top_k)
         Ids in [0, num_experts), or -1 for a dropped slot.
-    activation, alpha, limit, apply_router_weight_on_input, combine
+    activation, alpha, limit, apply_router_weight_on_input, activation_format, combine
         As for `mxfp4moe.fused_experts`.
     expert_map : integer array of shape (num_global_experts,), optional
         As there, with values that are known when the function is traced.
@@ -101,17 +102,16 @@ def fused_experts(
     check_slot_shapes(weights, ids, hidden.shape[:-1])
     mapping = check_expert_map(concrete("expert_map", expert_map), experts.num_experts)
     function = check_activation(activation, alpha, limit, experts.gated)
-    rounding = check_activation_format(None, experts.format, "experts")
+    rounding = check_activation_format(activation_format, experts.format, "experts")
     options: dict[str, Any] = {**expert_options(function, apply_router_weight_on_input, rounding)}
-    del options["activation_format"]  # which programs of JAX have no choice of
     options["combine"] = check_bool("combine", combine)
     shape = hidden.shape if combine else (*ids.shape, experts.hidden_size)
     dtypes, default = (FLOAT_DTYPES, hidden.dtype) if combine else ((_FLOAT32,), _FLOAT32)
     result_dtype = np.dtype(default) if dtype is None else check_dtype("dtype", dtype, dtypes)
     if mapping is not None:
         options["expert_map"] = mapping
-    arguments = (activation, alpha, limit, options["apply_router_weight_on_input"], options["combine"])
-    run = _Run(*arguments, None if mapping is None else tuple(mapping.tolist()))
+    arguments = (activation, alpha, limit, options["apply_router_weight_on_input"], activation_format)
+    run = _Run(*arguments, options["combine"], None if mapping is None else tuple(mapping.tolist()))
     settings = Settings.here(num_threads)
     options["kernels"] = settings.kernels
     call = Call("experts", handle_of(experts), settings, result_dtype, run, options)
@@ -126,6 +126,7 @@ class _Run:
     alpha: float | None
     limit: float | None
     apply_router_weight_on_input: bool
+    activation_format: ActivationFormat | None
     combine: bool
     expert_map: tuple[int, ...] | None
 
@@ -143,6 +144,7 @@ class _Run:
             alpha=self.alpha,
             limit=self.limit,
             apply_router_weight_on_input=self.apply_router_weight_on_input,
+            activation_format=self.activation_format,
             expert_map=None if self.expert_map is None else np.array(self.expert_map, np.int64),
             combine=self.combine,
             out=np.empty(shape, dtype),
