@@ -4,11 +4,13 @@
 # Python and the C library for aarch64 are packages from the host's own sources (Debian 12), unpacked under
 # build/aarch64 once; nothing is installed beside those of the host.
 set -euo pipefail
+. .ci/tools.sh
 if [ "$(uname -m)" = aarch64 ]; then
   echo "skipped: the other stages ran on an aarch64"
   exit 0
 fi
 
+debian_packages aarch64-linux-gnu-g++ g++-aarch64-linux-gnu qemu-aarch64 qemu-user
 tree=$PWD/build/aarch64
 sysroot=$tree/sysroot
 python=$tree/venv/bin/python

@@ -3,20 +3,17 @@
 #   bash .ci/run nightly setup demo embedding
 # The headers of ONNX Runtime are Debian 13's, unpacked under build/embedding once; without them the operators are skipped.
 set -euo pipefail
+. .ci/tools.sh
 tree=$PWD/build/embedding
 headers=$tree/headers/usr/include/onnxruntime
 prefix=$tree/prefix
 python=$tree/venv/bin/python
 cmake=$(.venv-ci/bin/python -c 'import cmake; print(cmake.CMAKE_BIN_DIR)')/cmake
 
-install() { # command, package
-  command -v "$1" >/dev/null && return
-  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$2" >/dev/null
-}
-
 unpack_headers() {
   local apt=$tree/apt mirror
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/*$')
+  debian_packages /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring || return
   rm -rf "$apt" "$tree/headers.new"
   mkdir -p "$apt/lists/partial" "$apt/archives/partial"
   touch "$apt/status"
@@ -53,8 +50,8 @@ if [ -d "$headers" ] || unpack_headers; then
 else
   echo "skipped: the operators for ONNX Runtime, whose headers (libonnxruntime-dev) could not be had"
 fi
-install pkg-config pkgconf
-install rustc rustc || echo "skipped: the program in Rust, for there is no rustc"
+debian_packages pkg-config pkgconf
+debian_packages rustc rustc || echo "skipped: the program in Rust, for there is no rustc"
 
 echo "+ the C library, without Python"
 make_path

@@ -44,7 +44,7 @@ compile_capi_fuzz .venv-asan/bin/python -fsanitize=address,undefined -fno-saniti
 "${fixed_addresses[@]}" build/capi_fuzz "$files" "$(cases 200000)" "$seed" || status=1
 cpp_test capi_fuzz thread "$files" "$(cases 20000)" "$seed" 3 || status=1
 compile_capi_fuzz .venv-fuzz/bin/python
-if command -v valgrind >/dev/null; then
+if debian_packages valgrind valgrind; then
   valgrind -q --error-exitcode=9 build/capi_fuzz "$files" "$(cases 10000)" "$seed" || status=1
 else
   echo "no valgrind: the C interface was not run under it"

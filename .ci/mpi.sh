@@ -2,9 +2,8 @@
 # Layers whose experts are spread over ranks, on MPICH: random cases on 1 to 7 ranks, errors and time-outs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if ! command -v mpiexec.mpich >/dev/null; then
-  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends mpich >/dev/null
-fi
+. .ci/tools.sh
+debian_packages mpiexec.mpich mpich
 python=$PWD/.venv/bin/python
 "$python" -m pip install 'mpi4py>=4.1'
 # The wheels of mpi4py look for MPICH under the name that its own builds have; Debian's has another one.

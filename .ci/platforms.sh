@@ -1,8 +1,10 @@
 # Other operating systems: the C++ library compiled, and neither linked nor run, for Windows and macOS, which have
 # platform/portable in place of platform/linux. After the stage `setup`; by hand:
 #   bash .ci/run setup platforms
-# The compiler, Clang with the headers of both systems, is the package ziglang of .ci/requirements.txt.
+# The compiler, Clang with the headers of both systems, is the package ziglang.
 set -euo pipefail
+. .ci/tools.sh
+python_packages .ci/wheels/requirements.txt
 tree=$PWD/build/platforms
 zig=$PWD/.venv-ci/lib/$(ls .venv-ci/lib)/site-packages/ziglang/zig
 export ZIG_GLOBAL_CACHE_DIR=$tree/cache ZIG_LOCAL_CACHE_DIR=$tree/cache

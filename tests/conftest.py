@@ -46,6 +46,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     table = item.callspec.params["isa"]  # type: ignore[attr-defined]
     if "native_isa" in fixtures and table == "portable" != config.active_isa():
         item.add_marker("nightly")
+    # Before other fixtures prepare anything for it.
+    if "native_isa" in fixtures and "model" in table:
+        item.add_marker(pytest.mark.skip(f"{table} is a scalar model, too slow for real sizes"))
 
 
 def pytest_report_header() -> str:
@@ -68,8 +71,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def native_isa(isa: str) -> str:
     """`isa` without the scalar models of tile instructions, which are too slow for real sizes."""
-    if "model" in isa:
-        pytest.skip(f"{isa} is a scalar model, too slow for real sizes")
     return isa
 
 

@@ -6,6 +6,7 @@
 set -euo pipefail
 out=$(realpath -m "$1")
 shift
+. .ci/tools.sh
 [ $# -gt 0 ] || set -- x86_64 aarch64 free-threaded
 root=$PWD
 mkdir -p "$out" build/wheels
@@ -18,6 +19,9 @@ hook() { # interpreter, name and arguments of a hook of the build backend, in th
   "$1" -c "from scikit_build_core import build; print('made', build.$2(${*:3}))" >"$log" 2>&1 || { cat "$log" >&2; return 1; }
   grep '^made ' "$log"
 }
+
+debian_packages aarch64-linux-gnu-g++ g++-aarch64-linux-gnu
+python_packages .ci/wheels/requirements.txt
 
 echo "+ sdist"
 hook .venv-ci/bin/python build_sdist "'$out'"

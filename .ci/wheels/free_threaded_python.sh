@@ -12,6 +12,8 @@ if [ ! -x "$python" ]; then
   echo "+ CPython $version without the global interpreter lock"
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/*$')
   archive=$tree/python.tar.xz
+  . .ci/tools.sh
+  debian_packages curl curl
   curl -sSfL --retry 3 -o "$archive" "${mirror%/}/pool/main/p/python3.14/python3.14_$version.orig.tar.xz"
   echo "$sha256  $archive" | sha256sum --check --quiet
   mkdir -p "$tree/source"

@@ -3,6 +3,8 @@
 # In clean roots of three Debian releases, with the newest and the oldest NumPy and ml_dtypes that are supported and have
 # wheels for that Python: installed by root, used by another user, without HOME, from a place that he cannot write to.
 set -euo pipefail
+. .ci/tools.sh
+debian_packages debootstrap debootstrap /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 wheels=$(realpath "$1")
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/*$')
 status=0

@@ -23,7 +23,7 @@ def test_every_table_is_named_and_those_that_run_pass(capsys: pytest.CaptureFixt
     assert np.__version__ in lines[0]
 
 
-@pytest.mark.parametrize("seed", [1, 20260101])
+@pytest.mark.parametrize("seed", [1, pytest.param(20260101, marks=pytest.mark.nightly)])
 def test_other_seeds_pass(isa: str, seed: int) -> None:
     assert [case.problem() for case in _selftest.cases(seed) if case.problem()] == []
 

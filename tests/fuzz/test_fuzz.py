@@ -19,7 +19,7 @@ from fuzz.limits import LIMITED
 
 @pytest.mark.parametrize(
     ("campaign", "count"),
-    [(calls.CALLS, 40), (routes.ROUTES, 40), (FILES, 100), (KILLS, 1), (LIMITED, 10)],
+    [(calls.CALLS, 40), (routes.ROUTES, 40), (FILES, 50), (KILLS, 1), (LIMITED, 10)],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_some_cases(campaign, count, capfd):

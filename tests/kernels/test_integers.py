@@ -126,6 +126,7 @@ def test_group_sizes(isa, rng, format, group_sizes):
         assert pack(problem.arrays._replace(**experts.unpack()._asdict())) == experts
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("format", ["int4", "int8"])
 @pytest.mark.parametrize("group_size", [32, 192, 2880])
 def test_real_size(native_isa, rng, format, group_size):

@@ -146,6 +146,7 @@ def test_offsets_may_be_anything(isa, rng):
         assert error <= 2 * 2**-8 / 3**0.5 * np.linalg.norm(expected[finite])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("group_size", [16, 32])
 def test_real_size(native_isa, rng, group_size):
     """K and I are those of a real layer; scales have all bits of float32."""

@@ -145,6 +145,7 @@ def test_plots_and_tables_show_the_same_figures(tmp_path: Path) -> None:
     assert all(f"|\n{table}\n\n" in page for table in tables)
 
 
+@pytest.mark.nightly
 def test_formats_page_shows_the_measured_errors() -> None:
     script = ROOT / "bench" / "quantization_error.py"
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)

@@ -63,11 +63,11 @@ def bound(tokens: int, hidden: int, intermediate: int, experts: int, top_k: int,
         ("mxfp4", (1024, 1024, 512, 16, 4, 2)),
         ("mxfp4", (7000, 544, 256, 12, 6, 2)),  # seventeen pairs of output panels
         ("mxfp4", (3000, 160, 512, 8, 4, 2)),  # experts are split
-        ("mxfp4", (16000, 2816, 64, 8, 8, 2)),  # in chunks
+        pytest.param("mxfp4", (16000, 2816, 64, 8, 8, 2), marks=pytest.mark.nightly),  # in chunks
         ("mxfp4", (16384, 32, 32, 64, 64, 1)),  # many slots, little else
         ("mxfp4", (16, 131072, 512, 1, 1, 8)),  # long rows, widened by each thread
         ("bf16", (16384, 1, 1, 8, 8, 1)),  # most is padding
-        ("bf16", (12000, 1025, 33, 8, 8, 1)),
+        pytest.param("bf16", (12000, 1025, 33, 8, 8, 1), marks=pytest.mark.nightly),
     ],
     ids=str,
 )
