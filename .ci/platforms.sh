@@ -10,6 +10,7 @@ zig=$PWD/.venv-ci/lib/$(ls .venv-ci/lib)/site-packages/ziglang/zig
 export ZIG_GLOBAL_CACHE_DIR=$tree/cache ZIG_LOCAL_CACHE_DIR=$tree/cache
 mkdir -p "$tree"
 echo 'MXFP4MOE_KERNELS(portable, portable)' >"$tree/kernel_list.inc"
+echo 'MXFP4MOE_INT8_KERNELS(portable)' >"$tree/int8_list.inc"
 
 # What needs the headers of other software is left out.
 mapfile -t sources < <(git ls-files 'src/cpp/*.cpp' | grep -v -e platform/linux/ -e kernels/ -e jax/ -e onnxruntime/)
