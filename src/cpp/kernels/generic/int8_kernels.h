@@ -120,15 +120,7 @@ inline void accumulate(const AccumulateArgs& args) {
   const TokenBlocks tokens = token_blocks(args.matrix, args.operand, args.num_tokens, s.range_sums);
   for (int64_t panel = args.panel_begin; panel < args.panel_end; ++panel) {
     int8_panel_sums(args.matrix, panel, tokens, s.panel, s.sums[0]);
-    const bool has_bias = args.matrix.bias != nullptr;
-    const F32 bias = has_bias ? load(args.matrix.bias + panel * kPanelRows) : broadcast(0.0f);
-    for (int64_t t = 0; t < args.num_tokens; ++t) {
-      float* sum = args.accumulators + args.tokens[t] * args.accumulator_stride + panel * kPanelRows;
-      F32 value = load(s.sums[0] + t * kPanelRows);
-      if (has_bias) value = add(value, bias);
-      if (args.router_weights != nullptr) value = mul(value, broadcast(args.router_weights[t]));
-      store(sum, add(load(sum), value));
-    }
+    add_panel(args, panel, s.sums[0]);
   }
 }
 

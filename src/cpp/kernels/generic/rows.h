@@ -1,4 +1,4 @@
-// Conversion of rows of floats: to bfloat16 on entry, and to the type of the result on exit.
+// Rows of floats: converted to bfloat16 on entry, added up, and converted to the type of the result on exit.
 // Included inside a kernel table's own namespace, after simd.h.
 
 // Rounds `n` values at `p` to bfloat16 at `out`, and writes zeros from there up to `padded`.
@@ -31,6 +31,19 @@ inline const uint8_t* token_values(const PackTokensArgs& args, int64_t token, in
     std::memcpy(buffer + i * bytes, row + args.columns[k + i] * bytes, static_cast<size_t>(bytes));
   }
   return buffer;
+}
+
+// Adds router_weight * (sum + bias) to the accumulators, from the sums [tokens][16] of a panel.
+inline void add_panel(const AccumulateArgs& args, int64_t panel, const float* sums) {
+  const bool has_bias = args.matrix.bias != nullptr;
+  const F32 bias = has_bias ? load(args.matrix.bias + panel * kPanelRows) : broadcast(0.0f);
+  for (int64_t t = 0; t < args.num_tokens; ++t) {
+    float* sum = args.accumulators + args.tokens[t] * args.accumulator_stride + panel * kPanelRows;
+    F32 value = load(sums + t * kPanelRows);
+    if (has_bias) value = add(value, bias);
+    if (args.router_weights != nullptr) value = mul(value, broadcast(args.router_weights[t]));
+    store(sum, add(load(sum), value));
+  }
 }
 
 inline void store_output(const StoreArgs& args) {
