@@ -1,6 +1,6 @@
 # Another architecture: the package cross-compiled for aarch64, with the portable kernels and the AMX kernels on
-# their scalar model, and the marked tests under qemu-user. After the stage `setup`; by hand:
-#   bash .ci/run setup aarch64
+# their scalar model, and the marked tests under qemu-user. After the stages `setup`, and `demo` or `readme`; by hand:
+#   bash .ci/run setup demo aarch64
 # Python and the C library for aarch64 are packages from the host's own sources (Debian 12), unpacked under
 # build/aarch64 once; nothing is installed beside those of the host.
 set -euo pipefail
@@ -79,3 +79,11 @@ qemu-aarch64 -L "$sysroot" "$tree/pool/pool_test" emulated
 
 echo "+ pytest -m emulation"
 "$python" -m pytest -q -r fE -m emulation -p no:cacheprovider
+
+echo "+ activations of eight bits: 2,000 random calls have the bits that they have on this machine"
+export PYTHONPATH=tests:tests/support
+.venv/bin/python -m fuzz.activations 2000 >"$tree/expected.txt"
+"$python" -m fuzz.activations 2000 | diff - "$tree/expected.txt" >"$tree/different.txt" || {
+  head "$tree/different.txt"
+  exit 1
+}

@@ -1,4 +1,5 @@
-# Random inputs by the hundred thousand: changed files, calls and routing against float64, kills, limits, races.
+# Random inputs by the hundred thousand: changed files, calls and routing against float64, activations of eight bits
+# against their definition, kills, limits, races.
 #
 # About an hour on two cores: 25 minutes for files, 15 for calls and routing, 8 for the rest; and 15 to compile with
 # AddressSanitizer, unless the stage sanitizers has done it.
@@ -23,6 +24,7 @@ run=(.venv-fuzz/bin/python)
 fuzz files 300000
 fuzz kills 40 # of ten kills each
 fuzz limits 600
+fuzz activations 20000
 
 # On every kernel table that the machine can run; the others need not be compiled.
 left_out=$(.venv-fuzz/bin/python -c "
@@ -32,6 +34,7 @@ print(*(table.name for table in config._TABLES if not table.supported))
 build_asan $left_out
 run=(with_asan .venv-asan/bin/python)
 fuzz calls 6000
+fuzz activations 2000
 fuzz routes 10000
 fuzz files 3000
 

@@ -9,7 +9,14 @@ import sys
 
 from fuzz.cases import run_all, run_one
 
-CAMPAIGNS = {"calls": "CALLS", "files": "FILES", "kills": "KILLS", "limits": "LIMITED", "routes": "ROUTES"}
+CAMPAIGNS = {
+    "activations": "ACTIVATIONS",
+    "calls": "CALLS",
+    "files": "FILES",
+    "kills": "KILLS",
+    "limits": "LIMITED",
+    "routes": "ROUTES",
+}
 
 
 def main() -> int:

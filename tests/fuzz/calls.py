@@ -63,9 +63,9 @@ def _multiple(rng: Rng, format: str) -> int:
     return choose(rng, (FORMATS[format], 32, 32, 64)) if format in INTEGERS else FORMATS[format]
 
 
-def random_experts(rng: Rng, special: bool) -> dict[str, Any]:
+def random_experts(rng: Rng, special: bool, formats: tuple[str, str] | None = None) -> dict[str, Any]:
     """Arguments of `pack_experts`; `special` puts extreme values among the weights and scales."""
-    formats = random_formats(rng)
+    formats = formats or random_formats(rng)
     sizes = random_sizes(rng, formats)
     arrays: dict[str, Any] = {
         "format": formats[0] if formats[0] == formats[1] else formats,

@@ -10,6 +10,7 @@ from packed_examples import OF_PYTHON, make_experts
 
 import mxfp4moe as mx
 from fuzz import calls, float64, routes
+from fuzz.activations import ACTIVATIONS
 from fuzz.bounded import Bounded, add, exactly, misses, multiply
 from fuzz.cases import make_rng, run_all
 from fuzz.files import FILES
@@ -19,7 +20,7 @@ from fuzz.limits import LIMITED
 
 @pytest.mark.parametrize(
     ("campaign", "count"),
-    [(calls.CALLS, 40), (routes.ROUTES, 40), (FILES, 50), (KILLS, 1), (LIMITED, 10)],
+    [(ACTIVATIONS, 40), (calls.CALLS, 40), (routes.ROUTES, 40), (FILES, 50), (KILLS, 1), (LIMITED, 10)],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_some_cases(campaign, count, capfd):

@@ -176,6 +176,13 @@ def test_dropped_slots_are_not_read(rng):
     assert_same_bits(problem.expected(), np.zeros((4, 32), dtype=np.float32))
 
 
+def test_no_tokens_and_no_slots(rng):
+    problem = random_problem(rng, Shape(3, 32, 32, 2, 2))
+    without = problem._replace(topk_weights=problem.topk_weights[:, :0], topk_ids=problem.topk_ids[:, :0])
+    assert not without.expected().any() and without.expected().shape == (3, 32)
+    assert problem.tokens(slice(0, 0)).expected().shape == (0, 32)
+
+
 def test_expert_map_translates_ids(rng):
     problem = random_problem(rng, Shape(6, 32, 32, 4, 2))
     expert_map = np.array([-1, 3, 2, -1, 1, 0])

@@ -253,8 +253,8 @@ def evaluate_experts(
     topk_weights, local_ids = routed
     hidden_size, top_k = hidden_states.shape[-1], local_ids.shape[-1]
     hidden = hidden_states.reshape(-1, hidden_size)
-    ids = local_ids.reshape(-1, top_k)
-    weights = topk_weights.reshape(-1, top_k)
+    ids = local_ids.reshape(len(hidden), top_k)
+    weights = topk_weights.reshape(len(hidden), top_k)
     result = np.zeros(hidden.shape, dtype=precision.dtype)
     for expert in np.unique(ids[ids >= 0]):
         weights_of = _integer_weights if precision.int8_activations else _expert_weights
