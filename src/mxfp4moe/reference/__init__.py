@@ -13,6 +13,7 @@ written.
 from mxfp4moe.reference._precision import round_bfloat16
 from mxfp4moe.reference.activation import activate, normal_cdf, normal_cdf_tanh, sigmoid, soft_clamp
 from mxfp4moe.reference.attention import attention
+from mxfp4moe.reference.elements import E2M1_VALUES, pack_e2m1, unpack_e2m1
 from mxfp4moe.reference.int8 import quantize_activations
 from mxfp4moe.reference.integers import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
 from mxfp4moe.reference.layer import moe_layer, moe_layer_float64
@@ -25,17 +26,14 @@ from mxfp4moe.reference.moe import (
 )
 from mxfp4moe.reference.norm import rms_factors, rms_norm
 from mxfp4moe.reference.quantize import (
-    E2M1_VALUES,
     dequantize_fp8_block,
     dequantize_mxfp4,
     dequantize_mxfp8,
     dequantize_nvfp4,
-    pack_e2m1,
     quantize_fp8_block,
     quantize_mxfp4,
     quantize_mxfp8,
     quantize_nvfp4,
-    unpack_e2m1,
 )
 from mxfp4moe.reference.rotary import rotary_embedding, rotary_frequencies
 from mxfp4moe.reference.routing import (

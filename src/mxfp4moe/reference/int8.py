@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from mxfp4moe.formats import LINEAR_FORMATS
-from mxfp4moe.reference.quantize import unpack_e2m1
+from mxfp4moe.reference.elements import unpack_e2m1
 
 BLOCK = 32
 """So many consecutive numbers of a token share a scale."""

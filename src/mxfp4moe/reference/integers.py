@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mxfp4moe.reference.quantize import finite_blocks, pack_e2m1, round_once, unpack_e2m1, widen
+from mxfp4moe.reference.elements import finite_blocks, pack_e2m1, round_once, unpack_e2m1, widen
 
 _LARGEST_BFLOAT16 = (2 - 2.0**-7) * 2.0**127
 
