@@ -27,10 +27,8 @@ fuzz limits 600
 fuzz activations 20000
 
 # On every kernel table that the machine can run; the others need not be compiled.
-left_out=$(.venv-fuzz/bin/python -c "
-from mxfp4moe import config
-print(*(table.name for table in config._TABLES if not table.supported))
-")
+left_out=$(unused_tables .venv-fuzz/bin/python)
+# shellcheck disable=SC2086
 build_asan $left_out
 run=(with_asan .venv-asan/bin/python)
 fuzz calls 6000

@@ -1,6 +1,17 @@
 # What the stages with sanitizers share; to be sourced.
 cxx=${CXX:-g++}
 
+# unused_tables PYTHON [ISA]: the kernel tables that this machine cannot run; with an instruction set, all but its and
+# the portable ones. PYTHON has the package.
+unused_tables() {
+  "$1" -c "
+import sys
+from mxfp4moe import config
+isas = sys.argv[1:] and ['portable', *sys.argv[1:]]
+print(*(table.name for table in config._TABLES if not (table.isa in isas if isas else table.supported)))
+" "${@:2}"
+}
+
 # build_asan [TABLE...]: the package with AddressSanitizer and UndefinedBehaviorSanitizer, in .venv-asan, without the
 # kernel tables that are named. -U forgets what an earlier build left out.
 build_asan() {

@@ -37,14 +37,14 @@ for sanitizer in thread address,undefined; do
 done
 [ "$extension" != none ] || exit 0
 
-left_out=()
+isas=()
 if [ "$extension" != all ]; then
   export MXFP4MOE_ISA=$extension
-  mapfile -t left_out < <(.venv/bin/python -c "
-from mxfp4moe import config
-print(*(table.name for table in config._TABLES if table.isa not in ('portable', '$extension')), sep='\n')")
+  isas=("$extension")
 fi
-build_asan "${left_out[@]}"
+left_out=$(unused_tables .venv/bin/python "${isas[@]}")
+# shellcheck disable=SC2086
+build_asan $left_out
 tests=(
   tests/checkpoint/test_checkpoint.py tests/checkpoint/test_safetensors.py tests/kernels/test_call_forms.py
   tests/kernels/test_formats.py tests/kernels/test_fused_experts.py tests/kernels/test_special_values.py
