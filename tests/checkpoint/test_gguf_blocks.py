@@ -13,6 +13,7 @@ from golden_layers import dequantize
 
 import mxfp4moe as mx
 from mxfp4moe import checkpoint
+from mxfp4moe.checkpoint._arrange import Matrix, same_groups
 from mxfp4moe.checkpoint.gguf.blocks import BLOCK_TYPES, split_nvfp4
 from mxfp4moe.checkpoint.gguf.file import BLOCKS
 
@@ -234,3 +235,12 @@ def test_scales_of_experts_beside_integers(tmp_path: Path) -> None:
     message = f"{path}: expected no tensor blk.0.ffn_down_exps.scale beside integers"
     with pytest.raises(ValueError, match=message):
         checkpoint.read_layer(path)
+
+
+@pytest.mark.parametrize("scale", [3e38, np.inf, np.nan])
+def test_scales_that_give_no_offsets(scale: float) -> None:
+    """Beside a matrix with offsets, others get their own: 128 times a scale, or infinity less infinity."""
+    codes, one = np.zeros((1, 32), np.int8), np.ones((1, 1), np.float32)
+    parts = [[Matrix(codes, one * np.float32(scale))], [Matrix(codes, one, offsets=one)]]
+    with pytest.raises(ValueError, match="scales: expected zero points beside offsets"):
+        same_groups(parts, "int8")

@@ -269,9 +269,10 @@ def _with_offsets(matrix: Matrix, format: str) -> Matrix:
     assert matrix.scales is not None
     lowest = 0 if format == "int4" else -128
     zeros = _MIDDLES[format] if matrix.zero_points is None else matrix.zero_points.astype(np.float64)
-    exact = (lowest - zeros) * matrix.scales.astype(np.float64)
-    offsets = exact.astype(np.float32)
-    if (offsets != exact).any():
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN, which are refused as others are
+        exact = (lowest - zeros) * matrix.scales.astype(np.float64)
+        offsets = exact.astype(np.float32)
+    if (offsets != exact).any() or not np.isfinite(exact).all():
         expected = "zero points beside offsets whose products with the scale are float32 numbers"
         raise value_error("scales", expected, "others")
     return matrix._replace(scales=matrix.scales.astype(np.float32), offsets=offsets)
