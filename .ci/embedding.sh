@@ -68,7 +68,7 @@ PATH=$tree/bin "$cmake" --build "$tree/c" --parallel 2 >"$tree/build.txt" || { t
 PATH=$tree/bin "$cmake" --install "$tree/c" --prefix "$prefix" >/dev/null
 find "$prefix" -type f -printf '%P\n' | sort
 
-echo "+ the operators and the foreign functions for JAX, against the installed package"
+echo "+ the operators for ONNX Runtime and the foreign functions for JAX, with the installed package"
 rm -rf "$tree/venv"
 python3 -m venv "$tree/venv"
 "$python" -m pip install 'numpy>=2.1' 'ml_dtypes>=0.5' 'onnx>=1.19' 'onnxruntime>=1.25' 'jax>=0.6' cython \
@@ -83,11 +83,8 @@ if [ ${#operators[@]} -gt 0 ]; then
   "$cmake" --build "$tree/operators" --parallel 2 >/dev/null
   cp "$tree/operators/libmxfp4moe_onnxruntime.so" "$site/mxfp4moe/lib"
 fi
-rm -rf "$tree/jax"
-"$cmake" -S src/cpp/jax -B "$tree/jax" -G "Unix Makefiles" "-DPython_EXECUTABLE=$python" \
-  "-Dmxfp4moe_DIR=$("$python" -m mxfp4moe config --cmake-dir)" >/dev/null
-"$cmake" --build "$tree/jax" --parallel 2 >/dev/null
-cp "$tree/jax/libmxfp4moe_jax.so" "$site/mxfp4moe/lib"
+jaxlib=$("$python" -c 'import jaxlib; print(jaxlib.__path__[0])')
+g++ -std=c++17 -fsyntax-only -Wall -Wextra -Werror -Isrc/cpp -isystem "$jaxlib/include" tests/cpp/xla_layout.cpp
 "$python" -c 'import mxfp4moe.jax; assert mxfp4moe.jax.backend() == "ffi", mxfp4moe.jax.backend()'
 "$python" examples/jax_decode.py
 PATH=$(dirname "$cmake"):$PATH MXFP4MOE_PREFIX=$prefix "$python" -m pytest -q -n auto tests/embedding

@@ -12,7 +12,7 @@ namespace {
 void compute(const CallFrame& call) {
   const bool has_router = call.integer("has_router_input") != 0, has_ids = call.integer("has_input_ids") != 0;
   call.check_counts(1 + has_router + has_ids, 1);
-  const XLA_FFI_Buffer &hidden = call.argument(0), &out = call.result(0);
+  const xla::Buffer &hidden = call.argument(0), &out = call.result(0);
   const Use use(call.integer("number"), "layer");
   const Rows rows = rows_of(hidden), results = rows_of(out);
   mxfp4moe_layer_info info{};
@@ -30,7 +30,7 @@ void compute(const CallFrame& call) {
   args.out = results.data;
   args.out_dtype = static_cast<int32_t>(results.dtype);
   if (has_router) {
-    const XLA_FFI_Buffer& router = call.argument(1);
+    const xla::Buffer& router = call.argument(1);
     const Rows router_rows = rows_of(router);
     if (num_columns(router) != info.hidden_size || num_rows(router) != args.num_tokens) unexpected("another router");
     args.router_hidden_states = router_rows.data;
@@ -38,10 +38,10 @@ void compute(const CallFrame& call) {
   }
   std::vector<int64_t> ids;
   if (has_ids) {
-    const XLA_FFI_Buffer& given = call.argument(1 + has_router);
+    const xla::Buffer& given = call.argument(1 + has_router);
     int64_t count = 1;
     for (int64_t axis = 0; axis < given.rank; ++axis) count *= given.dims[axis];
-    if (given.dtype != XLA_FFI_DataType_S32 || count != args.num_tokens) unexpected("other token ids");
+    if (given.dtype != xla::kS32 || count != args.num_tokens) unexpected("other token ids");
     const int32_t* const data = static_cast<const int32_t*>(given.data);
     ids.assign(data, data + count);
     args.input_ids = ids.data();
@@ -54,10 +54,9 @@ void compute(const CallFrame& call) {
   const mxfp4moe_status status = mxfp4moe_apply_layer(use.weights().layer, &args, &options);
   if (status == MXFP4MOE_OK) return;
   const bool no_memory = status == MXFP4MOE_OUT_OF_MEMORY;
-  throw Failure{no_memory ? XLA_FFI_Error_Code_RESOURCE_EXHAUSTED : XLA_FFI_Error_Code_INVALID_ARGUMENT,
-                mxfp4moe_last_error()};
+  throw Failure{no_memory ? xla::kResourceExhausted : xla::kInvalidArgument, mxfp4moe_last_error()};
 }
 
 }  // namespace
 
-extern "C" MXFP4MOE_API XLA_FFI_Error* mxfp4moe_jax_layer(XLA_FFI_CallFrame* frame) { return guarded(frame, compute); }
+extern "C" MXFP4MOE_API xla::Error* mxfp4moe_jax_layer(xla::Frame* frame) { return guarded(frame, compute); }

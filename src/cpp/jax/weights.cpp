@@ -21,9 +21,6 @@ PackedLayer layer_of(const void* bytes) {
 
 extern "C" {
 
-// By it, Python knows whether extension and library belong together.
-MXFP4MOE_API int64_t mxfp4moe_jax_experts_bytes() { return sizeof(PackedLayer); }
-
 MXFP4MOE_API void mxfp4moe_jax_hold_experts(int64_t number, const void* experts) {
   Weights weights;
   weights.experts = layer_of(experts);

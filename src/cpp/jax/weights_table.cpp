@@ -40,7 +40,7 @@ WeightsTable& table() {
 Use::Use(int64_t number, const char* argument) : number_(number), weights_(table().begin_use(number)) {
   if (weights_ != nullptr) return;
   const std::string name = argument;
-  throw Failure{XLA_FFI_Error_Code_FAILED_PRECONDITION,
+  throw Failure{xla::kFailedPrecondition,
                 name + ": expected what the function was traced with, got nothing: it is gone"};
 }
 

@@ -1,9 +1,10 @@
-"""The library of foreign functions that XLA calls, where this installation has it and JAX takes it."""
+"""The foreign functions of the library, which XLA calls where it takes them."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -31,8 +32,6 @@ class ForeignFunctions:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        library.mxfp4moe_jax_experts_bytes.restype = ctypes.c_int64
-        self._experts_bytes = library.mxfp4moe_jax_experts_bytes()
         for name in ("fused_experts", "layer"):
             handler = jax.ffi.pycapsule(getattr(library, f"mxfp4moe_jax_{name}"))
             jax.ffi.register_ffi_target(f"mxfp4moe_{name}", handler, platform="cpu")
@@ -49,7 +48,7 @@ class ForeignFunctions:
         if isinstance(weights, PackedExperts):
             if _is_limited(weights):
                 return False
-            self._hold_experts(number, self._view(weights))
+            self._hold_experts(number, weights._storage.view_bytes())
             return True
         if _is_limited(weights.experts):
             return False
@@ -58,16 +57,11 @@ class ForeignFunctions:
         except TypeError:  # a routing function of the caller's own
             return False
         shared = weights.shared_experts
-        views = self._view(weights.experts), None if shared is None else self._view(shared)
+        both = weights.experts, shared
+        views = [None if experts is None else experts._storage.view_bytes() for experts in both]
         gated = int(weights.experts.gated)
         # What only Python can compute, a slice for example, the library refuses.
         return bool(self._hold_layer(number, description, len(description), *views, gated) == _OK)
-
-    def _view(self, experts: PackedExperts) -> bytes:
-        view = experts._storage.view_bytes()
-        if len(view) != self._experts_bytes:
-            raise RuntimeError("libmxfp4moe_jax.so: expected that of this version, got another one")
-        return view
 
     def release(self, number: int) -> None:
         """Wait for the calls that compute with what has the number; it is not found any more."""
@@ -83,12 +77,10 @@ def _is_limited(experts: PackedExperts) -> bool:
 
 @cache
 def foreign_functions() -> ForeignFunctions | None:
-    """The library, or None if it was not built, or for another version of XLA's interface."""
-    path = Path(library_dir()) / "libmxfp4moe_jax.so"
-    if not path.is_file():
-        return None
+    """The library, or None if XLA takes its version of the interface no more."""
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
     try:
-        return ForeignFunctions(path)
+        return ForeignFunctions(Path(library_dir(), f"libmxfp4moe{suffix}"))
     except Exception:  # of whatever kind XLA's refusal is: Python is called back instead
         return None
 
