@@ -36,7 +36,12 @@ FORBIDDEN = {
 }
 
 # By the kind of an object: what it exports.
-EXPORTED = {"kernels": "kKernels", "attention": "kAttention", "int8": "kInt8"}
+EXPORTED = {
+    "kernels": "kKernels",
+    "attention": "kAttention",
+    "activation": "kActivation",
+    "int8": "kInt8",
+}
 
 
 def output_of(*command: str | Path) -> str:
@@ -108,7 +113,7 @@ def main() -> int:
     tables = 0
     failed = False
     for path in objects:
-        match = re.search(r"/(kernels|attention|int8)_(\w+)\.dir/", str(path))
+        match = re.search(rf"/({'|'.join(EXPORTED)})_(\w+)\.dir/", str(path))
         tables += match is not None and match[1] == "kernels"
         problems = problems_of(path, *(match.groups() if match else (None, None)))
         failed |= bool(problems)

@@ -2,6 +2,7 @@
 
     python bench/scaling.py predict --shape deepseek-v3 --ranks 2,8,64,128 --tokens 1,16,64,256
     python bench/scaling.py predict --routing loads.npy        # layer.load_statistics().slots of a real layer
+    python bench/scaling.py predict --shape mixtral-8x7b --placement tensor_parallel    # rows of each expert
     mpirun -n 2 python bench/scaling.py measure --tokens 16,64,256
 
 Who computes what, and how many rows and slots each rank sends to each other, is the package's own plan of
@@ -60,6 +61,7 @@ SHAPES = {
     "qwen3-30b-a3b": Shape(2048, 768, 128, 8),
     "deepseek-v3": Shape(7168, 2048, 256, 8),
     "kimi-k2": Shape(7168, 2048, 384, 8),
+    "mixtral-8x7b": Shape(4096, 14336, 8, 2),
     "small": Shape(1024, 512, 32, 4),
 }
 
@@ -121,7 +123,7 @@ def draw(
 
 
 def place(name: str, chances: NDArray[np.float64], ranks: int) -> list[list[int]]:
-    """Which experts each rank holds."""
+    """Which experts each rank holds, where none is cut."""
     count = len(chances)
     if name == "by_load":
         replicas = min(ranks, count * (ranks - 1))
@@ -170,6 +172,31 @@ def predict(
     )
 
 
+def predict_cut(shape: Shape, rates: Rates, ids: list[NDArray[np.int32]]) -> Prediction:
+    """A call of ranks that have some rows of each expert: tensor_parallel="all"."""
+    size, counts = len(ids), np.array([len(each) for each in ids])
+    slots = sum(each.size for each in ids)
+    used = len(np.unique(np.concatenate([each.ravel() for each in ids])))
+    others = size - 1
+    # Each sends its tokens and slots to all, its part of the intermediates to all, and its part of the
+    # results to those that have the tokens.
+    there = others * counts * (2 * shape.hidden_size + 8 * shape.top_k)
+    between = others * 2 * shape.intermediate_size * slots / size
+    back = (counts.sum() - counts) * 4 * shape.hidden_size / size
+    largest = counts.max() * others * 4 * shape.hidden_size / size  # into the rank with the most tokens
+    exchanging = sum(
+        others * rates.latency + nbytes / rates.bandwidth
+        for nbytes in (there.max(), between, max(back.max(), largest))
+    )
+    return Prediction(
+        computing(shape, rates, slots / size, used / size),
+        exchanging,
+        _AGREEMENTS * others * rates.latency if rates.agreeing is None else rates.agreeing,
+        1.0,
+        (there.sum() + size * between + back.sum()) / counts.sum(),
+    )
+
+
 def alone(shape: Shape, rates: Rates, ids: list[NDArray[np.int32]]) -> float:
     """The seconds of a rank that holds all experts and computes its own tokens."""
     return max(computing(shape, rates, each.size, len(np.unique(each))) for each in ids)
@@ -189,12 +216,14 @@ def run_predict(args: argparse.Namespace) -> None:
     columns = "ranks tokens experts/rank imbalance bytes/token"
     print(f"{columns} computing exchanging agreeing  total us  alone us  gain")
     for ranks in args.ranks:
-        placement = place(args.placement, chances, ranks)
+        is_cut = args.placement == "tensor_parallel"
+        placement = place("contiguous" if is_cut else args.placement, chances, ranks)
         for tokens in args.tokens:
             rng = np.random.default_rng(tokens)
             ids = [draw(rng, chances, tokens, shape.top_k) for _ in range(ranks)]
-            call, single = predict(shape, rates, placement, ids), alone(shape, rates, ids)
-            held = np.mean([len(part) for part in placement])
+            call = predict_cut(shape, rates, ids) if is_cut else predict(shape, rates, placement, ids)
+            single = alone(shape, rates, ids)
+            held = shape.num_experts / ranks if is_cut else np.mean([len(part) for part in placement])
             print(
                 f"{ranks:5} {tokens:6} {held:12.1f} {call.imbalance:9.2f}"
                 f" {call.token_bytes:11.0f} {1e6 * call.computing:9.0f} {1e6 * call.exchanging:10.0f}"
@@ -264,7 +293,9 @@ def run_measure(args: argparse.Namespace) -> None:
     whole = mx.MoELayer(experts, router, np.log(chances).astype(np.float32), top_k=top_k)
     placement = place(args.placement, chances, comm.size)
     rates = calibrated(whole, shape, comm, args.rounds)
-    layer = ExpertParallelLayer(whole.slice(placement[comm.rank]), comm)
+    is_cut = args.placement == "tensor_parallel"
+    part = whole if is_cut else whole.slice(placement[comm.rank])
+    layer = ExpertParallelLayer(part, comm, tensor_parallel="all" if is_cut else None)
     nothing = np.empty((0, k), np.float32)
     empty = comm.allreduce(best(lambda: layer(nothing), args.rounds, comm.Barrier)) / comm.size
     rates = replace(rates, agreeing=empty)
@@ -276,7 +307,7 @@ def run_measure(args: argparse.Namespace) -> None:
         ids = comm.gather(whole.route(x)[1])
         slowest = comm.reduce(seconds, MPI.MAX)
         if comm.rank == 0:
-            call = predict(shape, rates, placement, ids)
+            call = predict_cut(shape, rates, ids) if is_cut else predict(shape, rates, placement, ids)
             print(
                 f"{tokens:5} tokens a rank: measured {1e3 * slowest:8.3f} ms,"
                 f" predicted {1e3 * call.seconds:8.3f} (computing {1e3 * call.computing:.3f},"
@@ -293,8 +324,9 @@ def main() -> None:
     parser.add_argument("what", choices=("predict", "measure"))
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--routing", default="zipf", help="zipf, uniform, or an .npy file of counts")
-    placements = ("by_load", "contiguous", "round_robin")
-    parser.add_argument("--placement", choices=placements, default="by_load", help="the first has replicas")
+    placements = ("by_load", "contiguous", "round_robin", "tensor_parallel")
+    text = "the first has replicas, the last one cuts each expert"
+    parser.add_argument("--placement", choices=placements, default="by_load", help=text)
     parser.add_argument("--ranks", type=numbers, default=[2, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--tokens", type=numbers, default=[1, 8, 64, 256], help="of each rank")
     parser.add_argument("--latency", type=float, default=2.0, help="us of a message")

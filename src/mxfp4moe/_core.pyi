@@ -224,6 +224,18 @@ def linear(
     num_threads: int,
     activation_format: int,
 ) -> None: ...
+def activate(
+    kernels: int,
+    gate: np.ndarray | None,
+    up: np.ndarray,
+    out: np.ndarray,
+    num_threads: int,
+    *,
+    activation: int,
+    alpha: float,
+    limit: float,
+    activation_format: int,
+) -> None: ...
 def mean_squares(rows: np.ndarray, dtype: int, means: np.ndarray, num_threads: int) -> None: ...
 def sigmoid(x: np.ndarray, result: np.ndarray) -> None: ...
 

@@ -443,6 +443,30 @@ def linear(LinearStorage weight, int kernels, const uint8_t[:, :] hidden_states,
         raise MemoryError("no memory for the workspace of a linear")
 
 
+def activate(int kernels, const float[::1] gate, const float[::1] up, float[::1] out, int num_threads, *,
+             int activation, float alpha, float limit, int activation_format):
+    """Write the activation of sums of gate and up, before it is rounded; `gate` is None where experts have none.
+
+    `out` may be either of the two.
+    """
+    cdef cpp.InterruptibleCall call
+    cdef cpp.ActivationArgs args
+    args.count = up.shape[0]
+    if args.count == 0:
+        return
+    args.gate = NULL
+    if gate is not None:
+        args.gate = &gate[0]
+    args.up = &up[0]
+    args.out = &out[0]
+    args.activation.kind = <cpp.ActivationKind>activation
+    args.activation.alpha = alpha
+    args.activation.limit = limit
+    with nogil:
+        cpp.run_activate(kernels, <cpp.ActivationFormat>activation_format, args, num_threads)
+    raise_interrupt(call)
+
+
 def mean_squares(const uint8_t[:, :] rows, int dtype, double[::1] means, int num_threads):
     """Write the mean of the squares of each row; `rows` are bytes."""
     cdef cpp.InterruptibleCall call

@@ -70,12 +70,23 @@ cdef extern from "kernels/attention_kernels.h" namespace "mxfp4moe" nogil:
     int64_t page_bytes(const KVLayout& layout)
 
 
+cdef extern from "kernels/activation_kernel.h" namespace "mxfp4moe" nogil:
+    cdef struct ActivationArgs:
+        const float* gate
+        const float* up
+        int64_t count
+        Activation activation
+        float* out
+
+
 cdef extern from "kernels/registry.h" namespace "mxfp4moe" nogil:
     int num_kernel_tables()
     const KernelTable& kernel_table(int index)
     KernelTable kernel_table_for(int index, ActivationFormat format)
     cbool kernel_table_supported(int index)
     const AttentionKernels& attention_kernels(int index)
+    void run_activate "mxfp4moe::activate"(
+        int index, ActivationFormat format, const ActivationArgs& args, int num_threads)
 
 
 cdef extern from "cpu/features.h" namespace "mxfp4moe" nogil:

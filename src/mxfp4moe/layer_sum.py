@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -25,25 +26,41 @@ _SUM_BYTES = 32 << 20  # the most that float32 sums take while they wait for tho
 Floats = NDArray[np.float32]
 
 
-class RoutedExperts(Protocol):
-    """The experts that tokens are routed to, wherever they are."""
+class ExpertSums(Protocol):
+    """The routed experts of a layer, or its shared expert, wherever they are."""
 
     is_collective: bool
     """Whether several processes call it together, and so equally often, whatever tokens each has."""
+
+    def call(self) -> AbstractContextManager[None]:
+        """What processes that call it together do at the same time."""
 
     def begin(self, rows: NDArray[Any], slots: Slots, threads: int) -> Callable[[], Floats]:
         """Begin the weighted sums of tokens; what is returned ends that and gives them."""
 
 
 class HeldExperts:
-    """The experts that a layer holds: all of them, or those of a slice."""
+    """Experts in this process, all of them or those of a slice.
+
+    Parameters
+    ----------
+    experts : PackedExperts
+    options : ExpertOptions
+    expert_map : ndarray, optional
+        Of a slice.
+    """
 
     is_collective = False
 
-    def __init__(self, layer: LayerDescription[PackedExperts]) -> None:
-        self._experts, self._options = layer.experts, routed_options(layer)
+    def __init__(
+        self, experts: PackedExperts, options: ExpertOptions, expert_map: NDArray[np.int32] | None = None
+    ) -> None:
+        self._experts, self._options = experts, options
         # Ids of experts that are not held lead to the -1 at the end, and so does the id -1.
-        self._places = None if layer.expert_map is None else np.append(layer.expert_map, np.int32(-1))
+        self._places = None if expert_map is None else np.append(expert_map, np.int32(-1))
+
+    def call(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def run(self, rows: NDArray[Any], slots: Slots, out: NDArray[Any], threads: int) -> None:
         """Write the weighted sums of tokens to `out`, which may be `rows`."""
@@ -67,6 +84,14 @@ def routed_options(layer: LayerDescription[PackedExperts]) -> ExpertOptions:
     return expert_options(function, layer.apply_router_weight_on_input, rounding)
 
 
+def shared_options(layer: LayerDescription[PackedExperts], shared: PackedExperts) -> ExpertOptions:
+    """The same of the shared expert of the layer."""
+    function = check_activation(layer.activation, layer.alpha, layer.shared_limit, shared.gated)
+    possible = possible_activation_format(layer.activation_format, shared.format)
+    rounding = check_activation_format(possible, shared.format, "shared_experts")
+    return expert_options(function, False, rounding)
+
+
 class LayerSum:
     """Everything that a layer adds up for a token: each term is float32, and a line of `_sum`.
 
@@ -74,21 +99,25 @@ class LayerSum:
     ----------
     layer : LayerDescription
         Its arrays are float32; those of the latent projections may be other floats.
-    routed : RoutedExperts, optional
+    routed : ExpertSums, optional
         Of the whole layer. If not given, those that `layer` holds; if these are a part, so is the sum.
+    shared : ExpertSums, optional
+        If not given, the shared expert that `layer` holds, if it has one.
     """
 
-    def __init__(self, layer: LayerDescription[PackedExperts], routed: RoutedExperts | None = None) -> None:
+    def __init__(
+        self,
+        layer: LayerDescription[PackedExperts],
+        routed: ExpertSums | None = None,
+        shared: ExpertSums | None = None,
+    ) -> None:
         # It refers to no layer that refers to it: layers are large, and should be freed at once.
-        held = HeldExperts(layer)
-        self._routed: RoutedExperts = held if routed is None else routed
+        held = HeldExperts(layer.experts, routed_options(layer), layer.expert_map)
+        self._routed: ExpertSums = held if routed is None else routed
         self._is_part = routed is None and layer.expert_map is not None
-        self._shared = None if self._is_part else layer.shared_experts
-        if self._shared is not None:
-            function = check_activation(layer.activation, layer.alpha, layer.shared_limit, self._shared.gated)
-            possible = possible_activation_format(layer.activation_format, self._shared.format)
-            rounding = check_activation_format(possible, self._shared.format, "shared_experts")
-            self._shared_options = expert_options(function, False, rounding)
+        if shared is None and layer.shared_experts is not None and not self._is_part:
+            shared = HeldExperts(layer.shared_experts, shared_options(layer, layer.shared_experts))
+        self._shared = shared
         self._shared_factor = np.float32(layer.shared_scaling_factor)
         self._factor = None if layer.routed_scaling_factor == 1 else np.float32(layer.routed_scaling_factor)
         self._down, self._up = _pack(layer.latent_down), _pack(layer.latent_up)
@@ -158,16 +187,15 @@ class LayerSum:
 
         return project_back
 
-    def _compute_shared(self, shared: PackedExperts, rows: NDArray[Any], threads: int) -> Floats:
-        weights = np.full((len(rows), 1), self._shared_factor)
-        if self._gate is not None:
-            gate = linear_sums(self._gate, rows, threads)[:, 0]
-            _core.sigmoid(gate, gate)
-            weights[:, 0] *= gate
-        result = np.empty(rows.shape, np.float32)
-        slots = weights, np.zeros((len(rows), 1), np.int32)
-        run_experts(shared, rows, slots, self._shared_options, result, threads)
-        return result
+    def _compute_shared(self, shared: ExpertSums, rows: NDArray[Any], threads: int) -> Floats:
+        with shared.call():
+            weights = np.full((len(rows), 1), self._shared_factor)
+            if self._gate is not None:
+                gate = linear_sums(self._gate, rows, threads)[:, 0]
+                _core.sigmoid(gate, gate)
+                weights[:, 0] *= gate
+            slots = weights, np.zeros((len(rows), 1), np.int32)
+            return shared.begin(rows, slots, threads)()
 
 
 def _pack(weight: NDArray[Any] | None) -> PackedLinear | None:

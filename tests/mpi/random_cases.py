@@ -74,6 +74,12 @@ def random_placement(rng: np.random.Generator, num_experts: int, size: int) -> l
     return [np.flatnonzero(row).tolist() for row in held]
 
 
+def random_cut(rng: np.random.Generator, layer: mx.MoELayer) -> str | None:
+    """Whose rows are spread over ranks: nothing's, as often as not."""
+    shared = [] if layer.shared_experts is None else ["shared"]
+    return str(rng.choice(["all", *shared])) if rng.integers(2) else None
+
+
 def run_case(seed: int, number: int) -> str:
     """Run a case; return what was wrong on this rank, or nothing."""
     comm = MPI.COMM_WORLD
@@ -82,6 +88,7 @@ def run_case(seed: int, number: int) -> str:
     layer = on_integers(layer) if rng.integers(2) else layer
     placement = random_placement(rng, layer.num_experts, comm.size)
     options: dict[str, Any] = {"chunk_tokens": int(rng.choice([1, 7, 1024])), "timeout": TIMEOUT}
+    options["tensor_parallel"] = random_cut(rng, layer)
     counts = rng.integers(0, rng.choice([2, 9, 40]), comm.size)
     dtype = DTYPES[rng.integers(len(DTYPES))]
     own = np.random.default_rng([seed, number, comm.rank])
@@ -92,12 +99,14 @@ def run_case(seed: int, number: int) -> str:
         inputs["input_ids"] = own.integers(0, num_ids, shape[0])
     if layer.separate_router_input:
         inputs["router_hidden_states"] = own.standard_normal(shape, np.float32).astype(dtype)
-    parallel = ExpertParallelLayer(layer.slice(placement[comm.rank]), comm, **options)
+    is_cut = options["tensor_parallel"] == "all"
+    parallel = ExpertParallelLayer(layer if is_cut else layer.slice(placement[comm.rank]), comm, **options)
     got, expected = parallel(x, **inputs), layer(x, **inputs)
     if got.tobytes() == expected.tobytes() and got.dtype == expected.dtype:
         return ""
     wrong = np.flatnonzero((got != expected).any(axis=-1)).tolist()
-    return f"case {number} of seed {seed}: tokens {wrong} of rank {comm.rank} differ: {layer}, {placement}"
+    where = f"case {number} of seed {seed}: tokens {wrong} of rank {comm.rank} differ"
+    return f"{where}: {layer}, {placement}, {options}"
 
 
 def run_cases(seed: int, first: int, count: int) -> int:
@@ -117,6 +126,57 @@ def run_cases(seed: int, first: int, count: int) -> int:
 # --- what goes wrong ----------------------------------------------------------------------------------------
 
 
+def fails(call: Any, kind: type[Exception], text: str) -> None:
+    """All ranks call it, the last of them in a wrong way, which each must learn."""
+    rank, last = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size - 1
+    try:
+        call()
+    except Exception as error:
+        assert type(error) is (kind if rank == last else RankError), error
+        assert text in str(error), error
+        assert rank == last or f"rank {last}: {kind.__name__}: " in str(error), error
+    else:
+        raise AssertionError(f"no error on rank {rank}, instead of {text!r}")
+
+
+def broken(*_: Any) -> None:
+    raise MemoryError("no memory for the workspace of fused_experts")
+
+
+def check_faults_of_cut_experts() -> None:
+    """The same where ranks compute rows of experts: in each step, of routed experts and of the shared one."""
+    comm, rng = MPI.COMM_WORLD, np.random.default_rng(0)
+    layer, is_last = make_layer(rng, "deepseek v3"), comm.rank == comm.size - 1
+    part = layer.slice(contiguous(layer.num_experts, comm.size)[comm.rank])
+    x = rng.standard_normal((3, K), np.float32)
+
+    def make(of: mx.MoELayer, cut: str) -> ExpertParallelLayer:
+        return ExpertParallelLayer(of, comm, timeout=TIMEOUT, tensor_parallel=cut)  # type: ignore[arg-type]
+
+    without = mx.MoELayer(layer.experts, layer.router_weight, top_k=1)
+    fails(lambda: make(layer, "no" if is_last else "all"), ValueError, "tensor_parallel: expected")
+    if comm.size > 1:
+        fails(lambda: make(part if is_last else layer, "all"), ValueError, "the whole layer, with")
+    try:
+        make(without, "shared")
+    except ValueError as error:
+        assert "layer_slice: expected a layer with a shared expert" in str(error), error
+    else:
+        raise AssertionError("no shared expert")
+    for parallel in (make(part, "shared"), make(layer, "all")):
+        shared = parallel._sum._shared
+        for cut in {id(each): each for each in (shared, parallel._exchange)}.values():
+            for name in ("intermediates", "sums") if hasattr(cut, "_cut") else ():
+                if is_last:
+                    setattr(cut._cut, name, broken)
+                fails(lambda parallel=parallel: parallel(x), MemoryError, "no memory")  # type: ignore[misc]
+                if is_last:
+                    delattr(cut._cut, name)
+        wrong = np.full_like(x, np.nan) if is_last else x
+        fails(lambda p=parallel, w=wrong: p(w), ValueError, "hidden_states: expected values")  # type: ignore[misc]
+        assert parallel(x).tobytes() == layer(x).tobytes()
+
+
 def check_faults() -> None:
     """Errors of one rank are errors of all, at the latest after the time-out; then calls go on."""
     comm, rng = MPI.COMM_WORLD, np.random.default_rng(0)
@@ -124,17 +184,6 @@ def check_faults() -> None:
     part = layer.slice(contiguous(layer.num_experts, comm.size)[comm.rank])
     x = rng.standard_normal((3, K), np.float32)
     is_last = comm.rank == last
-
-    def fails(call: Any, kind: type[Exception], text: str) -> None:
-        try:
-            call()
-        except Exception as error:
-            expected = kind if is_last else RankError
-            assert type(error) is expected, error
-            assert text in str(error), error
-            assert is_last or f"rank {last}: {kind.__name__}: " in str(error), error
-        else:
-            raise AssertionError(f"no error on rank {comm.rank}, instead of {text!r}")
 
     def make(**options: Any) -> ExpertParallelLayer:
         return ExpertParallelLayer(part, comm, timeout=TIMEOUT, **options)
@@ -147,9 +196,6 @@ def check_faults() -> None:
     wrong = np.full_like(x, np.nan) if is_last else x
     fails(lambda: parallel(wrong), ValueError, "hidden_states: expected values to route by")
     fails(lambda: parallel(x[:, : K - is_last]), ValueError, "hidden_states: expected shape")
-
-    def broken(*_: Any) -> None:
-        raise MemoryError("no memory for the workspace of fused_experts")
 
     if is_last:  # in the middle of a call
         parallel._exchange._run = broken  # type: ignore[method-assign]
@@ -164,6 +210,7 @@ def check_faults() -> None:
             assert "each expert on some rank, got none with 1, 2" in str(error), error
         else:
             raise AssertionError("experts that nobody holds")
+    check_faults_of_cut_experts()
     comm.Barrier()
     if comm.rank == 0:
         print(f"faults on {comm.size} ranks: errors on all", flush=True)

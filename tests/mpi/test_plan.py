@@ -119,7 +119,7 @@ def exchange(
     sums = []
     for (x, _, _), plan, parts in zip(batches, plans, results, strict=True):
         sums.append(np.empty((len(x), K), np.float32))
-        plan.add_up(np.concatenate(parts), sums[-1])
+        plan.addends.add_up(np.concatenate(parts), sums[-1])
     return sums, counts
 
 

@@ -47,6 +47,20 @@ def test_one_rank_sends_nothing(scaling: ModuleType) -> None:
     assert call.computing == scaling.alone(shape, rates, ids)
 
 
+def test_experts_that_are_cut(scaling: ModuleType) -> None:
+    shape, rates = scaling.Shape(K, 64, 4, 2), scaling.Rates(1.0, 8.0, 2.0, 4.0, 0.5)
+    ids = [np.array([[1, 2]], np.int32), np.array([[2, 3], [3, 2]], np.int32)]
+    call = scaling.predict_cut(shape, rates, ids)
+    assert call.computing == 0.5 + 3 * BYTES / 2 / 2 + 6 * PRODUCTS / 2 / 4
+    # Rank 1 sends two tokens; both send half of all intermediates; rank 0 sends back half of two rows.
+    there, between, back = 2 * (2 * K + 8 * 2), 6 * 64 * 2 / 2, 2 * 4 * K / 2
+    assert call.exchanging == (1 + there / 8) + (1 + between / 8) + (1 + back / 8)
+    assert call.token_bytes == (1.5 * there + 2 * between + 1.5 * back) / 3
+    alone = scaling.predict_cut(shape, rates, ids[:1])
+    assert alone.token_bytes == alone.exchanging == 0
+    assert alone.computing == scaling.alone(shape, rates, ids[:1])
+
+
 def test_routings(scaling: ModuleType, tmp_path: Path, rng: np.random.Generator) -> None:
     np.save(tmp_path / "loads.npy", [0, 300, 100, 0])
     loads = scaling.popularity(str(tmp_path / "loads.npy"), 4)

@@ -3,12 +3,14 @@
 #include <algorithm>
 
 #include "cpu/features.h"
+#include "threads/split.h"
 
 namespace mxfp4moe {
 
-#define MXFP4MOE_KERNELS(name, lanes)       \
-  extern const KernelTable kKernels_##name; \
-  extern const AttentionKernels kAttention_##lanes;
+#define MXFP4MOE_KERNELS(name, lanes)               \
+  extern const KernelTable kKernels_##name;         \
+  extern const AttentionKernels kAttention_##lanes; \
+  extern ActivationKernel* const kActivation_##lanes;
 #include "kernel_list.inc"
 #undef MXFP4MOE_KERNELS
 
@@ -25,6 +27,12 @@ const KernelTable* const kTables[] = {
 
 const AttentionKernels* const kAttention[] = {
 #define MXFP4MOE_KERNELS(name, lanes) &kAttention_##lanes,
+#include "kernel_list.inc"
+#undef MXFP4MOE_KERNELS
+};
+
+ActivationKernel* const* const kActivation[] = {
+#define MXFP4MOE_KERNELS(name, lanes) &kActivation_##lanes,
 #include "kernel_list.inc"
 #undef MXFP4MOE_KERNELS
 };
@@ -55,6 +63,16 @@ int num_kernel_tables() { return static_cast<int>(sizeof(kTables) / sizeof(kTabl
 const KernelTable& kernel_table(int index) { return *kTables[index]; }
 
 const AttentionKernels& attention_kernels(int index) { return *kAttention[index]; }
+
+void activate(int index, ActivationFormat format, const ActivationArgs& args, int num_threads) {
+  // On activations of eight bits mul_add rounds twice, as it does in plain C++.
+  ActivationKernel* const kernel = *kActivation[format == ActivationFormat::kInt8 ? 0 : index];
+  split_units(ceil_div(args.count, kPanelRows), kPanelRows, num_threads, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kPanelRows, count = std::min(end * kPanelRows, args.count) - first;
+    const float* gate = args.gate == nullptr ? nullptr : args.gate + first;
+    kernel({gate, args.up + first, count, args.activation, args.out + first});
+  });
+}
 
 KernelTable kernel_table_for(int index, ActivationFormat format) {
   KernelTable table = *kTables[index];

@@ -3,6 +3,7 @@
 
 #include <initializer_list>
 
+#include "kernels/activation_kernel.h"
 #include "kernels/attention_kernels.h"
 #include "kernels/kernel_table.h"
 #include "platform/exported.h"
@@ -15,6 +16,10 @@ int num_kernel_tables() MXFP4MOE_EXPORTED(num_kernel_tables);
 const KernelTable& kernel_table(int index) MXFP4MOE_EXPORTED(kernel_table);
 // The attention that is computed with table `index`: on the same lanes, or on some that it requires too.
 const AttentionKernels& attention_kernels(int index) MXFP4MOE_EXPORTED(attention_kernels);
+// The activation that table `index` computes with activations of that format: those of eight bits have the same bits on
+// all lanes. Its values are shared among threads.
+void activate(int index, ActivationFormat format, const ActivationArgs& args, int num_threads)
+    MXFP4MOE_EXPORTED(activate);
 // Table `index` with the GEMMs on activations of that format. Those of eight bits have no instruction that the table
 // does not require, but for dot products of bytes, if the CPU has them.
 KernelTable kernel_table_for(int index, ActivationFormat format) MXFP4MOE_EXPORTED(kernel_table_for);

@@ -131,17 +131,26 @@ class Channel:
         self, rows: NDArray[Any], counts: NDArray[Any], out: NDArray[Any], out_counts: NDArray[Any]
     ) -> Callable[[], None]:
         """Begin to send some rows to each rank and to get others; what is returned waits for that."""
-        mpi = self._mpi
-        kind = mpi.BYTE.Create_contiguous(out.dtype.itemsize * int(np.prod(out.shape[1:])))
-        kind.Commit()
-
-        def spec(array: NDArray[Any], count: NDArray[Any]) -> list[Any]:
-            starts = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int64)
-            return [array.view(np.uint8).reshape(-1), (count.tolist(), starts.tolist()), kind]
-
-        request = self._comm.Ialltoallv(spec(rows, counts), spec(out, out_counts))
+        kind = self._row_kind(out)
+        request = self._comm.Ialltoallv(_spec(rows, counts, kind), _spec(out, out_counts, kind))
         kind.Free()
         return lambda: self.wait(request, rows, out)
+
+    def gather_rows(
+        self, rows: NDArray[Any], out: NDArray[Any], out_counts: NDArray[Any]
+    ) -> Callable[[], None]:
+        """Begin to send the same rows to all ranks and to get those of each; as `send_rows`."""
+        kind = self._row_kind(out)
+        send = [rows.view(np.uint8).reshape(-1), len(rows), kind]
+        request = self._comm.Iallgatherv(send, _spec(out, out_counts, kind))
+        kind.Free()
+        return lambda: self.wait(request, rows, out)
+
+    def _row_kind(self, array: NDArray[Any]) -> Any:
+        """The MPI datatype of a row, so that counts are small numbers."""
+        kind = self._mpi.BYTE.Create_contiguous(array.dtype.itemsize * int(np.prod(array.shape[1:])))
+        kind.Commit()
+        return kind
 
     @classmethod
     def of(cls, comm: Any, timeout: float | None) -> Channel:
@@ -152,11 +161,11 @@ class Channel:
         """Tell ranks that wait in a call with no tokens of their own that there are no more."""
         if not self.has_ended and not self.is_broken:
             self.has_ended = True
-            self.gather(np.array([_ENDED, 0], np.int64))
+            self.gather(np.array([_ENDED, 0, 0], np.int64))
 
-    def check_all(self, error: BaseException | None, value: int = 0) -> NDArray[np.int64]:
-        """Tell all ranks of an error, and raise if one has one; return the `value` of each rank."""
-        status = self.gather(np.array([_OK if error is None else _FAILED, value], np.int64))
+    def check_all(self, error: BaseException | None, first: int = 0, second: int = 0) -> NDArray[np.int64]:
+        """Tell all ranks of an error, and raise if one has one; return both numbers of each rank."""
+        status = self.gather(np.array([_OK if error is None else _FAILED, first, second], np.int64))
         if (status[:, 0] == _ENDED).any():
             raise Ended
         failed = np.flatnonzero(status[:, 0] == _FAILED)
@@ -169,6 +178,12 @@ class Channel:
             texts = self.gather(message)
             if error is not None:
                 raise error
-            first = int(failed[0])
-            raise RankError(first, bytes(texts[first]).rstrip(b"\0").decode("utf-8", "replace"))
-        return status[:, 1]
+            culprit = int(failed[0])
+            raise RankError(culprit, bytes(texts[culprit]).rstrip(b"\0").decode("utf-8", "replace"))
+        return status[:, 1:]
+
+
+def _spec(array: NDArray[Any], counts: NDArray[Any], kind: Any) -> list[Any]:
+    """Rows of several ranks, one after another, as MPI takes them."""
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    return [array.view(np.uint8).reshape(-1), (counts.tolist(), starts.tolist()), kind]

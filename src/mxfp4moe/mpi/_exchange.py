@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +16,7 @@ from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.layer_description import LayerDescription
 from mxfp4moe.layer_sum import Floats, routed_options
 from mxfp4moe.mpi._channel import Channel
+from mxfp4moe.mpi._collective import Collective, cut
 from mxfp4moe.mpi._plan import SLOT, Plan, arrange_work, holder_table, make_plan
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -40,7 +39,7 @@ class _Chunk:
     waiting: list[Callable[[], None]] = field(default_factory=list)
 
 
-class Exchange:
+class Exchange(Collective):
     """Dispatches tokens to the ranks that hold their experts, and combines what these return.
 
     Parameters
@@ -53,8 +52,6 @@ class Exchange:
     exact : bool
     """
 
-    is_collective = True
-
     def __init__(
         self,
         layer: LayerDescription[PackedExperts],
@@ -63,53 +60,26 @@ class Exchange:
         chunk_tokens: int,
         exact: bool,
     ) -> None:
+        super().__init__(channel, chunk_tokens)
         self._experts, self._options = layer.experts, routed_options(layer)
         # As kernels round tokens, once; integers are rounded from what the token is.
         self._sent_dtype = _BFLOAT16 if layer.activation_format is None else np.dtype(np.float32)
         self._map, self._width = layer.expert_map, layer.experts.hidden_size
-        self._channel, self._chunk_tokens, self._exact = channel, chunk_tokens, exact
+        self._exact = exact
         self._table = holder_table(held, channel.rank)
         self._own = np.arange(channel.size) == channel.rank
-        self._open: list[_Chunk] | None = None
-        self._is_agreed = False
-        self._error: BaseException | None = None
-        self.traffic = np.zeros(3, np.int64)
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """What every rank does at the same time; an error inside of it is one of all ranks."""
-        self._channel.check_usable()
-        if self._is_agreed or self._open is not None:
-            raise RuntimeError("ExpertParallelLayer: expected one call at a time, got another from a thread")
-        try:
-            yield
-        except BaseException as error:
-            self._share(error)
-            raise
-        finally:
-            self._is_agreed, self._open, self._error = False, None, None
-
-    def _share(self, error: BaseException) -> None:
-        """Do what is left of a call that others are in, so that they learn of the error."""
-        if self._channel.is_broken or (self._is_agreed and self._open is None):
-            return
-        if self._open is None:
-            self._is_agreed = True
-            self._channel.check_all(error)
-        else:
-            self._error = self._error or error
-            self._finish(np.empty((0, self._width), np.float32), 1)
+    def _give_up(self) -> None:
+        self._finish(np.empty((0, self._width), np.float32), 1)
 
     def begin(self, rows: NDArray[Any], slots: Slots, threads: int) -> Callable[[], Floats]:
-        """Send away tokens for other ranks; what is returned computes, waits, and gives the sums."""
         total = np.empty((len(rows), self._width), np.float32)
         tokens = np.ascontiguousarray(cast(rows, self._sent_dtype))
         self._is_agreed = True  # whatever this raises, all ranks do
-        counts = self._channel.check_all(None, len(rows))
-        num_chunks = -(-int(counts.max()) // self._chunk_tokens)
+        counts = self._channel.check_all(None, len(rows))[:, 0]
+        num_chunks = self._num_chunks(counts)
         self._open = []
-        bounds = [len(rows) * i // max(num_chunks, 1) for i in range(num_chunks + 1)]
-        parts = [slice(first, last) for first, last in pairwise(bounds)]
+        parts = cut(len(rows), num_chunks)
         plans = self._guarded(lambda: [self._plan(slots, part) for part in parts])
         if plans is None:
             plans = [self._plan(slots, slice(0))] * num_chunks
@@ -127,15 +97,6 @@ class Exchange:
     def _plan(self, slots: Slots, part: slice) -> Plan:
         weights, ids = slots
         return make_plan(weights[part], ids[part], self._table, self._channel.size, self._exact)
-
-    def _guarded(self, step: Callable[[], Any]) -> Any:
-        """Do a step of this rank alone, unless one has failed; an error waits until all ranks can have it."""
-        if self._error is None:
-            try:
-                return step()
-            except BaseException as error:
-                self._error = error
-        return None
 
     def _dispatch(self, chunk: _Chunk) -> None:
         """Begin to send tokens and slots of a chunk."""
@@ -163,8 +124,7 @@ class Exchange:
                 first = self._combine(chunks[number - 1], total, first)
         if chunks:
             self._combine(chunks[-1], total, first)
-        self._open = None
-        self._channel.check_all(self._error)
+        self._end()
         return total
 
     def _compute(self, chunk: _Chunk, threads: int) -> None:
@@ -219,7 +179,7 @@ class Exchange:
 
         def add_up() -> None:
             chunk.results[~is_own] = cast(chunk.answers, np.float32)
-            chunk.plan.add_up(chunk.results, total[first:last])
+            chunk.plan.addends.add_up(chunk.results, total[first:last])
 
         self._guarded(add_up)
         return last

@@ -44,6 +44,13 @@ class Addends(NamedTuple):
     row: Ints
     position: Ints
 
+    def add_up(self, results: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Write the sum of the results of each token to `out`."""
+        out[...] = 0
+        for number in range(int(self.position.max(initial=-1)) + 1):
+            chosen = self.position == number
+            out[self.token[chosen]] += results[self.row[chosen]]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -51,14 +58,6 @@ class Plan:
 
     messages: Messages
     addends: Addends
-
-    def add_up(self, results: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Write the sum of the results of each token to `out`."""
-        out[...] = 0
-        token, row, position = self.addends
-        for number in range(int(position.max(initial=-1)) + 1):
-            chosen = position == number
-            out[token[chosen]] += results[row[chosen]]
 
 
 def make_plan(

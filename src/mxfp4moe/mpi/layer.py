@@ -21,11 +21,14 @@ from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.experts.selection import held_ids
 from mxfp4moe.layer import MoELayer
-from mxfp4moe.layer_sum import Floats, LayerSum
+from mxfp4moe.layer_sum import Floats, LayerSum, routed_options, shared_options
 from mxfp4moe.mpi._channel import Channel
+from mxfp4moe.mpi._collective import Collective
 from mxfp4moe.mpi._exchange import Exchange
+from mxfp4moe.mpi._tensor_parallel import TensorParallel
 
 Combine = Literal["exact", "rounded"]
+Cut = Literal["shared", "all"]
 
 
 class ExpertParallelLayer(MoELayer):
@@ -51,6 +54,11 @@ class ExpertParallelLayer(MoELayer):
         A rank's tokens are computed in pieces of so many; the next piece is on its way meanwhile.
     timeout : float or None
         After so many seconds without an answer of the other ranks, a call is a TimeoutError.
+    tensor_parallel : {None, "shared", "all"}
+        "shared": each rank computes some rows of the shared expert, for the tokens of all ranks, instead of
+        all of it for its own. "all": so of every expert, for layers of few and large ones, which are given
+        whole to each rank. Results have the same bits, and each expert costs two exchanges. A rank copies its
+        rows; open packed files, so that the other ones take no memory.
 
     Raises
     ------
@@ -79,6 +87,7 @@ class ExpertParallelLayer(MoELayer):
         combine: Combine = "exact",
         chunk_tokens: int = 1024,
         timeout: float | None = 300.0,
+        tensor_parallel: Cut | None = None,
     ) -> None:
         channel = Channel.of(comm, timeout)
         error: Exception | None = None
@@ -88,12 +97,13 @@ class ExpertParallelLayer(MoELayer):
                 raise type_error("layer_slice", "a MoELayer", describe(layer_slice))
             check_choice("combine", combine, ("exact", "rounded"))
             check_positive_int("chunk_tokens", chunk_tokens)
+            _check_cut(tensor_parallel, layer_slice)
             arguments = layer_slice.arguments() | {"routing_arguments": dict(layer_slice.routing_arguments)}
             super().__init__(**arguments, nonfinite=layer_slice.nonfinite)
             self._path = layer_slice._path
             held = np.zeros(self.num_experts, bool)
             held[held_ids(self.expert_map, self.num_experts)] = True
-            digest = _digest(arguments, (combine, chunk_tokens, self.nonfinite))
+            digest = _digest(arguments, (combine, chunk_tokens, self.nonfinite, tensor_parallel))
         except Exception as wrong:
             error = wrong
         channel.check_all(error)
@@ -106,8 +116,20 @@ class ExpertParallelLayer(MoELayer):
         if not (found := holders.any(axis=0)).all():
             nobody = format_ranges(np.flatnonzero(~found).tolist())
             raise value_error("layer_slice", "each expert on some rank", f"none with {nobody}")
-        self._exchange = Exchange(self, channel, holders, chunk_tokens, combine == "exact")
-        self._sum = LayerSum(self, self._exchange)
+        shared: Collective | None = None
+        try:
+            if tensor_parallel is not None and self.shared_experts is not None:
+                options = shared_options(self, self.shared_experts)
+                shared = TensorParallel(self.shared_experts, options, channel, chunk_tokens)
+            if tensor_parallel == "all":
+                options = routed_options(self)
+                self._exchange: Collective = TensorParallel(self.experts, options, channel, chunk_tokens)
+            else:
+                self._exchange = Exchange(self, channel, holders, chunk_tokens, combine == "exact")
+        except Exception as wrong:  # for example of memory
+            error = wrong
+        channel.check_all(error)
+        self._sum = LayerSum(self, self._exchange, shared)
 
     def __call__(
         self,
@@ -161,11 +183,10 @@ class ExpertParallelLayer(MoELayer):
 
     def _serve(self, num_threads: int | None = None) -> None:
         """Compute for other ranks, with no tokens of this one."""
-        width, nothing = self.experts.hidden_size, (0, 1)
+        rows, nothing = np.empty((0, self.hidden_size), np.float32), (0, 1)
         slots = np.empty(nothing, np.float32), np.empty(nothing, np.int32)
         with self._exchange.call():
-            threads = resolve_num_threads(num_threads)
-            self._exchange.begin(np.empty((0, width), np.float32), slots, threads)()
+            self._sum.add_up(rows, slots, rows, resolve_num_threads(num_threads))
 
     def _of(self, arguments: dict[str, Any]) -> Any:
         return MoELayer(**arguments, nonfinite=self.nonfinite)
@@ -176,6 +197,20 @@ class ExpertParallelLayer(MoELayer):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("ExpertParallelLayer: expected to stay in its process, got a pickle")
+
+
+def _check_cut(value: str | None, layer: MoELayer) -> None:
+    """Raise unless the experts that are to be cut are there, as a whole."""
+    if value is None:
+        return
+    check_choice("tensor_parallel", value, ("shared", "all"))
+    if value == "shared" and layer.shared_experts is None:
+        raise value_error("layer_slice", "a layer with a shared expert, to be cut", "one without")
+    if value == "all" and layer.expert_map is not None:
+        raise value_error("layer_slice", "the whole layer, with tensor_parallel='all'", "a slice")
+    if value == "all" and layer.expert_cache is not None:
+        expected = "a layer without a limit of memory, with tensor_parallel='all', which copies rows"
+        raise value_error("layer_slice", expected, "one with memory_limit")
 
 
 def _digest(arguments: dict[str, Any], options: tuple[Any, ...]) -> NDArray[np.uint8]:
