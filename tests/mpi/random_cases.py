@@ -238,6 +238,31 @@ def check_timeout() -> None:
         time.sleep(8)  # until rank 0, which ends last, aborts all
 
 
+def check_reading_ahead(folder: Path) -> None:
+    """Ranks with a limit of memory read experts of the next layer, for tokens of another rank as well."""
+    comm, rng = MPI.COMM_WORLD, np.random.default_rng(0)
+    whole = mx.MoELayer(make_experts(rng, "mxfp4", 8), rng.standard_normal((8, K), np.float32), top_k=8)
+    if comm.rank == 0:
+        whole.save(folder / "layer.packed")
+    comm.Barrier()
+    ids = contiguous(8, comm.size)[comm.rank]
+    first, second = (
+        mx.MoELayer.open(folder / "layer.packed", experts=ids, memory_limit=1 << 20) for _ in range(2)
+    )
+    first._precede(second)
+    x = rng.standard_normal((1 if comm.rank == 0 else 0, K), np.float32)
+    result = ExpertParallelLayer(first, comm, timeout=TIMEOUT)(x)
+    assert result.tobytes() == whole(x).tobytes()
+    assert (cache := second.expert_cache) is not None
+    deadline = time.monotonic() + TIMEOUT
+    while cache.statistics().prefetched < len(ids):
+        assert time.monotonic() < deadline, f"rank {comm.rank} has read {cache.statistics()}"
+        time.sleep(0.01)
+    comm.Barrier()
+    if comm.rank == 0:
+        print(f"{comm.size} ranks have read ahead", flush=True)
+
+
 def main() -> int:
     """Run what the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -246,7 +271,11 @@ def main() -> int:
     parser.add_argument("--only", type=int)
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--timeout", action="store_true")
+    parser.add_argument("--ahead", type=Path, metavar="FOLDER")
     args = parser.parse_args()
+    if args.ahead:
+        check_reading_ahead(args.ahead)
+        return 0
     if args.timeout:
         check_timeout()
         return 0

@@ -52,6 +52,12 @@ def test_nobody_waits_for_ever() -> None:
         assert f"rank {rank} has ended in time" in result.stdout, result.stdout + result.stderr
 
 
+def test_the_next_layer_is_read_ahead(tmp_path: Path) -> None:
+    result = run(3, "--ahead", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 ranks have read ahead" in result.stdout
+
+
 # --- whole models -------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mxfp4moe._arguments import cast
 from mxfp4moe.experts.fused import Slots, run_experts
 from mxfp4moe.experts.packed_experts import PackedExperts
+from mxfp4moe.layer_ahead import NextLayer
 from mxfp4moe.layer_description import LayerDescription
 from mxfp4moe.layer_sum import Floats, routed_options
 from mxfp4moe.mpi._channel import Channel
@@ -66,6 +67,8 @@ class Exchange(Collective):
         self._sent_dtype = _BFLOAT16 if layer.activation_format is None else np.dtype(np.float32)
         self._map, self._width = layer.expert_map, layer.experts.hidden_size
         self._exact = exact
+        self.ahead: NextLayer | None = None
+        """Asked for experts of the next layer, for tokens of other ranks."""
         self._table = holder_table(held, channel.rank)
         self._own = np.arange(channel.size) == channel.rank
 
@@ -143,6 +146,8 @@ class Exchange(Collective):
             self._guarded(lambda: self._run(own_tokens, own_slots, own_counts, results[own], threads))
         for wait in chunk.waiting:
             wait()
+        if self.ahead is not None:
+            self.ahead.expect(chunk.tokens)
         answers = np.zeros((int(theirs[:, 2].sum()), self._width), np.float32)
         if is_busy:
             self._guarded(lambda: self._run(chunk.tokens, chunk.slots, theirs, answers, threads))

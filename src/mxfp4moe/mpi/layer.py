@@ -100,7 +100,7 @@ class ExpertParallelLayer(MoELayer):
             _check_cut(tensor_parallel, layer_slice)
             arguments = layer_slice.arguments() | {"routing_arguments": dict(layer_slice.routing_arguments)}
             super().__init__(**arguments, nonfinite=layer_slice.nonfinite)
-            self._path = layer_slice._path
+            self._path, self._next = layer_slice._path, layer_slice._next
             held = np.zeros(self.num_experts, bool)
             held[held_ids(self.expert_map, self.num_experts)] = True
             digest = _digest(arguments, (combine, chunk_tokens, self.nonfinite, tensor_parallel))
@@ -125,7 +125,10 @@ class ExpertParallelLayer(MoELayer):
                 options = routed_options(self)
                 self._exchange: Collective = TensorParallel(self.experts, options, channel, chunk_tokens)
             else:
-                self._exchange = Exchange(self, channel, holders, chunk_tokens, combine == "exact")
+                exchange = Exchange(self, channel, holders, chunk_tokens, combine == "exact")
+                # The next router reads what is sent, unless experts work in another width.
+                exchange.ahead = self._next if self.latent_down is None else None
+                self._exchange = exchange
         except Exception as wrong:  # for example of memory
             error = wrong
         channel.check_all(error)
