@@ -411,6 +411,11 @@ CONTRADICTIONS: dict[str, tuple[str, dict[str, Value], str]] = {
         {"swiglu_clamp_exp": [0.0, float("nan")]},
         "swiglu_clamp_exp: expected a finite number .*, got nan",
     ),
+    "limit of fewer layers": (
+        "maple",
+        {"block_count": 1, "swiglu_clamp_exp": [0.5]},
+        "swiglu_clamp_exp: expected a value for layer 1, which the file has, got 1 values",
+    ),
     "limit of another": (
         "qwen3moe",
         {"swiglu_clamp_exp": [0.0, 1.0]},

@@ -118,5 +118,14 @@ def test_options_that_are_refused(tmp_path: Path, name: str, field: str, value: 
         checkpoint.open(model.write(tmp_path))
 
 
+def test_routing_that_is_refused_names_the_file(tmp_path: Path) -> None:
+    model = load("glm4_moe")
+    config = model.config | {"n_group": 2, "topk_group": 4}
+    folder = model._replace(config=config).write(tmp_path)
+    message = f"{folder}, layer {model.layer}: topk_group: expected an integer in .*, got 4"
+    with pytest.raises(ValueError, match=message):
+        checkpoint.read_layer(folder, model.layer)
+
+
 def _one_group(field: str) -> dict[str, int]:
     return {"n_group": 1} if field == "topk_group" else {}

@@ -137,6 +137,7 @@ def format_of(arrays: dict[str, Any], name: str) -> str:
 def _integers(format: str, codes: Array, scales: Array, zeros: Array | None, offsets: Array | None) -> Matrix:
     """Codes minus zero points, or counted from the lowest one, and the scale of each one's group."""
     if format == "int4":
+        codes = codes.view(np.uint8)  # files may say that the bytes have a sign
         codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(len(codes), -1)
     size = codes.shape[1] // scales.shape[1]
     lowest, middle = (0, 8) if format == "int4" else (-128, 0)

@@ -123,7 +123,14 @@ class Checkpoint(ABC):
         TypeError, ValueError
             If the layer has no experts, or a file or a tensor is not as expected.
         """
-        return self._read_layer(self.check_layer(layer))
+        number = self.check_layer(layer)
+        try:
+            return self._read_layer(number)
+        except ValueError as error:
+            # What a layer is checked for as a whole knows of no file.
+            if str(self.path) in str(error):
+                raise
+            raise ValueError(f"{self.path}, layer {number}: {error}") from None
 
     def describe_layer(self, layer: int) -> LayerInfo:
         """Say what a layer holds; its tensors are checked, but their data is not read.

@@ -91,6 +91,8 @@ class Metadata:
                 raise self.error(
                     key, f"one value, or one for each of {number} layers", f"{len(value)} values"
                 )
+            if layer >= number:
+                raise self.error(key, f"a value for layer {layer}, which the file has", f"{number} values")
             value = value[layer].item()
         if type(value) is not kind:
             raise self.error(key, expected, _shown(value))
