@@ -107,6 +107,21 @@ def test_wrong_orders_of_activations(tmp_path: Path, name: str) -> None:
         read_matrix(folder, f"{BLOCK}.experts.1.down_proj", (128, 192), find_scheme(folder.config))
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].ordered])
+def test_orders_that_are_missing(tmp_path: Path, name: str) -> None:
+    """Where the configuration says that columns are ordered, a lost tensor is no order of their own."""
+    model, _ = written(CASES[name])
+    quantization = model.config["quantization_config"]
+    if "gptq" in name:
+        quantization["desc_act"] = True
+    else:
+        quantization["config_groups"]["group_0"]["weights"]["actorder"] = "group"
+    checkpoint.read_layer(model.write(tmp_path / "all"))
+    lost = next(name for name in model.tensors if re.search(r"1\.down_proj\.(weight_)?g_idx$", name))
+    del model.tensors[lost]
+    refuses(tmp_path / "lost", model, f"expected a tensor {lost}, got none")
+
+
 def test_wrong_columns(tmp_path: Path) -> None:
     model, _ = written(CASES["gptq, ordered"])
     experts = mx.MoELayer.from_checkpoint(model.write(tmp_path)).experts
@@ -271,7 +286,13 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
     "gptq pattern": ("gptq", "dynamic", {"+:(a*)*": {}}, "dynamic.*: expected a regular expression"),
     "awq bits": ("awq", "bits", 8, "bits: expected 4, got 8"),
     "awq version": ("awq", "version", "gemv", "version: expected 'gemm' or 'GEMM', got 'gemv'"),
-    "awq zeros": ("awq", "zero_point", False, "zero_point: expected True, got False"),
+    "awq zeros": ("awq", "zero_point", False, rf"{FIRST}.qzeros: expected 8 for each group"),
+    "awq symmetry": ("awq", "sym", True, "sym: expected False, got True"),
+    "awq order": ("awq", "desc_act", True, "desc_act: expected False, got True"),
+    "awq format": ("awq", "checkpoint_format", "gemv_fast", "format: expected 'gemm', got 'gemv_fast'"),
+    "awq method": ("awq", "method", "gptq", "method: expected 'awq', got 'gptq'"),
+    "gptq words": ("gptq", "pack_dtype", "int16", "pack_dtype: expected 'int32', got 'int16'"),
+    "gptq floats": ("gptq", "data_type", "mx_fp", "data_type: expected 'int', got 'mx_fp'"),
     "auto-round packing": (
         "auto-round auto_round",
         "packing_format",
@@ -331,6 +352,20 @@ def test_modules_of_their_own(tmp_path: Path, case: str) -> None:
         refuses(tmp_path, model, message)
     else:
         checkpoint.read_layer(model.write(tmp_path))
+
+
+def test_groups_that_the_general_size_is_no_multiple_of(tmp_path: Path) -> None:
+    """Sizes are checked for each matrix, in the scheme that is its own."""
+    model, weights = written(CASES["gptq"], (4, 96, 160))
+    model.config["quantization_config"] |= {
+        "group_size": 128,
+        "dynamic": {r"-:.*gate$": {}, r"+:.*experts": {"group_size": 32}},
+    }
+    got = dequantize(checkpoint.read_layer(model.write(tmp_path)).experts)
+    for part, ints in weights.items():
+        assert np.array_equal(got[part], ints.values())
+    del model.config["quantization_config"]["dynamic"]
+    refuses(tmp_path, model, "hidden_size: expected .* multiple of 128, got 96")
 
 
 def of_two(first: str, second: str, is_second: str) -> tuple[Written, dict[str, np.ndarray]]:

@@ -22,6 +22,7 @@ from mxfp4moe import (
     checkpoint,
     dequantize_mxfp4,
     dequantize_nvfp4,
+    pack_experts,
     quantize_mxfp4,
     quantize_nvfp4,
 )
@@ -113,6 +114,7 @@ class Layer:
         for layer in range(2):
             block = BLOCK.replace("0", str(layer))
             parts = checkpoint.read_layer(written, layer)
+            pack_experts(**parts.experts.arguments())
             got = dequantize(parts.experts)
             assert parts.shared_experts is not None
             shared = dequantize(parts.shared_experts)
@@ -295,6 +297,16 @@ SEVERAL: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "modelopt, first layer in floats": (
         by_layer(model__layers__1__mlp="NVFP4"),
         {r"layers\.0\.": "floats"},
+        "nvfp4",
+    ),
+    "modelopt, down in floats": (
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["*down_proj", "*gate"]},
+        {"down_proj": "floats"},
+        "nvfp4",
+    ),
+    "modelopt, down in NVFP4": (
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["*gate*", "*up_proj"]},
+        {r"(gate|up)_proj": "floats"},
         "nvfp4",
     ),
     "modelopt, excluded": (

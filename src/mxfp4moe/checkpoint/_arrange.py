@@ -19,7 +19,7 @@ from mxfp4moe._arguments import cast, value_error
 from mxfp4moe.checkpoint._places import Part
 from mxfp4moe.checkpoint.schemes import Matrix, Scheme, integers
 from mxfp4moe.checkpoint.schemes._scheme import BlockShape, as_float32
-from mxfp4moe.formats import HALF_GROUP
+from mxfp4moe.formats import FORMATS, HALF_GROUP
 
 _Item = TypeVar("_Item")
 _BY_ROWS: tuple[BlockShape, ...] = ((1, None), (None, None))
@@ -175,6 +175,7 @@ def matrix_arguments(
 ) -> dict[str, Any]:
     """The arrays of `pack_experts` of gate and up, or up alone, and down, in the formats of both."""
     result: dict[str, Any] = {}
+    has_tensor_scales = any(part[0].tensor_scale is not None for part in (*first, down))
     for name, parts, format in (("w13", first, formats[0]), ("w2", [down], formats[1])):
         if format in _MIDDLES:
             parts = same_groups(parts, format)
@@ -185,11 +186,26 @@ def matrix_arguments(
         result[f"{name}_scales"] = None
         for suffix in ("scales", "zero_points", "offsets"):
             if getattr(parts[0][0], suffix) is not None:
-                result[f"{name}_{suffix}"] = both([[getattr(m, suffix) for m in part] for part in parts])
-        if parts[0][0].tensor_scale is not None:
-            scales = np.array([[m.tensor_scale for m in part] for part in parts], np.float32)
+                arrays = [[getattr(m, suffix) for m in part] for part in parts]
+                result[f"{name}_{suffix}"] = both(_same_bytes(arrays) if format in _POWERS else arrays)
+        if (
+            has_tensor_scales and not FORMATS[format].has_sum_scales
+        ):  # 1 where the other matrix alone has some
+            factors = [[1 if m.tensor_scale is None else m.tensor_scale for m in part] for part in parts]
+            scales = np.array(factors, np.float32)
             result[f"{name}_tensor_scale"] = scales.T if len(parts) > 1 else scales[0]
     return result
+
+
+_POWERS = ("mxfp4", "mxfp8")
+"""Formats whose scales may be said to be E8M0, or bytes."""
+
+
+def _same_bytes(parts: list[list[NDArray[Any]]]) -> list[list[NDArray[Any]]]:
+    """Scales that are powers of two in one dtype."""
+    if len({scales.dtype for part in parts for scales in part}) == 1:
+        return parts
+    return [[scales.view(np.uint8) for scales in part] for part in parts]
 
 
 # --- integers -----------------------------------------------------------------------------------------------

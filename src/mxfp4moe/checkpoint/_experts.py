@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe._arguments import cast, message
+from mxfp4moe._arguments import cast, message, value_error
 from mxfp4moe.checkpoint._arrange import Stored, half_of_rows, halves
 from mxfp4moe.checkpoint._fused import ExpertSizes, FusedLayout, fused_arrays, read_fused
 from mxfp4moe.checkpoint._model import Model
@@ -126,6 +126,9 @@ def _read_parts(
         for place, each in zip(part.places, of_part, strict=True):
             _check_columns(place, each, part.shape[1])
     biases = [[_read_bias(place, part.shape[0]) for place in part.places] for part in parts if has_biases]
+    for part in parts if not has_biases else ():
+        for place in part.places:
+            _check_no_bias(place, part.shape[0])
     *first, down = (
         [each.read(*place, *part.shape) for place, each in zip(part.places, of_part, strict=True)]
         for part, of_part in zip(parts, schemes, strict=True)
@@ -167,3 +170,11 @@ def _read_bias(place: Place, rows: int) -> NDArray[Any]:
     bias = place.tensors.tensor(f"{place.name}.bias", FLOATS, (rows,))
     # pack_experts takes no float16 biases; float32 holds every float16 value.
     return cast(bias, np.float32) if bias.dtype == np.float16 else bias
+
+
+def _check_no_bias(place: Place, rows: int) -> None:
+    """Raise if a matrix has a bias; old versions of AutoGPTQ store one of zeros for each."""
+    name = f"{place.name}.bias"
+    if name in place.tensors and place.tensors.tensor(name, FLOATS, (rows,)).any():
+        expected = "no bias but zeros, as this model type has none"
+        raise value_error(f"{place.tensors.path}: tensor {name}", expected, "others")

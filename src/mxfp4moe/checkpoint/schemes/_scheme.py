@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -107,11 +106,12 @@ class Scheme:
         return values
 
 
-def mixture(name: str, schemes: Iterable[Scheme], choose: Callable[[str], Scheme]) -> Scheme:
-    """The scheme of a configuration that has several, of which `schemes` are those that are known."""
-    first, *rest = schemes
-    multiple_of = math.gcd(first.multiple_of, *(each.multiple_of for each in rest))
-    return Scheme(name, first.format, first.read, multiple_of, choose=choose)
+def mixture(name: str, scheme: Scheme, choose: Callable[[str], Scheme]) -> Scheme:
+    """The scheme of a configuration that has several, of which one is known.
+
+    Sizes are checked for each matrix, as the scheme that is chosen for it may be another one.
+    """
+    return Scheme(name, scheme.format, scheme.read, choose=choose)
 
 
 def later(section: Config, read: Callable[[Config], Scheme]) -> Callable[[], Scheme]:

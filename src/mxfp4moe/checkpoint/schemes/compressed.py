@@ -16,6 +16,7 @@ from mxfp4moe.checkpoint.schemes._scheme import BlockShape, Scheme, later, mixtu
 _MIXED = "mixed-precision"
 _CLASS = "Linear"  # of the modules of all matrices of experts
 _PATTERN = "re:"
+_ORDERED = ("group", "dynamic", True)  # actorder where a tensor says which group each column belongs to
 
 
 def _of_groups(scheme: Scheme, group_size: int, num_bits: int) -> Callable[[Config], Scheme]:
@@ -57,10 +58,11 @@ def _group_size(weights: Config) -> int | None:
     return size if size > 0 and strategy in ("group", None) else None
 
 
-def _integers(weights: Config, *bits: int) -> tuple[int, int | None, bool]:
+def _integers(weights: Config, *bits: int) -> tuple[int, int | None, bool, bool]:
     weights.choice("type", ("int",), default="int")
     symmetric = weights.boolean("symmetric", default=True)
-    return weights.choice("num_bits", bits), _group_size(weights), symmetric
+    ordered = weights.get("actorder") in _ORDERED
+    return weights.choice("num_bits", bits), _group_size(weights), symmetric, ordered
 
 
 def _pack_quantized(weights: Config) -> Scheme:
@@ -68,8 +70,8 @@ def _pack_quantized(weights: Config) -> Scheme:
 
 
 def _int_quantized(weights: Config) -> Scheme:
-    _, group_size, symmetric = _integers(weights, 4, 8)
-    return integer_formats.plain(group_size, symmetric)
+    _, *others = _integers(weights, 4, 8)
+    return integer_formats.plain(*others)
 
 
 _MXFP4 = mx_formats.mxfp4("compressed-tensors mxfp4-pack-quantized", "weight_packed")
@@ -118,7 +120,7 @@ def find(quantization: Config) -> Scheme | None:
     if not known:
         return None
     # What modules of other groups are, attention for example, need not be known.
-    schemes = [known[0]()] if len(known) == 1 else [plain.SCHEME]
+    first = known[0]() if len(known) == 1 else plain.SCHEME
     find_target = _matcher_of(sections, list(groups))
 
     def choose(module: str) -> Scheme:
@@ -131,7 +133,7 @@ def find(quantization: Config) -> Scheme | None:
             raise quantization.error("config_groups", expected, "none" if group is None else group.format)
         return group.scheme()
 
-    return mixture("compressed-tensors", schemes, choose)
+    return mixture("compressed-tensors", first, choose)
 
 
 def _read_group(group: Config, format: object) -> _Group:

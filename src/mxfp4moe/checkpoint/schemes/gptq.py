@@ -32,24 +32,30 @@ def find(quantization: Config) -> Scheme | None:
 
 
 def _awq(quantization: Config) -> Scheme:
+    _check_writer(quantization, "awq")
     quantization.choice("bits", (4,))
-    quantization.choice("zero_point", (True,), default=True)
+    quantization.choice("desc_act", (False,), default=False)
+    quantization.choice(("checkpoint_format", "format"), ("gemm",), default="gemm")
     quantization.choice("version", ("gemm", "GEMM"), default="gemm")
-    return integer_formats.awq("AWQ", _group_size(quantization, None))
+    symmetric = not quantization.boolean("zero_point", default=True)
+    quantization.choice("sym", (symmetric,), default=symmetric)
+    return integer_formats.awq("AWQ", _group_size(quantization, None), symmetric)
 
 
 def _gptq(quantization: Config) -> Scheme:
+    _check_writer(quantization, "gptq")
     version = quantization.choice(("checkpoint_format", "format"), tuple(_VERSIONS), default="gptq")
-    _check_flags(quantization, "sym", "desc_act")
     bits, group_size = quantization.choice("bits", (4, 8)), _group_size(quantization, None)
+    ordered = quantization.boolean("desc_act", default=False)
 
     def scheme(section: Config) -> Scheme:
-        _check_flags(section, "sym", "desc_act")
+        section.boolean("sym", default=False)  # which the zero points say as well
         return integer_formats.gptq(
             "GPTQ",
             section.choice("bits", (4, 8), default=bits),
             _group_size(section, group_size),
             _VERSIONS[version],
+            section.boolean("desc_act", default=ordered),
         )
 
     general = scheme(quantization)
@@ -62,7 +68,7 @@ def _gptq(quantization: Config) -> Scheme:
     def choose(module: str) -> Scheme:
         return next((read() for pattern, read in rules if pattern.match(module)), general)
 
-    return mixture("GPTQ", [general], choose) if rules else general
+    return mixture("GPTQ", general, choose) if rules else general
 
 
 def _rule(dynamic: Config, name: str, read: Callable[[Config], Scheme]) -> Callable[[], Scheme]:
@@ -80,7 +86,7 @@ def _auto_round(quantization: Config) -> Scheme:
             section.get("data_type")
             return plain.SCHEME
         section.choice("data_type", ("int",), default="int")
-        _check_flags(section, "sym")
+        section.boolean("sym", default=False)
         size = _group_size(section, group_size)
         if offset is None:
             section.choice("bits", (4,), default=bits)
@@ -99,7 +105,7 @@ def _auto_round(quantization: Config) -> Scheme:
         name = name or next((each for each in patterns if patterns[each].search(module)), None)
         return general if name is None else schemes[name]()
 
-    return mixture("AutoRound", [general], choose) if schemes else general
+    return mixture("AutoRound", general, choose) if schemes else general
 
 
 def _is_pattern(name: str) -> bool:
@@ -122,7 +128,8 @@ def _group_size(config: Config, default: int | None) -> int | None:
     return size if size > 0 else None
 
 
-def _check_flags(config: Config, *names: str) -> None:
-    """Flags that the tensors say as well."""
-    for name in names:
-        config.boolean(name, default=False)
+def _check_writer(config: Config, method: str) -> None:
+    """What GPTQModel and AutoRound add to the configuration of files that are as those of other writers."""
+    config.choice("method", (method,), default=method)
+    config.choice("pack_dtype", ("int32",), default="int32")
+    config.choice("data_type", ("int",), default="int")

@@ -13,6 +13,7 @@ from mxfp4moe.checkpoint.schemes import integers
 from mxfp4moe.checkpoint.schemes._scheme import FLOATS, Matrix, Scheme, Tensors, read_any
 
 _WORDS = ("I32",)
+_MIDDLE = 8  # the zero point of 4 bits where there are none
 
 
 def _num_groups(columns: int, group_size: int | None) -> int:
@@ -25,7 +26,7 @@ def _multiple_of(bits: int, group_size: int | None) -> int:
 
 
 @cache
-def packed(bits: int, group_size: int | None, symmetric: bool) -> Scheme:
+def packed(bits: int, group_size: int | None, symmetric: bool, ordered: bool = False) -> Scheme:
     """compressed-tensors ``pack-quantized``: words along K; zero points in words along N."""
 
     def read(tensors: Tensors, module: str, rows: int, columns: int) -> Matrix:
@@ -40,7 +41,7 @@ def packed(bits: int, group_size: int | None, symmetric: bool) -> Scheme:
                 zeros = tensors.tensor(name, ("I8",), (rows, groups))
             else:
                 zeros = tensors.tensor(name, _WORDS, (-(-rows * bits // 32), groups))
-        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size)
+        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size, ordered)
         return Matrix(words, scales, zero_points=zeros, order=order)
 
     def decode(matrix: Matrix) -> Matrix:
@@ -57,7 +58,7 @@ def packed(bits: int, group_size: int | None, symmetric: bool) -> Scheme:
 
 
 @cache
-def plain(group_size: int | None, symmetric: bool) -> Scheme:
+def plain(group_size: int | None, symmetric: bool, ordered: bool = False) -> Scheme:
     """compressed-tensors ``int-quantized``: int8 codes."""
 
     def read(tensors: Tensors, module: str, rows: int, columns: int) -> Matrix:
@@ -67,7 +68,7 @@ def plain(group_size: int | None, symmetric: bool) -> Scheme:
         name, zeros = f"{module}.weight_zero_point", None
         if not symmetric or name in tensors:
             zeros = np.broadcast_to(_read_any_rows(tensors, name, ("I8",), shape), shape)
-        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size)
+        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size, ordered)
         return Matrix(codes, scales, zero_points=zeros, order=order)
 
     return Scheme(
@@ -76,7 +77,7 @@ def plain(group_size: int | None, symmetric: bool) -> Scheme:
 
 
 @cache
-def gptq(name: str, bits: int, group_size: int | None, offset: int) -> Scheme:
+def gptq(name: str, bits: int, group_size: int | None, offset: int, ordered: bool = False) -> Scheme:
     """Words along K of a transposed matrix, zero points in words along N, which may be one too small."""
 
     def read(tensors: Tensors, module: str, rows: int, columns: int) -> Matrix:
@@ -84,7 +85,7 @@ def gptq(name: str, bits: int, group_size: int | None, offset: int) -> Scheme:
         words = tensors.tensor(f"{module}.qweight", _WORDS, (columns * bits // 32, rows))
         zeros = tensors.tensor(f"{module}.qzeros", _WORDS, (groups, -(-rows * bits // 32)))
         scales = tensors.tensor(f"{module}.scales", FLOATS, (groups, rows))
-        order = _read_order(tensors, f"{module}.g_idx", columns, group_size)
+        order = _read_order(tensors, f"{module}.g_idx", columns, group_size, ordered)
         return Matrix(words, scales, zero_points=zeros, order=order)
 
     def decode(matrix: Matrix) -> Matrix:
@@ -99,14 +100,19 @@ def gptq(name: str, bits: int, group_size: int | None, offset: int) -> Scheme:
 
 
 @cache
-def awq(name: str, group_size: int | None) -> Scheme:
-    """Words along N of a transposed matrix, in the order of nibbles of AWQ."""
+def awq(name: str, group_size: int | None, symmetric: bool = False) -> Scheme:
+    """Words along N of a transposed matrix, in the order of nibbles of AWQ; zero points are always stored."""
 
     def read(tensors: Tensors, module: str, rows: int, columns: int) -> Matrix:
         groups = _num_groups(columns, group_size)
         words = tensors.tensor(f"{module}.qweight", _WORDS, (columns, -(-rows // 8)))
         zeros = tensors.tensor(f"{module}.qzeros", _WORDS, (groups, -(-rows // 8)))
         scales = tensors.tensor(f"{module}.scales", FLOATS, (groups, rows))
+        if symmetric and (integers.zeros_of_awq(zeros)[:rows] != _MIDDLE).any():
+            place = f"{tensors.path}: tensor {module}.qzeros"
+            raise value_error(
+                place, f"{_MIDDLE} for each group, as the configuration has no zero points", "others"
+            )
         return Matrix(words, scales, zero_points=zeros)
 
     def decode(matrix: Matrix) -> Matrix:
@@ -137,12 +143,15 @@ def _read_any_rows(
     return read_any(tensors, name, dtypes, shape, *([(rows,)] if groups == 1 else []))
 
 
-def _read_order(tensors: Tensors, name: str, columns: int, group_size: int | None) -> NDArray[Any] | None:
+def _read_order(
+    tensors: Tensors, name: str, columns: int, group_size: int | None, needed: bool
+) -> NDArray[Any] | None:
     """The order of columns in which those of a group follow each other; None if that is their own.
 
-    Groups are no neighbours where activations order the columns. Each group has as many.
+    Groups are no neighbours where activations order the columns. Each group has as many. `needed`: the
+    configuration says that there is such an order, which for groups of a whole row makes no difference.
     """
-    if name not in tensors:
+    if name not in tensors and not (needed and group_size is not None):
         return None
     size = group_size or columns
     groups = tensors.tensor(name, ("I32", "I64"), (columns,))

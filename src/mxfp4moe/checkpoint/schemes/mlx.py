@@ -49,7 +49,7 @@ def find(quantization: Config) -> Scheme | None:
             return schemes[module]()
         return general if modules.get(module, True) else plain.SCHEME
 
-    return mixture("MLX", [general], choose) if modules else general
+    return mixture("MLX", general, choose) if modules else general
 
 
 def _is_module(name: str, value: Any) -> bool:

@@ -78,4 +78,4 @@ def _mixed(section: Config) -> Scheme:
             raise layers.error(f"{name}.quant_algo", join_choices(_SCHEMES), algorithms[name])
         return _SCHEMES[algorithms[name]]
 
-    return mixture("ModelOpt", schemes, choose)
+    return mixture("ModelOpt", schemes[0], choose)

@@ -36,7 +36,7 @@ def find(quantization: Config) -> Scheme | None:
     def choose(module: str) -> Scheme:
         return next((schemes[each]() for each in schemes if fnmatchcase(module, each)), general)
 
-    return mixture("Quark", [general], choose) if schemes else general
+    return mixture("Quark", general, choose) if schemes else general
 
 
 def _scheme(section: Config) -> Scheme:
