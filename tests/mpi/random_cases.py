@@ -253,7 +253,8 @@ def check_reading_ahead(folder: Path) -> None:
     x = rng.standard_normal((1 if comm.rank == 0 else 0, K), np.float32)
     result = ExpertParallelLayer(first, comm, timeout=TIMEOUT)(x)
     assert result.tobytes() == whole(x).tobytes()
-    assert (cache := second.expert_cache) is not None
+    cache = second.expert_cache
+    assert cache is not None
     deadline = time.monotonic() + TIMEOUT
     while cache.statistics().prefetched < len(ids):
         assert time.monotonic() < deadline, f"rank {comm.rank} has read {cache.statistics()}"
