@@ -4,6 +4,7 @@
     python bench/scaling.py predict --routing loads.npy        # layer.load_statistics().slots of a real layer
     python bench/scaling.py predict --shape mixtral-8x7b --placement tensor_parallel    # rows of each expert
     mpirun -n 2 python bench/scaling.py measure --tokens 16,64,256
+    mpirun -n 2 python bench/scaling.py turns --shape gpt-oss-20b --tokens 64,1024
 
 Who computes what, and how many rows and slots each rank sends to each other, is the package's own plan of
 random tokens. A call is a sum of steps, without overlap:
@@ -14,7 +15,8 @@ random tokens. A call is a sum of steps, without overlap:
 
 `predict` compares that with the same number of ranks that hold all experts and exchange nothing, if memory
 allowed. `measure` finds out the rates of this machine, from calls without exchange and from messages,
-predicts the call, and times it.
+predicts the call, and times it. `turns` compares ranks of one thread with one process of as many threads: the
+same tokens, of which each rank has a part, in turns.
 """
 
 from __future__ import annotations
@@ -273,16 +275,10 @@ def calibrated(whole: mx.MoELayer, shape: Shape, comm: Any, rounds: int) -> Rate
     return replace(rates, memory=rates.memory / turns, products=rates.products / turns)
 
 
-def run_measure(args: argparse.Namespace) -> None:
-    """Time calls of this number of ranks, one thread each, beside the prediction."""
-    from mpi4py import MPI
-
-    from mxfp4moe.mpi import ExpertParallelLayer
-
-    comm, shape = MPI.COMM_WORLD, SHAPES[args.shape]
-    mx.set_num_threads(1)
+def make_layer(args: argparse.Namespace) -> tuple[mx.MoELayer, NDArray[np.float64]]:
+    """A layer of random weights, and the chances of its experts."""
     rng = np.random.default_rng(0)
-    k, i, count, top_k = shape
+    k, i, count, top_k = SHAPES[args.shape]
     w13 = rng.integers(0, 256, (count, 2 * i, k // 2), np.uint8)
     w2 = rng.integers(0, 256, (count, k, i // 2), np.uint8)
     scales = np.full((count, 2 * i, k // 32), 120, np.uint8), np.full((count, k, i // 32), 120, np.uint8)
@@ -290,24 +286,43 @@ def run_measure(args: argparse.Namespace) -> None:
     # Logits are those of the chances and of noise that comes with the token.
     router = rng.standard_normal((count, k), np.float32) * np.float32(1.28 / k**0.5)
     experts = mx.pack_experts(w13, scales[0], w2, scales[1])
-    whole = mx.MoELayer(experts, router, np.log(chances).astype(np.float32), top_k=top_k)
+    return mx.MoELayer(experts, router, np.log(chances).astype(np.float32), top_k=top_k), chances
+
+
+def make_parallel(
+    args: argparse.Namespace, whole: mx.MoELayer, chances: NDArray[np.float64], comm: Any
+) -> tuple[Any, list[list[int]] | None]:
+    """The layer on the ranks, and who holds what, None if each expert is cut."""
+    from mxfp4moe.mpi import ExpertParallelLayer
+
+    if args.placement == "tensor_parallel":
+        return ExpertParallelLayer(whole, comm, tensor_parallel="all"), None
     placement = place(args.placement, chances, comm.size)
+    return ExpertParallelLayer(whole.slice(placement[comm.rank]), comm), placement
+
+
+def run_measure(args: argparse.Namespace) -> None:
+    """Time calls of this number of ranks, one thread each, beside the prediction."""
+    from mpi4py import MPI
+
+    comm, shape = MPI.COMM_WORLD, SHAPES[args.shape]
+    mx.set_num_threads(1)
+    whole, chances = make_layer(args)
     rates = calibrated(whole, shape, comm, args.rounds)
-    is_cut = args.placement == "tensor_parallel"
-    part = whole if is_cut else whole.slice(placement[comm.rank])
-    layer = ExpertParallelLayer(part, comm, tensor_parallel="all" if is_cut else None)
-    nothing = np.empty((0, k), np.float32)
+    layer, placement = make_parallel(args, whole, chances, comm)
+    nothing = np.empty((0, shape.hidden_size), np.float32)
     empty = comm.allreduce(best(lambda: layer(nothing), args.rounds, comm.Barrier)) / comm.size
     rates = replace(rates, agreeing=empty)
     if comm.rank == 0:
         print(f"{args.shape}, {args.routing}, {comm.size} ranks: {rates}")
     for tokens in args.tokens:
-        x = np.random.default_rng(comm.rank).standard_normal((tokens, k), np.float32)
+        x = np.random.default_rng(comm.rank).standard_normal((tokens, shape.hidden_size), np.float32)
         seconds = best(lambda x=x: layer(x), args.rounds, comm.Barrier)  # type: ignore[misc]
         ids = comm.gather(whole.route(x)[1])
         slowest = comm.reduce(seconds, MPI.MAX)
         if comm.rank == 0:
-            call = predict_cut(shape, rates, ids) if is_cut else predict(shape, rates, placement, ids)
+            cut = placement is None
+            call = predict_cut(shape, rates, ids) if cut else predict(shape, rates, placement, ids)
             print(
                 f"{tokens:5} tokens a rank: measured {1e3 * slowest:8.3f} ms,"
                 f" predicted {1e3 * call.seconds:8.3f} (computing {1e3 * call.computing:.3f},"
@@ -317,25 +332,66 @@ def run_measure(args: argparse.Namespace) -> None:
             )
 
 
+def wait_quietly(comm: Any) -> None:
+    """Wait for all ranks, without a processor: MPI's own barrier looks for messages all the time."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(1e-3)
+
+
+def run_turns(args: argparse.Namespace) -> None:
+    """Time ranks of one thread and one process of as many threads, in turns, on the same tokens."""
+    from mpi4py import MPI
+
+    comm, shape = MPI.COMM_WORLD, SHAPES[args.shape]
+    whole, chances = make_layer(args)
+    layer, _ = make_parallel(args, whole, chances, comm)
+    for tokens in args.tokens:
+        x = np.random.default_rng(1).standard_normal((tokens, shape.hidden_size), np.float32)
+        own = np.array_split(x, comm.size)[comm.rank]
+        times = np.full(2, np.inf)
+        for _ in range(args.rounds + 1):  # the first round is for pages and caches
+            wait_quietly(comm)
+            if comm.rank == 0:
+                begin = time.perf_counter()
+                whole(x, num_threads=comm.size)
+                times[0] = min(times[0], time.perf_counter() - begin)
+            wait_quietly(comm)
+            comm.Barrier()
+            begin = time.perf_counter()
+            layer(own, num_threads=1)
+            seconds = comm.allreduce(time.perf_counter() - begin, MPI.MAX)
+            times[1] = min(times[1], seconds)
+        if comm.rank == 0:
+            one, several = 1e3 * times
+            print(
+                f"{args.shape}, {tokens:5} tokens: one process of {comm.size} threads {one:8.2f} ms,"
+                f" {comm.size} ranks of one {several:8.2f} ms: {100 * one / several:.0f} %",
+                flush=True,
+            )
+
+
 def main() -> None:
-    """Predict or measure."""
+    """Predict, measure or compare."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("what", choices=("predict", "measure"))
+    parser.add_argument("what", choices=("predict", "measure", "turns"))
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--routing", default="zipf", help="zipf, uniform, or an .npy file of counts")
     placements = ("by_load", "contiguous", "round_robin", "tensor_parallel")
     text = "the first has replicas, the last one cuts each expert"
     parser.add_argument("--placement", choices=placements, default="by_load", help=text)
     parser.add_argument("--ranks", type=numbers, default=[2, 4, 8, 16, 32, 64, 128])
-    parser.add_argument("--tokens", type=numbers, default=[1, 8, 64, 256], help="of each rank")
+    parser.add_argument(
+        "--tokens", type=numbers, default=[1, 8, 64, 256], help="of each rank, or of all (turns)"
+    )
     parser.add_argument("--latency", type=float, default=2.0, help="us of a message")
     parser.add_argument("--bandwidth", type=float, default=12.5, help="GB/s of a rank's network")
     parser.add_argument("--memory", type=float, default=200.0, help="GB/s of a rank's memory")
     parser.add_argument("--products", type=float, default=2.0, help="10^12 a second of a rank")
-    parser.add_argument("--rounds", type=int, default=15, help="of measure, of which the best counts")
+    parser.add_argument("--rounds", type=int, default=15, help="of measurements, of which the best counts")
     args = parser.parse_args()
-    run_predict(args) if args.what == "predict" else run_measure(args)
+    {"predict": run_predict, "measure": run_measure, "turns": run_turns}[args.what](args)
 
 
 if __name__ == "__main__":
