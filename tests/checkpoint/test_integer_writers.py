@@ -89,3 +89,22 @@ def test_biases_of_zeros(tmp_path: Path, name: str) -> None:
     model.tensors[bias] = np.zeros(127, np.float16)
     with pytest.raises(ValueError, match=rf"{bias}: expected .* \[128\], got F16 \[127\]"):
         checkpoint.read_layer(model.write(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("dotted", [True, False])
+@pytest.mark.parametrize("name", ["ct 4 bits", "ct 4 bits, zeros", "ct 8 bits, channel", "ct int, zeros"])
+def test_experts_in_one_tensor(tmp_path: Path, name: str, dotted: bool) -> None:
+    model, weights = written(CASES[name])
+    ends = {tensor.rpartition(".")[2] for tensor in model.tensors if ".experts." in tensor}
+    for end in ends:
+        of_part = {
+            part: np.stack([model.tensors.pop(f"{BLOCK}.experts.{e}.{part}_proj.{end}") for e in range(4)])
+            for part in PARTS
+        }
+        suffix = f".{end}" if dotted else "" if end == "weight" else end.replace("weight", "", 1)
+        gate_up = np.concatenate([of_part["gate"], of_part["up"]], axis=1)
+        model.tensors[f"{BLOCK}.experts.gate_up_proj{suffix}"] = gate_up
+        model.tensors[f"{BLOCK}.experts.down_proj{suffix}"] = of_part["down"]
+    got = dequantize(checkpoint.read_layer(model.write(tmp_path)).experts)
+    for part, ints in weights.items():
+        assert np.array_equal(got[part], ints.values())

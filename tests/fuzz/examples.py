@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import gguf_models
 import integer_storages
 import numpy as np
+import quantized_folders
 from checkpoints import (
     MODELS,
     Written,
@@ -78,6 +79,18 @@ def model_folders(folder: Path) -> Iterator[Example]:
         written.write(path, 1 + number % 2)
         files = {str(file.relative_to(folder)): file.read_bytes() for file in sorted(path.iterdir())}
         yield Example(name, path.name, files, _documents(files), _layer_reader(written.layer))
+    yield from _folders_of_others(folder)
+
+
+def _folders_of_others(folder: Path) -> Iterator[Example]:
+    """As other software writes them: a configuration in a file of its own, or of several kinds of input."""
+    for name in quantized_folders.NAMES:
+        stored = quantized_folders.load(name)
+        path = stored.write(folder / name)
+        if path.is_file():  # GGUF, of which there are others
+            continue
+        files = {f"{name}/{file}": content for file, content in stored.files.items()}
+        yield Example(name, name, files, _documents(files), _layer_reader(stored.layer))
 
 
 def _integers(name: str) -> Written:

@@ -17,6 +17,7 @@ _CACHE = "of the cache of attention"
 _BY_DTYPE = "the dtype of a matrix tells whether it was left in floats"
 _BY_SHAPE = "the shapes of the tensors, or other tensors that are then refused, show it"
 _HISTORY = "how the weights were made, not what they are"
+_SIZES = "the configuration has the sizes"
 _ELSEWHERE = "how other software computes"
 
 HARMLESS_TENSORS = {
@@ -27,7 +28,8 @@ HARMLESS_TENSORS = {
     "output_zero_point": _ACTIVATIONS,
     "k_scale": _CACHE,
     "v_scale": _CACHE,
-    "weight_shape": "the configuration has the sizes",
+    "weight_shape": _SIZES,
+    "shape": _SIZES,
     "ffn_norm.weight": "norms the input of the block (GGUF), before it comes here",
 }
 """Ends of names of tensors that nothing here needs, and why."""
@@ -182,8 +184,9 @@ def _is_harmless(name: str) -> bool:
     parts = name.split(".")
     if parts[-1] in HARMLESS_TENSORS or ".".join(parts[-2:]) in HARMLESS_TENSORS:
         return True
-    # In tensors of all experts: down_proj_input_scale.
-    return any(parts[-1].endswith(f"_{end}") for end, why in HARMLESS_TENSORS.items() if why is _ACTIVATIONS)
+    # In tensors of all experts: down_proj_input_scale, down_proj_shape.
+    ends = (f"_{end}" for end, why in HARMLESS_TENSORS.items() if why in (_ACTIVATIONS, _SIZES))
+    return parts[-1].endswith(tuple(ends))
 
 
 def says_nothing(value: Any) -> bool:
