@@ -73,7 +73,7 @@ class FileBytes:
             expected = "a file that is mapped as a whole, on Linux, to keep a limit of memory"
             raise value_error(str(self.path), expected, "one that is not")
         with self._open_again() as file, errors_name(self.path):
-            return FilePages(self._mapping, os.dup(file.fileno()), self.size)
+            return FilePages(self.path, self._mapping, os.dup(file.fileno()), self.size)
 
     def _open_again(self) -> BinaryIO:
         file = self._absolute.open("rb", buffering=0)
@@ -119,6 +119,8 @@ class FilePages:
 
     Parameters
     ----------
+    path : pathlib.Path
+        For errors.
     mapping : FileMapping
         Of the whole file.
     descriptor : int
@@ -126,9 +128,14 @@ class FilePages:
     size : int
     """
 
-    def __init__(self, mapping: _core.FileMapping, descriptor: int, size: int) -> None:
-        self._mapping, self._descriptor, self._size = mapping, descriptor, size
+    def __init__(self, path: Path, mapping: _core.FileMapping, descriptor: int, size: int) -> None:
+        self._path, self._mapping, self._descriptor, self._size = path, mapping, descriptor, size
         weakref.finalize(self, os.close, descriptor)
+
+    def check_size(self) -> None:
+        """Raise if the file has become shorter: to touch bytes that are gone would end the process."""
+        if (now := os.fstat(self._descriptor).st_size) < self._size:
+            raise value_error(str(self._path), f"{self._size} bytes, as when it was opened", str(now))
 
     def request(self, begin: int, end: int) -> None:
         """Begin to read the pages of these bytes."""

@@ -51,6 +51,19 @@ def opened(path: Path, num_experts: int, **options: Any) -> mx.MoELayer:
     return mx.MoELayer.open(path, memory_limit=num_experts * experts, **options)
 
 
+def test_a_file_that_has_become_shorter(tmp_path: Path, rng: np.random.Generator) -> None:
+    """To touch what is gone would end the process, also where it was in memory before."""
+    saved(rng, path := tmp_path / "layer")
+    layer, x = opened(path, 4), rng.standard_normal((1, K), np.float32)
+    layer(x)
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"layer: expected {size} bytes, as when it was opened, got"):
+            layer(x)
+    assert not cache_of(layer)._experts.budget._holds
+
+
 @pytest.mark.parametrize("format", [*FORMATS, *OF_PYTHON])
 def test_calls_have_the_bits_of_the_whole(
     isa: str, tmp_path: Path, rng: np.random.Generator, format: str

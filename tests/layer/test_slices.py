@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -215,6 +216,8 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     ([E], ValueError, rf"experts\[0\]: expected an integer in \[0, {E - 1}\], got {E}"),
     (range(-1, 2), ValueError, rf"experts\[0\]: expected an integer in \[0, {E - 1}\], got -1"),
     ([0, 2, 0], ValueError, "experts: expected each expert once, got 0 twice"),
+    (range(10**15), ValueError, rf"experts\[{E}\]: expected an integer in \[0, {E - 1}\], got {E}"),
+    (itertools.repeat(1), ValueError, "experts: expected each expert once, got 1 twice"),
     ([], ValueError, "experts: expected at least one expert, got none"),
     (range(0), ValueError, "experts: expected at least one expert, got none"),
     (np.ones((1, 1), int), ValueError, "experts: expected an array with one axis"),

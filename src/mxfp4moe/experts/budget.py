@@ -83,6 +83,10 @@ class FileExperts:
         ends = begins + part.row_bytes
         return int((-(-ends // mmap.PAGESIZE) - begins // mmap.PAGESIZE).max(initial=1))
 
+    def check_size(self) -> None:
+        """Raise if the file has become shorter than it was."""
+        self._pages.check_size()
+
     def request(self, places: Iterable[int]) -> None:
         """Begin to read experts, in the order in which they are in the file."""
         ordered = sorted(places)
@@ -178,6 +182,7 @@ class MemoryBudget:
             experts.misses += len(missing)
             experts.hits += len(keys) - len(missing)
         try:
+            experts.check_size()
             experts.request(missing)
             yield len(keys)
         finally:

@@ -23,23 +23,25 @@ ExpertIds = Iterable[int] | ArrayLike
 
 def check_expert_ids(name: str, value: Any, num_experts: int) -> NDArray[np.int32]:
     """The ids in ascending order, in which experts are held and added; each must be there once."""
+    items: Iterable[Any]
     if isinstance(value, np.ndarray):
         array = as_integer_array(name, value)
         if array.ndim != 1:
             raise value_error(name, "an array with one axis", describe(value))
-        items: list[Any] = array.tolist()
+        items = array.tolist()
     elif isinstance(value, Iterable) and not isinstance(value, str | bytes | dict):
-        items = list(value)
+        items = value
     else:
         raise type_error(name, "a range or ids of experts", describe(value))
-    ids = [check_int(f"{name}[{i}]", item, 0, num_experts - 1) for i, item in enumerate(items)]
+    ids: set[int] = set()
+    for i, item in enumerate(items):  # which may be without end
+        id = check_int(f"{name}[{i}]", item, 0, num_experts - 1)
+        if id in ids:
+            raise value_error(name, "each expert once", f"{id} twice")
+        ids.add(id)
     if not ids:
         raise value_error(name, "at least one expert", "none")
-    result = np.array(sorted(ids), np.int32)
-    twice = result[:-1][result[:-1] == result[1:]]
-    if twice.size:
-        raise value_error(name, "each expert once", f"{twice[0]} twice")
-    return result
+    return np.array(sorted(ids), np.int32)
 
 
 def make_expert_map(ids: NDArray[np.int32], num_experts: int) -> NDArray[np.int32]:
