@@ -166,15 +166,36 @@ def check_faults_of_cut_experts() -> None:
     for parallel in (make(part, "shared"), make(layer, "all")):
         shared = parallel._sum._shared
         for cut in {id(each): each for each in (shared, parallel._exchange)}.values():
-            for name in ("intermediates", "sums") if hasattr(cut, "_cut") else ():
+            inside = (
+                [] if not hasattr(cut, "_cut") else [(cut._cut, name) for name in ("intermediates", "sums")]
+            )
+            for owner, name in [(cut, "begin"), *inside]:
                 if is_last:
-                    setattr(cut._cut, name, broken)
+                    setattr(owner, name, broken)
                 fails(lambda parallel=parallel: parallel(x), MemoryError, "no memory")  # type: ignore[misc]
                 if is_last:
-                    delattr(cut._cut, name)
+                    delattr(owner, name)
         wrong = np.full_like(x, np.nan) if is_last else x
         fails(lambda p=parallel, w=wrong: p(w), ValueError, "hidden_states: expected values")  # type: ignore[misc]
         assert parallel(x).tobytes() == layer(x).tobytes()
+    check_bytes_of_cut_experts(layer)
+
+
+def check_bytes_of_cut_experts(layer: mx.MoELayer) -> None:
+    """What is sent is what docs/distributed.md says."""
+    comm = MPI.COMM_WORLD
+    parallel = ExpertParallelLayer(layer, comm, timeout=TIMEOUT, tensor_parallel="all")
+    x = np.random.default_rng(comm.rank).standard_normal((5, K), np.float32)
+    parallel(x)
+    for cut, slots, width in (
+        (parallel._exchange, layer.top_k, layer.intermediate_size),
+        (parallel._sum._shared, 1, layer.shared_experts.intermediate_size),  # type: ignore[union-attr]
+    ):
+        tokens, rows, of_slots = comm.allreduce(cut.traffic)  # type: ignore[union-attr]
+        others = comm.size - 1
+        assert tokens == 5 * comm.size
+        assert of_slots == tokens * others * 8 * slots
+        assert rows * comm.size == tokens * others * ((2 * K + 2 * slots * width) * comm.size + 4 * K)
 
 
 def check_faults() -> None:
