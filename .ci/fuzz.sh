@@ -7,6 +7,7 @@
 # prints the command that runs it alone, with the package installed and, after calls and routes, `.ci/sanitize.sh`
 # sourced.
 set -euo pipefail
+. .ci/tools.sh
 . .ci/sanitize.sh
 export PYTHONPATH=tests:tests/support
 seed=${MXFP4MOE_SEED:-0}
