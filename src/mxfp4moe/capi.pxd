@@ -52,6 +52,7 @@ cdef extern from "mxfp4moe.h" nogil:
         MXFP4MOE_DTYPE_FLOAT8_E4M3
         MXFP4MOE_DTYPE_FLOAT8_E5M2
         MXFP4MOE_DTYPE_FLOAT8_E8M0
+        MXFP4MOE_DTYPE_INT32
 
     enum:
         MXFP4MOE_FORMAT_MXFP4
@@ -62,6 +63,10 @@ cdef extern from "mxfp4moe.h" nogil:
         MXFP4MOE_FORMAT_INT4
         MXFP4MOE_FORMAT_INT8
         MXFP4MOE_FORMAT_FLOAT32
+
+    enum:
+        MXFP4MOE_ACTIVATION_FORMAT_BFLOAT16
+        MXFP4MOE_ACTIVATION_FORMAT_INT8
 
     enum:
         MXFP4MOE_CONCATENATED
@@ -91,6 +96,8 @@ cdef extern from "mxfp4moe.h" nogil:
         int64_t w13_group_size, w2_group_size
         mxfp4moe_array w13, w13_scales, w13_zero_points, w13_tensor_scale, w13_bias
         mxfp4moe_array w2, w2_scales, w2_zero_points, w2_tensor_scale, w2_bias
+        mxfp4moe_array w13_offsets, w2_offsets, w13_columns
+        int32_t w2_format
 
     ctypedef struct mxfp4moe_linear_arrays:
         size_t struct_size
@@ -98,6 +105,7 @@ cdef extern from "mxfp4moe.h" nogil:
         int64_t num_rows, num_columns
         int64_t block_rows, block_columns, group_size
         mxfp4moe_array weight, scales, zero_points, tensor_scale, bias
+        mxfp4moe_array offsets
 
     mxfp4moe_status mxfp4moe_pack_experts(
         const mxfp4moe_experts_arrays* arrays, const mxfp4moe_options* options, mxfp4moe_experts** experts)
@@ -111,6 +119,9 @@ cdef extern from "mxfp4moe.h" nogil:
     void mxfp4moe_close_linear(mxfp4moe_linear* linear)
     mxfp4moe_status mxfp4moe_open_layer(
         const char* path, int32_t verify, const mxfp4moe_options* options, mxfp4moe_layer** layer)
+    mxfp4moe_status mxfp4moe_open_layer_slice(
+        const char* path, int32_t verify, const int64_t* expert_ids, int64_t num_ids,
+        const mxfp4moe_options* options, mxfp4moe_layer** layer)
     void mxfp4moe_close_layer(mxfp4moe_layer* layer)
     ctypedef struct mxfp4moe_experts_info:
         size_t struct_size
@@ -118,6 +129,8 @@ cdef extern from "mxfp4moe.h" nogil:
         int32_t ungated
         int64_t num_experts, hidden_size, intermediate_size
         int64_t num_bytes
+        int32_t w2_format
+        int32_t has_columns
 
     mxfp4moe_status mxfp4moe_get_experts_info(const mxfp4moe_experts* experts, mxfp4moe_experts_info* info)
     ctypedef struct mxfp4moe_linear_info:
@@ -135,6 +148,9 @@ cdef extern from "mxfp4moe.h" nogil:
         int32_t needs_router_hidden_states
         int64_t num_experts, hidden_size, intermediate_size, top_k
         int64_t num_bytes
+        int64_t num_held_experts
+        int32_t w2_format
+        int32_t activation_format
 
     mxfp4moe_status mxfp4moe_get_layer_info(const mxfp4moe_layer* layer, mxfp4moe_layer_info* info)
 
@@ -159,6 +175,10 @@ cdef extern from "mxfp4moe.h" nogil:
         int32_t activation
         int32_t apply_router_weight_on_input
         double alpha, limit
+        const int64_t* expert_map
+        int64_t num_global_experts
+        int32_t activation_format
+        int32_t uncombined
 
     mxfp4moe_status mxfp4moe_fused_experts(
         const mxfp4moe_experts* experts, const mxfp4moe_fused_experts_args* args, const mxfp4moe_options* options)
@@ -169,6 +189,7 @@ cdef extern from "mxfp4moe.h" nogil:
         int64_t num_tokens
         int64_t hidden_states_stride, out_stride
         int32_t hidden_states_dtype, out_dtype
+        int32_t activation_format
 
     mxfp4moe_status mxfp4moe_apply_linear(
         const mxfp4moe_linear* linear, const mxfp4moe_linear_args* args, const mxfp4moe_options* options)

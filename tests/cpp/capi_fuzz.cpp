@@ -23,6 +23,7 @@
 namespace {
 
 using Bytes = std::vector<uint8_t>;
+constexpr int64_t kFileExperts = 3;  // of most of the layers in files
 
 struct File {
   std::string kind;
@@ -53,12 +54,20 @@ class Case : RandomCase {
       if (!check(mxfp4moe_get_experts_info(experts, &info))) fail(seed_, number_, "no information");
     }
     const int64_t tokens = between(0, 9), top_k = between(0, 3);
-    TokenRows hidden = rows(tokens, info.hidden_size), out = rows(tokens, info.hidden_size);
-    if (wrong()) out = hidden;
+    const bool uncombined = one_in(3);
+    TokenRows hidden = rows(tokens, info.hidden_size);
+    TokenRows out = uncombined ? terms(tokens * top_k, info.hidden_size) : rows(tokens, info.hidden_size);
+    if (wrong() && !uncombined) out = hidden;
     if (wrong() && hidden.data != nullptr) out.data = static_cast<uint8_t*>(hidden.data) + 4;
+    const int64_t num_global = one_in(3) ? between(1, 6) : 0;
+    int64_t* map = num_global == 0 ? nullptr : reinterpret_cast<int64_t*>(memory(8 * num_global));
+    for (int64_t i = 0; i < num_global; ++i) {
+      map[i] = between(-1, info.num_experts - 1);
+      spoil(map[i]);
+    }
     int32_t* const ids = reinterpret_cast<int32_t*>(memory(4 * tokens * top_k));
     for (int64_t i = 0; i < tokens * top_k; ++i) {
-      ids[i] = static_cast<int32_t>(between(-1, info.num_experts - 1));
+      ids[i] = static_cast<int32_t>(between(-1, (num_global == 0 ? info.num_experts : num_global) - 1));
       spoil(ids[i]);
     }
     mxfp4moe_fused_experts_args args{};
@@ -72,6 +81,13 @@ class Case : RandomCase {
     args.activation =
         info.ungated ? MXFP4MOE_ACTIVATION_RELU2 : static_cast<int32_t>(between(0, MXFP4MOE_ACTIVATION_SITU));
     args.apply_router_weight_on_input = one_in(4);
+    args.expert_map = maybe(map), args.num_global_experts = num_global;
+    args.activation_format = is_integral(info.format) && is_integral(info.w2_format) && one_in(2);
+    args.uncombined = uncombined;
+    spoil_count(args.num_global_experts);
+    spoil(args.activation_format);
+    // The other value would need more memory than there is.
+    if (wrong()) args.uncombined = one_in(2) ? -1 : 2;
     spoil(args.struct_size);
     spoil_count(args.num_tokens);
     spoil_count(args.top_k);
@@ -88,8 +104,10 @@ class Case : RandomCase {
     expect(check(mxfp4moe_get_linear_info(linear, &info)), "no information");
     const int64_t tokens = between(0, 9);
     const TokenRows hidden = rows(tokens, info.num_columns), out = rows(tokens, info.num_rows);
-    mxfp4moe_linear_args args{sizeof(args),  hidden.data, out.data,     tokens,
-                              hidden.stride, out.stride,  hidden.dtype, out.dtype};
+    const int32_t format = is_integral(info.format) && one_in(2);
+    mxfp4moe_linear_args args{sizeof(args), hidden.data,  out.data,  tokens, hidden.stride,
+                              out.stride,   hidden.dtype, out.dtype, format};
+    spoil(args.activation_format);
     spoil(args.struct_size);
     spoil_count(args.num_tokens);
     check(mxfp4moe_apply_linear(maybe(linear), maybe(&args), options()));
@@ -149,17 +167,21 @@ class Case : RandomCase {
     a.ungated = one_in(4);
     if (a.ungated) a.gate_up_layout = 0;
     a.num_experts = count, a.hidden_size = k, a.intermediate_size = inner;
-    const bool blocks = a.format == MXFP4MOE_FORMAT_FP8_BLOCK, integers = a.format >= MXFP4MOE_FORMAT_INT4;
-    const int64_t block = blocks ? kGroup : integers && one_in(2) ? kGroup : 0;
-    if (blocks) a.block_rows = a.block_columns = block;
-    if (integers) a.w13_group_size = a.w2_group_size = block;
-    const Matrix w13 = matrix(a.format, count, (a.ungated ? 1 : 2) * inner, k, block),
-                 w2 = matrix(a.format, count, k, inner, block);
+    if (one_in(3)) a.w2_format = static_cast<int32_t>(between(MXFP4MOE_FORMAT_MXFP4, MXFP4MOE_FORMAT_INT8));
+    const int32_t w2_format = a.w2_format == 0 ? a.format : a.w2_format;
+    if (a.format == MXFP4MOE_FORMAT_FP8_BLOCK || w2_format == MXFP4MOE_FORMAT_FP8_BLOCK) {
+      a.block_rows = a.block_columns = kGroup;
+    }
+    if (has_groups(a.format)) a.w13_group_size = group_size();
+    if (has_groups(w2_format)) a.w2_group_size = group_size();
+    const Matrix w13 = matrix(a.format, {count, (a.ungated ? 1 : 2) * inner, k, a.w13_group_size}),
+                 w2 = matrix(w2_format, {count, k, inner, a.w2_group_size});
+    if (one_in(4)) a.w13_columns = columns(count, k);
     a.w13 = w13.weights, a.w13_scales = w13.scales, a.w13_zero_points = w13.zeros;
-    a.w13_tensor_scale = w13.tensor_scale, a.w13_bias = w13.bias;
+    a.w13_tensor_scale = w13.tensor_scale, a.w13_bias = w13.bias, a.w13_offsets = w13.offsets;
     a.w2 = w2.weights, a.w2_scales = w2.scales, a.w2_zero_points = w2.zeros;
-    a.w2_tensor_scale = w2.tensor_scale, a.w2_bias = w2.bias;
-    for (int32_t* field : {&a.format, &a.gate_up_layout, &a.ungated}) spoil(*field);
+    a.w2_tensor_scale = w2.tensor_scale, a.w2_bias = w2.bias, a.w2_offsets = w2.offsets;
+    for (int32_t* field : {&a.format, &a.gate_up_layout, &a.ungated, &a.w2_format}) spoil(*field);
     for (int64_t* field : {&a.num_experts, &a.hidden_size, &a.intermediate_size, &a.block_rows, &a.block_columns,
                            &a.w13_group_size, &a.w2_group_size}) {
       spoil(*field);
@@ -175,12 +197,10 @@ class Case : RandomCase {
     a.struct_size = sizeof(a);
     a.format = static_cast<int32_t>(between(MXFP4MOE_FORMAT_MXFP4, MXFP4MOE_FORMAT_FLOAT32));
     a.num_rows = between(1, 70), a.num_columns = kGroup * between(1, 4);
-    const bool blocks = a.format == MXFP4MOE_FORMAT_FP8_BLOCK;
-    const bool integers = a.format == MXFP4MOE_FORMAT_INT4 || a.format == MXFP4MOE_FORMAT_INT8;
-    const int64_t block = blocks ? kGroup : integers && one_in(2) ? kGroup : 0;
-    if (blocks) a.block_rows = a.block_columns = block;
-    if (integers) a.group_size = block;
-    const Matrix m = matrix(a.format, 1, a.num_rows, a.num_columns, block);
+    if (a.format == MXFP4MOE_FORMAT_FP8_BLOCK) a.block_rows = a.block_columns = kGroup;
+    if (has_groups(a.format)) a.group_size = group_size();
+    const Matrix m = matrix(a.format, {1, a.num_rows, a.num_columns, a.group_size});
+    a.offsets = m.offsets;
     a.weight = m.weights, a.scales = m.scales, a.zero_points = m.zeros, a.tensor_scale = m.tensor_scale,
     a.bias = m.bias;
     spoil(a.format);
@@ -197,6 +217,23 @@ class Case : RandomCase {
     const bool made =
         check(function(wrong() ? nullptr : path_.c_str(), verify, options(), wrong() ? nullptr : &handle));
     finish(made, handle, before, close);
+  }
+
+  // Some experts of a layer, by ids that are mostly right.
+  void open_slice(int32_t verify) {
+    const int64_t count = between(1, 2);
+    int64_t* const ids = reinterpret_cast<int64_t*>(memory(8 * count));
+    for (int64_t i = 0; i < count; ++i) {
+      ids[i] = (i + 1) % kFileExperts;
+      spoil(ids[i]);
+    }
+    int64_t num_ids = count;
+    spoil_count(num_ids);
+    const auto function = [&](const char* path, int32_t checked, const mxfp4moe_options* options,
+                              mxfp4moe_layer** layer) {
+      return mxfp4moe_open_layer_slice(path, checked, maybe(ids), num_ids, options, layer);
+    };
+    open<mxfp4moe_layer>(function, verify, mxfp4moe_close_layer);
   }
 
   // A file as Python wrote it, or with some bytes changed, cut, or longer; opened as what it is or as something else.
@@ -221,6 +258,7 @@ class Case : RandomCase {
     if (wrong()) kind = files_[draw(files_.size())].kind;
     if (kind == "experts") open<mxfp4moe_experts>(mxfp4moe_open_experts, verify, mxfp4moe_close_experts);
     if (kind == "linear") open<mxfp4moe_linear>(mxfp4moe_open_linear, verify, mxfp4moe_close_linear);
+    if (kind == "layer" && one_in(3)) return open_slice(verify);
     if (kind == "layer") open<mxfp4moe_layer>(mxfp4moe_open_layer, verify, mxfp4moe_close_layer);
   }
 

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <iterator>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
@@ -22,7 +24,7 @@ constexpr int64_t kGroup = 32;
 }
 
 inline int64_t dtype_size(int32_t dtype) {
-  if (dtype == MXFP4MOE_DTYPE_FLOAT32) return 4;
+  if (dtype == MXFP4MOE_DTYPE_FLOAT32 || dtype == MXFP4MOE_DTYPE_INT32) return 4;
   if (dtype == MXFP4MOE_DTYPE_FLOAT64) return 8;
   return dtype == MXFP4MOE_DTYPE_FLOAT16 || dtype == MXFP4MOE_DTYPE_BFLOAT16 ? 2 : 1;
 }
@@ -157,23 +159,52 @@ class RandomCase {
   }
 
   struct Matrix {
-    mxfp4moe_array weights{}, scales{}, zeros{}, tensor_scale{}, bias{};
+    mxfp4moe_array weights{}, scales{}, zeros{}, tensor_scale{}, bias{}, offsets{};
   };
-  Matrix matrix(int32_t format, int64_t experts, int64_t rows, int64_t k, int64_t block) {
+  // Of integers, `group` weights of a row share a scale, or, if it is 0, all.
+  struct Sizes {
+    int64_t experts, rows, k, group;
+  };
+  Matrix matrix(int32_t format, const Sizes& sizes) {
     const FormatArrays of = arrays_of(format);
+    const auto [experts, rows, k, group] = sizes;
     Matrix m;
     m.weights = array(experts * rows * k / of.per_byte, of.dtype);
-    const bool integers = format == MXFP4MOE_FORMAT_INT4 || format == MXFP4MOE_FORMAT_INT8;
     int64_t num_scales = 0;
     if (of.per_scale > 0) num_scales = experts * rows * k / of.per_scale;
-    if (integers) num_scales = experts * rows * (block == 0 ? 1 : k / block);
+    if (has_groups(format)) num_scales = experts * rows * (group == 0 ? 1 : k / group);
     if (format == MXFP4MOE_FORMAT_FP8_BLOCK)
-      num_scales = experts * ((rows + block - 1) / block) * ((k + block - 1) / block);
+      num_scales = experts * ((rows + kGroup - 1) / kGroup) * ((k + kGroup - 1) / kGroup);
     if (num_scales > 0) m.scales = array(num_scales, of.scale_dtype);
-    if (integers && one_in(2)) m.zeros = zero_points(num_scales, format == MXFP4MOE_FORMAT_INT4);
+    if (has_groups(format) && one_in(3)) {
+      m.offsets = array(num_scales, of.scale_dtype);
+    } else if (has_groups(format) && group != kGroup / 2 && one_in(2)) {
+      m.zeros = zero_points(num_scales, format == MXFP4MOE_FORMAT_INT4);
+    }
     if (format == MXFP4MOE_FORMAT_NVFP4) m.tensor_scale = array(experts, MXFP4MOE_DTYPE_FLOAT32);
     if (one_in(2)) m.bias = array(experts * rows, MXFP4MOE_DTYPE_FLOAT32);
     return m;
+  }
+
+  static bool has_groups(int32_t format) { return format == MXFP4MOE_FORMAT_INT4 || format == MXFP4MOE_FORMAT_INT8; }
+  static bool is_integral(int32_t format) {
+    return has_groups(format) || format == MXFP4MOE_FORMAT_MXFP4 || format == MXFP4MOE_FORMAT_NVFP4;
+  }
+  int64_t group_size() { return one_in(3) ? 0 : one_in(3) ? kGroup / 2 : kGroup; }
+
+  // A permutation of `k` columns for each expert.
+  mxfp4moe_array columns(int64_t experts, int64_t k) {
+    const mxfp4moe_array result = array(experts * k, MXFP4MOE_DTYPE_INT32);
+    auto* const data = static_cast<uint8_t*>(const_cast<void*>(result.data));
+    if (data == nullptr || result.size != static_cast<uint64_t>(4 * experts * k)) return result;
+    std::vector<int32_t> order(static_cast<size_t>(k));
+    for (int64_t expert = 0; expert < experts; ++expert) {
+      std::iota(order.begin(), order.end(), 0);
+      std::shuffle(order.begin(), order.end(), random_);
+      spoil(order[draw(order.size())]);
+      std::memcpy(data + 4 * expert * k, order.data(), 4 * order.size());
+    }
+    return result;
   }
 
   // Rows of tokens for a call, and where its result goes.
@@ -192,6 +223,13 @@ class RandomCase {
     if (wrong()) result.stride = strides[draw(std::size(strides))];
     // Only those that are refused: a wider one would read what is not there.
     if (wrong()) result.dtype = one_in(2) ? -1 : MXFP4MOE_DTYPE_FLOAT64;
+    return result;
+  }
+
+  // Where the terms of slots go.
+  TokenRows terms(int64_t slots, int64_t columns) {
+    TokenRows result{floats(slots * columns), 0, MXFP4MOE_DTYPE_FLOAT32};
+    if (wrong()) result.dtype = MXFP4MOE_DTYPE_BFLOAT16;
     return result;
   }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from c_library import ISAS, make
 from packed_examples import ROUTINGS, make_layer
 
 import mxfp4moe as mx
@@ -29,3 +31,11 @@ def saved(rng: np.random.Generator, tmp_path: Path) -> tuple[Path, list[float]]:
     layer.save(tmp_path / "layer.packed")
     result = layer(np.ones(layer.hidden_size, np.float32))
     return tmp_path / "layer.packed", [float(result[0]), float(result[-1])]
+
+
+@pytest.fixture
+def options(isa: str) -> Any:
+    """Of calls of the C library: the instruction set of the test."""
+    if isa not in ISAS:
+        pytest.skip(f"{isa} is for tests of the package alone")
+    return make("options", isa=ISAS[isa], num_threads=2)

@@ -10,93 +10,30 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from c_calls import NUM_TOKENS, expert_bits, expert_call, linear_bits, packed_by_c, python_bits, run_layer
 from c_library import CONSTANTS, FORMATS, FUNCTIONS, ISAS, LIBRARY, CError, Handle, call, make, rows
 from layer_fields import FIELDS, random_call
 from packed_examples import FORMATS as EXAMPLES
-from packed_examples import OF_PYTHON, ROUTINGS, activation_of, make_experts, make_layer
+from packed_examples import ROUTINGS, SPECIAL_FORMATS, make_experts, make_layer
 from problems import assert_same_bits
 
 import mxfp4moe as mx
-from mxfp4moe._core import ACTIVATIONS, DTYPES, SCALE_RULES, SCORINGS, layout_version
+from mxfp4moe._core import (
+    ACTIVATION_FORMATS,
+    ACTIVATIONS,
+    DTYPES,
+    SCALE_RULES,
+    SCORINGS,
+    layout_version,
+)
 from mxfp4moe._embedding import library_dir
+from mxfp4moe.formats import each_format
 
 HIDDEN = 64
-NUM_TOKENS = 5
 BF16 = ml_dtypes.bfloat16
 
 
-@pytest.fixture
-def options(isa: str) -> Any:
-    if isa not in ISAS:
-        pytest.skip(f"{isa} is for tests of the package alone")
-    return make("options", isa=ISAS[isa], num_threads=2)
-
-
-def linear_bits(handle: Handle, x: np.ndarray, num_rows: int, options: Any) -> np.ndarray:
-    out = np.empty((len(x), num_rows), np.float32)
-    args = make("linear_args", **rows("hidden_states", x), **rows("out", out), num_tokens=len(x))
-    call("apply_linear", handle.pointer, args, options)
-    return out
-
-
-def expert_bits(handle: Handle, call_of: dict[str, Any], options: Any = None) -> np.ndarray:
-    x = call_of["hidden_states"]
-    out = np.empty_like(x)
-    fields = {
-        "topk_weights": call_of["topk_weights"],
-        "topk_ids": call_of["topk_ids"],
-        "activation": ACTIVATIONS[call_of["activation"]],
-        "num_tokens": len(x),
-        "top_k": call_of["topk_ids"].shape[1],
-    }
-    args = make("fused_experts_args", **rows("hidden_states", x), **rows("out", out), **fields)
-    call("fused_experts", handle.pointer, args, options)
-    return out
-
-
-def expert_call(rng: np.random.Generator, experts: mx.PackedExperts, dtype: Any = np.float32) -> Any:
-    ids = rng.integers(-1, experts.num_experts, (NUM_TOKENS, 2)).astype(np.int32)
-    return {
-        "hidden_states": rng.standard_normal((NUM_TOKENS, experts.hidden_size)).astype(dtype),
-        "topk_weights": rng.random((NUM_TOKENS, 2), np.float32),
-        "topk_ids": ids,
-        "activation": activation_of(experts),
-    }
-
-
-def python_bits(experts: mx.PackedExperts, arguments: dict[str, Any]) -> np.ndarray:
-    others = dict(arguments)
-    return mx.fused_experts(others.pop("hidden_states"), experts, **others)
-
-
-def packed_by_c(experts: mx.PackedExperts, options: Any) -> Handle:
-    arguments = experts.arguments()
-    arrays = {
-        name: np.ascontiguousarray(value)
-        for name, value in arguments.items()
-        if isinstance(value, np.ndarray)
-    }
-    shape = arguments.get("block_shape") or ()
-    blocks = [-1 if size is None else size for size in shape] or [0, 0]
-    groups = experts.spec.group_sizes or (None, None)
-    structure = make(
-        "experts_arrays",
-        **arrays,
-        format=FORMATS[experts.format],
-        gate_up_layout=int(experts.gate_up_layout == "interleaved"),
-        ungated=int(not experts.gated),
-        num_experts=experts.num_experts,
-        hidden_size=experts.hidden_size,
-        intermediate_size=experts.intermediate_size,
-        block_rows=blocks[0],
-        block_columns=blocks[1],
-        w13_group_size=groups[0] or 0,
-        w2_group_size=groups[1] or 0,
-    )
-    return Handle("experts", "pack_experts", structure, options)
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", [*EXAMPLES, *SPECIAL_FORMATS])
 def test_experts(rng: np.random.Generator, tmp_path: Path, options: Any, name: str) -> None:
     experts = make_experts(rng, name)
     experts.save(tmp_path / "experts")
@@ -107,15 +44,10 @@ def test_experts(rng: np.random.Generator, tmp_path: Path, options: Any, name: s
     assert_same_bits(expert_bits(packed_by_c(experts, options), arguments, options), expected)
     info = make("experts_info")
     call("get_experts_info", opened.pointer, info)
-    assert (info.format, info.num_bytes) == (FORMATS[experts.format], experts.nbytes)
+    formats = tuple(FORMATS[format] for format in each_format(experts.format))
+    assert (info.format, info.w2_format, info.num_bytes) == (*formats, experts.nbytes)
     assert (info.num_experts, info.hidden_size) == (experts.num_experts, experts.hidden_size)
-
-
-@pytest.mark.parametrize("name", OF_PYTHON)
-def test_experts_that_are_refused(rng: np.random.Generator, tmp_path: Path, name: str) -> None:
-    make_experts(rng, name).save(tmp_path / "experts")
-    with pytest.raises(CError, match=f"{tmp_path / 'experts'}: experts.*: expected"):
-        Handle.open("experts", tmp_path / "experts")
+    assert info.has_columns == experts.spec.has_columns
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -132,15 +64,32 @@ def test_linears(rng: np.random.Generator, tmp_path: Path, options: Any, format:
     sizes = {"num_rows": 40, "num_columns": HIDDEN, "group_size": groups, "format": FORMATS[format]}
     packed = Handle("linear", "pack_linear", make("linear_arrays", **arrays, **sizes), options)
     assert_same_bits(linear_bits(packed, x, 40, options), linear(x))
+    if format in ("mxfp4", "nvfp4", "int4", "int8"):
+        expected = linear(x, activation_format="int8")
+        assert_same_bits(linear_bits(packed, x, 40, options, "int8"), expected)
+    else:
+        with pytest.raises(CError, match=r"activation_format: expected bfloat16.*, got int8"):
+            linear_bits(packed, x, 40, options, "int8")
 
 
-def run_layer(handle: Handle, hidden: np.ndarray, options: Any = None, **fields: Any) -> np.ndarray:
-    out = np.empty_like(hidden)
-    args = make(
-        "layer_args", **rows("hidden_states", hidden), **rows("out", out), num_tokens=len(hidden), **fields
-    )
-    call("apply_layer", handle.pointer, args, options)
-    return out
+@pytest.mark.parametrize("format", ["int4", "int8"])
+@pytest.mark.parametrize("group_size", [16, 32, None])
+def test_linears_with_offsets(
+    rng: np.random.Generator, tmp_path: Path, options: Any, format: Any, group_size: int | None
+) -> None:
+    groups = HIDDEN // (group_size or HIDDEN)
+    scales = rng.uniform(0.02, 0.1, (40, groups)).astype(BF16)
+    per_byte = 2 if format == "int4" else 1
+    codes = rng.integers(0, 256, (40, HIDDEN // per_byte)).astype(np.uint8)
+    arrays = {"weight": codes if format == "int4" else codes.view(np.int8), "scales": scales}
+    arrays["offsets"] = (-7 * scales.astype(np.float32)).astype(BF16)
+    linear = mx.pack_linear(**arrays, format=format)
+    linear.save(tmp_path / "linear")
+    sizes = {"num_rows": 40, "num_columns": HIDDEN, "group_size": group_size or 0, "format": FORMATS[format]}
+    x = rng.standard_normal((NUM_TOKENS, HIDDEN)).astype(BF16)
+    packed = Handle("linear", "pack_linear", make("linear_arrays", **arrays, **sizes), options)
+    for handle in (packed, Handle.open("linear", tmp_path / "linear")):
+        assert_same_bits(linear_bits(handle, x, 40, options), linear(x))
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
@@ -324,6 +273,7 @@ def test_numbers_of_the_header() -> None:
     assert LIBRARY.mxfp4moe_layout_version() == layout_version()
     for prefix, names in {
         "ACTIVATION": ACTIVATIONS,
+        "ACTIVATION_FORMAT": ACTIVATION_FORMATS,
         "SCORING": SCORINGS,
         "SCALE": SCALE_RULES,
         "DTYPE": DTYPES,

@@ -23,7 +23,7 @@ from checkpoints import (
     qwen3_weights,
 )
 from matrices import MATRICES, random_matrix
-from packed_examples import FORMATS, OF_PYTHON, ROUTINGS, make_experts, make_layer
+from packed_examples import FORMATS, ROUTINGS, SPECIAL_FORMATS, make_experts, make_layer
 from quantized_storages import STORAGES
 
 import mxfp4moe as mx
@@ -260,7 +260,7 @@ def _as_type(matrices: Any, kind: int) -> np.ndarray:
 
 def packed_files(folder: Path) -> Iterator[Example]:
     rng = np.random.default_rng(0)
-    for number, name in enumerate((*FORMATS, *OF_PYTHON)):
+    for number, name in enumerate((*FORMATS, *SPECIAL_FORMATS)):
         make_experts(rng, name).save(folder / f"experts-{number}.packed")
         yield _packed_example(folder, f"experts-{number}.packed", name, mx.PackedExperts.open)
     for number, name in enumerate(ROUTINGS):

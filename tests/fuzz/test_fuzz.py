@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_examples import OF_PYTHON, make_experts
+from packed_examples import SPECIAL_FORMATS, make_experts
 
 import mxfp4moe as mx
 from fuzz import calls, float64, routes
@@ -34,7 +34,7 @@ def test_a_case_depends_on_its_number_alone(tmp_path: Path) -> None:
     assert first == [case(make_rng("files", number)) for number in range(5, -1, -1)][::-1]
 
 
-@pytest.mark.parametrize("format", ["mxfp4", "mxfp8 e5m2", "nvfp4", "fp8_block", "bf16", *OF_PYTHON])
+@pytest.mark.parametrize("format", ["mxfp4", "mxfp8 e5m2", "nvfp4", "fp8_block", "bf16", *SPECIAL_FORMATS])
 def test_a_wrong_weight_is_found(isa: str, rng: np.random.Generator, format: str) -> None:
     experts = make_experts(rng, format)
     x, weights = rng.standard_normal((2, experts.hidden_size), np.float32), np.ones((2, 1), np.float32)

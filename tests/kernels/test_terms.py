@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from packed_examples import FORMATS, OF_PYTHON, E, K, activation_of, make_experts
+from packed_examples import FORMATS, SPECIAL_FORMATS, E, K, activation_of, make_experts
 
 import mxfp4moe as mx
 from mxfp4moe import _core
@@ -33,7 +33,7 @@ def slots(rng: np.random.Generator, num_tokens: int, top_k: int) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("on_input", [False, True])
-@pytest.mark.parametrize("format", [*FORMATS, *OF_PYTHON])
+@pytest.mark.parametrize("format", [*FORMATS, *SPECIAL_FORMATS])
 def test_terms_add_up_to_the_result(isa: str, rng: np.random.Generator, format: str, on_input: bool) -> None:
     experts = make_experts(rng, format)
     options: dict[str, Any] = {"activation": activation_of(experts), "apply_router_weight_on_input": on_input}

@@ -15,7 +15,7 @@ from typing import Any
 import layer_fields
 import numpy as np
 import pytest
-from packed_examples import FORMATS, OF_PYTHON, ROUTINGS, K, activation_of, make_experts, make_layer
+from packed_examples import FORMATS, ROUTINGS, SPECIAL_FORMATS, K, activation_of, make_experts, make_layer
 
 import mxfp4moe as mx
 from mxfp4moe.experts.cache import ExpertCache
@@ -64,7 +64,7 @@ def test_a_file_that_has_become_shorter(tmp_path: Path, rng: np.random.Generator
     assert not cache_of(layer)._experts.budget._holds
 
 
-@pytest.mark.parametrize("format", [*FORMATS, *OF_PYTHON])
+@pytest.mark.parametrize("format", [*FORMATS, *SPECIAL_FORMATS])
 def test_calls_have_the_bits_of_the_whole(
     isa: str, tmp_path: Path, rng: np.random.Generator, format: str
 ) -> None:

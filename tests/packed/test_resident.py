@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import whole_models
-from packed_examples import FORMATS, OF_PYTHON, ROUTINGS, K, activation_of, make_experts, make_layer
+from packed_examples import FORMATS, ROUTINGS, SPECIAL_FORMATS, K, activation_of, make_experts, make_layer
 
 import mxfp4moe as mx
 from mxfp4moe import _core
@@ -25,7 +25,7 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.usefixtures("nodes")
-@pytest.mark.parametrize("format", [*FORMATS, *OF_PYTHON])
+@pytest.mark.parametrize("format", [*FORMATS, *SPECIAL_FORMATS])
 def test_experts_are_the_same(tmp_path: Path, rng: np.random.Generator, format: str) -> None:
     experts = make_experts(rng, format)
     experts.save(tmp_path / "experts")

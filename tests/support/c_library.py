@@ -51,10 +51,12 @@ DTYPES = {
     for name, dtype in {
         "FLOAT32": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "FLOAT64": "float64",
         "UINT8": "uint8", "INT8": "int8", "FLOAT8_E4M3": "float8_e4m3fn", "FLOAT8_E5M2": "float8_e5m2",
-        "FLOAT8_E8M0": "float8_e8m0fnu",
+        "FLOAT8_E8M0": "float8_e8m0fnu", "INT32": "int32",
     }.items()
 }  # fmt: skip
-FORMATS = {name.removeprefix("FORMAT_").lower(): n for name, n in CONSTANTS.items() if "FORMAT_" in name}
+FORMATS = {
+    name.removeprefix("FORMAT_").lower(): n for name, n in CONSTANTS.items() if name.startswith("FORMAT_")
+}
 ISAS = {name.removeprefix("ISA_").lower(): n for name, n in CONSTANTS.items() if name.startswith("ISA_")}
 
 

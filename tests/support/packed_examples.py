@@ -84,8 +84,8 @@ def make_experts(rng: np.random.Generator, name: str, num_experts: int = E) -> m
         return mx.pack_experts(
             c13, s13, c2, s2.astype(BF16), format="int8", w13_bias=w(2 * INTERMEDIATE), **zeros
         )
-    if name in OF_PYTHON:
-        return mx.pack_experts(**_integers(rng, num_experts, **OF_PYTHON[name]))
+    if name in SPECIAL_FORMATS:
+        return mx.pack_experts(**_integers(rng, num_experts, **SPECIAL_FORMATS[name]))
     if name.startswith("fp8_block"):
         block = (None, 32) if name.endswith("rows") else (16, 32)
         rows13, rows2 = (INTERMEDIATE, K) if block[0] is None else block[:1] * 2
@@ -98,7 +98,7 @@ def make_experts(rng: np.random.Generator, name: str, num_experts: int = E) -> m
     )
 
 
-OF_PYTHON: dict[str, dict[str, Any]] = {
+SPECIAL_FORMATS: dict[str, dict[str, Any]] = {
     "int4 with offsets": {"formats": ("int4", "int4"), "group_sizes": (32, 32), "offsets": (True, True)},
     "int8 in groups of 16, int4 with offsets": {
         "formats": ("int8", "int4"),
@@ -111,7 +111,7 @@ OF_PYTHON: dict[str, dict[str, Any]] = {
         "offsets": (False, False),
     },
 }
-"""Those that the C library does not read."""
+"""Offsets, groups of 16, an order of columns, and formats of w13 and w2 that differ."""
 
 
 def _integers(

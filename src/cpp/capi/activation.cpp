@@ -46,4 +46,14 @@ Activation check_activation(int32_t activation, std::optional<double> alpha, std
   return result;
 }
 
+ActivationFormat check_activation_format(int32_t format, bool integral) {
+  check_range("activation_format", format, 0, count_of(kActivationFormatNames) - 1);
+  const ActivationFormat result = static_cast<ActivationFormat>(format);
+  if (result != ActivationFormat::kBFloat16 && !integral) {
+    invalid("activation_format", "bfloat16, for integers are for weights in mxfp4, nvfp4, int4 and int8",
+            kActivationFormatNames[format]);
+  }
+  return result;
+}
+
 }  // namespace mxfp4moe::capi

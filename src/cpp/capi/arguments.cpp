@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdio>
 
-#include "kernels/registry.h"
 #include "threads/cpus.h"
 
 namespace mxfp4moe::capi {
@@ -51,12 +50,13 @@ void check_float32(const char* name, double value, double least) {
   }
 }
 
-const KernelTable* find_kernels(int32_t isa) {
-  const KernelTable* found = nullptr;
+// The number of the kernel table of an instruction set, or -1.
+int find_kernels(int32_t isa) {
+  int found = -1;
   for (int i = 0; i < num_kernel_tables(); ++i) {
     const KernelTable& table = kernel_table(i);
     const bool is_meant = isa == MXFP4MOE_ISA_BEST || std::strcmp(table.isa, kIsaNames[isa]) == 0;
-    if (table.automatic && is_meant && kernel_table_supported(i)) found = &table;
+    if (table.automatic && is_meant && kernel_table_supported(i)) found = i;
   }
   return found;
 }
@@ -67,7 +67,7 @@ Call::Call(const mxfp4moe_options* options) {
   check_range("options.num_threads", given.num_threads, 0, kMaxThreads);
   check_range("options.isa", given.isa, 0, MXFP4MOE_ISA_AMX);
   kernels_ = find_kernels(given.isa);
-  if (kernels_ == nullptr) {
+  if (kernels_ < 0) {
     fail(MXFP4MOE_UNSUPPORTED, "options.isa", "an instruction set of this machine and build", kIsaNames[given.isa]);
   }
   num_threads_ = given.num_threads > 0 ? given.num_threads : std::min(available_cpus(), int{kMaxThreads});
@@ -81,12 +81,12 @@ void throw_status(Status status, const char* what) {
 
 int64_t dtype_bytes(int32_t dtype) {
   if (dtype <= MXFP4MOE_DTYPE_FLOAT64) return value_bytes(static_cast<DType>(dtype));
-  return 1;
+  return dtype == MXFP4MOE_DTYPE_INT32 ? 4 : 1;
 }
 
 const char* dtype_name(int32_t dtype) {
-  constexpr const char* kNames[] = {"uint8", "int8", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"};
-  if (dtype < 0 || dtype > MXFP4MOE_DTYPE_FLOAT8_E8M0) return "no dtype";
+  constexpr const char* kNames[] = {"uint8", "int8", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "int32"};
+  if (dtype < 0 || dtype > MXFP4MOE_DTYPE_INT32) return "no dtype";
   return dtype <= MXFP4MOE_DTYPE_FLOAT64 ? kDTypeNames[dtype] : kNames[dtype - MXFP4MOE_DTYPE_UINT8];
 }
 
@@ -158,11 +158,11 @@ int32_t mxfp4moe_abi_version(void) { return MXFP4MOE_ABI_VERSION; }
 int32_t mxfp4moe_layout_version(void) { return kLayoutVersion; }
 
 int32_t mxfp4moe_isa_supported(int32_t isa) {
-  return isa > MXFP4MOE_ISA_BEST && isa <= MXFP4MOE_ISA_AMX && find_kernels(isa) != nullptr;
+  return isa > MXFP4MOE_ISA_BEST && isa <= MXFP4MOE_ISA_AMX && find_kernels(isa) >= 0;
 }
 
 int32_t mxfp4moe_best_isa(void) {
-  const char* const name = find_kernels(MXFP4MOE_ISA_BEST)->isa;
+  const char* const name = kernel_table(find_kernels(MXFP4MOE_ISA_BEST)).isa;
   int32_t isa = MXFP4MOE_ISA_PORTABLE;
   while (isa < MXFP4MOE_ISA_AMX && std::strcmp(kIsaNames[isa], name) != 0) ++isa;
   return isa;

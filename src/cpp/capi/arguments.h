@@ -9,7 +9,7 @@
 
 #include "capi/error.h"
 #include "common/types.h"
-#include "kernels/kernel_table.h"
+#include "kernels/registry.h"
 #include "threads/float_environment.h"
 #include "threads/pool.h"
 
@@ -23,9 +23,26 @@ void check_flag(const char* name, int32_t value);
 // A finite number that float32 can hold.
 void check_float32(const char* name, double value, double least = -std::numeric_limits<float>::max());
 
-// Copies what a caller knows of a structure; what it does not know is 0. `least` is the size of the first version.
+// The size of a structure in the first version of the interface: a caller knows at least so much of it.
 template <class T>
-T read_struct(const char* name, const T* given, size_t least = sizeof(T)) {
+constexpr size_t kFirstSize = sizeof(T);
+template <>
+inline constexpr size_t kFirstSize<mxfp4moe_experts_arrays> = offsetof(mxfp4moe_experts_arrays, w13_offsets);
+template <>
+inline constexpr size_t kFirstSize<mxfp4moe_linear_arrays> = offsetof(mxfp4moe_linear_arrays, offsets);
+template <>
+inline constexpr size_t kFirstSize<mxfp4moe_experts_info> = offsetof(mxfp4moe_experts_info, w2_format);
+template <>
+inline constexpr size_t kFirstSize<mxfp4moe_layer_info> = offsetof(mxfp4moe_layer_info, num_held_experts);
+template <>
+inline constexpr size_t kFirstSize<mxfp4moe_fused_experts_args> = offsetof(mxfp4moe_fused_experts_args, expert_map);
+template <>
+inline constexpr size_t kFirstSize<mxfp4moe_linear_args> = offsetof(mxfp4moe_linear_args, activation_format);
+
+// Copies what a caller knows of a structure; what it does not know is 0.
+template <class T>
+T read_struct(const char* name, const T* given) {
+  constexpr size_t least = kFirstSize<T>;
   if (given == nullptr) invalid(name, "a structure", "NULL");
   size_t size;
   std::memcpy(&size, given, sizeof(size));
@@ -55,12 +72,14 @@ class Call {
  public:
   explicit Call(const mxfp4moe_options* options);
 
-  const KernelTable& kernels() const { return *kernels_; }
+  KernelTable kernels(ActivationFormat format = ActivationFormat::kBFloat16) const {
+    return kernel_table_for(kernels_, format);
+  }
   int num_threads() const { return num_threads_; }
 
  private:
   HostPool host_{};
-  const KernelTable* kernels_;
+  int kernels_;
   int num_threads_;
   std::optional<UseHostPool> use_host_;
   DefaultFloatEnvironment environment_;

@@ -18,7 +18,7 @@ std::vector<WeightDtype> all(std::initializer_list<int32_t> dtypes, W packed) {
 }
 
 Format format(int32_t number, const char* name, int bits, int64_t k_multiple, std::vector<WeightDtype> weights) {
-  return {number, name, bits, k_multiple, 0, false, std::move(weights), {}, false, -1, 0, W::kBf16};
+  return {number, name, bits, k_multiple, 0, false, std::move(weights), {}, false, -1, 0, W::kBf16, W::kBf16};
 }
 
 std::vector<Format> make_formats() {
@@ -45,9 +45,11 @@ std::vector<Format> make_formats() {
   int4.zero_dtype = kU8;
   int4.max_zero = 15;
   int4.packed_with_zeros = W::kInt4Zeros;
+  int4.packed_with_offsets = W::kInt4Offsets;
   int8.zero_dtype = kI8;
   int8.max_zero = 127;
   int8.packed_with_zeros = W::kInt8Zeros;
+  int8.packed_with_offsets = W::kInt8Offsets;
   return {mxfp4,
           mxfp8,
           nvfp4,
@@ -87,6 +89,7 @@ const Format* find_format(const std::string& name) {
 MatrixFormat packed_format(const Format& format, const MatrixDtypes& dtypes, ScaleBlocks blocks) {
   MatrixFormat result{format.find(dtypes.weights)->packed, blocks.rows, blocks.columns, DType::kFloat32};
   if (dtypes.zero_points >= 0) result.weights = format.packed_with_zeros;
+  if (dtypes.offsets >= 0) result.weights = format.packed_with_offsets;
   if (format.has_sum_scales()) result.sum_dtype = static_cast<DType>(dtypes.scales);
   return result;
 }

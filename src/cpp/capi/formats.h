@@ -8,7 +8,9 @@
 
 namespace mxfp4moe::capi {
 
+// What the sizes of groups are multiples of, unless a group is half of it, without zero points, or a whole row.
 constexpr int64_t kGroupMultiple = 32;
+constexpr int64_t kHalfGroup = kGroupMultiple / 2;
 constexpr int64_t kMaxSize = int64_t{1} << 40;
 constexpr int64_t kMaxExperts = (int64_t{1} << 31) - 1;
 
@@ -31,7 +33,7 @@ struct Format {
   bool has_groups;
   int32_t zero_dtype;
   int max_zero;
-  WeightFormat packed_with_zeros;
+  WeightFormat packed_with_zeros, packed_with_offsets;
 
   bool has_scales() const { return !scales.empty(); }
   bool has_sum_scales() const { return has_scales() && scale_block == 0; }
@@ -41,6 +43,11 @@ struct Format {
   // The packed format of weights of a dtype; null if weights have no such dtype.
   const WeightDtype* find(int32_t dtype) const;
 };
+
+// Whether rows of k weights may be cut in groups of that size.
+constexpr bool is_group_size(int64_t size, int64_t k) {
+  return size > 0 && k % size == 0 && (size == kHalfGroup || size % kGroupMultiple == 0);
+}
 
 const Format* find_format(int32_t number);
 const Format* find_format(const std::string& name);
@@ -52,7 +59,7 @@ struct ScaleBlocks {
 
 // The dtypes of the arrays of one matrix; -1 is none.
 struct MatrixDtypes {
-  int32_t weights = -1, scales = -1, bias = -1, zero_points = -1;
+  int32_t weights = -1, scales = -1, bias = -1, zero_points = -1, offsets = -1;
 };
 
 MatrixFormat packed_format(const Format& format, const MatrixDtypes& dtypes, ScaleBlocks blocks);

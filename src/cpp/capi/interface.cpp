@@ -43,15 +43,47 @@ mxfp4moe_status open_handle(const char* path, const char* kind, int32_t verify, 
 
 void check_tokens(int64_t num_tokens) { check_range("num_tokens", num_tokens, 0, kMaxTokens); }
 
-// The local id of each slot of a call; those of the caller unless there is a map.
-void check_ids(const mxfp4moe_fused_experts_args& args, int64_t num_experts) {
+// A map from global ids, if there is one, to those of `num_experts`.
+Extent check_expert_map(const int64_t* map, int64_t size, int64_t num_experts) {
+  check_range("num_global_experts", size, map == nullptr ? 0 : 1, map == nullptr ? 0 : kMaxExperts);
+  const Extent extent = check_memory("expert_map", map, 8 * size, 8);
+  for (int64_t i = 0; i < size; ++i) {
+    if (map[i] < -1 || map[i] >= num_experts) {
+      invalid("expert_map", "values in [-1, " + text_of(num_experts - 1) + "]",
+              text_of(map[i]) + " at position " + text_of(i));
+    }
+  }
+  return extent;
+}
+
+// Checks the ids of the slots of a call; with a map, returns the local ones.
+std::vector<int32_t> check_ids(const mxfp4moe_fused_experts_args& args, int64_t num_experts) {
+  const int64_t count = args.num_tokens * args.top_k;
+  if (count == 0) return {};
+  std::vector<int32_t> local(args.expert_map == nullptr ? 0 : static_cast<size_t>(count));
   const IdTable ids{
       reinterpret_cast<const uint8_t*>(args.topk_ids), args.num_tokens, args.top_k, 4 * args.top_k, 4, false};
-  const int64_t bad = args.num_tokens * args.top_k == 0 ? -1 : local_ids(ids, nullptr, num_experts, nullptr);
+  const int64_t num_ids = args.expert_map == nullptr ? num_experts : args.num_global_experts;
+  const int64_t bad = local_ids(ids, args.expert_map, num_ids, local.empty() ? nullptr : local.data());
   if (bad >= 0) {
-    invalid("topk_ids", "values in [-1, " + text_of(num_experts - 1) + "]",
+    invalid("topk_ids", "values in [-1, " + text_of(num_ids - 1) + "]",
             text_of(int64_t{args.topk_ids[bad]}) + " at position " + text_of(bad));
   }
+  return local;
+}
+
+// Where the sums of a call go, or the terms of its slots.
+CheckedRows check_sums(const mxfp4moe_fused_experts_args& args, int64_t columns, const CheckedRows& hidden) {
+  if (args.uncombined == 0) {
+    const CheckedRows out = check_rows({"out", args.out, args.num_tokens, columns, args.out_stride, args.out_dtype});
+    check_in_place(out, hidden);
+    return out;
+  }
+  if (args.out_dtype != MXFP4MOE_DTYPE_FLOAT32) invalid("out_dtype", "float32 of terms", dtype_name(args.out_dtype));
+  const CheckedRows out =
+      check_rows({"out", args.out, args.num_tokens * args.top_k, columns, args.out_stride, args.out_dtype});
+  check_apart(out.extent, {hidden.extent});
+  return out;
 }
 
 std::optional<double> given(double value) { return value == 0 ? std::nullopt : std::optional<double>(value); }
@@ -130,16 +162,28 @@ mxfp4moe_status mxfp4moe::capi::make_layer(const uint8_t* data, int64_t size, co
   });
 }
 
+mxfp4moe_status mxfp4moe_open_layer_slice(const char* path, int32_t verify, const int64_t* expert_ids, int64_t num_ids,
+                                          const mxfp4moe_options* options, mxfp4moe_layer** layer) {
+  return open_handle(path, "layer", verify, options, layer, [&](const PackedFile& file, const Call& call) {
+    check_range("num_ids", num_ids, 1, kMaxExperts);
+    check_memory("expert_ids", expert_ids, 8 * num_ids, 8);
+    Layer whole(file, call);
+    whole.select({expert_ids, expert_ids + num_ids});
+    return whole;
+  });
+}
+
 void mxfp4moe_close_layer(mxfp4moe_layer* layer) { delete layer; }
 
 mxfp4moe_status mxfp4moe_get_experts_info(const mxfp4moe_experts* experts, mxfp4moe_experts_info* info) {
   return guarded([&] {
     check_handle("experts", experts);
     const Experts& e = experts->value;
-    write_struct("info",
-                 mxfp4moe_experts_info{0, e.format->number, !e.shape.gated, e.shape.num_experts, e.shape.hidden_size,
-                                       e.shape.intermediate_size, e.num_bytes},
-                 info);
+    write_struct(
+        "info",
+        mxfp4moe_experts_info{0, e.format->number, !e.shape.gated, e.shape.num_experts, e.shape.hidden_size,
+                              e.shape.intermediate_size, e.num_bytes, e.w2_format->number, e.shape.has_columns},
+        info);
   });
 }
 
@@ -170,19 +214,21 @@ mxfp4moe_status mxfp4moe_fused_experts(const mxfp4moe_experts* experts, const mx
     check_tokens(args.num_tokens);
     check_range("top_k", args.top_k, 0, kMaxTokens);
     check_flag("apply_router_weight_on_input", args.apply_router_weight_on_input);
+    check_flag("uncombined", args.uncombined);
     const int64_t tokens = args.num_tokens, size = e.shape.hidden_size;
     const CheckedRows hidden = check_rows(
         {"hidden_states", args.hidden_states, tokens, size, args.hidden_states_stride, args.hidden_states_dtype});
-    const CheckedRows out = check_rows({"out", args.out, tokens, size, args.out_stride, args.out_dtype});
+    const CheckedRows out = check_sums(args, size, hidden);
     const int64_t slot_bytes = product({tokens, args.top_k, 4});
     const Extent weights = check_memory("topk_weights", args.topk_weights, slot_bytes, 4);
     const Extent ids = check_memory("topk_ids", args.topk_ids, slot_bytes, 4);
-    check_apart(out.extent, {weights, ids});
-    check_in_place(out, hidden);
-    check_ids(args, e.shape.num_experts);
+    check_apart(out.extent, {weights, ids, check_expert_map(args.expert_map, args.num_global_experts, e.count())});
+    const std::vector<int32_t> local = check_ids(args, e.count());
     MoeProblem problem{};
     problem.activation = check_activation(args.activation, given(args.alpha), given(args.limit), e.shape.gated);
-    if (tokens == 0) return;
+    const ActivationFormat format = check_activation_format(args.activation_format, is_integral(e.layer));
+    problem.combine = args.uncombined == 0;
+    if (tokens == 0 || (args.top_k == 0 && !problem.combine)) return;
     problem.hidden_states = hidden.rows;
     problem.out = out.rows;
     problem.num_tokens = tokens;
@@ -190,10 +236,10 @@ mxfp4moe_status mxfp4moe_fused_experts(const mxfp4moe_experts* experts, const mx
     const std::vector<float> no_weights(args.top_k == 0 ? static_cast<size_t>(tokens) : 0);
     const std::vector<int32_t> dropped(no_weights.size(), -1);
     problem.topk_weights = args.top_k == 0 ? no_weights.data() : args.topk_weights;
-    problem.local_ids = args.top_k == 0 ? dropped.data() : args.topk_ids;
+    problem.local_ids = args.top_k == 0 ? dropped.data() : local.empty() ? args.topk_ids : local.data();
     problem.top_k = args.top_k == 0 ? 1 : args.top_k;
     problem.apply_router_weight_on_input = args.apply_router_weight_on_input != 0;
-    e.compute(call, problem);
+    e.compute(call, format, problem);
   });
 }
 
@@ -210,7 +256,8 @@ mxfp4moe_status mxfp4moe_apply_linear(const mxfp4moe_linear* linear, const mxfp4
     const CheckedRows out =
         check_rows({"out", args.out, args.num_tokens, l.shape.num_rows, args.out_stride, args.out_dtype});
     check_apart(out.extent, {hidden.extent});
-    l.compute(call, hidden.rows, out.rows, args.num_tokens);
+    const ActivationFormat format = check_activation_format(args.activation_format, is_integral(l.weight.format));
+    l.compute(call, {hidden.rows, out.rows, args.num_tokens, format});
   });
 }
 

@@ -68,6 +68,7 @@ MoeProblem problem_of(const Rows& rows, const Rows& out, const float* weights, c
   problem.local_ids = ids;
   problem.num_tokens = num_tokens;
   problem.top_k = top_k;
+  problem.combine = true;
   return problem;
 }
 
@@ -85,7 +86,7 @@ std::vector<float> Layer::logits(const Call& call, const Rows& rows, int64_t num
   std::vector<float> result(static_cast<size_t>(num_tokens * num_choices_));
   const Rows out = rows_of(result, num_choices_);
   if (!router_epsilon_) {
-    router_.compute(call, rows, out, num_tokens);
+    router_.compute(call, {rows, out, num_tokens});
     return result;
   }
   // The factor of the norm multiplies the sums, so that what the router reads is rounded but once.
@@ -94,7 +95,7 @@ std::vector<float> Layer::logits(const Call& call, const Rows& rows, int64_t num
   for (int64_t token = 0; token < num_tokens; ++token) {
     for (int64_t i = 0; i < hidden_size_; ++i) store(read, token, i, value_at(rows, token, i));
   }
-  router_.compute(call, read, out, num_tokens);
+  router_.compute(call, {read, out, num_tokens});
   const std::vector<float> factors = rms_factors(read, num_tokens, hidden_size_, *router_epsilon_, call.num_threads());
   for (size_t i = 0; i < result.size(); ++i) {
     const size_t choices = static_cast<size_t>(num_choices_);
@@ -150,14 +151,29 @@ Slots Layer::route(const Call& call, const Input& input) const {
   return slots;
 }
 
+// Where the experts of slots are among those that are here, -1 if they are not.
+std::vector<int32_t> Layer::places(const int32_t* ids, size_t count) const {
+  std::vector<int32_t> result(ids, ids + count);
+  for (int32_t& id : result) {
+    if (id >= num_experts()) id = -1;
+    if (is_part() && id >= 0) id = expert_map_[static_cast<size_t>(id)];
+  }
+  return result;
+}
+
 void Layer::add_up(const Call& call, const Input& input, const Slots& slots, const Rows& out) const {
-  const bool alone = num_zero_experts_ == 0 && factor_ == 1 && !shared_ && !down_ && output_bias_.empty();
+  if (is_part() && !latent_norm_.empty()) {
+    invalid("layer", "the whole one, for latent_norm is of the sum over all experts", "a slice");
+  }
+  const bool alone =
+      num_zero_experts_ == 0 && factor_ == 1 && !down_ && (is_part() || (!shared_ && output_bias_.empty()));
   if (alone) {
-    MoeProblem problem =
-        problem_of(input.hidden, out, slots.weights.data(), slots.ids.data(), input.num_tokens, slots.per_token);
+    const std::vector<int32_t> local = is_part() ? places(slots.ids.data(), slots.ids.size()) : std::vector<int32_t>();
+    MoeProblem problem = problem_of(input.hidden, out, slots.weights.data(),
+                                    is_part() ? local.data() : slots.ids.data(), input.num_tokens, slots.per_token);
     problem.activation = activation_;
     problem.apply_router_weight_on_input = weight_on_input_;
-    experts_.compute(call, problem);
+    experts_.compute(call, format_, problem);
   }
   // Some tokens at a time: the float32 sums of all would be much memory.
   const int64_t step = std::max<int64_t>(1, kSumBytes / (4 * hidden_size_));
@@ -181,20 +197,16 @@ void Layer::add_up_some(const Call& call, const Rows& rows, const Slots& slots, 
   const size_t begin = static_cast<size_t>(first * slots.per_token);
   const size_t count = static_cast<size_t>(sums->num_tokens * slots.per_token);
   const float* const weights = slots.weights.data() + begin;
-  if (num_zero_experts_ == 0) {
-    add_routed(call, rows, weights, slots.ids.data() + begin, sums);
-  } else {
+  const int32_t* const ids = slots.ids.data() + begin;
+  add_routed(call, rows, weights, num_zero_experts_ > 0 || is_part() ? places(ids, count).data() : ids, sums);
+  if (num_zero_experts_ > 0 && !is_part()) {
     // Experts that give the token itself: their weights are added from slot to slot.
-    std::vector<int32_t> ids(slots.ids.data() + begin, slots.ids.data() + begin + count);
     std::vector<float> own(static_cast<size_t>(sums->num_tokens));
     for (size_t i = 0; i < count; ++i) {
-      const bool is_zero = ids[i] >= experts_.shape.num_experts;
       const size_t per_token = static_cast<size_t>(slots.per_token);
-      const float weight = is_zero ? weights[i] : 0.0f;
+      const float weight = ids[i] >= num_experts() ? weights[i] : 0.0f;
       own[i / per_token] = i % per_token == 0 ? weight : own[i / per_token] + weight;
-      if (is_zero) ids[i] = -1;
     }
-    add_routed(call, rows, weights, ids.data(), sums);
     for (size_t i = 0; i < sums->total.size(); ++i) {
       const int64_t at = static_cast<int64_t>(i);
       const size_t token = i / static_cast<size_t>(hidden_size_);
@@ -204,6 +216,7 @@ void Layer::add_up_some(const Call& call, const Rows& rows, const Slots& slots, 
   if (factor_ != 1) {
     for (float& total : sums->total) total *= factor_;
   }
+  if (is_part()) return;
   if (shared_) add_shared(call, rows, sums);
   for (size_t i = 0; i < sums->total.size() && !output_bias_.empty(); ++i) {
     sums->total[i] += output_bias_[i % output_bias_.size()];
@@ -219,11 +232,11 @@ void Layer::add_routed(const Call& call, const Rows& rows, const float* weights,
   if (down_) {
     latent.resize(static_cast<size_t>(tokens * width));
     problem.hidden_states = problem.out = rows_of(latent, width);
-    down_->compute(call, rows, problem.out, tokens);
+    down_->compute(call, {rows, problem.out, tokens});
   }
   problem.activation = activation_;
   problem.apply_router_weight_on_input = weight_on_input_;
-  experts_.compute(call, problem);
+  experts_.compute(call, format_, problem);
   if (!down_) return;
   if (!latent_norm_.empty()) {
     const std::vector<float> factors = rms_factors(problem.out, tokens, width, latent_epsilon_, call.num_threads());
@@ -232,7 +245,7 @@ void Layer::add_routed(const Call& call, const Rows& rows, const float* weights,
       latent[i] *= latent_norm_[i % latent_norm_.size()];
     }
   }
-  up_->compute(call, problem.out, total, tokens);
+  up_->compute(call, {problem.out, total, tokens});
 }
 
 void Layer::add_shared(const Call& call, const Rows& rows, Sums* sums) const {
@@ -240,7 +253,7 @@ void Layer::add_shared(const Call& call, const Rows& rows, Sums* sums) const {
   std::vector<float> weights(tokens, shared_factor_);
   if (shared_gate_) {
     std::vector<float> gate(tokens);
-    shared_gate_->compute(call, rows, rows_of(gate, 1), sums->num_tokens);
+    shared_gate_->compute(call, {rows, rows_of(gate, 1), sums->num_tokens});
     sigmoid(gate.data(), sums->num_tokens, gate.data());
     for (size_t i = 0; i < tokens; ++i) weights[i] *= gate[i];
   }
@@ -249,7 +262,7 @@ void Layer::add_shared(const Call& call, const Rows& rows, Sums* sums) const {
   MoeProblem problem =
       problem_of(rows, rows_of(sums->term, hidden_size_), weights.data(), ids.data(), sums->num_tokens, 1);
   problem.activation = shared_activation_;
-  shared_->compute(call, problem);
+  shared_->compute(call, shared_format_, problem);
   for (size_t i = 0; i < sums->total.size(); ++i) sums->total[i] += sums->term[i];
 }
 

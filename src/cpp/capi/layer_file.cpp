@@ -1,6 +1,7 @@
 // The fields of a layer in a packed file, each checked.
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "capi/layer.h"
 
@@ -21,10 +22,11 @@ constexpr const char* kOptional[] = {"activation",
                                      "num_zero_experts",
                                      "router_norm_eps",
                                      "separate_router_input",
-                                     "latent_norm_eps"};
+                                     "latent_norm_eps",
+                                     "activation_format"};
 // Arrays, of which a file that has them also says true under their names.
-constexpr const char* kMarkedArrays[] = {"shared_gate", "router_scale", "latent_down",
-                                         "latent_norm", "latent_up",    "output_bias"};
+constexpr const char* kMarkedArrays[] = {"shared_gate", "router_scale", "latent_down", "latent_norm",
+                                         "latent_up",   "output_bias",  "expert_map"};
 
 [[noreturn]] void wrong(const PackedFile& file, const char* name, const std::string& expected) {
   const Json* const value = file.meta().find(name);
@@ -86,6 +88,14 @@ int32_t activation_number(const PackedFile& file) {
   wrong(file, "activation", "the name of an activation");
 }
 
+// bfloat16 has no name in files.
+int32_t activation_format_number(const PackedFile& file) {
+  const Json* const value = given(file, "activation_format");
+  if (value == nullptr) return MXFP4MOE_ACTIVATION_FORMAT_BFLOAT16;
+  if (!value->is(Json::Kind::kString) || value->text != "int8") wrong(file, "activation_format", "null or \"int8\"");
+  return MXFP4MOE_ACTIVATION_FORMAT_INT8;
+}
+
 // Packs a part with rows of k floats, used exactly.
 Linear linear_of_part(const PackedFile& file, const PartInfo& part, int64_t rows, int64_t k, int num_threads) {
   const int32_t dtype = part.dtype == "F32"    ? MXFP4MOE_DTYPE_FLOAT32
@@ -142,6 +152,7 @@ Layer::Layer(const PackedFile& file, const Call& call) : path_(file.path()) {
   experts_ = Experts::of_file(file, "experts");
   hidden_size_ = experts_.shape.hidden_size;
   try {
+    read_expert_map(file);
     read_latent(file, call);
     read_options(file);
     read_shared(file);
@@ -152,12 +163,42 @@ Layer::Layer(const PackedFile& file, const Call& call) : path_(file.path()) {
   }
 }
 
+void Layer::read_expert_map(const PackedFile& file) {
+  const PartInfo* const part = file.find("expert_map");
+  if (part == nullptr) return;
+  if (part->shape.size() != 1 || part->shape[0] < 1 || part->shape[0] > kMaxExperts) {
+    file.fail("part expert_map with a number for each expert", "another shape");
+  }
+  int32_t next = 0;
+  for (int64_t place : integer_part(file, *part)) {
+    if (place != -1 && place != next) file.fail("places of experts in ascending order in expert_map", text_of(place));
+    expert_map_.push_back(place == -1 ? -1 : next++);
+  }
+  if (next != experts_.count()) file.fail(text_of(experts_.count()) + " experts in expert_map", text_of(int64_t{next}));
+}
+
+void Layer::select(std::vector<int64_t> ids) {
+  std::sort(ids.begin(), ids.end());
+  std::vector<int32_t> chosen, map(static_cast<size_t>(num_experts()), -1);
+  for (int64_t id : ids) {
+    check_range("expert_ids", id, 0, num_experts() - 1);
+    int32_t& place = map[static_cast<size_t>(id)];
+    if (place >= 0) invalid("expert_ids", "each expert once", text_of(id) + " twice");
+    place = static_cast<int32_t>(chosen.size());
+    chosen.push_back(is_part() ? expert_map_[static_cast<size_t>(id)] : static_cast<int32_t>(id));
+    if (chosen.back() < 0) invalid("expert_ids", "experts of this slice", text_of(id));
+  }
+  experts_ = experts_.select(chosen);
+  expert_map_ = std::move(map);
+}
+
 void Layer::read_options(const PackedFile& file) {
   num_zero_experts_ = integer(file, "num_zero_experts", 0, down_ ? 0 : kMaxExperts, 0);
-  num_choices_ = experts_.shape.num_experts + num_zero_experts_;
+  num_choices_ = num_experts() + num_zero_experts_;
   top_k_ = integer(file, "top_k", 1, num_choices_, 0);
   activation_ =
       check_activation(activation_number(file), number(file, "alpha"), number(file, "limit"), experts_.shape.gated);
+  format_ = check_activation_format(activation_format_number(file), is_integral(experts_.layer));
   factor_ = factor(file, "routed_scaling_factor");
   shared_factor_ = factor(file, "shared_scaling_factor");
   weight_on_input_ = boolean(file, "apply_router_weight_on_input");
@@ -206,6 +247,7 @@ void Layer::read_shared(const PackedFile& file) {
     // The layer has the gate in float32, which holds narrower floats exactly.
   }
   shared_activation_ = check_activation(activation_number(file), number(file, "alpha"), limit, shape.gated);
+  if (is_integral(shared_->layer)) shared_format_ = format_;
 }
 
 void Layer::read_router(const PackedFile& file, const Call& call) {
@@ -232,11 +274,14 @@ mxfp4moe_layer_info Layer::info() const {
   info.format = experts_.format == nullptr ? 0 : experts_.format->number;
   info.needs_input_ids = routes_by_ids();
   info.needs_router_hidden_states = has_router_input_;
-  info.num_experts = experts_.shape.num_experts;
+  info.num_experts = num_experts();
   info.hidden_size = hidden_size_;
   info.intermediate_size = experts_.shape.intermediate_size;
   info.top_k = top_k_;
   info.num_bytes = experts_.num_bytes + (shared_ ? shared_->num_bytes : 0);
+  info.num_held_experts = experts_.count();
+  info.w2_format = experts_.w2_format == nullptr ? 0 : experts_.w2_format->number;
+  info.activation_format = static_cast<int32_t>(format_);
   return info;
 }
 

@@ -129,17 +129,23 @@ class Arguments {
   const Json& values_;
 };
 
+}  // namespace
+
 std::vector<int64_t> integer_part(const PackedFile& file, const PartInfo& part) {
   const uint8_t* const data = file.bytes()->data() + part.begin;
   const std::string& dtype = part.dtype;
-  const int64_t count = part.shape[0] * part.shape[1];
+  int64_t count = 1;
+  for (int64_t size : part.shape) count *= size;
   std::vector<int64_t> result(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) {
     int64_t& to = result[static_cast<size_t>(i)];
     if (dtype == "I32") {
       to = number_at<int32_t>(data, i);
-    } else if (dtype == "I64" || dtype == "U64") {
-      to = number_at<int64_t>(data, i);  // a larger one is negative, and refused
+    } else if (dtype == "I64") {
+      to = number_at<int64_t>(data, i);
+    } else if (dtype == "U64") {
+      constexpr uint64_t kMost = std::numeric_limits<int64_t>::max();  // no number of an expert either
+      to = static_cast<int64_t>(std::min(number_at<uint64_t>(data, i), kMost));
     } else if (dtype == "U32") {
       to = number_at<uint32_t>(data, i);
     } else if (dtype == "I16") {
@@ -156,8 +162,6 @@ std::vector<int64_t> integer_part(const PackedFile& file, const PartInfo& part) 
   }
   return result;
 }
-
-}  // namespace
 
 std::vector<float> float_part(const PackedFile& file, const PartInfo& part, const std::vector<int64_t>& shape,
                               bool with_float64) {

@@ -39,6 +39,8 @@ class LayerRouting {
   std::vector<int64_t> table_;  // the experts of each token id
 };
 
+// The numbers of a part of integers.
+std::vector<int64_t> integer_part(const PackedFile& file, const PartInfo& part);
 // The numbers of a part as float32; raises unless it is a float array of `shape`.
 std::vector<float> float_part(const PackedFile& file, const PartInfo& part, const std::vector<int64_t>& shape,
                               bool with_float64 = false);

@@ -14,14 +14,14 @@ constexpr int64_t kDefaultBlock = 128;
 // The arrays of one matrix of each expert, and the argument that they are.
 struct MatrixArrays {
   std::string name;
-  mxfp4moe_array weights, scales, zero_points, tensor_scale, bias;
+  mxfp4moe_array weights, scales, zero_points, tensor_scale, bias, offsets;
 };
 
 // The sizes of one matrix of one expert.
 struct MatrixSizes {
   int64_t num_experts, num_rows, k;
   int64_t scale_rows;     // of scales of sums
-  int64_t tensor_scales;  // of each expert
+  int64_t tensor_scales;  // of each expert; 0 without any
   bool float16_bias;
 };
 
@@ -54,8 +54,9 @@ void check_zero_points(const std::string& name, const mxfp4moe_array& zeros, con
   }
 }
 
-ScaleBlocks block_shape_of(const Format& format, int64_t rows, int64_t columns) {
-  if (!format.has_block_shape()) {
+// The blocks of a call of which a matrix has `format`, and the other one, if there is one, `other`.
+ScaleBlocks block_shape_of(const Format& format, const Format& other, int64_t rows, int64_t columns) {
+  if (!format.has_block_shape() && !other.has_block_shape()) {
     if (rows != 0 || columns != 0) invalid("block_rows", std::string("0 with format ") + format.name, text_of(rows));
     return {};
   }
@@ -72,14 +73,15 @@ ScaleBlocks block_shape_of(const Format& format, int64_t rows, int64_t columns) 
   return blocks;
 }
 
-// The groups of rows of k weights as blocks; 0 is the whole row.
-ScaleBlocks group_blocks(const char* name, const Format& format, int64_t group_size, int64_t k) {
+// What shares a scale in a matrix with rows of k weights: the blocks of the call, or groups, of which 0 is the whole
+// row.
+ScaleBlocks blocks_of(const char* group_name, const Format& format, ScaleBlocks blocks, int64_t group_size, int64_t k) {
   if (!format.has_groups) {
-    if (group_size != 0) invalid(name, std::string("0 with format ") + format.name, text_of(group_size));
-    return {};
+    if (group_size != 0) invalid(group_name, std::string("0 with format ") + format.name, text_of(group_size));
+    return format.has_block_shape() ? blocks : ScaleBlocks{};
   }
-  if (group_size < 0 || group_size % kGroupMultiple != 0 || (group_size > 0 && k % group_size != 0)) {
-    invalid(name, "0 or a multiple of 32 that divides " + text_of(k), text_of(group_size));
+  if (group_size != 0 && group_size != k && !is_group_size(group_size, k)) {
+    invalid(group_name, "0, or 16 or a multiple of 32 that divides " + text_of(k), text_of(group_size));
   }
   return {1, group_size == k ? 0 : group_size};
 }
@@ -109,14 +111,27 @@ MatrixDtypes check_matrix(const Format& format, const MatrixArrays& a, const Mat
   }
   if (format.has_groups && is_given(a.zero_points)) {
     if (a.zero_points.dtype != format.zero_dtype) wrong_dtype(a.name + "_zero_points", a.zero_points);
+    if (blocks.columns == kHalfGroup) invalid(a.name + "_zero_points", "none with groups of 16", "an array");
     dtypes.zero_points = format.zero_dtype;
     check_array(a.name + "_zero_points", a.zero_points, num_scales, 1);
     check_zero_points(a.name + "_zero_points", a.zero_points, format);
   } else {
     check_absent(a.name + "_zero_points", a.zero_points, format);
   }
-  if (format.has_tensor_scale || is_given(a.tensor_scale)) {
-    if (!format.may_have_tensor_scale()) check_absent(a.name + "_tensor_scale", a.tensor_scale, format);
+  if (format.has_groups && is_given(a.offsets)) {
+    if (dtypes.zero_points >= 0) invalid(a.name + "_offsets", "none beside zero points", "an array");
+    if (a.offsets.dtype != dtypes.scales) {
+      invalid(a.name + "_offsets.dtype", dtype_name(dtypes.scales), dtype_name(a.offsets.dtype));
+    }
+    dtypes.offsets = dtypes.scales;
+    const int64_t bytes = dtype_bytes(dtypes.scales);
+    check_array(a.name + "_offsets", a.offsets, product({num_scales, bytes}), bytes);
+  } else {
+    check_absent(a.name + "_offsets", a.offsets, format);
+  }
+  if (s.tensor_scales == 0) {
+    check_absent(a.name + "_tensor_scale", a.tensor_scale, format);
+  } else {
     if (a.tensor_scale.dtype != MXFP4MOE_DTYPE_FLOAT32) wrong_dtype(a.name + "_tensor_scale", a.tensor_scale);
     check_array(a.name + "_tensor_scale", a.tensor_scale, product({s.num_experts, s.tensor_scales, 4}), 4);
   }
@@ -146,7 +161,9 @@ class Packer {
   void pack(int64_t num_experts, uint8_t* packed, int num_threads) const {
     for (int64_t expert = 0; expert < num_experts; ++expert) {
       pack_weights(num_experts, expert, packed, num_threads);
-      if (part_bytes(Part::kSumScales) > 0) pack_scales(num_experts, expert, packed);
+      const mxfp4moe_array& scales = format_.has_sum_scales() ? arrays_.scales : arrays_.tensor_scale;
+      if (part_bytes(Part::kSumScales) > 0) pack_scales(Part::kSumScales, scales, {num_experts, expert}, packed);
+      if (part_bytes(Part::kOffsets) > 0) pack_scales(Part::kOffsets, arrays_.offsets, {num_experts, expert}, packed);
       if (part_bytes(Part::kBias) > 0) pack_biases(expert, packed);
     }
   }
@@ -192,13 +209,16 @@ class Packer {
     return result;
   }
 
-  void pack_scales(int64_t num_experts, int64_t expert, uint8_t* packed) const {
-    const mxfp4moe_array& scales = format_.has_sum_scales() ? arrays_.scales : arrays_.tensor_scale;
+  struct Which {
+    int64_t num_experts, expert;
+  };
+
+  void pack_scales(Part part, const mxfp4moe_array& scales, Which which, uint8_t* packed) const {
     const PackedMatrix& sizes = layout_.sizes;
-    const PackedSumScales to{at(Part::kSumScales, expert, packed), sizes.sum_dtype, sizes.num_panels, sizes.num_ranges,
+    const PackedSumScales to{at(part, which.expert, packed), sizes.sum_dtype, sizes.num_panels, sizes.num_ranges,
                              sizes.scale_rows};
-    pack_sum_scales(layout_.sum_blocks, bytes_of(scales) + expert * (static_cast<int64_t>(scales.size) / num_experts),
-                    to);
+    const int64_t bytes = static_cast<int64_t>(scales.size) / which.num_experts;
+    pack_sum_scales(layout_.sum_blocks, bytes_of(scales) + which.expert * bytes, to);
   }
 
   void pack_biases(int64_t expert, uint8_t* packed) const {
@@ -217,9 +237,9 @@ class Packer {
   const int64_t num_terms_;
 };
 
-const Format& check_format(int32_t number, int32_t largest) {
+const Format& check_format(const char* name, int32_t number, int32_t largest) {
   const Format* const format = number > largest ? nullptr : find_format(number);
-  if (format == nullptr) invalid("format", "a weight format", text_of(int64_t{number}));
+  if (format == nullptr) invalid(name, "a weight format", text_of(int64_t{number}));
   return *format;
 }
 
@@ -228,55 +248,83 @@ void check_size(const char* name, int64_t value, int64_t multiple) {
   if (value % multiple != 0) invalid(name, "a multiple of " + text_of(multiple), text_of(value));
 }
 
+// An order of columns for each expert.
+void check_columns(const mxfp4moe_array& array, int64_t num_experts, int64_t size) {
+  if (array.dtype != MXFP4MOE_DTYPE_INT32) invalid("w13_columns.dtype", "int32", dtype_name(array.dtype));
+  check_array("w13_columns", array, product({num_experts, size, 4}), 4);
+  const int32_t* const columns = static_cast<const int32_t*>(array.data);
+  std::vector<int64_t> seen(static_cast<size_t>(size), -1);
+  for (int64_t expert = 0; expert < num_experts; ++expert) {
+    for (int64_t k = 0; k < size; ++k) {
+      const int32_t column = columns[expert * size + k];
+      if (column < 0 || column >= size || seen[static_cast<size_t>(column)] == expert) {
+        invalid("w13_columns", "a permutation of 0 to " + text_of(size - 1) + " for each expert",
+                text_of(int64_t{column}) + " as number " + text_of(k) + " of expert " + text_of(expert));
+      }
+      seen[static_cast<size_t>(column)] = expert;
+    }
+  }
+}
+
 }  // namespace
 
 Experts Experts::of_arrays(const mxfp4moe_experts_arrays& a, int num_threads) {
   Experts experts;
-  const Format& format = check_format(a.format, MXFP4MOE_FORMAT_INT8);
+  const Format& format = check_format("format", a.format, MXFP4MOE_FORMAT_INT8);
+  const Format& w2_format = a.w2_format == 0 ? format : check_format("w2_format", a.w2_format, MXFP4MOE_FORMAT_INT8);
   experts.format = &format;
+  experts.w2_format = &w2_format;
   check_flag("ungated", a.ungated);
   check_range("gate_up_layout", a.gate_up_layout, MXFP4MOE_CONCATENATED,
               a.ungated ? MXFP4MOE_CONCATENATED : MXFP4MOE_INTERLEAVED);
   check_range("num_experts", a.num_experts, 1, kMaxExperts);
   check_size("hidden_size", a.hidden_size, format.k_multiple);
-  check_size("intermediate_size", a.intermediate_size, format.k_multiple);
-  ScaleBlocks w13_blocks = block_shape_of(format, a.block_rows, a.block_columns), w2_blocks = w13_blocks;
-  const ScaleBlocks w13_groups = group_blocks("w13_group_size", format, a.w13_group_size, a.hidden_size);
-  const ScaleBlocks w2_groups = group_blocks("w2_group_size", format, a.w2_group_size, a.intermediate_size);
-  if (format.has_groups) {
-    w13_blocks = w13_groups;
-    w2_blocks = w2_groups;
-  }
+  check_size("intermediate_size", a.intermediate_size, w2_format.k_multiple);
+  const ScaleBlocks blocks = block_shape_of(format, w2_format, a.block_rows, a.block_columns);
+  const ScaleBlocks w13_blocks = blocks_of("w13_group_size", format, blocks, a.w13_group_size, a.hidden_size);
+  const ScaleBlocks w2_blocks = blocks_of("w2_group_size", w2_format, blocks, a.w2_group_size, a.intermediate_size);
   StorageShape& shape = experts.shape;
   shape.num_experts = a.num_experts;
   shape.hidden_size = a.hidden_size;
   shape.intermediate_size = a.intermediate_size;
   shape.gated = !a.ungated;
   shape.interleaved = a.gate_up_layout == MXFP4MOE_INTERLEAVED;
+  // One tensor scale needs the other, if that matrix may have one.
+  shape.tensor_scales = format.has_tensor_scale || w2_format.has_tensor_scale || is_given(a.w13_tensor_scale) ||
+                        is_given(a.w2_tensor_scale);
+  shape.has_columns = is_given(a.w13_columns);
+  if (shape.has_columns) check_columns(a.w13_columns, a.num_experts, a.hidden_size);
   const int64_t parts = shape.gated ? 2 : 1, apart = shape.interleaved ? 1 : parts;
-  const MatrixArrays w13{"w13", a.w13, a.w13_scales, a.w13_zero_points, a.w13_tensor_scale, a.w13_bias};
-  const MatrixArrays w2{"w2", a.w2, a.w2_scales, a.w2_zero_points, a.w2_tensor_scale, a.w2_bias};
+  const auto scales_of = [&](const Format& f, int64_t count) {
+    return shape.tensor_scales && f.may_have_tensor_scale() ? count : 0;
+  };
+  const MatrixArrays w13{"w13", a.w13, a.w13_scales, a.w13_zero_points, a.w13_tensor_scale, a.w13_bias, a.w13_offsets};
+  const MatrixArrays w2{"w2", a.w2, a.w2_scales, a.w2_zero_points, a.w2_tensor_scale, a.w2_bias, a.w2_offsets};
   const int64_t rows = parts * a.intermediate_size;
-  const MatrixSizes w13_sizes{a.num_experts, rows, a.hidden_size, apart * num_blocks(rows / apart, w13_blocks.rows),
-                              parts,         false};
-  const MatrixSizes w2_sizes{
-      a.num_experts, a.hidden_size, a.intermediate_size, num_blocks(a.hidden_size, w2_blocks.rows), 1, false};
+  const MatrixSizes w13_sizes{
+      a.num_experts, rows, a.hidden_size, apart * num_blocks(rows / apart, w13_blocks.rows), scales_of(format, parts),
+      false};
+  const MatrixSizes w2_sizes{a.num_experts,           a.hidden_size,
+                             a.intermediate_size,     num_blocks(a.hidden_size, w2_blocks.rows),
+                             scales_of(w2_format, 1), false};
   const MatrixDtypes w13_dtypes = check_matrix(format, w13, w13_sizes, w13_blocks);
-  const MatrixDtypes w2_dtypes = check_matrix(format, w2, w2_sizes, w2_blocks);
-  if (format.find(w13_dtypes.weights)->packed != format.find(w2_dtypes.weights)->packed) {
+  const MatrixDtypes w2_dtypes = check_matrix(w2_format, w2, w2_sizes, w2_blocks);
+  if (&format == &w2_format && format.find(w13_dtypes.weights)->packed != format.find(w2_dtypes.weights)->packed) {
     invalid("w2.dtype", "elements as in w13", dtype_name(a.w2.dtype));
   }
-  shape.tensor_scales = is_given(a.w13_tensor_scale);
-  if (is_given(a.w2_tensor_scale) != shape.tensor_scales)
-    invalid("w2_tensor_scale", "both tensor scales or none", "one");
   shape.has_w13_bias = w13_dtypes.bias >= 0;
   shape.has_w2_bias = w2_dtypes.bias >= 0;
   shape.w13 = packed_format(format, w13_dtypes, w13_blocks);
-  shape.w2 = packed_format(format, w2_dtypes, w2_blocks);
+  shape.w2 = packed_format(w2_format, w2_dtypes, w2_blocks);
   const StorageLayout layout = storage_layout(shape);
   std::shared_ptr<Bytes> bytes = Bytes::of_size(layout.total, "packed experts");
   Packer(format, w13, layout.w13, 1).pack(a.num_experts, bytes->data(), num_threads);
-  Packer(format, w2, layout.w2, 1).pack(a.num_experts, bytes->data(), num_threads);
+  Packer(w2_format, w2, layout.w2, 1).pack(a.num_experts, bytes->data(), num_threads);
+  if (shape.has_columns) {
+    constexpr int kColumns = static_cast<int>(Part::kColumns);
+    std::memcpy(bytes->data() + layout.w13.offset[kColumns], a.w13_columns.data,
+                static_cast<size_t>(a.num_experts * layout.w13.expert_bytes[kColumns]));
+  }
   experts.layer = view_storage(shape, bytes->data());
   experts.num_bytes = layout.total;
   experts.bytes = bytes;
@@ -285,15 +333,15 @@ Experts Experts::of_arrays(const mxfp4moe_experts_arrays& a, int num_threads) {
 
 Linear Linear::of_arrays(const mxfp4moe_linear_arrays& a, int num_threads) {
   Linear linear;
-  const Format& format = check_format(a.format, MXFP4MOE_FORMAT_FLOAT32);
+  const Format& format = check_format("format", a.format, MXFP4MOE_FORMAT_FLOAT32);
   linear.format = &format;
   check_size("num_rows", a.num_rows, 1);
   check_size("num_columns", a.num_columns, format.k_multiple);
-  ScaleBlocks blocks = block_shape_of(format, a.block_rows, a.block_columns);
-  const ScaleBlocks groups = group_blocks("group_size", format, a.group_size, a.num_columns);
-  if (format.has_groups) blocks = groups;
-  const MatrixArrays arrays{"weight", a.weight, a.scales, a.zero_points, a.tensor_scale, a.bias};
-  const MatrixSizes sizes{1, a.num_rows, a.num_columns, num_blocks(a.num_rows, blocks.rows), 1, true};
+  const ScaleBlocks blocks = blocks_of(
+      "group_size", format, block_shape_of(format, format, a.block_rows, a.block_columns), a.group_size, a.num_columns);
+  const bool scaled = format.has_tensor_scale || (is_given(a.tensor_scale) && format.may_have_tensor_scale());
+  const MatrixArrays arrays{"weight", a.weight, a.scales, a.zero_points, a.tensor_scale, a.bias, a.offsets};
+  const MatrixSizes sizes{1, a.num_rows, a.num_columns, num_blocks(a.num_rows, blocks.rows), scaled, true};
   const MatrixDtypes dtypes = check_matrix(format, arrays, sizes, blocks);
   MatrixShape& shape = linear.shape;
   shape.format = packed_format(format, dtypes, blocks);
@@ -310,7 +358,7 @@ Linear Linear::of_arrays(const mxfp4moe_linear_arrays& a, int num_threads) {
     shape.num_terms = count_terms(source, num_threads);
   }
   shape.has_bias = dtypes.bias >= 0;
-  shape.tensor_scale = is_given(a.tensor_scale);
+  shape.tensor_scale = scaled;
   const SingleLayout layout = single_layout(shape);
   std::shared_ptr<Bytes> bytes = Bytes::of_size(layout.total, "a packed matrix");
   Packer(format, arrays, layout.matrix, shape.num_terms).pack(1, bytes->data(), num_threads);
@@ -320,16 +368,26 @@ Linear Linear::of_arrays(const mxfp4moe_linear_arrays& a, int num_threads) {
   return linear;
 }
 
-void Experts::compute(const Call& call, MoeProblem problem) const {
-  problem.layer = layer;
-  problem.combine = true;
-  throw_status(fused_experts(call.kernels(), problem, call.num_threads()), "fused experts");
+Experts Experts::select(const std::vector<int32_t>& chosen) const {
+  Experts some = *this;
+  std::vector<int32_t> at;
+  for (int32_t place : chosen) at.push_back(layer.w13.places == nullptr ? place : layer.w13.places[place]);
+  some.num_bytes = num_bytes / count() * static_cast<int64_t>(at.size());
+  some.places = std::make_shared<const std::vector<int32_t>>(std::move(at));
+  some.layer.num_experts = static_cast<int64_t>(chosen.size());
+  some.layer.w13.places = some.layer.w2.places = some.places->data();
+  return some;
 }
 
-void Linear::compute(const Call& call, const Rows& hidden_states, const Rows& out, int64_t num_tokens) const {
-  if (num_tokens == 0) return;
-  const LinearProblem problem{shape, weight, hidden_states, out, num_tokens};
-  throw_status(linear(call.kernels(), problem, call.num_threads()), "a linear");
+void Experts::compute(const Call& call, ActivationFormat activation_format, MoeProblem problem) const {
+  problem.layer = layer;
+  throw_status(fused_experts(call.kernels(activation_format), problem, call.num_threads()), "fused experts");
+}
+
+void Linear::compute(const Call& call, const Problem& p) const {
+  if (p.num_tokens == 0) return;
+  const LinearProblem problem{shape, weight, p.hidden_states, p.out, p.num_tokens};
+  throw_status(linear(call.kernels(p.format), problem, call.num_threads()), "a linear");
 }
 
 }  // namespace mxfp4moe::capi

@@ -92,7 +92,8 @@ enum {
   MXFP4MOE_DTYPE_INT8 = 5,
   MXFP4MOE_DTYPE_FLOAT8_E4M3 = 6,
   MXFP4MOE_DTYPE_FLOAT8_E5M2 = 7,
-  MXFP4MOE_DTYPE_FLOAT8_E8M0 = 8
+  MXFP4MOE_DTYPE_FLOAT8_E8M0 = 8,
+  MXFP4MOE_DTYPE_INT32 = 9
 };
 
 /* Weight formats; their arrays are those of pack_experts and pack_linear in Python. */
@@ -106,6 +107,9 @@ enum {
   MXFP4MOE_FORMAT_INT8 = 7,
   MXFP4MOE_FORMAT_FLOAT32 = 8 /* of linears alone: floats used exactly */
 };
+
+/* What hidden states and intermediates are rounded to. INT8 is for weights in MXFP4, NVFP4, INT4 and INT8. */
+enum { MXFP4MOE_ACTIVATION_FORMAT_BFLOAT16 = 0, MXFP4MOE_ACTIVATION_FORMAT_INT8 = 1 };
 
 enum { MXFP4MOE_CONCATENATED = 0, MXFP4MOE_INTERLEAVED = 1 }; /* the order of gate and up rows */
 
@@ -130,9 +134,13 @@ typedef struct mxfp4moe_experts_arrays {
   int32_t ungated; /* 1: experts without a gate */
   int64_t num_experts, hidden_size, intermediate_size;
   int64_t block_rows, block_columns;     /* of FP8_BLOCK: rows and columns that share a scale; 0: 128 */
-  int64_t w13_group_size, w2_group_size; /* of INT4 and INT8: weights of a row that share a scale; 0: all */
+  int64_t w13_group_size, w2_group_size; /* of INT4 and INT8: weights of a row that share a scale, 16 (without zero
+                                            points) or a multiple of 32; 0: all */
   mxfp4moe_array w13, w13_scales, w13_zero_points, w13_tensor_scale, w13_bias;
   mxfp4moe_array w2, w2_scales, w2_zero_points, w2_tensor_scale, w2_bias;
+  mxfp4moe_array w13_offsets, w2_offsets; /* of INT4 and INT8, as the scales; not beside zero points */
+  mxfp4moe_array w13_columns;             /* int32 [num_experts][hidden_size]: a permutation for each expert */
+  int32_t w2_format;                      /* 0: that of w13, which is `format` */
 } mxfp4moe_experts_arrays;
 
 /* A matrix of num_rows x num_columns. */
@@ -142,6 +150,7 @@ typedef struct mxfp4moe_linear_arrays {
   int64_t num_rows, num_columns;
   int64_t block_rows, block_columns, group_size; /* as above */
   mxfp4moe_array weight, scales, zero_points, tensor_scale, bias;
+  mxfp4moe_array offsets; /* as above */
 } mxfp4moe_linear_arrays;
 
 /* Packed weights are a copy of the arrays. Those of a file are mapped: it must not be shortened while it is open.
@@ -160,6 +169,12 @@ MXFP4MOE_API void mxfp4moe_close_linear(mxfp4moe_linear* linear);
 
 MXFP4MOE_API mxfp4moe_status mxfp4moe_open_layer(const char* path, int32_t verify, const mxfp4moe_options* options,
                                                  mxfp4moe_layer** layer);
+/* A slice: the layer with these experts alone, each given once. The others are not read, but by `verify`. A slice, from
+ * here or from a file of one, gives the sum of its experts, without what is added once: the shared expert, zero experts
+ * and the bias. It routes as the whole layer does. */
+MXFP4MOE_API mxfp4moe_status mxfp4moe_open_layer_slice(const char* path, int32_t verify, const int64_t* expert_ids,
+                                                       int64_t num_ids, const mxfp4moe_options* options,
+                                                       mxfp4moe_layer** layer);
 MXFP4MOE_API void mxfp4moe_close_layer(mxfp4moe_layer* layer);
 
 /* What a handle is; the caller sets struct_size, the library the rest of what it covers. */
@@ -169,6 +184,8 @@ typedef struct mxfp4moe_experts_info {
   int32_t ungated;
   int64_t num_experts, hidden_size, intermediate_size;
   int64_t num_bytes; /* of the packed weights */
+  int32_t w2_format; /* `format` is that of w13 */
+  int32_t has_columns;
 } mxfp4moe_experts_info;
 MXFP4MOE_API mxfp4moe_status mxfp4moe_get_experts_info(const mxfp4moe_experts* experts, mxfp4moe_experts_info* info);
 
@@ -187,7 +204,10 @@ typedef struct mxfp4moe_layer_info {
   int32_t needs_input_ids;
   int32_t needs_router_hidden_states;
   int64_t num_experts, hidden_size, intermediate_size, top_k;
-  int64_t num_bytes; /* of the experts, shared ones included */
+  int64_t num_bytes;        /* of the experts, shared ones included */
+  int64_t num_held_experts; /* fewer than num_experts in a slice */
+  int32_t w2_format;        /* as of experts */
+  int32_t activation_format;
 } mxfp4moe_layer_info;
 MXFP4MOE_API mxfp4moe_status mxfp4moe_get_layer_info(const mxfp4moe_layer* layer, mxfp4moe_layer_info* info);
 
@@ -206,7 +226,7 @@ enum {
 };
 
 /* fused_experts of Python. `out` may be `hidden_states` itself, with the same dtype and stride; otherwise it overlaps
- * no input. */
+ * no input. With `uncombined`, 1, it is [num_tokens][top_k][hidden_size] of float32, the term of each slot. */
 typedef struct mxfp4moe_fused_experts_args {
   size_t struct_size;
   const void* hidden_states; /* [num_tokens][hidden_size] */
@@ -218,7 +238,11 @@ typedef struct mxfp4moe_fused_experts_args {
   int32_t hidden_states_dtype, out_dtype;
   int32_t activation;
   int32_t apply_router_weight_on_input;
-  double alpha, limit; /* 0: the default of the activation */
+  double alpha, limit;       /* 0: the default of the activation */
+  const int64_t* expert_map; /* [num_global_experts]: what topk_ids index, ids of `experts` or -1; NULL: none */
+  int64_t num_global_experts;
+  int32_t activation_format;
+  int32_t uncombined;
 } mxfp4moe_fused_experts_args;
 MXFP4MOE_API mxfp4moe_status mxfp4moe_fused_experts(const mxfp4moe_experts* experts,
                                                     const mxfp4moe_fused_experts_args* args,
@@ -232,11 +256,12 @@ typedef struct mxfp4moe_linear_args {
   int64_t num_tokens;
   int64_t hidden_states_stride, out_stride;
   int32_t hidden_states_dtype, out_dtype;
+  int32_t activation_format;
 } mxfp4moe_linear_args;
 MXFP4MOE_API mxfp4moe_status mxfp4moe_apply_linear(const mxfp4moe_linear* linear, const mxfp4moe_linear_args* args,
                                                    const mxfp4moe_options* options);
 
-/* A layer, as MoELayer computes it. */
+/* A layer, as MoELayer computes it, with the activation format that it was saved with. */
 typedef struct mxfp4moe_layer_args {
   size_t struct_size;
   const void* hidden_states; /* [num_tokens][hidden_size] */

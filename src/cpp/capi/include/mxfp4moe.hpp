@@ -69,6 +69,7 @@ constexpr std::int32_t dtype_of() noexcept {
   if constexpr (std::is_same_v<U, double>) return MXFP4MOE_DTYPE_FLOAT64;
   if constexpr (std::is_same_v<U, std::uint8_t>) return MXFP4MOE_DTYPE_UINT8;
   if constexpr (std::is_same_v<U, std::int8_t>) return MXFP4MOE_DTYPE_INT8;
+  if constexpr (std::is_same_v<U, std::int32_t>) return MXFP4MOE_DTYPE_INT32;
   return -1;
 }
 
@@ -156,7 +157,8 @@ class Experts : public detail::Handle<mxfp4moe_experts, mxfp4moe_close_experts> 
     return result;
   }
 
-  // Tokens [num_tokens][hidden_size], weights and ids [num_tokens][top_k]; `args` says the rest.
+  // Tokens [num_tokens][hidden_size], weights and ids [num_tokens][top_k]; `args` says the rest, that `out` is
+  // [num_tokens][top_k][hidden_size] too.
   template <class In, class Out>
   void operator()(Span<const In> hidden_states, Span<const float> topk_weights, Span<const std::int32_t> topk_ids,
                   Span<Out> out, mxfp4moe_fused_experts_args args = make<mxfp4moe_fused_experts_args>(),
@@ -165,7 +167,7 @@ class Experts : public detail::Handle<mxfp4moe_experts, mxfp4moe_close_experts> 
     args.num_tokens = static_cast<std::int64_t>(hidden_states.size()) / size;
     args.top_k = args.num_tokens == 0 ? 0 : static_cast<std::int64_t>(topk_ids.size()) / args.num_tokens;
     detail::check_size("hidden_states", hidden_states.size(), args.num_tokens, size);
-    detail::check_size("out", out.size(), args.num_tokens, size);
+    detail::check_size("out", out.size(), args.num_tokens * (args.uncombined ? args.top_k : 1), size);
     detail::check_size("topk_ids", topk_ids.size(), args.num_tokens, args.top_k);
     detail::check_size("topk_weights", topk_weights.size(), args.num_tokens, args.top_k);
     args.hidden_states = hidden_states.data();
@@ -201,8 +203,12 @@ class Linear : public detail::Handle<mxfp4moe_linear, mxfp4moe_close_linear> {
 
   template <class In, class Out>
   void operator()(Span<const In> hidden_states, Span<Out> out, const mxfp4moe_options* options = nullptr) const {
+    (*this)(hidden_states, out, make<mxfp4moe_linear_args>(), options);
+  }
+  template <class In, class Out>
+  void operator()(Span<const In> hidden_states, Span<Out> out, mxfp4moe_linear_args args,
+                  const mxfp4moe_options* options = nullptr) const {
     const mxfp4moe_linear_info sizes = info();
-    auto args = make<mxfp4moe_linear_args>();
     args.num_tokens = static_cast<std::int64_t>(hidden_states.size()) / sizes.num_columns;
     detail::check_size("hidden_states", hidden_states.size(), args.num_tokens, sizes.num_columns);
     detail::check_size("out", out.size(), args.num_tokens, sizes.num_rows);
@@ -223,6 +229,13 @@ class Layer : public detail::Handle<mxfp4moe_layer, mxfp4moe_close_layer> {
   static Layer open(const std::string& path, bool verify = false, const mxfp4moe_options* options = nullptr) {
     return Layer(detail::opened<mxfp4moe_layer>(
         [&](mxfp4moe_layer** handle) { return mxfp4moe_open_layer(path.c_str(), verify, options, handle); }));
+  }
+  static Layer open_slice(const std::string& path, Span<const std::int64_t> expert_ids, bool verify = false,
+                          const mxfp4moe_options* options = nullptr) {
+    const auto count = static_cast<std::int64_t>(expert_ids.size());
+    return Layer(detail::opened<mxfp4moe_layer>([&](mxfp4moe_layer** handle) {
+      return mxfp4moe_open_layer_slice(path.c_str(), verify, expert_ids.data(), count, options, handle);
+    }));
   }
 
   mxfp4moe_layer_info info() const {
