@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from c_library import STRUCTURES
 from programs import EXAMPLES, compiler, needs_sources, numbers, run
 
 import mxfp4moe as mx
@@ -111,6 +113,37 @@ except ValueError as error:
         run(sys.executable, "-c", script, cwd=str(tmp_path))
         == "top_k: expected an integer in [1, 8], got 9\n"
     )
+
+
+CLOSED = """
+import _ctypes, ctypes, sys, time
+library = ctypes.CDLL(sys.argv[1])
+floats, ids = (ctypes.c_float * 320_000)(), (ctypes.c_int32 * 40_000)()
+class Routing(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("rest", ctypes.c_char * int(sys.argv[2]))]
+class Args(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), *((name, ctypes.c_void_p) for name in "lwi"),
+                *((name, ctypes.c_int64) for name in "nek")]
+class Options(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_size_t), ("num_threads", ctypes.c_int32), ("isa", ctypes.c_int32),
+                ("parallel_for", ctypes.c_void_p), ("parallel_context", ctypes.c_void_p)]
+routing = Routing(ctypes.sizeof(Routing))
+library.mxfp4moe_init_routing(ctypes.byref(routing))
+weights = (ctypes.c_float * 40_000)()
+args = Args(ctypes.sizeof(Args), *(ctypes.addressof(each) for each in (floats, weights, ids)), 20_000, 16, 2)
+options = Options(ctypes.sizeof(Options), 3)
+library.mxfp4moe_route(ctypes.byref(routing), ctypes.byref(args), ctypes.byref(options))
+threads = library.mxfp4moe_num_pool_threads()
+_ctypes.dlclose(library._handle)
+time.sleep(0.05)  # in which the threads would look for work
+print(threads)
+"""
+
+
+def test_a_library_that_is_closed_while_its_threads_wait() -> None:
+    size = ctypes.sizeof(STRUCTURES["mxfp4moe_routing"]) - ctypes.sizeof(ctypes.c_size_t)
+    path = f"{library_dir()}/libmxfp4moe.so"
+    assert run(sys.executable, "-c", CLOSED, path, str(size)) == "2\n"
 
 
 def test_places(capsys: pytest.CaptureFixture[str]) -> None:

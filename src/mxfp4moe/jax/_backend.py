@@ -19,8 +19,8 @@ def backend(weights: PackedExperts | MoELayer | None = None) -> Backend:
     Parameters
     ----------
     weights : PackedExperts or MoELayer, optional
-        What calls are about: layers that only Python can compute, which are slices and those with a routing
-        function of your own, and experts within a limit of memory are called back for.
+        What calls are about. Python alone can compute layers with a routing function of your own, and
+        experts within a limit of memory.
 
     Returns
     -------

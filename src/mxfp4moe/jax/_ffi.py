@@ -60,7 +60,7 @@ class ForeignFunctions:
         both = weights.experts, shared
         views = [None if experts is None else experts._storage.view_bytes() for experts in both]
         gated = int(weights.experts.gated)
-        # What only Python can compute, a slice for example, the library refuses.
+        # What only Python can compute, the library refuses.
         return bool(self._hold_layer(number, description, len(description), *views, gated) == _OK)
 
     def release(self, number: int) -> None:
