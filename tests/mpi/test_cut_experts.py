@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from format_problems import FORMATS, FREE_SIZES, format_problem
-from packed_examples import OF_PYTHON, make_experts
+from packed_examples import SPECIAL_FORMATS, make_experts
 from problems import Shape, bfloat16, pack, ungated
 
 import mxfp4moe as mx
@@ -74,7 +74,7 @@ def test_every_format_and_sizes_that_do_not_fit(
     check(pack(problem.arrays), x, random_slots(rng, 9, 4), size, activation="silu")
 
 
-@pytest.mark.parametrize("name", [*OF_PYTHON, "mxfp4 of gpt-oss", "mxfp4 scaled", "int4 ungated"])
+@pytest.mark.parametrize("name", [*SPECIAL_FORMATS, "mxfp4 of gpt-oss", "mxfp4 scaled", "int4 ungated"])
 def test_orders_of_rows_and_columns_and_scales_of_tensors(
     isa: str, rng: np.random.Generator, name: str
 ) -> None:
