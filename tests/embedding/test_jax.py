@@ -120,6 +120,18 @@ def test_shapes(rng: np.random.Generator, backend: str, tokens: tuple[int, ...],
     assert_same_bits(call.jitted(combine=False), call.numpy(combine=False))
 
 
+def test_weights_of_float64(rng: np.random.Generator, backend: str) -> None:
+    """They are rounded to float32, wherever JAX has such numbers."""
+    call = Call(rng)
+    call.weights = call.weights.astype(np.float64) + 2.0**-30
+    for enabled in (True, False):
+        jax.config.update("jax_enable_x64", enabled)
+        try:
+            assert_same_bits(call.jitted(), call.numpy())
+        finally:
+            jax.config.update("jax_enable_x64", False)
+
+
 def test_abstract_values(rng: np.random.Generator) -> None:
     call = Call(rng, dtype=np.float16)
     result = jax.eval_shape(call.jax, *call.arrays)

@@ -12,15 +12,17 @@ from mxfp4moe._arguments import as_array, as_integer_array, join_choices, type_e
 from mxfp4moe.formats import FLOAT_CODES
 
 FLOAT_DTYPES = tuple(FLOAT_CODES)
+WEIGHT_DTYPES = (*FLOAT_DTYPES, np.dtype(np.float64))
+"""Those of the weights of slots, which are rounded to float32."""
 _INT32 = np.iinfo(np.int32)
 
 
-def as_floats(name: str, value: Any) -> jax.Array:
-    """`value` as an array of JAX, of a float dtype that the kernels read."""
+def as_floats(name: str, value: Any, dtypes: tuple[np.dtype[Any], ...] = FLOAT_DTYPES) -> jax.Array:
+    """`value` as an array of JAX, of one of the float dtypes."""
     if not isinstance(value, jax.Array):
-        return jnp.asarray(as_array(name, value, FLOAT_DTYPES))
-    if value.dtype not in FLOAT_DTYPES:
-        expected = join_choices(dtype.name for dtype in FLOAT_DTYPES)
+        return jnp.asarray(as_array(name, value, dtypes))
+    if value.dtype not in dtypes:
+        expected = join_choices(dtype.name for dtype in dtypes)
         raise type_error(name, f"an array of {expected}", _describe(value))
     return value
 

@@ -20,7 +20,7 @@ from mxfp4moe.experts.fused import (
 )
 from mxfp4moe.experts.fused import fused_experts as compute
 from mxfp4moe.experts.packed_experts import PackedExperts
-from mxfp4moe.jax._arguments import FLOAT_DTYPES, as_floats, as_ids, check_last_axis, concrete
+from mxfp4moe.jax._arguments import FLOAT_DTYPES, WEIGHT_DTYPES, as_floats, as_ids, check_last_axis, concrete
 from mxfp4moe.jax._backend import check_weights
 from mxfp4moe.jax._call import Call, Settings, emit
 from mxfp4moe.jax._handles import handle_of
@@ -56,7 +56,7 @@ def fused_experts(
     experts : PackedExperts
         No argument of the function that is traced, which does not keep them alive: let it close over them.
     topk_weights : float array of shape (..., top_k)
-        Of the same dtypes.
+        Of the same dtypes, or float64; rounded to float32.
     topk_ids : integer array of shape (..., top_k)
         Ids in [0, num_experts), or -1 for a dropped slot.
     activation, alpha, limit, apply_router_weight_on_input, activation_format, combine
@@ -98,7 +98,7 @@ def fused_experts(
     check_weights("experts", experts, PackedExperts)
     hidden = as_floats("hidden_states", hidden_states)
     check_last_axis("hidden_states", hidden, experts.hidden_size)
-    weights, ids = as_floats("topk_weights", topk_weights), as_ids("topk_ids", topk_ids)
+    weights, ids = as_floats("topk_weights", topk_weights, WEIGHT_DTYPES), as_ids("topk_ids", topk_ids)
     check_slot_shapes(weights, ids, hidden.shape[:-1])
     mapping = check_expert_map(concrete("expert_map", expert_map), experts.num_experts)
     function = check_activation(activation, alpha, limit, experts.gated)
