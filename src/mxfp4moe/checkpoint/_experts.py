@@ -125,6 +125,7 @@ def _read_parts(
     for part, of_part in zip(parts, schemes, strict=True):
         for place, each in zip(part.places, of_part, strict=True):
             _check_columns(place, each, part.shape[1])
+        _check_ordered(part, of_part)
     biases = [[_read_bias(place, part.shape[0]) for place in part.places] for part in parts if has_biases]
     for part in parts if not has_biases else ():
         for place in part.places:
@@ -164,6 +165,19 @@ def _check_columns(place: Place, scheme: Scheme, columns: int) -> None:
     if columns % scheme.multiple_of:
         expected = f"rows of a multiple of {scheme.multiple_of} in {scheme.name}"
         raise TensorError(message(f"{place.tensors.path}: {place.name}", expected, str(columns)))
+
+
+def _check_ordered(part: Part, schemes: Sequence[Scheme]) -> None:
+    """Raise if some experts have an order of activations and others have lost it."""
+    pairs = [
+        (place.tensors, f"{place.name}.{each.order}")
+        for place, each in zip(part.places, schemes, strict=True)
+        if each.order
+    ]
+    lost = [pair for pair in pairs if pair[1] not in pair[0]]
+    if lost and len(lost) < len(pairs):
+        tensors, name = lost[0]
+        raise TensorError(message(str(tensors.path), f"a tensor {name}, as other experts have", "none"))
 
 
 def _read_bias(place: Place, rows: int) -> NDArray[Any]:

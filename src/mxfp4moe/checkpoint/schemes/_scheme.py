@@ -78,6 +78,8 @@ class Scheme:
     """The scheme of a module by its name, where a configuration has several; this one then reads nothing."""
     decode: Callable[[Matrix], Matrix] | None = None
     """It makes what `pack_experts` takes of what `read` returns, where that is stored otherwise."""
+    order: str = ""
+    """What the tensor with an order of activations is called, if the configuration says that there is one."""
 
     def of(self, module: str) -> Scheme:
         """The scheme of the module of this name."""

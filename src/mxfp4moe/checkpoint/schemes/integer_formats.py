@@ -41,7 +41,7 @@ def packed(bits: int, group_size: int | None, symmetric: bool, ordered: bool = F
                 zeros = tensors.tensor(name, ("I8",), (rows, groups))
             else:
                 zeros = tensors.tensor(name, _WORDS, (-(-rows * bits // 32), groups))
-        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size, ordered)
+        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size)
         return Matrix(words, scales, zero_points=zeros, order=order)
 
     def decode(matrix: Matrix) -> Matrix:
@@ -54,7 +54,8 @@ def packed(bits: int, group_size: int | None, symmetric: bool, ordered: bool = F
         return matrix._replace(weight=codes, zero_points=zeros)
 
     name = f"compressed-tensors pack-quantized, {bits} bits"
-    return Scheme(name, f"int{bits}", read, _multiple_of(bits, group_size), decode=decode)
+    order = _order("weight_g_idx", group_size, ordered)
+    return Scheme(name, f"int{bits}", read, _multiple_of(bits, group_size), decode=decode, order=order)
 
 
 @cache
@@ -68,12 +69,11 @@ def plain(group_size: int | None, symmetric: bool, ordered: bool = False) -> Sch
         name, zeros = f"{module}.weight_zero_point", None
         if not symmetric or name in tensors:
             zeros = np.broadcast_to(_read_any_rows(tensors, name, ("I8",), shape), shape)
-        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size, ordered)
+        order = _read_order(tensors, f"{module}.weight_g_idx", columns, group_size)
         return Matrix(codes, scales, zero_points=zeros, order=order)
 
-    return Scheme(
-        "compressed-tensors int-quantized", "int8", read, _multiple_of(8, group_size), decode=_in_order
-    )
+    name, order = "compressed-tensors int-quantized", _order("weight_g_idx", group_size, ordered)
+    return Scheme(name, "int8", read, _multiple_of(8, group_size), decode=_in_order, order=order)
 
 
 @cache
@@ -85,7 +85,7 @@ def gptq(name: str, bits: int, group_size: int | None, offset: int, ordered: boo
         words = tensors.tensor(f"{module}.qweight", _WORDS, (columns * bits // 32, rows))
         zeros = tensors.tensor(f"{module}.qzeros", _WORDS, (groups, -(-rows * bits // 32)))
         scales = tensors.tensor(f"{module}.scales", FLOATS, (groups, rows))
-        order = _read_order(tensors, f"{module}.g_idx", columns, group_size, ordered)
+        order = _read_order(tensors, f"{module}.g_idx", columns, group_size)
         return Matrix(words, scales, zero_points=zeros, order=order)
 
     def decode(matrix: Matrix) -> Matrix:
@@ -96,7 +96,8 @@ def gptq(name: str, bits: int, group_size: int | None, offset: int, ordered: boo
         return matrix._replace(weight=codes, scales=matrix.scales.T, zero_points=zeros)
 
     multiple_of = max(_multiple_of(bits, group_size), 32 // bits)
-    return Scheme(name, f"int{bits}", read, multiple_of, decode=decode)
+    order = _order("g_idx", group_size, ordered)
+    return Scheme(name, f"int{bits}", read, multiple_of, decode=decode, order=order)
 
 
 @cache
@@ -125,6 +126,11 @@ def awq(name: str, group_size: int | None, symmetric: bool = False) -> Scheme:
     return Scheme(name, "int4", read, _multiple_of(4, group_size), decode=decode)
 
 
+def _order(name: str, group_size: int | None, ordered: bool) -> str:
+    """The `order` of a scheme: groups of a whole row are the same in any order."""
+    return name if ordered and group_size is not None else ""
+
+
 def _in_order(matrix: Matrix) -> Matrix:
     return matrix if matrix.order is None else matrix._replace(weight=matrix.weight[:, matrix.order])
 
@@ -143,15 +149,12 @@ def _read_any_rows(
     return read_any(tensors, name, dtypes, shape, *([(rows,)] if groups == 1 else []))
 
 
-def _read_order(
-    tensors: Tensors, name: str, columns: int, group_size: int | None, needed: bool
-) -> NDArray[Any] | None:
+def _read_order(tensors: Tensors, name: str, columns: int, group_size: int | None) -> NDArray[Any] | None:
     """The order of columns in which those of a group follow each other; None if that is their own.
 
-    Groups are no neighbours where activations order the columns. Each group has as many. `needed`: the
-    configuration says that there is such an order, which for groups of a whole row makes no difference.
+    Groups are no neighbours where activations order the columns. Each group has as many.
     """
-    if name not in tensors and not (needed and group_size is not None):
+    if name not in tensors:
         return None
     size = group_size or columns
     groups = tensors.tensor(name, ("I32", "I64"), (columns,))
