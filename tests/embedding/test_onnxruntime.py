@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -341,7 +342,7 @@ def test_no_thread_is_made(rng: np.random.Generator, tmp_path: Path) -> None:
     onnx.save(expert_model(inputs, weights, arrays, **attributes).proto, tmp_path / "model.onnx")
     np.savez(tmp_path / "inputs.npz", **inputs)
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "model.onnx"), str(tmp_path / "inputs.npz")]
-    environment = {"PYTHONPATH": ":".join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
 
