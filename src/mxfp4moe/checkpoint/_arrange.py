@@ -187,25 +187,13 @@ def matrix_arguments(
         for suffix in ("scales", "zero_points", "offsets"):
             if getattr(parts[0][0], suffix) is not None:
                 arrays = [[getattr(m, suffix) for m in part] for part in parts]
-                result[f"{name}_{suffix}"] = both(_same_bytes(arrays) if format in _POWERS else arrays)
-        if (
-            has_tensor_scales and not FORMATS[format].has_sum_scales
-        ):  # 1 where the other matrix alone has some
+                result[f"{name}_{suffix}"] = both(arrays)
+        # 1 where the other matrix alone has some.
+        if has_tensor_scales and not FORMATS[format].has_sum_scales:
             factors = [[1 if m.tensor_scale is None else m.tensor_scale for m in part] for part in parts]
             scales = np.array(factors, np.float32)
             result[f"{name}_tensor_scale"] = scales.T if len(parts) > 1 else scales[0]
     return result
-
-
-_POWERS = ("mxfp4", "mxfp8")
-"""Formats whose scales may be said to be E8M0, or bytes."""
-
-
-def _same_bytes(parts: list[list[NDArray[Any]]]) -> list[list[NDArray[Any]]]:
-    """Scales that are powers of two in one dtype."""
-    if len({scales.dtype for part in parts for scales in part}) == 1:
-        return parts
-    return [[scales.view(np.uint8) for scales in part] for part in parts]
 
 
 # --- integers -----------------------------------------------------------------------------------------------
