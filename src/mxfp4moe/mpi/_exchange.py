@@ -21,7 +21,7 @@ from mxfp4moe.mpi._collective import Collective, cut
 from mxfp4moe.mpi._plan import SLOT, Plan, arrange_work, holder_table, make_plan
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_BUSY_SLOTS = 64  # of an expert: so many and more are computed without waiting for those of other ranks
+_BUSY_SLOTS = 64  # of an expert, of a rank's own tokens: so many are computed while those of other ranks come
 
 
 @dataclass
@@ -66,6 +66,8 @@ class Exchange(Collective):
         # As kernels round tokens, once; integers are rounded from what the token is.
         self._sent_dtype = _BFLOAT16 if layer.activation_format is None else np.dtype(np.float32)
         self._map, self._width = layer.expert_map, layer.experts.hidden_size
+        self._tokens_of_busy = -(-_BUSY_SLOTS * layer.num_experts // max(layer.top_k, 1))
+        self._is_busy = False
         self._exact = exact
         self.ahead: NextLayer | None = None
         """Asked for experts of the next layer, for tokens of other ranks."""
@@ -81,6 +83,9 @@ class Exchange(Collective):
         self._is_agreed = True  # whatever this raises, all ranks do
         counts = self._channel.check_all(None, len(rows))[:, 0]
         num_chunks = self._num_chunks(counts)
+        # Ranks decide alike: MPI moves large messages only while both sides call it, so one that computes first would
+        # keep one that waits from beginning.
+        self._is_busy = int(counts.min()) >= self._tokens_of_busy * num_chunks
         self._open = []
         parts = cut(len(rows), num_chunks)
         plans = self._guarded(lambda: [self._plan(slots, part) for part in parts])
@@ -141,15 +146,14 @@ class Exchange(Collective):
         num_results, own_end = int(ends[-1]), int(ends[self._channel.rank])
         own, results = slice(own_end - num_own, own_end), np.empty((num_results, self._width), np.float32)
         theirs = np.where(self._own[:, None], 0, chunk.theirs)
-        is_busy = len(own_slots) >= _BUSY_SLOTS * self._experts.num_experts
-        if is_busy:
+        if self._is_busy:
             self._guarded(lambda: self._run(own_tokens, own_slots, own_counts, results[own], threads))
         for wait in chunk.waiting:
             wait()
         if self.ahead is not None:
             self.ahead.expect(chunk.tokens)
         answers = np.zeros((int(theirs[:, 2].sum()), self._width), np.float32)
-        if is_busy:
+        if self._is_busy:
             self._guarded(lambda: self._run(chunk.tokens, chunk.slots, theirs, answers, threads))
         else:
             # One call reads the weights once.
