@@ -83,8 +83,8 @@ class Exchange(Collective):
         self._is_agreed = True  # whatever this raises, all ranks do
         counts = self._channel.check_all(None, len(rows))[:, 0]
         num_chunks = self._num_chunks(counts)
-        # Ranks decide alike: MPI moves large messages only while both sides call it, so one that computes first would
-        # keep one that waits from beginning.
+        # Ranks decide alike: MPI moves large messages only while both sides call it, so one that computes
+        # first would keep one that waits from beginning.
         self._is_busy = int(counts.min()) >= self._tokens_of_busy * num_chunks
         self._open = []
         parts = cut(len(rows), num_chunks)
