@@ -56,6 +56,11 @@ MXFP4MOE_INLINE void code_words(const uint8_t* quad, const CodeBytes& table, __m
 constexpr CodeBytes kUnscaled = make_code_bytes(127), kMaxOrdinary = make_code_bytes(kMaxOrdinaryScale);
 
 MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm256_mul_ps(v, _mm256_set1_ps(scale)); }
+// A part of a K-block is in one of its halves.
+template <class Part>
+MXFP4MOE_INLINE Vec scale_halves(Part, const Vec& v, float first, float second) {
+  return scale_vec(v, Part::value * kVecElements < kBlockK / 2 ? first : second);
+}
 MXFP4MOE_INLINE Vec scale_and_add(Vec v, float scale, float addend) {
   return _mm256_fmadd_ps(v, _mm256_set1_ps(scale), _mm256_set1_ps(addend));
 }

@@ -6,6 +6,14 @@ constexpr E8m0TableF32 kE8m0F32 = make_e8m0_table_f32();
 constexpr Fp8TableF32 kE4m3F32 = make_fp8_table_f32<e4m3_value>();
 
 MXFP4MOE_INLINE Vec scale_vec(Vec v, float scale) { return _mm512_mul_ps(v, _mm512_set1_ps(scale)); }
+// Both parts of a K-block, the even k and the odd ones, have k < 16 in their first eight lanes.
+MXFP4MOE_INLINE Vec halves(float first, float second) {
+  return _mm512_mask_broadcastss_ps(_mm512_set1_ps(first), 0xff00, _mm_set_ss(second));
+}
+template <class Part>
+MXFP4MOE_INLINE Vec scale_halves(Part, Vec v, float first, float second) {
+  return _mm512_mul_ps(v, halves(first, second));
+}
 MXFP4MOE_INLINE Vec scale_and_add(Vec v, float scale, float addend) {
   return _mm512_fmadd_ps(v, _mm512_set1_ps(scale), _mm512_set1_ps(addend));
 }
@@ -30,14 +38,12 @@ struct Mxfp4 {
 using E2m1Scale = float;
 MXFP4MOE_INLINE E2m1Scale e4m3_scale(uint8_t byte) { return kE4m3F32.values[byte]; }
 
-// The first eight lanes of both vectors are k < 16.
 template <class ScaleOf, class F>
 MXFP4MOE_INLINE void each_e2m1(const uint8_t* quad, ScaleOf&& scale_of, F&& f) {
   const __m512i words = load_words(quad);
   const __m512 values = _mm512_loadu_ps(kE2m1Values);
   unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
-    const __m512 scale = _mm512_mask_broadcastss_ps(_mm512_set1_ps(scale_of(i, Index<0>{})), 0xff00,
-                                                    _mm_set_ss(scale_of(i, Index<1>{})));
+    const __m512 scale = halves(scale_of(i, Index<0>{}), scale_of(i, Index<1>{}));
     f(i, Index<0>{}, _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(words, 4 * i.value), values), scale));
     f(i, Index<1>{}, _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(words, 16 + 4 * i.value), values), scale));
   });

@@ -165,8 +165,7 @@ struct HalfBlockIntegers {
     const int32_t* zeros = reinterpret_cast<const int32_t*>(scales + offsetof(HalfScales, zero));
     const auto zero_of = [&](auto row) MXFP4MOE_INLINE_LAMBDA { return zeros[row.value]; };
     const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
-      constexpr int half = part.value * kVecElements / (kBlockK / 2);
-      f(row, part, scale_vec(vec, of_rows[half * kPanelRows + row.value]));
+      f(row, part, scale_halves(part, vec, of_rows[row.value], of_rows[kPanelRows + row.value]));
     };
     if constexpr (Decoder::kNibbles) {
       each_int4(quad, zero_of, scaled);

@@ -8,6 +8,7 @@
 //   scale_and_add(vec, scale, addend)    where Element is float32, with kCheapestInt4Zero
 //                                        and kCheapestInt8Zero: see scaled_integers.h
 //   scale_vec(vec, float)                exact unless a product is too large or too small
+//   scale_halves(part, vec, a, b)        by a where k < 16, by b elsewhere
 //   kE8m0F32                             the values of e8m0 bytes
 //   Mxfp4, Mxfp8<format>                 faster than those, or Mxfp4ByE2m1, Mxfp8By...Values (mxfp*_by_*.h)
 //

@@ -9,6 +9,11 @@ typedef uint16_t Word8 __attribute__((vector_size(16)));
 typedef uint32_t Uint4 __attribute__((vector_size(16)));
 
 MXFP4MOE_INLINE Vec scale_vec(const Vec& v, float scale) { return {{v.v[0] * scale, v.v[1] * scale}}; }
+// A part of a K-block is in one of its halves.
+template <class Part>
+MXFP4MOE_INLINE Vec scale_halves(Part, const Vec& v, float first, float second) {
+  return scale_vec(v, Part::value * kVecElements < kBlockK / 2 ? first : second);
+}
 
 MXFP4MOE_INLINE Vec scale_and_add(const Vec& v, float scale, float addend) {
   return {{v.v[0] * scale + addend, v.v[1] * scale + addend}};
