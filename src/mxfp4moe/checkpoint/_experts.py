@@ -125,11 +125,10 @@ def _read_parts(
     for part, of_part in zip(parts, schemes, strict=True):
         for place, each in zip(part.places, of_part, strict=True):
             _check_columns(place, each, part.shape[1])
+            if not has_biases:
+                _check_no_bias(place, part.shape[0])
         _check_ordered(part, of_part)
     biases = [[_read_bias(place, part.shape[0]) for place in part.places] for part in parts if has_biases]
-    for part in parts if not has_biases else ():
-        for place in part.places:
-            _check_no_bias(place, part.shape[0])
     *first, down = (
         [each.read(*place, *part.shape) for place, each in zip(part.places, of_part, strict=True)]
         for part, of_part in zip(parts, schemes, strict=True)
