@@ -6,36 +6,10 @@
 set -euo pipefail
 . .ci/tools.sh
 tree=$PWD/build/embedding
-headers=$tree/headers/usr/include/onnxruntime
+headers=$tree/headers
 prefix=$tree/prefix
 python=$tree/venv/bin/python
 cmake=$(.venv-ci/bin/python -c 'import cmake; print(cmake.CMAKE_BIN_DIR)')/cmake
-
-unpack_headers() {
-  local apt=$tree/apt mirror
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/*$')
-  debian_packages /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring || return
-  rm -rf "$apt" "$tree/headers.new"
-  mkdir -p "$apt/lists/partial" "$apt/archives/partial"
-  touch "$apt/status"
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" >"$apt/sources.list"
-  cat >"$apt/apt.conf" <<CONF
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-Acquire::Retries "3";
-Debug::NoLocking "true";
-Dir::Cache "$apt";
-Dir::Etc::SourceList "$apt/sources.list";
-Dir::Etc::SourceParts "-";
-Dir::State "$apt";
-Dir::State::status "$apt/status";
-CONF
-  APT_CONFIG=$apt/apt.conf apt-get -qq update || return
-  (cd "$apt" && APT_CONFIG=$apt/apt.conf apt-get -qq download libonnxruntime-dev) || return
-  dpkg-deb -x "$apt"/libonnxruntime-dev*.deb "$tree/headers.new"
-  rm -rf "$apt" "$tree/headers"
-  mv "$tree/headers.new" "$tree/headers"
-}
 
 # All commands but Python.
 make_path() {
@@ -62,8 +36,8 @@ build_operators() {
 
 mkdir -p "$tree"
 operators=()
-if [ -d "$headers" ] || unpack_headers; then
-  operators=("-DMXFP4MOE_ONNXRUNTIME=$headers")
+if unpack_trixie "$headers" libonnxruntime-dev; then
+  operators=("-DMXFP4MOE_ONNXRUNTIME=$headers/usr/include/onnxruntime")
 else
   echo "skipped: the operators for ONNX Runtime, whose headers (libonnxruntime-dev) could not be had"
 fi

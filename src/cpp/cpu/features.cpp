@@ -76,6 +76,11 @@ uint32_t detect(const char** amx_status) {
     features |= kCpuAvx512Bf16;
     if (is_amd()) features |= kCpuFastBf16Dot;
   }
+#ifdef MXFP4MOE_SIMDE  // these kernels then consist of instructions of AVX2
+  if ((features & kCpuAvx2) != 0) {
+    features |= kCpuAvxVnni | kCpuAvx512 | kCpuAvx512Vbmi | kCpuAvx512Vnni | kCpuAvx512Bf16 | kCpuFastBf16Dot;
+  }
+#endif
   const char* reason = why_no_amx(extended, states);
   if (reason == nullptr) features |= kCpuAmxBf16;
   *amx_status = reason == nullptr ? "" : reason;

@@ -1,12 +1,7 @@
 // Vectors and accumulators of sixteen lanes. Included inside a kernel table's own namespace, after dot_*.h.
 
-// Loads a vector that is used several times. Without the asm the compiler would load it anew for each use, but a port
-// loads only one zmm a cycle.
-MXFP4MOE_INLINE Vec load_vec_once(const Element* p) {
-  Vec v = load_vec(p);
-  asm("" : "+v"(v));
-  return v;
-}
+// Loads a vector that is used several times.
+MXFP4MOE_INLINE Vec load_vec_once(const Element* p) { return in_register(load_vec(p)); }
 MXFP4MOE_INLINE Acc zero_acc() { return _mm512_setzero_ps(); }
 MXFP4MOE_INLINE Acc load_acc(const float* p) { return _mm512_loadu_ps(p); }
 MXFP4MOE_INLINE void store_acc(float* p, Acc a) { _mm512_storeu_ps(p, a); }

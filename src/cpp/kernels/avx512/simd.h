@@ -74,10 +74,15 @@ inline void store_nibbles(uint8_t* p, U32 a) {
 inline void store_bytes(uint8_t* p, U32 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a)); }
 inline F32 lookup(const float* table, U32 index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); }
 
-// Loads 64 bytes of weights once. Without the asm the compiler would load them anew for each use, but a port loads only
-// one zmm a cycle.
-MXFP4MOE_INLINE U32 load_words(const uint8_t* p) {
-  U32 words = _mm512_loadu_si512(p);
-  asm("" : "+v"(words));
-  return words;
+// Keeps a vector that is used several times in a register. Without the asm the compiler would load it anew for each
+// use, but a port loads only one zmm a cycle. Where SIMDe stands in for the instructions there is no such register.
+template <class V>
+MXFP4MOE_INLINE V in_register(V v) {
+#ifdef __AVX512F__
+  asm("" : "+v"(v));
+#endif
+  return v;
 }
+
+// 64 bytes of weights.
+MXFP4MOE_INLINE U32 load_words(const uint8_t* p) { return in_register(_mm512_loadu_si512(p)); }
