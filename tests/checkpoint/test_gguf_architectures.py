@@ -26,8 +26,8 @@ KEYED = tuple(
 )
 GATED = tuple(name for name, case in CASES.items() if case.gated and not case.fused)
 
-# The root mean square of the error of rounding to bfloat16, relative to a number at the bottom of a binade, where it
-# is largest.
+# The root mean square of the error of rounding to bfloat16, relative to a number at the bottom of a binade.
+# There it is largest.
 ROUNDING = 2**-8 / 3**0.5
 
 
