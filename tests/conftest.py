@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,13 +38,24 @@ settings.load_profile("mxfp4moe")
 RUNNABLE = [name for name, table in TABLES.items() if table.supported or name in REQUIRED_ISAS]
 
 
+PREFERRED = config._TABLES[config.active_kernels()].name
+
+# What is computed by code of a kernel table; what is in the other folders calls it.
+OF_TABLES = {"kernels", "linear", "attention", "quantize", "routing"}
+# The models of tiles share the rest with another table.
+OF_MODELS = {"kernels", "linear"}
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     fixtures = getattr(item, "fixturenames", ())
     if "isa" not in fixtures:
         return
     item.add_marker("every_table")
-    # Plain C++ takes ten times as long as vectors, where a machine has them.
     table = item.callspec.params["isa"]  # type: ignore[attr-defined]
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if table != PREFERRED and folder not in (OF_MODELS if "model" in table else OF_TABLES):
+        item.add_marker("nightly")
+    # Plain C++ takes ten times as long as vectors, where a machine has them.
     if "native_isa" in fixtures and table == "portable" != config.active_isa():
         item.add_marker("nightly")
     # Before other fixtures prepare anything for it.
