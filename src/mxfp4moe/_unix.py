@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Those that end a process in the ordinary way."""
+"""The signals that end a process in the ordinary way."""
 
 
 def lock(descriptor: int) -> None:

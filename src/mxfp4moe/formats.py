@@ -18,7 +18,7 @@ ExpertsFormat = Format | tuple[Format, Format]
 """What `pack_experts` takes: the format of all weights, or those of w13 and of w2."""
 
 LinearFormat = Format | Literal["float32"]
-"""Those of `pack_linear`."""
+"""The formats that `pack_linear` takes."""
 
 GateUpLayout = Literal["concatenated", "interleaved"]
 """The order of the rows of gate and up in one matrix."""

@@ -570,7 +570,7 @@ class MoELayer(LayerDescription[PackedExperts]):
             self._next = NextLayer(other._router, cache)
 
     def _with_activation_format(self, value: ActivationFormat | None) -> Self:
-        """The same layer with that option."""
+        """The same layer with another format of activations."""
         layer = self._of(self.arguments() | {"activation_format": value})
         layer._next = self._next  # whose routing does not depend on it
         return layer

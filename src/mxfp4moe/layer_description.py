@@ -145,7 +145,7 @@ class LayerDescription(Generic[_Experts]):
     output_bias: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
     """An array of shape (hidden_size,) that is added to the result of each token."""
     expert_map: NDArray[np.int32] | None = field(default=None, metadata=_LATER_ARRAY)
-    """Of a slice: for each expert of the layer its place in `experts`, or -1; None if all are there."""
+    """In a slice, the place in `experts` of each expert of the layer, or -1; None if all are there."""
     activation_format: ActivationFormat | None = field(default=None, metadata=_LATER_OPTION)
     """What experts round hidden states and intermediates to, the shared one if its format allows it; None is
     bfloat16."""
@@ -413,14 +413,14 @@ def sliced(layer: LayerDescription[_Experts], experts: ExpertIds | None) -> Laye
 
 
 def later_fields(layer: LayerDescription[Any]) -> dict[str, Any]:
-    """Those fields of a layer that most layers do not have, by name."""
+    """The fields that this layer has and most layers do not have, by name."""
     later = [each for each in fields(LayerDescription) if each.metadata.get("later")]
     values = {each.name: (getattr(layer, each.name), each.default) for each in later}
     return {name: value for name, (value, default) in values.items() if not _same(value, default)}
 
 
 def later_texts(layer: LayerDescription[Any]) -> list[str]:
-    """The same as ``name=value``, for a person to read."""
+    """The fields that most layers do not have as ``name=value``, for a person to read."""
     return [f"{name}={_text(value)}" for name, value in later_fields(layer).items()]
 
 

@@ -109,7 +109,7 @@ class LayerRouter:
     def route_normalized(
         self, residual: NDArray[np.float32], norm: tuple[NDArray[np.float32], float], num_threads: int
     ) -> tuple[Chosen, NDArray[Any]]:
-        """The same of a layer of a whole model, whose router reads the norm of its tokens in float32.
+        """Choose experts in a layer of a whole model, whose router reads the norm of its tokens in float32.
 
         `norm` is a weight and an epsilon. Also returns the normalized tokens in bfloat16, which experts read.
         """

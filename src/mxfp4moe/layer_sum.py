@@ -85,7 +85,7 @@ def routed_options(layer: LayerDescription[PackedExperts]) -> ExpertOptions:
 
 
 def shared_options(layer: LayerDescription[PackedExperts], shared: PackedExperts) -> ExpertOptions:
-    """The same of the shared expert of the layer."""
+    """The options of a call of the shared expert."""
     function = check_activation(layer.activation, layer.alpha, layer.shared_limit, shared.gated)
     possible = possible_activation_format(layer.activation_format, shared.format)
     rounding = check_activation_format(possible, shared.format, "shared_experts")

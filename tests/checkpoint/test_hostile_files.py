@@ -53,7 +53,7 @@ def test_json_above_the_real_bound_is_not_even_parsed(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("open_close", ["[]", "{}"])
 def test_nesting(open_close: str) -> None:
-    """Of 64 levels, the object itself included, whatever the recursion limit of Python is."""
+    """64 levels are read, the object itself included, whatever the recursion limit of Python is."""
 
     def nested(levels: int) -> bytes:
         if open_close == "[]":

@@ -148,7 +148,10 @@ def test_wrong_columns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ct 4 bits, zeros", "gptq v2, 8 bits, zeros", "awq", "ct int, zeros"])
 def test_matrices_that_stand_alone(tmp_path: Path, name: str) -> None:
-    """Of projections, say: what pack_linear takes, with the products by unit vectors as the weights."""
+    """Matrices outside of experts, as projections, give what pack_linear takes.
+
+    Their products by unit vectors are the weights.
+    """
     model, weights = written(CASES[name])
     folder = ModelFolder(model.write(tmp_path))
     scheme = find_scheme(folder.config)

@@ -52,7 +52,7 @@ class Family:
     moe_layers: tuple[int, ...] = (0, 1)
     num_shared: int = 0
     tensors: tuple[str, ...] = ()
-    """Of the router, beside its weight: "bias" of each layer, "tid2eid" of layer 0 instead."""
+    """What the router has beside its weight: "bias" in each layer, or "tid2eid" in layer 0 instead."""
     written: dict[str, Any] = field(default_factory=dict)
     """Fields of config.json that `quantize` leaves out."""
 

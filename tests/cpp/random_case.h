@@ -161,7 +161,7 @@ class RandomCase {
   struct Matrix {
     mxfp4moe_array weights{}, scales{}, zeros{}, tensor_scale{}, bias{}, offsets{};
   };
-  // Of integers, `group` weights of a row share a scale, or, if it is 0, all.
+  // In formats of integers `group` weights of a row share a scale, or all of them if it is 0.
   struct Sizes {
     int64_t experts, rows, k, group;
   };

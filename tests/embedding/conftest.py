@@ -36,7 +36,7 @@ def saved(rng: np.random.Generator, tmp_path: Path) -> tuple[Path, list[float]]:
 
 @pytest.fixture
 def options(isa: str) -> Any:
-    """Of calls of the C library: the instruction set for which it takes the kernel table of the test."""
+    """Options of the C library, with the instruction set for which it takes the kernel table of the test."""
     table = config._TABLES[config.active_kernels()]
     if not table.automatic:
         pytest.skip(f"{isa} is for tests of the package alone")

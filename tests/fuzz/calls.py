@@ -53,7 +53,7 @@ def random_sizes(rng: Rng, formats: tuple[str, str]) -> Sizes:
 
 
 def random_formats(rng: Rng) -> tuple[str, str]:
-    """Those of w13 and of w2, which mostly are the same."""
+    """The formats of w13 and of w2, which mostly are the same."""
     first, second = choose(rng, list(FORMATS)), choose(rng, list(FORMATS))
     return (first, second) if chance(rng, 0.3) else (first, first)
 

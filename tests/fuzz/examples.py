@@ -68,7 +68,7 @@ def few_experts(written: Written) -> Written:
 
 
 def model_folders(folder: Path) -> Iterator[Example]:
-    """Of every family and every quantization, in one file or in two with an index."""
+    """Folders with models of every family and every quantization, in one file or in two with an index."""
     models = {
         name: make for name, make in MODELS.items() if not name.startswith("mixtral") or "fused" in name
     }

@@ -59,7 +59,7 @@ def _minifloat(codes: Array, exponent_bits: int, mantissa_bits: int) -> Array:
 
 
 def e2m1(packed: Array) -> Array:
-    """Of bytes with two codes each, the low half first."""
+    """The values of bytes that hold two codes each, the low half first."""
     return _minifloat(np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1), 2, 1)
 
 
@@ -255,7 +255,7 @@ def expert_output(
 def fused_experts(
     hidden: Array, arrays: dict[str, Any], topk_weights: Array, local_ids: Array, options: Options
 ) -> Bounded:
-    """Of hidden states [T, K] and ids [T, top_k], -1 for dropped slots; not yet rounded to a type."""
+    """What experts give for hidden states [T, K] and ids [T, top_k], -1 for dropped slots, unrounded."""
     with np.errstate(all="ignore"):
         x = to_bfloat16(hidden)
         weights = topk_weights.astype(np.float32).astype(np.float64)
@@ -272,7 +272,7 @@ def fused_experts(
 
 
 def linear(hidden: Array, arguments: dict[str, Any]) -> Bounded:
-    """Of hidden states [T, K] and arguments of `pack_linear`; not yet rounded to a type."""
+    """What a matrix gives for hidden states [T, K] and arguments of `pack_linear`, not rounded yet."""
     arrays = {"w2": [arguments["weight"]]}
     arrays |= {
         f"w2_{name}": [arguments[name]]

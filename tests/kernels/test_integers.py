@@ -110,7 +110,7 @@ def integer_problem(
 @pytest.mark.parametrize("format", ["int4", "int8"])
 @pytest.mark.parametrize("group_sizes", [(32, 64), (128, 32), (64, 384), (512, 96), (256, 128)])
 def test_group_sizes(isa, rng, format, group_sizes):
-    """Of every kind on either side of a slab; scales and zero points of w13 and of w2 may differ in kind."""
+    """Groups of every kind lie on either side of a slab; w13 and w2 may differ in scales and zero points."""
     for zeros, layout in (((False, True), "concatenated"), ((True, False), "interleaved")):
         dtypes = rng.permutation(3)[:2]
         options = {"dtypes": [SCALE_DTYPES[d] for d in dtypes], "zeros": zeros, "layout": layout}

@@ -24,7 +24,7 @@ SOFT_CLAMP_ULPS = 8  # of limit * tanh(x / limit): 5.1 of tanh (3e-7), a divisio
 
 
 def activation_ulps(activation: str) -> int:
-    """Of the approximations and roundings of an activation whose gate and up are exact."""
+    """How far an activation may be off by its approximations and roundings, if its gate and up are exact."""
     return ACTIVATION_ULPS + (SOFT_CLAMP_ULPS if activation == "situ" else 0)
 
 

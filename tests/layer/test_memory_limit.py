@@ -181,7 +181,7 @@ def test_experts_are_prefetched_pinned_and_evicted(tmp_path: Path, rng: np.rando
 
 
 def test_memory_is_given_back(tmp_path: Path, rng: np.random.Generator) -> None:
-    """Of pages in memory, as the system counts them: also in the cache of the file."""
+    """Fewer pages are in memory, as the system counts them, and in the cache of the file as well."""
     w13, w2 = rng.standard_normal((8, 512, 256), np.float32), rng.standard_normal((8, 256, 256), np.float32)
     experts = mx.pack_experts(w13, None, w2, None, format="bf16")
     whole = mx.MoELayer(experts, rng.standard_normal((8, 256), np.float32), top_k=2)

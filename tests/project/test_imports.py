@@ -47,7 +47,7 @@ ROOMS = (
     ("jax", "model", "mpi", "onnxruntime"),
     ("cli", "__main__"),
 )
-"""From the ground floor up."""
+"""The floors from the ground up: a module imports from its own floor and from those below."""
 
 _spec = find_spec("mxfp4moe")
 assert _spec is not None

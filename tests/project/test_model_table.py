@@ -21,7 +21,7 @@ def test_page_has_the_tables_of_the_rows(number: int) -> None:
 
 
 def test_every_type_is_in_the_table() -> None:
-    """Those alone that are of the package: tests of the same process register others."""
+    """The rows of the package are all there; other tests of this process may have registered more types."""
     assert sorted(model_table.WORDS) == sorted(row.model_types[0] for row in ROWS)
     architectures = {name for _, names in model_table.WORDS.values() for name in names.split()}
     assert architectures <= ARCHITECTURES.keys()

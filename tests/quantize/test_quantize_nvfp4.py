@@ -86,7 +86,7 @@ def test_every_16_bit_value(isa: str, dtype: np.dtype[Any]) -> None:
 @pytest.mark.smoke
 @DTYPE
 def test_exact_values_come_back(isa: str, rng: np.random.Generator, dtype: np.dtype[Any]) -> None:
-    """Of values that NVFP4 holds with tensor scale 1, but for blocks that hold no 6."""
+    """Values that NVFP4 holds with tensor scale 1 come back; blocks that hold no 6 are left out."""
     codes = rng.integers(0, 16, (30, 4, 16), np.uint8)
     codes[..., 0] = 7
     scales = rng.choice(np.array([2.0**-6, 0.25, 1.0, 1.75, 14, 448]), (30, 4))

@@ -197,7 +197,7 @@ def _converted(name: str, array: np.ndarray[Any, Any], model_type: str) -> Tenso
 
 
 def _matrices(name: str, array: np.ndarray[Any, Any], suffix: str) -> Tensors:
-    """Of all experts, or of the shared one; gate and up in two tensors."""
+    """The matrices of all experts, or of the shared one, with gate and up in two tensors."""
     kind = "bias" if name.endswith("_bias") else "weight"
     name = name.removesuffix("_bias")
     if name in ("gate_up_proj", "input_linear"):

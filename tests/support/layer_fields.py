@@ -116,7 +116,7 @@ def exact_call(rng: np.random.Generator, names: Collection[str], num_tokens: int
         return result
 
     def sparse(*shape: int) -> np.ndarray:
-        """Of each row, four numbers are 1 or -1."""
+        """Zeros but for four numbers in each row, which are 1 or -1."""
         places = np.argsort(rng.random(shape), axis=-1) < 4
         return (rng.choice([-1, 1], shape) * places).astype(np.float32)
 

@@ -9,7 +9,7 @@
 
 namespace mxfp4moe::capi {
 
-// Without alpha or limit, those of the activation.
+// Where alpha or limit is not given, that of the activation is taken.
 Activation check_activation(int32_t activation, std::optional<double> alpha, std::optional<double> limit, bool gated);
 
 // Whether activations of eight bits are for such weights, which are integers times scales.

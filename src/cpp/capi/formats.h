@@ -29,7 +29,7 @@ struct Format {
   bool has_tensor_scale;
   std::vector<WeightDtype> weights;
   std::vector<int32_t> scales;  // dtypes; empty without scales
-  // Of integers.
+  // These three are used by formats of integers alone.
   bool has_groups;
   int32_t zero_dtype;
   int max_zero;

@@ -97,7 +97,7 @@ class Arguments {
     *to = value->real;
   }
 
-  // One of `names`, as its number.
+  // Reads one of `names`, and gives its place among them.
   void read(const char* name, std::initializer_list<const char*> names, int32_t* to) const {
     const Json* const value = given(name);
     if (value == nullptr) return;
@@ -309,7 +309,7 @@ void LayerRouting::read_arguments(const PackedFile& file) {
   if (name == "topk_softmax") {
     arguments.check_names({"renormalize"});
     arguments.read("renormalize", &r.renormalize);
-    // The same numbers with fewer scores to compute.
+    // This gives the same numbers and computes fewer scores.
     r.scoring = MXFP4MOE_SCORING_TOPK_SOFTMAX;
     r.select_by_logit = 1;
     if (!r.renormalize) r.scoring = MXFP4MOE_SCORING_SOFTMAX;

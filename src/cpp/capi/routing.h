@@ -20,12 +20,12 @@ void run_route(const mxfp4moe_routing& routing, const mxfp4moe_route_args& args,
 // How a layer makes experts and weights of logits: a routing function by name, with its arguments.
 class LayerRouting {
  public:
-  // Of a packed layer with so many logits and top_k.
+  // Reads the routing of a packed layer, which has so many logits and this top_k.
   LayerRouting() = default;
   LayerRouting(const PackedFile& file, int64_t num_logits, int64_t top_k);
 
   bool is_hash() const { return !table_.empty(); }
-  // Of a token: top_k, and the shared experts that the router weighs.
+  // A token has top_k slots, and one for each shared expert that the router weighs.
   int64_t num_slots() const { return top_k_ + num_shared_; }
   void choose(const float* logits, const int64_t* input_ids, int64_t num_tokens, float* topk_weights, int32_t* topk_ids,
               int num_threads) const;

@@ -19,9 +19,9 @@ struct Experts {
   std::shared_ptr<const Bytes> bytes;
   std::shared_ptr<const std::vector<int32_t>> places;  // of those that are counted, if others are in memory too
 
-  // Those whose description and parts are under `prefix` in a file.
+  // Takes experts whose description and parts are under `prefix` in a file.
   static Experts of_file(const PackedFile& file, const std::string& prefix);
-  // Of their shape, no more is known than what computing needs; the formats are null.
+  // Their shape holds no more than what computing needs, and their formats are null.
   static Experts of_given(const GivenExperts& given);
   static Experts of_arrays(const mxfp4moe_experts_arrays& arrays, int num_threads);
 
@@ -42,7 +42,7 @@ struct Linear {
   static Linear of_file(const PackedFile& file, const std::string& prefix);
   static Linear of_arrays(const mxfp4moe_linear_arrays& arrays, int num_threads);
 
-  // Of sizes that have been checked.
+  // A call whose sizes have been checked.
   struct Problem {
     Rows hidden_states, out;
     int64_t num_tokens;

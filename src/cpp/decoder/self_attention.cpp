@@ -20,7 +20,7 @@ Rows bf16_rows(uint16_t* data, int64_t row_values) {
   return {reinterpret_cast<uint8_t*>(data), row_values * 2, DType::kBFloat16};
 }
 
-// One call: the numbers between the operations, which are done one after another.
+// Holds the numbers that one call has between its operations, which are done one after another.
 class Call {
  public:
   Call(const SelfAttention& layer, const DecoderStep& step, int num_threads)

@@ -10,7 +10,7 @@ using namespace mxfp4moe::jax;
 
 namespace {
 
-// Of the bytes of a PackedLayer, which the Python extension of the same version has made.
+// Makes a PackedLayer from its bytes, which the Python extension of the same version wrote.
 PackedLayer layer_of(const void* bytes) {
   PackedLayer layer;
   std::memcpy(&layer, bytes, sizeof(layer));

@@ -94,7 +94,7 @@ struct Attributes {
   void** values;
 };
 
-// One call of a handler.
+// What a handler is given in one call.
 struct Frame {
   size_t struct_size;
   Extension* extensions;

@@ -65,7 +65,7 @@ struct Tensor {
   void check_rank(size_t rank) const;
   // Sizes of -1 may be any.
   void check_shape(const Shape& expected) const;
-  // As the library takes it.
+  // The same tensor as an argument of the library.
   mxfp4moe_array array() const;
 };
 

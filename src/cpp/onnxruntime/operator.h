@@ -10,7 +10,8 @@ namespace mxfp4moe::onnx {
 
 // Types of inputs and outputs: one of ONNX, or one of these.
 constexpr auto kAnyType = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-// Of tokens: float32, float16 or bfloat16. It stands where a type does, so that it is one, which no argument has.
+// Stands for the three types that tokens may have: float32, float16 and bfloat16. Its own value is a type that no
+// argument has.
 constexpr auto kTypeOfTokens = ONNX_TENSOR_ELEMENT_DATA_TYPE_COMPLEX128;
 
 struct Argument {

@@ -165,8 +165,8 @@ struct SourceMatrix {
   int64_t num_rows;
   int64_t k;
   RowOrder order;
-  // Of kBf16: with more than one term, each weight becomes the sum of so many bfloat16 numbers, exactly (see
-  // bf16_term). Term t of panel p is packed panel num_terms * p + t.
+  // How many terms a weight of format kBf16 has: with more than one, each weight becomes the sum of so many bfloat16
+  // numbers, exactly (see bf16_term). Term t of panel p is packed panel num_terms * p + t.
   int64_t num_terms = 1;
 };
 

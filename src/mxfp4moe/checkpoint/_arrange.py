@@ -33,7 +33,7 @@ class Stored:
     parts: Sequence[Part]
     schemes: Sequence[Sequence[Scheme]]
     places: Sequence[int] | None = None
-    """Of the experts that are arranged, if not of all; the format is that of all."""
+    """Which experts are arranged, if not all of them are; the format is that of all."""
 
     @property
     def formats(self) -> tuple[str, str]:

@@ -49,7 +49,7 @@ ACTIVATIONS = {
 
 HIDDEN_ACT = Choice("hidden_act", "silu", of=ACTIVATIONS)
 SILU_ALONE = Choice("hidden_act", "silu", of={"silu": "silu", "swish": "silu"})
-"""Of types whose experts have silu whatever ``hidden_act`` says, which holds for their shared expert."""
+"""For types whose experts compute silu whatever ``hidden_act`` says: that name is of their shared expert."""
 
 TOP_K = Count(
     "num_experts_per_tok|num_experts_per_token|experts_per_token|moe_topk|moe_top_k|moe_k|top_k_experts"
@@ -108,7 +108,7 @@ class Shared:
     average: Value = False
     """Whether the layer's output is the mean of both outputs instead of the sum."""
     limit: Value = None
-    """As `ModelType.limit`."""
+    """What limits gate and up, as `ModelType.limit` does for the other experts."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class ModelType:
     """Prefixes of the tensors of a layer; the first is the published one."""
     hidden_size: Count = _HIDDEN_SIZE
     intermediate_size: Count = _INTERMEDIATE_SIZE
-    """Of an expert."""
+    """The field with the intermediate size of one expert."""
     num_experts: Count = NUM_EXPERTS
     top_k: Count = TOP_K
     num_layers: Count = _NUM_LAYERS
@@ -151,7 +151,7 @@ class ModelType:
     alpha: Value = None
     limit: Value = None
     routed_scaling_factor: Value = 1.0
-    """Of the routed sum; a factor of the weights is an argument of the routing."""
+    """What multiplies the routed sum; a factor of the weights is an argument of the routing."""
     shared: Shared | None = None
     tensors: Value = ()
     """The names of the fields of `LayerDescription` that are tensors, apart from the router."""

@@ -19,7 +19,7 @@ _TERM_BYTES = 32 << 20  # the most that float32 terms of some tokens take at a t
 
 _Slots = tuple[NDArray[np.float32], NDArray[np.int32]]
 RunExperts = Callable[[NDArray[Any], _Slots, NDArray[Any], bool], None]
-"""Of hidden states, weights and ids, writes the sums of the tokens, or the term of each slot."""
+"""Takes hidden states, weights and ids, and writes the sums of the tokens, or the term of each slot."""
 
 
 def run_cached(
@@ -63,7 +63,7 @@ def run_cached(
 def _terms_of_group(
     run: RunExperts, rows: NDArray[Any], slots: _Slots, group: NDArray[np.int32]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
-    """Of some tokens at a time: which they are, their slots with an expert of the group, and their terms.
+    """Yields some tokens at a time: which they are, their slots with an expert of the group, and their terms.
 
     The slots of a token are in ascending order of their experts. Where it has fewer than others, other slots
     follow, whose terms are zeros.

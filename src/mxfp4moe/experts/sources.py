@@ -151,7 +151,7 @@ class Matrix:
 
     @property
     def dtypes(self) -> tuple[np.dtype | None, ...]:
-        """Those of weights, scales, zero points and offsets."""
+        """The dtypes of weights, scales, zero points and offsets, None for what is not there."""
         others = (arrays[0].dtype if arrays else None for arrays in (self._zeros, self._offsets))
         return self.dtype, self.scale_dtype, *others
 

@@ -13,7 +13,7 @@ from mxfp4moe.formats import FLOAT_CODES
 
 FLOAT_DTYPES = tuple(FLOAT_CODES)
 WEIGHT_DTYPES = (*FLOAT_DTYPES, np.dtype(np.float64))
-"""Those of the weights of slots, which are rounded to float32."""
+"""The dtypes that weights of slots may have; they are rounded to float32."""
 _INT32 = np.iinfo(np.int32)
 
 

@@ -23,7 +23,7 @@ class Settings:
 
     @classmethod
     def here(cls, num_threads: int | None) -> Settings:
-        """Those of a call that is traced here and now."""
+        """The settings of a call that is traced here and now."""
         return cls(config.active_kernels(), config.resolve_num_threads(num_threads))
 
 

@@ -80,11 +80,11 @@ class Step:
     """Tokens of one or several sequences that are computed together."""
 
     input_ids: NDArray[np.int64]
-    """Of all sequences, one after another."""
+    """The ids of all sequences, one sequence after another."""
     lengths: tuple[int, ...]
     """How many tokens each sequence has here."""
     caches: Sequence[Sequence[KVCache]]
-    """Of each sequence those of all layers."""
+    """For each sequence, the caches of all layers."""
     num_threads: int
 
     @property

@@ -57,7 +57,7 @@ class DecoderDescription:
     clip: float | None = None
     has_sinks: bool = False
     activation: str = "silu"
-    """Of layers without experts."""
+    """The activation of the dense MLP in layers without experts."""
     end_ids: tuple[int, ...] = ()
     """The tokens that end a text."""
 

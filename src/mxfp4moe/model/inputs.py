@@ -26,7 +26,7 @@ class Inputs:
 
     sequences: list[Ids]
     shape: tuple[int, ...] | None
-    """Of the array that they came in; None if they came in a list."""
+    """The shape of the array that the sequences came in, or None if they came in a list."""
 
     def returned(self, results: list[Logits]) -> Logits | list[Logits]:
         """An array for each sequence in the form that the ids came in."""

@@ -104,9 +104,9 @@ class CutExperts:
             raise value_error("layer_slice", expected, f"group sizes {spec.group_sizes}")
         self.hidden_size, self.intermediate_size = experts.hidden_size, experts.intermediate_size
         self.w13_panels = _panels(self.intermediate_size, size)
-        """Of each rank, how many panels of intermediates it computes."""
+        """How many panels of intermediates each rank computes."""
         self.w2_panels = _panels(self.hidden_size, size)
-        """The same of results."""
+        """How many panels of results each rank computes."""
         self._w13 = _rows_of(self.w13_panels, rank, self.intermediate_size)
         self._w2 = _rows_of(self.w2_panels, rank, self.hidden_size)
         self._options = options

@@ -31,7 +31,7 @@ class _Chunk:
     rows: NDArray[Any]
     plan: Plan
     theirs: NDArray[np.int64]
-    """Of each rank, how many tokens, slots and results it has for this one."""
+    """How many tokens, slots and results each rank has for this one."""
     tokens: NDArray[Any] = field(init=False)
     slots: NDArray[Any] = field(init=False)
     results: NDArray[Any] = field(init=False)
@@ -63,7 +63,8 @@ class Exchange(Collective):
     ) -> None:
         super().__init__(channel, chunk_tokens)
         self._experts, self._options = layer.experts, routed_options(layer)
-        # As kernels round tokens, once; integers are rounded from what the token is.
+        # Tokens are rounded to bfloat16 before they are sent, as kernels would round them. Activations of
+        # eight bits are rounded from the token itself.
         self._sent_dtype = _BFLOAT16 if layer.activation_format is None else np.dtype(np.float32)
         self._map, self._width = layer.expert_map, layer.experts.hidden_size
         self._tokens_of_busy = -(-_BUSY_SLOTS * layer.num_experts // max(layer.top_k, 1))

@@ -34,7 +34,7 @@ class Messages(NamedTuple):
     """The row of each token in the batch; a token is there once for each rank that it goes to."""
     slots: NDArray[Any]
     counts: NDArray[np.int64]
-    """For each rank: how many tokens, slots and rows of results."""
+    """How many tokens, slots and rows of results are for each rank."""
 
 
 class Addends(NamedTuple):
@@ -106,7 +106,7 @@ def make_plan(
 
 
 def _changes(values: Ints) -> NDArray[np.bool_]:
-    """Where a value is another one than that before it; the first one is."""
+    """Whether each value differs from the one before it; the first one counts as different."""
     result = np.ones(len(values), bool)
     result[1:] = values[1:] != values[:-1]
     return result

@@ -25,7 +25,7 @@ class _Chunk:
     """Some tokens of each rank."""
 
     part: slice
-    """Those of this rank."""
+    """Which tokens are of this rank."""
     counts: NDArray[np.int64]
     """How many there are of each rank."""
     tokens: NDArray[Any] = field(init=False)

@@ -188,7 +188,7 @@ def _activation(reader: _Reader) -> dict[str, Any]:
 
 
 def _router(reader: _Reader, quant_type: str | None) -> Router:
-    """As the kernels for CPUs have it, which the documentation leaves open."""
+    """The routing as the runtime's own kernels for CPUs compute it, which its documentation leaves open."""
     reader.require("use_sparse_mixer", 0)
     top_k = reader.attributes["k"]
     if top_k < 1:

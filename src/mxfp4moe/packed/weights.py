@@ -52,7 +52,7 @@ class PackedWeights(Generic[_Spec, _Bytes]):
     __slots__ = ("__weakref__", "_place", "_storage", "spec")
 
     _kind: ClassVar[str]
-    """Of their files."""
+    """The kind of file that holds such weights."""
     _spec_type: ClassVar[type[Spec[Any]]]
     _made_by: ClassVar[str]
 

@@ -74,7 +74,7 @@ def topk_softmax(
     """
     logits = as_logits(router_logits)
     k = check_positive_int("top_k", top_k, maximum=logits.shape[-1])
-    # The same numbers with fewer scores to compute.
+    # This gives the same numbers and computes fewer scores.
     scoring = "topk_softmax" if check_bool("renormalize", renormalize) else "softmax"
     rule = Rule(scoring=SCORINGS[scoring], by_logit=True)
     return route(logits, rule, k, num_threads=num_threads)

@@ -47,7 +47,7 @@ bool expect_random_reads(uint8_t* data, int64_t bytes) {
 }
 
 bool request_pages(uint8_t* data, int64_t bytes) {
-  // Of one request the system reads no more than a device takes at once, and forgets the rest.
+  // The system reads no more of a request than a device takes at once, and forgets the rest.
   constexpr int64_t kPiece = 128 << 10;
   for (int64_t done = 0; done < bytes; done += kPiece) {
     const size_t size = static_cast<size_t>(std::min(kPiece, bytes - done));

@@ -8,7 +8,7 @@
 
 namespace mxfp4moe::platform {
 
-// As platform/linux/sleepers.h.
+// Does what platform/linux/sleepers.h says, with a condition variable in place of a futex.
 class Sleepers {
  public:
   void sleep_while(std::atomic<uint32_t>& word, uint32_t expected, int limit_ms) {

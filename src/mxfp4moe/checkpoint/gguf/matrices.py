@@ -28,7 +28,7 @@ class Matrices:
 
     tensors: Tensors
     name: str
-    """Of a tensor without ".weight"; ``{}`` stands for gate, up, gate_up or down."""
+    """The name of a tensor without ".weight", in which ``{}`` stands for gate, up, gate_up or down."""
     is_gated: bool
     fused: str = "gate_up"
     """What stands there in the name of one tensor with all gate rows, then all up rows."""

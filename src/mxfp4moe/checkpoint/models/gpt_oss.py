@@ -21,7 +21,7 @@ from mxfp4moe.checkpoint.schemes import E8M0, FLOATS, Scheme, find_scheme, plain
 from mxfp4moe.experts.weights import ExpertWeights
 
 _OWN = Scheme("gpt-oss MXFP4", "mxfp4", plain.SCHEME.read, multiple_of=32)
-"""Of models as published."""
+"""How the published models are quantized."""
 
 
 def _scheme(config: Config) -> Scheme:

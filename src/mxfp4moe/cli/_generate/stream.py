@@ -75,7 +75,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 class IdStream:
-    """The same for ids that are shown themselves."""
+    """Shows ids themselves, where there is no text to look for a stop in."""
 
     def __init__(self) -> None:
         self.text, self.stopped = "", False
