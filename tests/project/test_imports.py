@@ -18,7 +18,7 @@ from mxfp4moe.formats import FORMATS, Format
 from mxfp4moe.quantize._common import ScaleRule
 
 ROOMS = (
-    ("errors", "_core", "_embedding", "_startup", "_unix"),
+    ("errors", "_core", "_embedding", "_immutable", "_startup", "_unix"),
     ("_dlpack",),
     (
         "_arguments",

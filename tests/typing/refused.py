@@ -31,4 +31,6 @@ lm = mx.CausalLM.from_checkpoint("model", quantize_dense="fp4")  # error: no suc
 lm.num_layers = 3  # error: read-only
 lm.generate([1, 2], max_new_tokens="9")  # error: no int
 mx.KVCache(2, 64, dtype="float16")  # error: no such dtype
+mx.KVCache(2, 64).head_dim = 1  # error: read-only
+mx.RotaryEmbedding(64, base=1e4).head_dim = 1  # error: read-only
 mx.quantize_int4(w, 64)  # error: keyword-only

@@ -122,7 +122,7 @@ class PackedExperts(PackedWeights[ExpertsSpec, _core.ExpertStorage]):
         cached: FileExperts | None = None,
     ) -> Self:
         self = super()._make(spec, storage, place)
-        object.__setattr__(self, "_cached", cached)
+        self._cached = cached
         return self
 
     def _within(self, budget: MemoryBudget, file: PackedFile, prefix: str, top_k: int) -> PackedExperts:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pickle import PickleBuffer
-from typing import Any, ClassVar, Generic, Literal, NoReturn, Protocol, Self, SupportsIndex, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import check_bool, check_choice, message
+from mxfp4moe._immutable import Immutable
 from mxfp4moe._json import shorten
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.errors import PackedFormatError
@@ -46,7 +47,7 @@ _Spec = TypeVar("_Spec", bound=Spec[Any])
 _Bytes = TypeVar("_Bytes", bound=_core.PackedStorage)
 
 
-class PackedWeights(Generic[_Spec, _Bytes]):
+class PackedWeights(Immutable, Generic[_Spec, _Bytes]):
     """What packed experts and packed matrices have in common. Immutable."""
 
     __slots__ = ("__weakref__", "_place", "_storage", "spec")
@@ -68,9 +69,7 @@ class PackedWeights(Generic[_Spec, _Bytes]):
     @classmethod
     def _make(cls, spec: _Spec, storage: _Bytes, place: str | None = None) -> Self:
         self = object.__new__(cls)
-        object.__setattr__(self, "spec", spec)
-        object.__setattr__(self, "_storage", storage)
-        object.__setattr__(self, "_place", place)
+        self.spec, self._storage, self._place = spec, storage, place
         return self
 
     @classmethod
@@ -81,12 +80,6 @@ class PackedWeights(Generic[_Spec, _Bytes]):
             return cls._make(spec, spec.make_storage(data), place)
         except (TypeError, ValueError) as error:
             raise PackedFormatError(f"{place}: {error}") from None
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is immutable: cannot set {name!r}")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__} is immutable: cannot delete {name!r}")
 
     def __copy__(self) -> Self:
         return self

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from typing import Any, Final, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import as_array, cast, check_choice, check_int, check_positive_int, check_shape
+from mxfp4moe._immutable import Immutable
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.formats import FLOAT_CODES
 
@@ -31,7 +32,7 @@ class _State(NamedTuple):
     spare: _Pages  # to be filled next, unless another cache does so first
 
 
-class KVCache:
+class KVCache(Immutable):
     """Keys and values of the positions of one sequence, for one layer.
 
     It grows by pages of 64 positions, without copying what it holds. A copy shares its pages; what either
@@ -75,6 +76,11 @@ class KVCache:
     """
 
     __slots__ = ("_slot", "dtype", "head_dim", "num_kv_heads", "sliding_window")
+
+    num_kv_heads: Final[int]
+    head_dim: Final[int]
+    dtype: Final[Literal["bfloat16", "float32"]]
+    sliding_window: Final[int | None]
 
     def __init__(
         self,
@@ -161,10 +167,10 @@ class KVCache:
         >>> len(mx.KVCache(2, 16).copy())
         0
         """
-        other = KVCache.__new__(KVCache)
-        other.num_kv_heads, other.head_dim, other.dtype = self.num_kv_heads, self.head_dim, self.dtype
-        other.sliding_window = self.sliding_window
-        other._slot = _core.Slot(self._slot.get())
+        other = KVCache(
+            self.num_kv_heads, self.head_dim, dtype=self.dtype, sliding_window=self.sliding_window
+        )
+        other._slot.exchange(other._slot.get(), self._slot.get())
         return other
 
     __copy__ = copy

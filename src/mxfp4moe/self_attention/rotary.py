@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, Final, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ from mxfp4moe._arguments import (
     type_error,
     value_error,
 )
+from mxfp4moe._immutable import Immutable
 from mxfp4moe.config import resolve_num_threads
 from mxfp4moe.self_attention.cache import MAX_HEAD_DIM, as_float32
 
@@ -88,7 +89,7 @@ class YarnScaling:
             keep("attention_factor", _check_number("attention_factor", self.attention_factor, 0.0))
 
 
-class RotaryEmbedding:
+class RotaryEmbedding(Immutable):
     """Turn pairs of the numbers of each head by angles that grow with the position.
 
     Pair i of ``rotary_dim / 2`` has the frequency ``base**(-2 * i / rotary_dim)``; its angle is the position
@@ -151,6 +152,15 @@ class RotaryEmbedding:
         "yarn",
     )
 
+    head_dim: Final[int]
+    rotary_dim: Final[int]
+    base: Final[float]
+    interleaved: Final[bool]
+    yarn: Final[YarnScaling | None]
+    max_position: Final[int]
+    frequencies: Final[NDArray[np.float64]]
+    attention_factor: Final[float]
+
     def __init__(
         self,
         head_dim: SupportsIndex,
@@ -177,8 +187,9 @@ class RotaryEmbedding:
         self.max_position = (
             limit if max_position is None else check_positive_int("max_position", max_position, limit)
         )
-        self.frequencies, self.attention_factor = _frequencies(self.base, self.rotary_dim, yarn)
-        self.frequencies.flags.writeable = False
+        frequencies, self.attention_factor = _frequencies(self.base, self.rotary_dim, yarn)
+        # A view of bytes, which nobody can make writeable again.
+        self.frequencies = np.frombuffer(frequencies.tobytes(), np.float64)
 
     def __repr__(self) -> str:
         return (
