@@ -11,6 +11,7 @@ WEIGHT_FORMATS: dict[str, int]
 MX_ELEMENTS: dict[str, int]
 SCALE_RULES: dict[str, int]
 ACTIVATION_FORMATS: dict[str, int]
+ACTIVATION_RULES: dict[str, tuple[bool, float | None, float, bool]]
 ACTIVATIONS: dict[str, int]
 SCORINGS: dict[str, int]
 GROUP_SCORES: dict[str, int]
@@ -118,6 +119,7 @@ def read_memory(memory: np.ndarray, kernels: int, num_threads: int) -> int: ...
 def peak_flops(iterations: int, kernels: int, num_threads: int, activation_format: int = 0) -> float: ...
 
 # packed experts
+def version() -> str: ...
 def layout_version() -> int: ...
 
 class PackedStorage:

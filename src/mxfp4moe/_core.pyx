@@ -38,7 +38,17 @@ SCALE_RULES = {cpp.kScaleRuleNames[i].decode(): i for i in range(cpp.count_of(cp
 ACTIVATION_FORMATS = {
     cpp.kActivationFormatNames[i].decode(): i for i in range(cpp.count_of(cpp.kActivationFormatNames))
 }
-ACTIVATIONS = {cpp.kActivationNames[i].decode(): i for i in range(cpp.count_of(cpp.kActivationNames))}
+ACTIVATIONS = {cpp.kActivations[i].name.decode(): i for i in range(cpp.kNumActivations)}
+# Whether its experts have a gate, its alpha and limit where none is given, and whether alpha must be above 0.
+ACTIVATION_RULES = {
+    cpp.kActivations[i].name.decode(): (
+        cpp.kActivations[i].gated,
+        None if cpp.kActivations[i].takes == cpp.Alpha.kNone else cpp.kActivations[i].alpha,
+        cpp.kActivations[i].limit,
+        cpp.kActivations[i].takes == cpp.Alpha.kPositive,
+    )
+    for i in range(cpp.kNumActivations)
+}
 SCORINGS = {cpp.kScoringNames[i].decode(): i for i in range(cpp.count_of(cpp.kScoringNames))}
 GROUP_SCORES = {cpp.kGroupScoreNames[i].decode(): i for i in range(cpp.count_of(cpp.kGroupScoreNames))}
 PANEL_ROWS = cpp.kPanelRows

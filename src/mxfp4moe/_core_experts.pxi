@@ -2,6 +2,11 @@
 
 # --- packed experts -----------------------------------------------------------------------------------------
 
+def version():
+    """Return the version of the library, which is that of the package."""
+    return cpp.mxfp4moe_version().decode()
+
+
 def layout_version():
     """Return the number of the packed layout."""
     return cpp.kLayoutVersion
@@ -78,9 +83,9 @@ cdef class PackedStorage:
         result = []
         for index, name in enumerate(self.names):
             m = &self.layouts[index]
-            for i, part in enumerate(("", "_scales", "_sum_scales", "_bias", "_offsets", "_columns")):
+            for i in range(cpp.kNumParts):
                 if m.expert_bytes[i]:
-                    result.append((name + part, m.offset[i], m.expert_bytes[i]))
+                    result.append((name + cpp.kPartSuffixes[i].decode(), m.offset[i], m.expert_bytes[i]))
         return result
 
     cdef uint8_t* part(self, int matrix, int part, int64_t expert) noexcept:
@@ -231,9 +236,9 @@ cdef class ExpertStorage(PackedStorage):
         self.hold(bytes, f"{num_experts} packed experts of {hidden_size} x {intermediate_size}")
         if has_columns and bytes is not None:  # which hidden states are read by
             columns = <int32_t*>self.part(0, <int>cpp.Part.kColumns, 0)
-            for i in range(num_experts * hidden_size):
-                if not 0 <= columns[i] < hidden_size:
-                    raise ValueError(f"w13_columns: expected values in [0, {hidden_size - 1}], got {columns[i]}")
+            i = cpp.first_outside(columns, num_experts * hidden_size, hidden_size)
+            if i < num_experts * hidden_size:
+                raise ValueError(f"w13_columns: expected values in [0, {hidden_size - 1}], got {columns[i]}")
 
     def pack_columns(self, int64_t expert, const int32_t[::1] columns):
         """Store the order of the columns of one expert's w13."""
@@ -248,9 +253,9 @@ cdef class ExpertStorage(PackedStorage):
         cdef int64_t i
         if places.shape[0] == 0 or self.places != NULL or self.owned:
             raise ValueError("places: expected some of packed bytes that are there, once")
-        for i in range(places.shape[0]):
-            if not 0 <= places[i] < self.shape.num_experts:
-                raise ValueError(f"places: expected values in [0, {self.shape.num_experts - 1}], got {places[i]}")
+        i = cpp.first_outside(&places[0], places.shape[0], self.shape.num_experts)
+        if i < places.shape[0]:
+            raise ValueError(f"places: expected values in [0, {self.shape.num_experts - 1}], got {places[i]}")
         self.places_array, self.places, self.num_counted = places, &places[0], places.shape[0]
 
     def selection(self):

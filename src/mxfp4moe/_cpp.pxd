@@ -8,7 +8,6 @@ cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
     # Numbers go by their names; only the values that the binding itself uses are declared.
     cdef enum class DType(int32_t):
         kFloat32
-        kBFloat16
 
     cdef enum class WeightFormat(int32_t):
         kBf16
@@ -30,9 +29,22 @@ cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
     const char* kMxElementNames[]
     const char* kScaleRuleNames[]
     const char* kActivationFormatNames[]
-    const char* kActivationNames[]
     int count_of(const char* names[])
     const int kPanelRows
+
+    cdef enum class Alpha(int32_t):
+        kNone
+        kPositive
+
+    cdef cppclass ActivationRule:
+        const char* name
+        cbool gated
+        Alpha takes
+        float alpha
+        float limit
+
+    const ActivationRule kActivations[]
+    const int kNumActivations
 
     cdef struct Activation:
         ActivationKind kind
@@ -47,6 +59,10 @@ cdef extern from "common/types.h" namespace "mxfp4moe" nogil:
         uint8_t* data
         int64_t stride
         DType dtype
+
+
+cdef extern from "capi/include/mxfp4moe.h" nogil:
+    const char* mxfp4moe_version()
 
 
 cdef extern from "kernels/kernel_table.h" namespace "mxfp4moe" nogil:
@@ -147,9 +163,7 @@ cdef extern from "packing/copy_panels.h" namespace "mxfp4moe" nogil:
 cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
     const int kLayoutVersion
     cdef enum class RowOrder(int32_t):
-        kPlain
-        kConcatenated
-        kInterleaved
+        pass
 
     cdef struct SourceMatrix:
         WeightFormat format
@@ -174,7 +188,6 @@ cdef extern from "packing/panels.h" namespace "mxfp4moe" nogil:
         WeightFormat format
         DType sum_dtype
         int64_t num_panels
-        int64_t k_blocks
         int64_t num_ranges
         int64_t scale_rows
 
@@ -232,6 +245,9 @@ cdef extern from "packing/storage.h" namespace "mxfp4moe" nogil:
         kBias
         kOffsets
         kColumns
+
+    const char* kPartSuffixes[]
+    int64_t first_outside(const int32_t* values, int64_t count, int64_t limit)
 
     cdef struct MatrixLayout:
         int64_t num_rows

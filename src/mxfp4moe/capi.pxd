@@ -163,6 +163,8 @@ cdef extern from "mxfp4moe.h" nogil:
         MXFP4MOE_ACTIVATION_SITU
         MXFP4MOE_ACTIVATION_RELU2
 
+    const char* mxfp4moe_activation_name(int32_t activation)
+
     ctypedef struct mxfp4moe_fused_experts_args:
         size_t struct_size
         const void* hidden_states

@@ -371,15 +371,13 @@ def _describe_config() -> dict[str, dict[str, Any]]:
     # It is imported here, because at the top it would slow down the import of the package.
     import ml_dtypes
 
-    from mxfp4moe import __version__
-
     table = _TABLES[active_kernels()]
     compiled = available_isas()
     supported = supported_isas()
     number, source = _num_threads_and_source()
     return {
         "build": {
-            "mxfp4moe": __version__,
+            "mxfp4moe": _core.version(),
             "packed_layout_version": _core.layout_version(),
             "compiler": _core.compiler(),
         },

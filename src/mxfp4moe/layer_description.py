@@ -271,6 +271,7 @@ class LayerDescription(Generic[_Experts]):
         self,
         router_logits: NDArray[np.float32],
         input_ids: ArrayLike | None,
+        *,
         num_threads: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Choose experts by logits, or by token ids where the layer routes by them.

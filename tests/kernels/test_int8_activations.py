@@ -21,7 +21,7 @@ from random_integers import random_integers
 
 import mxfp4moe as mx
 from mxfp4moe import reference
-from mxfp4moe.reference.float32 import activate_float32
+from mxfp4moe.reference.activation import activate_float32
 
 INT8: dict[str, Any] = {"activation_format": "int8"}
 NAMES = tuple(name for name, how in FORMATS.items() if how["format"] in ("mxfp4", "nvfp4", "int4", "int8"))

@@ -7,36 +7,19 @@ namespace {
 
 constexpr double kLeast = std::numeric_limits<float>::denorm_min();  // of what is above 0 in float32
 
-struct Rule {
-  bool gated = true;
-  bool has_alpha = false;
-  float alpha = 0;
-  float limit = std::numeric_limits<float>::infinity();
-};
-
-Rule rule_of(ActivationKind kind) {
-  Rule rule;
-  if (kind == ActivationKind::kSwigluOai) rule = {true, true, 1.702f, 7.0f};
-  if (kind == ActivationKind::kSitu) rule = {true, true, 4.0f, 25.0f};
-  if (kind == ActivationKind::kRelu2) rule.gated = false;
-  return rule;
-}
-
 }  // namespace
 
 Activation check_activation(int32_t activation, std::optional<double> alpha, std::optional<double> limit, bool gated) {
-  check_range("activation", activation, 0, count_of(kActivationNames) - 1);
-  const ActivationKind kind = static_cast<ActivationKind>(activation);
-  const Rule rule = rule_of(kind);
+  check_range("activation", activation, 0, kNumActivations - 1);
+  const ActivationRule& rule = kActivations[activation];
   if (rule.gated != gated) {
-    invalid("activation", gated ? "one for experts with a gate" : "one for experts without a gate",
-            kActivationNames[activation]);
+    invalid("activation", gated ? "one for experts with a gate" : "one for experts without a gate", rule.name);
   }
-  Activation result{kind, rule.alpha, rule.limit};
+  Activation result{static_cast<ActivationKind>(activation), rule.alpha, rule.limit};
   if (alpha) {
-    if (!rule.has_alpha) invalid("alpha", std::string("none with ") + kActivationNames[activation], text_of(*alpha));
+    if (rule.takes == Alpha::kNone) invalid("alpha", std::string("none with ") + rule.name, text_of(*alpha));
     check_float32("alpha", *alpha);
-    if (kind == ActivationKind::kSitu && *alpha < kLeast) invalid("alpha", "a number above 0", text_of(*alpha));
+    if (rule.takes == Alpha::kPositive && *alpha < kLeast) invalid("alpha", "a number above 0", text_of(*alpha));
     result.alpha = static_cast<float>(*alpha);
   }
   if (limit) {
@@ -57,3 +40,8 @@ ActivationFormat check_activation_format(int32_t format, bool integral) {
 }
 
 }  // namespace mxfp4moe::capi
+
+const char* mxfp4moe_activation_name(int32_t activation) {
+  using namespace mxfp4moe;
+  return activation < 0 || activation >= kNumActivations ? nullptr : kActivations[activation].name;
+}

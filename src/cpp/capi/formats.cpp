@@ -17,27 +17,23 @@ std::vector<WeightDtype> all(std::initializer_list<int32_t> dtypes, W packed) {
   return result;
 }
 
-Format format(int32_t number, const char* name, int bits, int64_t k_multiple, std::vector<WeightDtype> weights) {
-  return {number, name, bits, k_multiple, 0, false, std::move(weights), {}, false, -1, 0, W::kBf16, W::kBf16};
-}
-
 std::vector<Format> make_formats() {
   const std::vector<WeightDtype> floats = all({kBF16, kF16, kF32}, W::kBf16);
-  Format mxfp4 = format(MXFP4MOE_FORMAT_MXFP4, "mxfp4", 4, 32, all({kU8, kI8}, W::kMxfp4));
-  Format mxfp8 = format(MXFP4MOE_FORMAT_MXFP8, "mxfp8", 8, 32,
-                        {{kE4M3, W::kMxfp8E4m3}, {kE5M2, W::kMxfp8E5m2}, {kU8, W::kMxfp8E4m3}});
+  Format mxfp4{MXFP4MOE_FORMAT_MXFP4, "mxfp4", 4, 32, all({kU8, kI8}, W::kMxfp4)};
+  Format mxfp8{
+      MXFP4MOE_FORMAT_MXFP8, "mxfp8", 8, 32, {{kE4M3, W::kMxfp8E4m3}, {kE5M2, W::kMxfp8E5m2}, {kU8, W::kMxfp8E4m3}}};
   for (Format* mx : {&mxfp4, &mxfp8}) {
     mx->scales = {kU8, kE8M0};
     mx->scale_block = 32;
   }
-  Format nvfp4 = format(MXFP4MOE_FORMAT_NVFP4, "nvfp4", 4, 16, all({kU8, kI8}, W::kNvfp4));
+  Format nvfp4{MXFP4MOE_FORMAT_NVFP4, "nvfp4", 4, 16, all({kU8, kI8}, W::kNvfp4)};
   nvfp4.scales = {kE4M3, kU8};
   nvfp4.scale_block = 16;
   nvfp4.has_tensor_scale = true;
-  Format fp8_block = format(MXFP4MOE_FORMAT_FP8_BLOCK, "fp8_block", 8, 1, all({kE4M3, kU8}, W::kFp8Block));
+  Format fp8_block{MXFP4MOE_FORMAT_FP8_BLOCK, "fp8_block", 8, 1, all({kE4M3, kU8}, W::kFp8Block)};
   fp8_block.scales = {kF32};
-  Format int4 = format(MXFP4MOE_FORMAT_INT4, "int4", 4, 2, all({kU8, kI8}, W::kInt4));
-  Format int8 = format(MXFP4MOE_FORMAT_INT8, "int8", 8, 1, all({kI8}, W::kInt8));
+  Format int4{MXFP4MOE_FORMAT_INT4, "int4", 4, 2, all({kU8, kI8}, W::kInt4)};
+  Format int8{MXFP4MOE_FORMAT_INT8, "int8", 8, 1, all({kI8}, W::kInt8)};
   for (Format* integers : {&int4, &int8}) {
     integers->scales = {kF32, kBF16, kF16};
     integers->has_groups = true;
@@ -54,10 +50,10 @@ std::vector<Format> make_formats() {
           mxfp8,
           nvfp4,
           fp8_block,
-          format(MXFP4MOE_FORMAT_BF16, "bf16", 0, 1, floats),
+          {MXFP4MOE_FORMAT_BF16, "bf16", 0, 1, floats},
           int4,
           int8,
-          format(MXFP4MOE_FORMAT_FLOAT32, "float32", 0, 1, floats)};
+          {MXFP4MOE_FORMAT_FLOAT32, "float32", 0, 1, floats}};
 }
 
 const std::vector<Format>& formats() {

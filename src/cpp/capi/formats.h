@@ -25,15 +25,15 @@ struct Format {
   const char* name;
   int element_bits;  // of one weight in an array; 0 stands for those of the dtype
   int64_t k_multiple;
-  int64_t scale_block;  // weights along K that share a block scale; 0 if scales are floats that multiply sums
-  bool has_tensor_scale;
   std::vector<WeightDtype> weights;
-  std::vector<int32_t> scales;  // dtypes; empty without scales
-  // These three are used by formats of integers alone.
-  bool has_groups;
-  int32_t zero_dtype;
-  int max_zero;
-  WeightFormat packed_with_zeros, packed_with_offsets;
+  int64_t scale_block = 0;  // weights along K that share a block scale; 0 if scales are floats that multiply sums
+  bool has_tensor_scale = false;
+  std::vector<int32_t> scales = {};  // dtypes; empty without scales
+  // These are used by formats of integers alone.
+  bool has_groups = false;
+  int32_t zero_dtype = -1;
+  int max_zero = 0;
+  WeightFormat packed_with_zeros = WeightFormat::kBf16, packed_with_offsets = WeightFormat::kBf16;
 
   bool has_scales() const { return !scales.empty(); }
   bool has_sum_scales() const { return has_scales() && scale_block == 0; }

@@ -82,8 +82,8 @@ int64_t integer(const PackedFile& file, const char* name, int64_t least, int64_t
 int32_t activation_number(const PackedFile& file) {
   const Json* const value = file.meta().find("activation");
   if (value == nullptr) return MXFP4MOE_ACTIVATION_SILU;
-  for (int32_t i = 0; i < count_of(kActivationNames); ++i) {
-    if (value->is(Json::Kind::kString) && value->text == kActivationNames[i]) return i;
+  for (int32_t i = 0; i < kNumActivations; ++i) {
+    if (value->is(Json::Kind::kString) && value->text == kActivations[i].name) return i;
   }
   wrong(file, "activation", "the name of an activation");
 }

@@ -141,9 +141,8 @@ struct Expected {
 };
 
 void add_parts(const MatrixLayout& m, const char* matrix, std::vector<Expected>* parts) {
-  constexpr const char* kSuffixes[kNumParts] = {"", "_scales", "_sum_scales", "_bias", "_offsets", "_columns"};
   for (int i = 0; i < kNumParts; ++i) {
-    if (m.expert_bytes[i] > 0) parts->push_back({std::string(matrix) + kSuffixes[i], m.expert_bytes[i]});
+    if (m.expert_bytes[i] > 0) parts->push_back({std::string(matrix) + kPartSuffixes[i], m.expert_bytes[i]});
   }
 }
 
@@ -190,10 +189,9 @@ std::pair<ScaleBlocks, ScaleBlocks> scale_blocks(const Fields& fields, const Sto
 }
 
 void check_columns(const Fields& fields, const PackedLayer& layer) {
-  for (int64_t i = 0; i < layer.num_experts * layer.hidden_size; ++i) {
-    if (layer.columns[i] < 0 || layer.columns[i] >= layer.hidden_size) {
-      fields.fail("columns", "hidden states in [0, " + text_of(layer.hidden_size - 1) + "]");
-    }
+  const int64_t count = layer.num_experts * layer.hidden_size;
+  if (first_outside(layer.columns, count, layer.hidden_size) < count) {
+    fields.fail("columns", "hidden states in [0, " + text_of(layer.hidden_size - 1) + "]");
   }
 }
 

@@ -6,6 +6,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
+#include <limits>
 
 namespace mxfp4moe {
 
@@ -44,7 +46,21 @@ enum class ScaleRule : int32_t { kFloor, kCeil, kRceil, kEven };
 constexpr const char* kScaleRuleNames[] = {"floor", "ceil", "rceil", "even"};
 
 enum class ActivationKind : int32_t { kSilu, kSwigluOai, kGelu, kGeluTanh, kSiluClamp, kSitu, kRelu2 };
-constexpr const char* kActivationNames[] = {"silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"};
+enum class Alpha : int32_t { kNone, kAny, kPositive };
+
+// What is to be known of an activation beside its formula, in the order of the enumeration: its name, whether experts
+// that it is for have a gate, which alpha it takes, and its parameters where a call gives none.
+struct ActivationRule {
+  const char* name;
+  bool gated = true;
+  Alpha takes = Alpha::kNone;
+  float alpha = 0;
+  float limit = std::numeric_limits<float>::infinity();
+};
+constexpr ActivationRule kActivations[] = {
+    {"silu"},       {"swigluoai", true, Alpha::kAny, 1.702f, 7.0f}, {"gelu"},        {"gelu_tanh"},
+    {"silu_clamp"}, {"situ", true, Alpha::kPositive, 4.0f, 25.0f},  {"relu2", false}};
+constexpr int kNumActivations = static_cast<int>(std::size(kActivations));
 
 template <size_t N>
 constexpr int count_of(const char* const (&)[N]) {

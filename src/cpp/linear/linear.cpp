@@ -166,8 +166,8 @@ LinearPlan plan_linear(const KernelTable& kernels, const LinearProblem& p, int n
   const int64_t useful = std::min(kPartsPerThread * needed, p.shape.num_rows / kMinPartRows);
   plan.row_parts = std::min(std::max(needed, useful), pairs);
   plan.num_threads = static_cast<int>(std::min(threads, plan.num_groups * plan.row_parts));
-  const int64_t most = kStepFloats / (plan.group_tokens * kPairRows * p.shape.num_terms);
-  plan.step_pairs = std::clamp<int64_t>(most, 1, ceil_div(pairs, plan.row_parts));
+  const int64_t limit = kStepFloats / (plan.group_tokens * kPairRows * p.shape.num_terms);
+  plan.step_pairs = std::clamp<int64_t>(limit, 1, ceil_div(pairs, plan.row_parts));
   return plan;
 }
 

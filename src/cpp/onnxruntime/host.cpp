@@ -168,7 +168,7 @@ std::vector<int64_t> Node::integers(const char* name) const {
 }
 
 int32_t Node::choice(const char* name, const char* fallback,
-                     std::initializer_list<std::pair<const char*, int32_t>> choices) const {
+                     const std::vector<std::pair<const char*, int32_t>>& choices) const {
   const std::string value = text(name, fallback);
   std::string names;
   for (const auto& [each, number] : choices) {

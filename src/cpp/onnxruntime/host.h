@@ -87,7 +87,7 @@ class Node {
   std::vector<int64_t> integers(const char* name) const;
   // The number of one of these names.
   int32_t choice(const char* name, const char* fallback,
-                 std::initializer_list<std::pair<const char*, int32_t>> choices) const;
+                 const std::vector<std::pair<const char*, int32_t>>& choices) const;
 
   bool has_input(size_t index) const;
   // An initializer; raises for an input that is computed.

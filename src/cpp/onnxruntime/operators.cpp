@@ -61,6 +61,13 @@ void infer_like_input(const ShapeInference& shapes) {
   if (!input.empty()) shapes.set_output(0, input, shapes.input_type(0));
 }
 
+// The numbers of all activations of the library, by their names.
+std::vector<std::pair<const char*, int32_t>> activations() {
+  std::vector<std::pair<const char*, int32_t>> result;
+  for (int32_t i = 0; mxfp4moe_activation_name(i) != nullptr; ++i) result.emplace_back(mxfp4moe_activation_name(i), i);
+  return result;
+}
+
 }  // namespace
 
 FusedExperts::FusedExperts(const Node& node)
@@ -68,14 +75,7 @@ FusedExperts::FusedExperts(const Node& node)
   const mxfp4moe_experts_info info = experts_.info();
   num_experts_ = info.num_experts;
   hidden_size_ = info.hidden_size;
-  args_.activation = node.choice("activation", info.ungated ? "relu2" : "silu",
-                                 {{"silu", MXFP4MOE_ACTIVATION_SILU},
-                                  {"swigluoai", MXFP4MOE_ACTIVATION_SWIGLUOAI},
-                                  {"gelu", MXFP4MOE_ACTIVATION_GELU},
-                                  {"gelu_tanh", MXFP4MOE_ACTIVATION_GELU_TANH},
-                                  {"silu_clamp", MXFP4MOE_ACTIVATION_SILU_CLAMP},
-                                  {"situ", MXFP4MOE_ACTIVATION_SITU},
-                                  {"relu2", MXFP4MOE_ACTIVATION_RELU2}});
+  args_.activation = node.choice("activation", info.ungated ? "relu2" : "silu", activations());
   args_.alpha = node.number("alpha", 0);
   args_.limit = node.number("limit", 0);
   args_.apply_router_weight_on_input = node.flag("apply_router_weight_on_input");

@@ -263,8 +263,8 @@ void run_pairs(int64_t num_pairs, ItemRange whole, int num_threads, F&& f) {
       [](void* context, int, int) {
         Run& r = *static_cast<Run*>(context);
         const auto pairs = [&](int node) {
-          const ItemRange own = part_of({0, r.num_pairs}, node, r.num_nodes);
-          return ItemRange{std::max(own.begin, r.whole.begin), std::min(own.end, r.whole.end)};
+          const ItemRange of_node = part_of({0, r.num_pairs}, node, r.num_nodes);
+          return ItemRange{std::max(of_node.begin, r.whole.begin), std::min(of_node.end, r.whole.end)};
         };
         r.queue.run(r.num_nodes, pairs, r.f);
       },

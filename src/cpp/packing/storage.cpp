@@ -135,6 +135,12 @@ PackedLayer view_storage(const StorageShape& s, const uint8_t* data) {
           reinterpret_cast<const int32_t*>(part_at(layout.w13, Part::kColumns, data))};
 }
 
+int64_t first_outside(const int32_t* values, int64_t count, int64_t limit) {
+  int64_t i = 0;
+  while (i < count && values[i] >= 0 && values[i] < limit) ++i;
+  return i;
+}
+
 PackedLayer view_some(const StorageShape& s, const uint8_t* data, const int32_t* places, int64_t num_experts) {
   PackedLayer layer = view_storage(s, data);
   layer.num_experts = num_experts;

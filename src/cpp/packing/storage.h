@@ -40,6 +40,8 @@ struct MatrixShape {
 
 enum class Part : int32_t { kWeights, kScales, kSumScales, kBias, kOffsets, kColumns };
 constexpr int kNumParts = 6;
+// What follows the name of a matrix in the names of its parts.
+constexpr const char* kPartSuffixes[kNumParts] = {"", "_scales", "_sum_scales", "_bias", "_offsets", "_columns"};
 
 // This is one matrix of all experts. Each part begins at its offset and holds expert_bytes for each expert in turn.
 struct MatrixLayout {
@@ -81,6 +83,9 @@ struct PackedLayer {
 
 PackedLayer view_storage(const StorageShape& shape, const uint8_t* data) MXFP4MOE_EXPORTED(view_storage);
 // The layer whose expert e is the one at place `places[e]` of the storage.
+// Returns the index of the first value that is not in [0, limit), or `count`.
+int64_t first_outside(const int32_t* values, int64_t count, int64_t limit) MXFP4MOE_EXPORTED(first_outside);
+
 PackedLayer view_some(const StorageShape& shape, const uint8_t* data, const int32_t* places, int64_t num_experts)
     MXFP4MOE_EXPORTED(view_some);
 PackedMatrix view_single(const MatrixShape& shape, const uint8_t* data) MXFP4MOE_EXPORTED(view_single);

@@ -21,8 +21,8 @@ int cpu_quota();
 // Returns the number of the calling thread's processor, or -1.
 int current_cpu();
 
-// Writes the numbers of the NUMA nodes that have processors. Returns how many there are, at most `most`.
-int node_ids(int* ids, int most);
+// Writes the numbers of the NUMA nodes that have processors. Returns how many there are, at most `limit`.
+int node_ids(int* ids, int limit);
 
 // Returns the number of the node of the calling thread's processor, or -1.
 int current_node_id();

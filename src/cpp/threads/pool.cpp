@@ -268,8 +268,8 @@ class HostTeam {
 
   void close() {
     const auto deadline = std::chrono::steady_clock::now() + WaitWord::kSpin;
-    const uint32_t wanted = static_cast<uint32_t>(job_.num_threads);
-    while (members_.value.load(std::memory_order_relaxed) < wanted && std::chrono::steady_clock::now() < deadline) {
+    const uint32_t target = static_cast<uint32_t>(job_.num_threads);
+    while (members_.value.load(std::memory_order_relaxed) < target && std::chrono::steady_clock::now() < deadline) {
     }
     const uint32_t size = members_.value.fetch_or(kClosed, std::memory_order_acq_rel);
     size_.value.store(size, std::memory_order_release);

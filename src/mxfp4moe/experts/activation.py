@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple, get_args
 
 from mxfp4moe import _core
@@ -17,18 +16,13 @@ _LEAST = 2.0**-149  # of what is above 0 in float32
 class _Rule(NamedTuple):
     """Which experts an activation is for, and its parameters if not given; without an alpha it takes none."""
 
-    gated: bool = True
-    alpha: float | None = None
-    limit: float = math.inf
-    positive_alpha: bool = False
+    gated: bool
+    alpha: float | None
+    limit: float
+    positive_alpha: bool
 
 
-_SPECIAL_RULES = {
-    "swigluoai": _Rule(alpha=1.702, limit=7.0),
-    "situ": _Rule(alpha=4.0, limit=25.0, positive_alpha=True),
-    "relu2": _Rule(gated=False),
-}
-_RULES: dict[str, _Rule] = {name: _SPECIAL_RULES.get(name, _Rule()) for name in ACTIVATIONS}
+_RULES = {name: _Rule(*rule) for name, rule in _core.ACTIVATION_RULES.items()}
 
 
 class ActivationArgs(NamedTuple):

@@ -370,8 +370,8 @@ class CausalLM:
         self,
         input_ids: GivenIds,
         cache: ModelCache | Sequence[ModelCache] | None = None,
-        last_only: bool = False,
         *,
+        last_only: bool = False,
         num_threads: int | None = None,
     ) -> Logits: ...
 
@@ -380,8 +380,8 @@ class CausalLM:
         self,
         input_ids: GivenBatch,
         cache: Sequence[ModelCache] | None = None,
-        last_only: bool = False,
         *,
+        last_only: bool = False,
         num_threads: int | None = None,
     ) -> list[Logits]: ...
 
@@ -389,8 +389,8 @@ class CausalLM:
         self,
         input_ids: GivenIds | GivenBatch,
         cache: ModelCache | Sequence[ModelCache] | None = None,
-        last_only: bool = False,
         *,
+        last_only: bool = False,
         num_threads: int | None = None,
     ) -> Logits | list[Logits]:
         """Compute the logits of the token after each of `input_ids`.

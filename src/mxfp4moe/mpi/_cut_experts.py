@@ -19,6 +19,7 @@ from mxfp4moe import _core
 from mxfp4moe._arguments import cast, value_error
 from mxfp4moe._dtypes import widen
 from mxfp4moe.config import active_kernels
+from mxfp4moe.experts.activation_format import activation_format_code
 from mxfp4moe.experts.fused import ExpertOptions, Slots
 from mxfp4moe.experts.packed_experts import PackedExperts, UnpackedExperts
 from mxfp4moe.experts.spec import ExpertsSpec
@@ -28,7 +29,7 @@ from mxfp4moe.linear.packed_linear import PackedLinear, run_linear
 from mxfp4moe.linear.packing import pack_linear
 from mxfp4moe.mpi._plan import Addends
 
-PANEL = 16
+PANEL = _core.PANEL_ROWS
 """The rows that kernels compute together."""
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -111,7 +112,8 @@ class CutExperts:
         self._w2 = _rows_of(self.w2_panels, rank, self.hidden_size)
         self._options = options
         # Integers are rounded from float32, as whole experts do.
-        self.dtype = _BFLOAT16 if options["activation_format"] == 0 else np.dtype(np.float32)
+        is_rounded = options["activation_format"] == activation_format_code(None)
+        self.dtype = _BFLOAT16 if is_rounded else np.dtype(np.float32)
         places = range(experts.num_experts)
         self._experts = [
             self._cut(experts.spec, experts._select(np.array([place], np.int32)).unpack()) for place in places

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
 
+from mxfp4moe import checkpoint
 from mxfp4moe.experts.activation_format import ActivationFormat
 from mxfp4moe.experts.quantizing import QuantizeFormat
 from mxfp4moe.experts.residence import check_residence
@@ -80,8 +81,6 @@ class Ranks:
     def serve(self, path: Any, quantize: QuantizeFormat | None, memory_limit: int | None) -> None:
         """Compute experts until rank 0 has no more tokens."""
         with self._all_load():
-            from mxfp4moe import checkpoint
-
             ids = self._experts(checkpoint.open(path).num_experts)
             parts = load_layers(
                 path, experts=ids, quantize=quantize, progress=False, memory_limit=memory_limit

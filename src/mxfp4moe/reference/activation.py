@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mxfp4moe.reference import float32
+from mxfp4moe.reference.float32 import Parameters, logistic_times
+
+_F = np.float32
+
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)) in float64.
@@ -116,22 +121,26 @@ def soft_clamp(x: np.ndarray, limit: float) -> np.ndarray:
 
 
 class _Activation(NamedTuple):
-    """A formula, and the parameters of it that are not given."""
+    """A formula, the same in float32 operation by operation, and the parameters that are not given."""
 
     formula: Callable[[Any, np.ndarray, Any, Any], np.ndarray]
+    in_float32: Callable[[Any, np.ndarray, Parameters], np.ndarray]
     alpha: float = 0.0
     limit: float = math.inf
     gated: bool = True
 
 
-def _times(factor: Callable[[np.ndarray], np.ndarray]) -> _Activation:
+_Formula = Callable[[np.ndarray, np.ndarray, Any, Any], np.ndarray]
+
+
+def _times(factor: Callable[[np.ndarray], np.ndarray]) -> _Formula:
     """The formula gate * factor(gate) * up of what is clamped."""
 
     def formula(gate: np.ndarray, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
         gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
         return np.asarray(gate * factor(gate).astype(gate.dtype) * up)
 
-    return _Activation(formula)
+    return formula
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -155,14 +164,53 @@ def _relu2(gate: None, up: np.ndarray, alpha: Any, limit: Any) -> np.ndarray:
     return np.asarray(np.square(np.maximum(np.clip(up, -limit, limit), up.dtype.type(0))))
 
 
+def _silu_float32(gate: np.ndarray) -> np.ndarray:
+    return logistic_times(gate, _F(0) - gate)
+
+
+def _silu_up_float32(gate: np.ndarray, up: np.ndarray, p: Parameters) -> np.ndarray:
+    return np.asarray(_silu_float32(p.below(gate)) * p.within(up))
+
+
+def _swigluoai_float32(gate: np.ndarray, up: np.ndarray, p: Parameters) -> np.ndarray:
+    gate = p.below(gate)
+    return np.asarray(logistic_times(gate, gate * -p.alpha) * (p.within(up) + _F(1)))
+
+
+def _gelu_float32(gate: np.ndarray, up: np.ndarray, p: Parameters) -> np.ndarray:
+    gate = p.below(gate)
+    tail = _F(0.5) * float32.erfc(np.abs(gate) * _F(0.70710678))
+    return np.asarray((gate * np.where(gate < _F(0), tail, _F(1) - tail)) * p.within(up))
+
+
+def _gelu_tanh_float32(gate: np.ndarray, up: np.ndarray, p: Parameters) -> np.ndarray:
+    gate = p.below(gate)
+    linear = _F(-2) * _F(0.79788456)
+    cubic = (gate * gate) * (linear * _F(0.044715)) + linear
+    return np.asarray(logistic_times(gate, gate * cubic) * p.within(up))
+
+
+def _silu_clamp_float32(gate: np.ndarray, up: np.ndarray, p: Parameters) -> np.ndarray:
+    return np.asarray(p.below(_silu_float32(gate)) * p.within(up))
+
+
+def _situ_float32(gate: np.ndarray, up: np.ndarray, p: Parameters) -> np.ndarray:
+    soft = float32.soft_clamp(gate, p.alpha)
+    return np.asarray(logistic_times(soft, _F(0) - gate) * float32.soft_clamp(up, p.limit))
+
+
+def _relu2_float32(gate: None, up: np.ndarray, p: Parameters) -> np.ndarray:
+    return np.asarray(np.square(float32.most(_F(0), p.within(up))))
+
+
 _ACTIVATIONS = {
-    "silu": _times(sigmoid),
-    "swigluoai": _Activation(_swigluoai, alpha=1.702, limit=7.0),
-    "gelu": _times(normal_cdf),
-    "gelu_tanh": _times(normal_cdf_tanh),
-    "silu_clamp": _Activation(_silu_clamp),
-    "situ": _Activation(_situ, alpha=4.0, limit=25.0),
-    "relu2": _Activation(_relu2, gated=False),
+    "silu": _Activation(_times(sigmoid), _silu_up_float32),
+    "swigluoai": _Activation(_swigluoai, _swigluoai_float32, alpha=1.702, limit=7.0),
+    "gelu": _Activation(_times(normal_cdf), _gelu_float32),
+    "gelu_tanh": _Activation(_times(normal_cdf_tanh), _gelu_tanh_float32),
+    "silu_clamp": _Activation(_silu_clamp, _silu_clamp_float32),
+    "situ": _Activation(_situ, _situ_float32, alpha=4.0, limit=25.0),
+    "relu2": _Activation(_relu2, _relu2_float32, gated=False),
 }
 
 
@@ -224,3 +272,15 @@ def activate(
         number(function.alpha if alpha is None else alpha),
         number(function.limit if limit is None else limit),
     )
+
+
+def activate_float32(
+    gate: np.ndarray | None, up: np.ndarray, activation: str, alpha: float | None, limit: float | None
+) -> np.ndarray:
+    """Compute as the kernels on activations of eight bits do: as `activate`, each operation in float32."""
+    function = _ACTIVATIONS[activation]
+    parameters = Parameters(
+        _F(function.alpha if alpha is None else alpha), _F(function.limit if limit is None else limit)
+    )
+    with np.errstate(all="ignore"):
+        return np.asarray(function.in_float32(gate, up, parameters))

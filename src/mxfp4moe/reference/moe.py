@@ -20,9 +20,8 @@ from mxfp4moe.reference._precision import (
     matmul,
     round_bfloat16,
 )
-from mxfp4moe.reference.activation import activate
+from mxfp4moe.reference.activation import activate, activate_float32
 from mxfp4moe.reference.elements import unpack_e2m1
-from mxfp4moe.reference.float32 import activate_float32
 from mxfp4moe.reference.int8 import IntegerMatrix, integer_matrix
 from mxfp4moe.reference.integers import dequantize_int4, dequantize_int8
 from mxfp4moe.reference.quantize import dequantize_mxfp4

@@ -224,6 +224,8 @@ enum {
   MXFP4MOE_ACTIVATION_SITU = 5,
   MXFP4MOE_ACTIVATION_RELU2 = 6 /* of experts without a gate, which take no other */
 };
+/* The name of an activation in Python and in files; NULL for any other number. */
+MXFP4MOE_API const char* mxfp4moe_activation_name(int32_t activation);
 
 /* fused_experts of Python. `out` may be `hidden_states` itself, with the same dtype and stride; otherwise it overlaps
  * no input. With `uncombined`, 1, it is [num_tokens][top_k][hidden_size] of float32, the term of each slot. */

@@ -9,7 +9,7 @@
 namespace mxfp4moe::platform {
 
 // The system gives a list such as 0-1,4.
-int node_ids(int* ids, int most) {
+int node_ids(int* ids, int limit) {
   std::FILE* file = std::fopen("/sys/devices/system/node/has_cpu", "re");
   if (file == nullptr) return 0;
   int count = 0, first = 0, last = 0;
@@ -20,7 +20,7 @@ int node_ids(int* ids, int most) {
       if (std::fscanf(file, "%d", &last) != 1) break;
       separator = std::fgetc(file);
     }
-    for (int id = std::max(first, 0); id <= last && id < most && count < most; ++id) ids[count++] = id;
+    for (int id = std::max(first, 0); id <= last && id < limit && count < limit; ++id) ids[count++] = id;
     if (separator != ',') break;
   }
   std::fclose(file);
