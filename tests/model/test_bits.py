@@ -51,7 +51,7 @@ def test_logits_have_the_same_bits(isa: str, rng: np.random.Generator, root: Pat
         pieces = [walk.draw(rng) for walk in batch]
         begins = [len(walk.cache) for walk in batch]
         threads, last_only = int(rng.integers(1, 4)), bool(rng.random() < 0.3)
-        results = lm(pieces, [walk.cache for walk in batch], last_only, num_threads=threads)
+        results = lm(pieces, [walk.cache for walk in batch], last_only=last_only, num_threads=threads)
         for walk, piece, begin, result in zip(batch, pieces, begins, results, strict=True):
             end = begin + len(piece)
             assert len(walk.cache) == end
