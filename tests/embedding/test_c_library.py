@@ -280,6 +280,9 @@ def test_numbers_of_the_header() -> None:
     }.items():
         assert {CONSTANTS[f"{prefix}_{name.upper()}"] for name in names} == set(names.values())
         assert all(CONSTANTS[f"{prefix}_{name.upper()}"] == number for name, number in names.items())
+    names = {LIBRARY.mxfp4moe_activation_name(number).decode(): number for number in ACTIVATIONS.values()}
+    assert names == ACTIVATIONS
+    assert {LIBRARY.mxfp4moe_activation_name(number) for number in (-1, len(names), 2**31 - 1)} == {None}
     supported = {name for name, number in ISAS.items() if LIBRARY.mxfp4moe_isa_supported(number)}
     assert supported == set(mx.supported_isas()) & set(ISAS)
     exported = Path(f"{library_dir()}/libmxfp4moe.so")

@@ -45,6 +45,7 @@ CONSTANTS = {
 FUNCTIONS = re.findall(r"MXFP4MOE_API [\w ]+?\*? ?(mxfp4moe_\w+)\(", _TEXT)
 LIBRARY = ctypes.CDLL(f"{library_dir()}/libmxfp4moe.so")
 LIBRARY.mxfp4moe_last_error.restype = LIBRARY.mxfp4moe_version.restype = ctypes.c_char_p
+LIBRARY.mxfp4moe_activation_name.restype = ctypes.c_char_p
 
 DTYPES = {
     np.dtype(dtype).name: CONSTANTS[f"DTYPE_{name}"]
