@@ -39,7 +39,7 @@ def fused_experts(
     limit: float | None = None,
     apply_router_weight_on_input: bool = False,
     activation_format: ActivationFormat | None = None,
-    expert_map: Any = None,
+    expert_map: ArrayLike | None = None,
     combine: bool = True,
     dtype: DTypeLike | None = None,
     num_threads: int | None = None,
