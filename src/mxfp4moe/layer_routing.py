@@ -33,6 +33,21 @@ NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
 Chosen = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 
+def check_router_input(is_separate: bool, given: object) -> None:
+    """Raise unless `router_hidden_states` is given if, and only if, the router has an input of its own."""
+    if is_separate and given is None:
+        raise type_error("router_hidden_states", "the array that the router of this layer reads", "None")
+    if not is_separate and given is not None:
+        expected = "None, for the router of this layer reads hidden_states"
+        raise type_error("router_hidden_states", expected, describe(given))
+
+
+def check_ids_are_given(input_ids: object) -> None:
+    """Raise unless a layer that routes by token ids has them."""
+    if input_ids is None:
+        raise type_error("input_ids", "token ids, by which this layer routes", "None")
+
+
 class LayerRouter:
     """Weights and ids of the experts of each token.
 
@@ -61,13 +76,9 @@ class LayerRouter:
 
     def input(self, hidden_states: NDArray[Any], given: ArrayLike | None) -> NDArray[Any]:
         """What the router reads: `hidden_states`, or `given` where it has an input of its own."""
+        check_router_input(self._is_separate, given)
         if not self._is_separate:
-            if given is None:
-                return hidden_states
-            expected = "None, for the router of this layer reads hidden_states"
-            raise type_error("router_hidden_states", expected, describe(given))
-        if given is None:
-            raise type_error("router_hidden_states", "the array that the router of this layer reads", "None")
+            return hidden_states
         result = check_hidden_states(given, self._hidden_size, "router_hidden_states")
         check_shape("router_hidden_states", result, hidden_states.shape)
         return result
@@ -90,8 +101,7 @@ class LayerRouter:
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_] | None]:
         """Weights, ids, and which tokens are not finite, if there are any and they propagate."""
         if self._chooser.routing == "hash_topk":
-            if input_ids is None:
-                raise type_error("input_ids", "token ids, by which this layer routes", "None")
+            check_ids_are_given(input_ids)
             input_ids = as_integer_array("input_ids", input_ids)
             check_shape("input_ids", input_ids, hidden.shape[:-1])
         logits = self.logits(read, num_threads)

@@ -70,6 +70,15 @@ class PeakLoop:
         return perf_counter() - begin, flops
 
 
+def read_bandwidth(arrays: Iterable[np.ndarray[Any, Any]], kernels: int, num_threads: int) -> float:
+    """Bytes a second at which threads read arrays, one after another."""
+    done, begin = 0, perf_counter()
+    for array in arrays:
+        _core.read_memory(array, kernels, num_threads)
+        done += array.nbytes
+    return done / (perf_counter() - begin)
+
+
 class Roofline:
     """Measures read bandwidth and peak arithmetic of the active instruction set, sample by sample.
 
@@ -92,9 +101,7 @@ class Roofline:
 
     def sample(self) -> Speed:
         """Measure once."""
-        begin = perf_counter()
-        _core.read_memory(self._memory, self._table, self.num_threads)
-        return Speed(self._memory.size / (perf_counter() - begin), self._peak_loop.sample())
+        return Speed(read_bandwidth([self._memory], self._table, self.num_threads), self._peak_loop.sample())
 
 
 @dataclass(frozen=True)

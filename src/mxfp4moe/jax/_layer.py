@@ -10,13 +10,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from numpy.typing import DTypeLike
 
-from mxfp4moe._arguments import check_dtype, check_shape, describe, type_error
+from mxfp4moe._arguments import check_dtype, check_shape
 from mxfp4moe.jax._arguments import FLOAT_DTYPES, as_floats, as_ids, check_last_axis
 from mxfp4moe.jax._backend import check_weights
 from mxfp4moe.jax._call import Call, Settings, emit
 from mxfp4moe.jax._ffi import isa_number
 from mxfp4moe.jax._handles import handle_of
 from mxfp4moe.layer import MoELayer
+from mxfp4moe.layer_routing import check_ids_are_given, check_router_input
 
 
 def layer(
@@ -75,19 +76,14 @@ def layer(
     hidden = as_floats("hidden_states", hidden_states)
     check_last_axis("hidden_states", hidden, layer.hidden_size)
     arrays = [hidden]
+    check_router_input(layer.separate_router_input, router_hidden_states)
     if layer.separate_router_input:
-        if router_hidden_states is None:
-            raise type_error("router_hidden_states", "the array that the router of this layer reads", "None")
         router = as_floats("router_hidden_states", router_hidden_states)
         check_shape("router_hidden_states", router, hidden.shape)
         arrays.append(router)
-    elif router_hidden_states is not None:
-        expected = "None, for the router of this layer reads hidden_states"
-        raise type_error("router_hidden_states", expected, describe(router_hidden_states))
     routes_by_ids = layer.routing == "hash_topk"
     if routes_by_ids:
-        if input_ids is None:
-            raise type_error("input_ids", "token ids, by which this layer routes", "None")
+        check_ids_are_given(input_ids)
         ids = as_ids("input_ids", input_ids)
         check_shape("input_ids", ids, hidden.shape[:-1])
         arrays.append(ids)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mxfp4moe import _core, config
+from mxfp4moe import config
 from mxfp4moe.cli._bench.model_gguf import Kind
-from mxfp4moe.cli._roofline import attainable
+from mxfp4moe.cli._roofline import attainable, read_bandwidth
 from mxfp4moe.cli._synthetic_model import DECODERS, Decoder
 from mxfp4moe.cli._text import paragraph
 
@@ -158,9 +158,7 @@ class Stopwatch:
 
     def _sample(self) -> None:
         """Measure the bandwidth, which also clears the caches of what the one before has read."""
-        begin = perf_counter()
-        _core.read_memory(self._memory, config.active_kernels(), self._num_threads)
-        self._bandwidths.append(self._memory.size / (perf_counter() - begin))
+        self._bandwidths.append(read_bandwidth([self._memory], config.active_kernels(), self._num_threads))
 
 
 def summarize(

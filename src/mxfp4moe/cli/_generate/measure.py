@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate, cycle, islice
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mxfp4moe import _core, config
+from mxfp4moe import config
+from mxfp4moe.cli._roofline import read_bandwidth
 
 if TYPE_CHECKING:
     from mxfp4moe.model.causal_lm import CausalLM
@@ -53,27 +55,26 @@ class Timing:
                 "hit_rate": sum(cache.hits for cache in caches) / max(needed, 1),
                 "bytes_read": sum(cache.bytes_read for cache in caches),
             }
-        return result | {"roofline_share": nbytes / read_bandwidth(lm) / float(median(steps))}
+        return result | {"roofline_share": nbytes / weights_bandwidth(lm) / float(median(steps))}
 
 
 _NO_STEPS: dict[str, Any] = dict.fromkeys(("tokens_per_second", "bytes_per_token", "roofline_share"))
 
 
-def read_bandwidth(lm: CausalLM) -> float:
+def weights_bandwidth(lm: CausalLM) -> float:
     """Bytes a second that the machine reads, the best of some samples of the model's own weights."""
     arrays = [np.frombuffer(data, np.uint8) for data in lm._decoder.packed_bytes()]
-    threads, table = config.get_num_threads(), config.active_kernels()
-    best = 0.0
+    samples = []
     for _ in range(_SAMPLES):
-        done, begin = 0, perf_counter()
-        while done < _LEAST_BYTES:
-            for array in arrays:
-                _core.read_memory(array, table, threads)
-                done += array.size
-                if done >= 4 * _LEAST_BYTES:
-                    break
-        best = max(best, done / (perf_counter() - begin))
-    return best
+        enough = islice(cycle(arrays), _num_arrays(arrays))
+        samples.append(read_bandwidth(enough, config.active_kernels(), config.get_num_threads()))
+    return max(samples)
+
+
+def _num_arrays(arrays: list[np.ndarray[Any, Any]]) -> int:
+    """How many arrays, the first again after the last, are enough bytes for a sample."""
+    sizes = accumulate(array.size for array in cycle(arrays))
+    return 1 + next(i for i, size in enumerate(sizes) if size >= _LEAST_BYTES)
 
 
 def describe(summary: dict[str, Any]) -> str:
