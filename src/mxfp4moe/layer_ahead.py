@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mxfp4moe.experts.cache import ExpertCache, prefetch_likely
 from mxfp4moe.layer_routing import LayerRouter
 
-_MAX_TOKENS = 8  # more of them choose too many experts
+_MAX_TOKENS = 8  # more tokens choose so many experts that reading ahead does not pay
 
 
 class NextLayer:

@@ -157,7 +157,7 @@ class LayerSum:
         zero = ids >= self._num_experts if self._has_zero else None
         routed_ids = ids if zero is None else np.where(zero, np.int32(-1), ids)
         finish = self._begin_routed(rows, (weights, routed_ids), threads)
-        # It waits for nobody, so that experts elsewhere have this time.
+        # The shared expert needs no other rank: it is computed while experts on other ranks work.
         shared = None if self._shared is None else self._compute_shared(self._shared, rows, threads)
         total = finish()
         if zero is not None and not self._is_part:

@@ -73,6 +73,9 @@ def test_every_cell_has_a_row(capsys: pytest.CaptureFixture[str], tmp_path: Path
         (["--shape", "mixtral-8x7b"], "argument --shape: applies to layers, not to --model"),
         (["--isa", "all"], "argument --isa: applies to layers, not to --model"),
         (["--num-experts", "3"], "argument --num-experts: applies to layers, not to --model"),
+        (["--tokens", "3"], "argument --tokens: applies to layers, not to --model"),
+        (["--routing", "zipf"], "argument --routing: applies to layers, not to --model"),
+        (["--group-size", "64"], "argument --group-size: applies to layers, not to --model"),
     ],
 )
 def test_wrong_options(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
@@ -80,6 +83,16 @@ def test_wrong_options(capsys: pytest.CaptureFixture[str], options: list[str], m
         main([*COMMAND, *options])
     assert caught.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "options", [["--layers", "2"], ["--dense", "int8"], ["--context", "5"], ["--prefill", "5"]]
+)
+def test_options_of_whole_models_need_one(capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", *options])
+    assert caught.value.code == 2
+    assert f"argument {options[0]}: needs --model" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small")

@@ -153,17 +153,17 @@ def test_wrong_templates(
 @pytest.mark.parametrize(
     ("arguments", "status", "match"),
     [
-        (["--ids", "x"], 1, "--ids: expected token ids, got 'x'"),
+        (["--ids", "x"], 2, "argument --ids: expected token ids, got 'x'"),
         (["--ids", "97"], 1, "input_ids: expected ids in [0, 96], got 97"),
         (["--ids", "1", "--max-new-tokens", "256"], 1, "max_new_tokens: expected at most 255 after 1 tokens"),
-        (["--ids", "1", "--stop", "end"], 1, "--stop: expected token ids, got 'end'"),
+        (["--ids", "1", "--stop", "end"], 2, "argument --stop: expected token ids, got 'end'"),
         ([], 2, "expected either PROMPT or --ids"),
         (["Hi", "--ids", "1"], 2, "expected either PROMPT or --ids"),
         (["--ids", "1", "--system", "Be"], 2, "argument --system: expected a text, not --ids"),
         (["Hi", "--raw", "--system", "Be"], 2, "argument --system: expected no --raw"),
         (["--ids", "1", "--top-p", "0"], 2, "argument --top-p: expected a number from 0 to 1"),
         (["--ids", "1", "--temperature", "nan"], 2, "argument --temperature: expected a number from 0 to"),
-        (["Hi"], 1, "expected a tokenizer.json, got none (--ids takes token ids instead of a text)"),
+        (["Hi"], 1, "expected a tokenizer.json, got none (generate --ids takes token ids instead of a text)"),
     ],
 )
 def test_wrong_arguments(
@@ -175,6 +175,14 @@ def test_wrong_arguments(
         found = int(exit.code or 0)
     assert found == status
     assert match in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["generate", "Hi"], ["generate", "--ids", "1"], ["chat"]])
+def test_a_missing_model_says_how_to_get_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert cli.main([command[0], "--checkpoint", str(tmp_path / "nope"), *command[1:]]) == 1
+    assert "'hf download' gets a model" in capsys.readouterr().err
 
 
 def test_missing_packages(

@@ -5,7 +5,7 @@
 namespace mxfp4moe::capi {
 namespace {
 
-constexpr double kLeast = std::numeric_limits<float>::denorm_min();  // of what is above 0 in float32
+constexpr double kLeast = std::numeric_limits<float>::denorm_min();  // the least float32 number above 0
 
 }  // namespace
 

@@ -54,7 +54,8 @@ void check_zero_points(const std::string& name, const mxfp4moe_array& zeros, con
   }
 }
 
-// The blocks of a call of which a matrix has `format`, and the other one, if there is one, `other`.
+// Returns the block shape of a call, checked. One matrix has `format`; `other` is that of the second matrix, if there
+// is one.
 ScaleBlocks block_shape_of(const Format& format, const Format& other, int64_t rows, int64_t columns) {
   if (!format.has_block_shape() && !other.has_block_shape()) {
     if (rows != 0 || columns != 0) invalid("block_rows", std::string("0 with format ") + format.name, text_of(rows));

@@ -15,7 +15,8 @@ struct Failure {
   std::string text;
 };
 
-// A mistake of this library, or of a program that no version of it made.
+// Throws the error for a call that no version of this package compiles: a fault of the library, or a program from
+// elsewhere.
 [[noreturn]] void unexpected(const std::string& what);
 
 class CallFrame {

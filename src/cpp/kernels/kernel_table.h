@@ -95,7 +95,7 @@ struct WeightKernels {
 
 // The kernels of all weight formats on operands of one kind.
 struct GemmKernels {
-  // A group of tokens may hold so many, for operands of up to max_k columns.
+  // Returns how many tokens a group may hold if its operands have up to max_k columns.
   int64_t (*group_tokens)(int64_t max_k);
   // The tokens that an operand of `num_tokens` tokens has room for.
   int64_t (*padded_tokens)(int64_t num_tokens);
@@ -103,14 +103,15 @@ struct GemmKernels {
   // The scratch memory that one thread needs.
   int64_t (*scratch_bytes)(int64_t num_tokens, int64_t k);
 
-  // Whether scales may belong to halves of K-blocks: not where sums are of whole ones, and weights bfloat16.
+  // Whether scales may belong to halves of K-blocks. Kernels that multiply bfloat16 weights cannot do that, because
+  // their sums run over whole K-blocks.
   bool scales_halves;
 
   // Whether gate_up must be given all pairs of a K-block of the intermediate together; see block_pairs().
   bool whole_blocks;
 
   void (*pack_tokens)(const PackTokensArgs&);
-  WeightKernels weights[kNumWeightFormats];  // null for formats that are not computed so
+  WeightKernels weights[kNumWeightFormats];  // null for a format that operands of this kind are not multiplied with
 };
 
 struct KernelTable : GemmKernels {

@@ -20,12 +20,12 @@ const AttentionKernels& attention_kernels(int index) MXFP4MOE_EXPORTED(attention
 // all lanes. Its values are shared among threads.
 void activate(int index, ActivationFormat format, const ActivationArgs& args, int num_threads)
     MXFP4MOE_EXPORTED(activate);
-// Table `index` with the GEMMs on activations of that format. Those of eight bits have no instruction that the table
-// does not require, but for dot products of bytes, if the CPU has them.
+// Returns table `index` with the GEMMs for activations of that format. The GEMMs for int8 use only the instructions
+// that the table requires, and dot products of bytes if the CPU has them.
 KernelTable kernel_table_for(int index, ActivationFormat format) MXFP4MOE_EXPORTED(kernel_table_for);
 bool kernel_table_supported(int index) MXFP4MOE_EXPORTED(kernel_table_supported);
-// The table that computes a call with such matrices that is asked of `table`: another one if these have scales of
-// halves of K-blocks, and `table` has not. It is supported wherever `table` is.
+// Returns the table that computes a call with these matrices: `table`, or another one if a matrix has scales for halves
+// of K-blocks and `table` cannot compute those. It is supported wherever `table` is.
 const KernelTable& table_for(const KernelTable& table, std::initializer_list<PackedMatrix> matrices);
 
 }  // namespace mxfp4moe

@@ -19,7 +19,7 @@ constexpr int64_t kPairRows = 2 * kPanelRows;
 // The sums of a step stay in an L2 cache.
 constexpr int64_t kStepFloats = 32 << 10;
 
-// Each item packs its tokens, which takes about as long as computing with this many rows takes a hundred times.
+// Each item packs its tokens. With this many rows, computing takes about a hundred times as long as packing.
 constexpr int64_t kMinPartRows = 512;
 
 // The last items of a call end at about the same time if each thread has had some.
@@ -75,7 +75,8 @@ void pack_group(const LinearCall& call, TokenRange group, uint8_t* operand) {
   }
 }
 
-// Makes of the sums of a token, a panel of each term after the other, those of its rows: `panels` panels.
+// `sums` of a token holds, for each panel of rows, one panel of sums for each term. Adds the terms of a row, so that
+// `panels` panels of finished sums are left.
 void add_terms(int64_t num_terms, int64_t panels, float* sums) {
   for (int64_t panel = 0; panel < panels; ++panel) {
     const float* terms = sums + panel * num_terms * kPanelRows;

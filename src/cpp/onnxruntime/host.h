@@ -85,7 +85,7 @@ class Node {
   double number(const char* name, double fallback) const;
   std::string text(const char* name, const std::string& fallback) const;
   std::vector<int64_t> integers(const char* name) const;
-  // The number of one of these names.
+  // Reads an attribute that must be one of the names in `choices`, and returns its number.
   int32_t choice(const char* name, const char* fallback,
                  const std::vector<std::pair<const char*, int32_t>>& choices) const;
 

@@ -53,7 +53,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
                                                                                const OrtApiBase* base) {
   using namespace mxfp4moe::onnx;
   const OrtApi* const api = base->GetApi(kApiVersion);
-  const OrtApi& oldest = *base->GetApi(1);  // which every runtime has, and makes a status
+  const OrtApi& oldest = *base->GetApi(1);  // every runtime has this version, which can make a status
   return guarded(oldest, "RegisterCustomOps", [&] {
     if (api == nullptr) {
       invalid("onnxruntime", "version 1." + std::to_string(kApiVersion) + " or newer", base->GetVersionString());

@@ -13,7 +13,7 @@ namespace mxfp4moe::onnx {
 class Width {
  public:
   int32_t next();
-  // So many tasks were there, of which so many ran together.
+  // Records that a call had num_tasks tasks, of which num_together ran at the same time.
   void record(int32_t num_tasks, int32_t num_together);
 
  private:

@@ -175,7 +175,8 @@ struct PackedBytes {
   uint8_t* weights;
   uint8_t* scales;
   int64_t num_panels;  // of one term
-  // A source may hold some panels alone, the first of which becomes this one; `weights` is that of panel 0.
+  // A source may hold only some panels of the matrix: the first of them becomes panel `first_panel`. `weights` points
+  // to panel 0.
   int64_t first_panel = 0;
   int64_t source_panels = -1;  // -1 for all
 };

@@ -61,11 +61,11 @@ void unmap_file(uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(unmap_file);
 
 // The pages of a mapped file. `data` is a multiple of the page size, and so is `begin`, which is where it lies in the
 // file. All of it is advice: what a page holds never changes. False if the system cannot take it.
-// Reads of these pages bring no others with them.
+// Asks that reads of these pages bring no others with them.
 bool expect_random_reads(uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(expect_random_reads);
-// Reads of all these pages begin; it waits for none.
+// Begins to read these pages, and does not wait.
 bool request_pages(uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(request_pages);
-// Their memory is given back, that of the file's cache too, unless another process has them mapped.
+// Gives back the memory of these pages, also that of the file's cache, unless another process has them mapped.
 bool drop_pages(int descriptor, int64_t begin, uint8_t* data, int64_t bytes) MXFP4MOE_EXPORTED(drop_pages);
 
 // The bytes of a regular file, mapped, or read where they cannot be mapped.
@@ -75,7 +75,7 @@ struct FileContent {
   bool is_mapped = false;
 };
 
-// 0, or the errno; that of what is no regular file is EINVAL, or EISDIR.
+// Returns 0, or the errno: EINVAL or EISDIR if it is no regular file.
 int open_file(const char* path, FileContent* content);
 void close_file(const FileContent& content);
 

@@ -176,8 +176,8 @@ float group_score(GroupScore rule, const float* selection_scores, int64_t size) 
   return rule == GroupScore::kMax || second == -kInfinity ? best : best + second;
 }
 
-// Writes the keys of the experts of the best groups, and where the rule has it those of the others as of score 0.
-// Returns their number.
+// Writes the keys of the experts of the best groups. If the rule says so, experts of other groups get keys too, with
+// the score 0. Returns how many keys there are.
 int64_t list_candidates(const ChoiceRule& rule, const float* selection, int64_t n, const Scratch& scratch) {
   if (rule.topk_group == rule.num_groups) {
     selection_keys(selection, n, 0, scratch.keys);

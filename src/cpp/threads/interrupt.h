@@ -28,7 +28,8 @@ class InterruptibleCall {
 
   // The call that the current thread works for, or null.
   static InterruptibleCall* current() { return current_; }
-  // Returns the call before. What touches the state of the library is compiled in it alone: not inline.
+  // Makes `call` the one that this thread works for, and returns the former one. It is not inline, because the state of
+  // a thread must exist only once, in the shared library.
   static InterruptibleCall* work_for(InterruptibleCall* call) MXFP4MOE_EXPORTED(work_for_call);
 
   static constexpr int64_t kPeriodMs = 50;  // from one question to the next

@@ -234,7 +234,7 @@ class HostTeam {
   // What each task of the host does.
   static void join(void* team, int32_t) { static_cast<HostTeam*>(team)->join(); }
 
-  // The end of the call, on its own thread. A host that has run no task leaves all to this one.
+  // Ends the call on the thread that made it. If the host has run no task until now, this thread computes everything.
   void finish() {
     join();
     // A host that returned too early must not take the frame of the call from those who work in it.

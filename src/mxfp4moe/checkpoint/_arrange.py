@@ -188,7 +188,7 @@ def matrix_arguments(
             if getattr(parts[0][0], suffix) is not None:
                 arrays = [[getattr(m, suffix) for m in part] for part in parts]
                 result[f"{name}_{suffix}"] = both(arrays)
-        # 1 where the other matrix alone has some.
+        # Where one of gate and up has no tensor scale, 1 stands for it.
         if has_tensor_scales and not FORMATS[format].has_sum_scales:
             factors = [[1 if m.tensor_scale is None else m.tensor_scale for m in part] for part in parts]
             scales = np.array(factors, np.float32)

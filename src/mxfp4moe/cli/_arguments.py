@@ -122,7 +122,7 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
         type=name,
         choices=QUANTIZE_FORMATS,
         metavar="FORMAT",
-        help="Quantize experts, but for shared ones, in bfloat16, float16 or float32 while they are read, to "
+        help="Quantize the routed experts while they are read, if they are bfloat16, float16 or float32, to "
         f"{join_choices(QUANTIZE_FORMATS)}. Default: leave them as they are (float16 and float32 become "
         "bfloat16).",
     )

@@ -134,7 +134,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=_names,
         metavar="NAME,...",
-        help=f"Models by whose widths: {', '.join(_MODELS)}. Default: layers are timed, as --shape says.",
+        help=f"Models whose widths the measured models have: {', '.join(_MODELS)}. "
+        "Default: layers are timed, as --shape says.",
     )
     group.add_argument(
         "--layers",
@@ -147,15 +148,16 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         type=_names,
         default=["bf16"],
         metavar="NAME,...",
-        help="Formats of the matrices beside the experts: bf16, int8, mxfp8, fp8_block; against others "
-        "than bf16 llama.cpp has Q8_0. Default: bf16.",
+        help="Formats of the matrices beside the experts: bf16, int8, mxfp8, fp8_block. llama.cpp then "
+        "has BF16 for bf16 and Q8_0 for the others. Default: bf16.",
     )
     group.add_argument(
         "--context",
         type=_numbers_from_zero,
         default=[0, 1024, 4096],
         metavar="N,...",
-        help="Tokens before those that are decoded, at least 16. Default: 0,1024,4096.",
+        help="Tokens in the cache before the measured ones; 0 stands for 16, the fewest that are measured. "
+        "Default: 0,1024,4096.",
     )
     group.add_argument(
         "--prefill",
@@ -177,7 +179,7 @@ def _run_models(args: argparse.Namespace) -> int:
     from mxfp4moe.cli._bench import model, models
     from mxfp4moe.cli._bench.llama_cpp_model import LlamaCppModel
 
-    for option in ("shape", "format", *SIZES, "isa", "plot"):
+    for option in ("shape", "format", *SIZES, "isa", "plot", "tokens", "routing", "group_size"):
         if getattr(args, option) != args.parser.get_default(option):
             args.parser.error(f"argument {flag(option)}: applies to layers, not to --model")
     _check_names(args, "model", args.model, _MODELS)
@@ -220,6 +222,9 @@ def _run_layers(args: argparse.Namespace) -> int:
     from mxfp4moe import __version__, config
     from mxfp4moe.cli._bench import plot, report
 
+    for option in ("layers", "dense", "context", "prefill"):
+        if getattr(args, option) != args.parser.get_default(option):
+            args.parser.error(f"argument {flag(option)}: needs --model")
     shapes, isas, peers = _shapes(args), _isas(args), _peers(args)
     _check_activation_formats(args, shapes)
     num_threads = config.resolve_num_threads(args.threads)
@@ -398,7 +403,7 @@ def _check_activation_formats(args: argparse.Namespace, shapes: list[Shape]) -> 
             try:
                 check_activation_format(each, shape.format, "experts")
             except ValueError as error:
-                message = str(error).partition(": ")[2]
+                message = str(error).partition(": ")[2].replace("expected None", "expected bfloat16")
                 args.parser.error(f"argument --activation-format: {message}")
 
 

@@ -39,7 +39,8 @@ def add_parser(subparsers: Any) -> None:
         "--ids",
         nargs="+",
         metavar="ID",
-        help="Token ids to continue, instead of a text; ids are printed. Default: PROMPT is a text.",
+        help="Token ids to continue, with spaces or commas between them, instead of a text; ids are printed. "
+        "Default: PROMPT is a text.",
     )
     parser.add_argument(
         "--raw",
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         for option in ("raw", "system"):
             if getattr(args, option):
                 args.parser.error(f"argument --{option}: expected a text, not --ids")
-        prompt, stop = _parse_ids("--ids", args.ids), set(_parse_ids("--stop", args.stop))
+        prompt, stop = _parse_ids(args, "ids"), set(_parse_ids(args, "stop"))
         return with_model(args, lambda lm: _generate(args, lm, prompt, IdStream(), stop | set(lm.end_ids)))
     from mxfp4moe.cli._generate.texts import Texts
 
@@ -118,9 +119,9 @@ def _prompt_ids(args: argparse.Namespace, texts: Texts) -> list[int]:
     return texts.render([*system, {"role": "user", "content": text}])
 
 
-def _parse_ids(option: str, texts: list[str]) -> list[int]:
-    """Ids with commas or spaces between them."""
-    words = " ".join(texts).replace(",", " ").split()
+def _parse_ids(args: argparse.Namespace, option: str) -> list[int]:
+    """The ids that an option has, with commas or spaces between them."""
+    words = " ".join(getattr(args, option)).replace(",", " ").split()
     if wrong := [word for word in words if not (word.isascii() and word.isdigit() and len(word) < 12)]:
-        raise ValueError(f"{option}: expected token ids, got {wrong[0][:40]!r}")
+        args.parser.error(f"argument --{option}: expected token ids, got {wrong[0][:40]!r}")
     return [int(word) for word in words]

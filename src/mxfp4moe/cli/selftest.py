@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     passed = failed = 0
     for table in config._TABLES:
         if not table.supported:
-            # What holds of the tiles does not hold of their models.
+            # The reason says why the CPU has no tiles, which models of tiles do not need.
             reason = config._why_unsupported(table.isa) if table.automatic else "the CPU cannot run it"
             print(f"{table.name:18} skipped: {reason}")
             continue

@@ -10,7 +10,7 @@ from mxfp4moe._arguments import check_choice, check_float32, check_real, value_e
 Activation = Literal["silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
-_LEAST = 2.0**-149  # of what is above 0 in float32
+_LEAST = 2.0**-149  # the least float32 number above 0
 
 
 class _Rule(NamedTuple):

@@ -159,5 +159,5 @@ def open_packed_decoder(path: str | os.PathLike[str], verify: bool, residence: R
     model = checkpoint.open(path)
     if not isinstance(model, PackedCheckpoint):
         expected = "a packed folder, which mxfp4moe pack writes"
-        raise PackedFormatError(f"{model.path}: expected {expected}, got {model!r}")
+        raise PackedFormatError(f"{model.path}: expected {expected}, got a model that is not packed")
     return open_decoder(model, verify, residence)

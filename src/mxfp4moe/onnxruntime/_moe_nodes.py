@@ -49,7 +49,7 @@ _QUANTIZED_ATTRIBUTES: dict[str, Any] = {
     "fc3_expert_weight_bits": None,
     "block_size": None,
     "weights_prepacked": -1,
-    "accuracy_level": 0,  # how exact a result has to be at least; ours is
+    "accuracy_level": 0,  # the least accuracy that the model asks for, which our result always has
 }
 _FP4 = {"fp4": ("mxfp4", 32), "nvfp4": ("nvfp4", 16)}
 

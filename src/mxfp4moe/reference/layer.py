@@ -139,7 +139,7 @@ def _evaluate(
 ) -> np.ndarray:
     """The sum of all terms, in the dtype of the precision."""
     hidden = round_bfloat16(hidden_states)
-    # What experts on integers read, is not rounded before.
+    # Experts with activations of eight bits read hidden states that have not been rounded to bfloat16 before.
     read = hidden_states if _experts_precision(layer, layer.experts, precision).int8_activations else hidden
     weights, ids = (np.asarray(array) for array in chosen)
     is_zero = (ids >= layer.num_experts) & (layer.num_zero_experts > 0)
@@ -161,7 +161,7 @@ def _evaluate(
 
 
 def _experts_precision(layer: Any, experts: Any, precision: Precision) -> Precision:
-    """That of the routed experts, or of the shared one, whose format need not allow integers."""
+    """The precision of these experts: int8 only if their format allows it."""
     is_int8 = layer.activation_format == "int8" and find_floats(experts.format) is None
     return INT8 if is_int8 and precision is CONTRACT else precision
 

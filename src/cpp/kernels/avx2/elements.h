@@ -163,7 +163,7 @@ MXFP4MOE_INLINE void each_e5m2(const uint8_t* quad, F&& f) {
 // 2^15 + code.
 MXFP4MOE_INLINE Vec subtract(Vec v, int number) { return _mm256_sub_ps(v, _mm256_set1_ps(static_cast<float>(number))); }
 
-constexpr int kCheapestInt4Zero = -128;  // nothing is left to subtract
+constexpr int kCheapestInt4Zero = -128;  // with this zero point the float is the result, and 0 is subtracted
 template <class ZeroOf, class F>
 MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
   const __m256i power = _mm256_set1_epi8(0x43);
@@ -183,7 +183,7 @@ MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
   });
 }
 
-constexpr int kCheapestInt8Zero = -(1 << 15) - 128;  // likewise
+constexpr int kCheapestInt8Zero = -(1 << 15) - 128;  // as above
 template <class ZeroOf, class F>
 MXFP4MOE_INLINE void each_int8(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
   const __m256i power = _mm256_set1_epi16(0x4700), zero = _mm256_setzero_si256();

@@ -24,7 +24,7 @@ MXFP4MOE_INLINE void nibble_pairs(const uint8_t* block, Unit unit, __m256i (&pai
 MXFP4MOE_INLINE __m256i low_nibbles(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
 MXFP4MOE_INLINE __m256i high_nibbles(__m256i bytes) { return low_nibbles(_mm256_srli_epi16(bytes, 4)); }
 
-// Twice the value of E2M1, plus 12.
+// Decodes E2M1 to bytes that are twice the value, plus 12.
 template <class Unit>
 MXFP4MOE_INLINE void decode_e2m1(const uint8_t* block, Unit unit, Bytes (&w)[2][kHalves]) {
   const __m256i table =
@@ -98,7 +98,7 @@ MXFP4MOE_INLINE void one_scale(float scale, Floats (&out)[kHalves]) {
   halves(_mm256_set1_ps(scale), _mm256_set1_ps(scale), out);
 }
 
-// Minus what counts as zero for each row, twice in a lane.
+// Writes the negated zero point of each row, less the offset of its codes, twice into each lane.
 template <int kMask, int kOffset>
 MXFP4MOE_INLINE void zero_pairs(const uint8_t* zeros, Ints (&out)[kHalves]) {
   __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros));

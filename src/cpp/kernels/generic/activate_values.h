@@ -1,4 +1,5 @@
-// The activation of numbers that are no panels. Included inside the own namespace of the lanes, after activation.h.
+// Computes the activation of plain arrays, which are not sums of panels. Included inside the own namespace of the
+// lanes, after activation.h.
 
 // What store_pair needs; there is nothing to store for the second of two panels.
 struct ValuesEpilogue {

@@ -103,7 +103,7 @@ MXFP4MOE_NOINLINE void store_pair(const Epilogue& epilogue) {
   for (int first = 0; first < 2; first += Functor::kInputs) epilogue.template store_panel<Functor>(first);
 }
 
-// Calls that with the functor that `kind` names.
+// Calls the epilogue with the functor that `kind` names.
 template <class Epilogue>
 inline void with_activation(ActivationKind kind, const Epilogue& epilogue) {
   switch (kind) {

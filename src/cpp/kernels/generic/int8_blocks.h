@@ -7,7 +7,7 @@ struct QuantizedBlock {
   // The sums of the values, from which zero points are taken: of all k, of the first and of the last sixteen. Each is
   // two numbers, of k % 4 < 2 and of the others, as the products of bytes are summed in pairs.
   int16_t sums[3][2];
-  float scale;  // of a block with NaN or infinity NaN
+  float scale;  // NaN if a value of the block is NaN or infinite
 };
 
 inline void sum_values(QuantizedBlock* block) {

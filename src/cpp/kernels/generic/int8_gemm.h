@@ -18,6 +18,13 @@
 // <kWide>; functions load_weights, store_weights, repeat (four k of a token for each row), begin<kWide>(zeros, sums),
 // dot<kWide>(ints, weights, x), to_floats<kWide>, load_floats, store_floats, add_term(sum, f, x_scale, w_scale).
 //
+//                 portable  avx2   avxvnni  avx512vnni
+//   kHalves       1         2      2        1           vectors of a panel
+//   kDirectTokens 0         2      2        2           the most tokens of a direct walk
+//   kTileSizes    1         3      3        4           a tile has up to 1, 4, 4 and 8 tokens
+//   kByteOffset   128       0      128      128         dot products take bytes that are not negative by signed ones
+//   kWideProducts false     true   false    false       vpmaddubsw saturates, so that codes of eight bits need others
+//
 // THE CONTRACT OF int8_decode.h: decode_e2m1, decode_int4 and decode_int8(block, Index<unit>, w) write the bytes of
 // eight consecutive k of a K-block of a panel, two vectors for each of the kHalves; e8m0_scales, e4m3_scales<half>,
 // float_scales and one_scale; zero_pairs<mask, offset>, minus the zero points and the offset, twice in a lane;
@@ -195,7 +202,8 @@ class DirectBlocks {
   int64_t range_blocks_, scale_rows_, left_ = 0;
 };
 
-// What is the same for all formats with so many scales to a K-block and such bytes.
+// All that the tiles of a slab need to know of a format: how many scales a K-block has, and whether its codes need wide
+// products. Formats that agree in both share the code.
 template <int kParts_, bool kWide_>
 struct Int8Kind {
   static constexpr int kParts = kParts_;
@@ -335,9 +343,11 @@ inline void add_offsets(const Int8Panel& panel, const TokenBlocks& tokens, float
 
 // What is computed for a weight format; all else is the same for all of them, and compiled once.
 struct FormatFunctions {
-  void (*direct[kDirectTokens + 1])(const Int8Panel& panel, const TokenBlocks& tokens, float* sums);  // of so many
+  void (*direct[kDirectTokens + 1])(const Int8Panel& panel, const TokenBlocks& tokens,
+                                    float* sums);  // direct[n]: n tokens
   void (*decode)(const Int8Panel& panel, int64_t first, int64_t count, DecodedBlock* slab);
-  void (*tile[kTileSizes])(const DecodedBlock* slab, int64_t count, const TokenBlocks& tokens, float* sums);  // of 2^i
+  void (*tile[kTileSizes])(const DecodedBlock* slab, int64_t count, const TokenBlocks& tokens,
+                           float* sums);  // tile[i]: 2^i
   int64_t direct_tokens;
   float sum_factor;
   bool has_tensor_scale;  // whether the scales of sums, if there are any, are those of whole matrices

@@ -7,7 +7,7 @@
 template <WeightFormat kFormat>
 constexpr int kCheapestZero = block_layout(kFormat).weight_bits() == 4 ? kCheapestInt4Zero : kCheapestInt8Zero;
 
-// The bits of a number other than the zeros at its end.
+// Counts the bits of a number from its highest 1 to its lowest 1.
 constexpr int significant_bits(int number) {
   const unsigned magnitude = static_cast<unsigned>(number < 0 ? -number : number);
   return magnitude == 0 ? 0 : 32 - __builtin_clz(magnitude) - __builtin_ctz(magnitude);

@@ -77,7 +77,7 @@ GPT_OSS = ModelType(
     alpha=Number("swiglu_alpha", None),
     limit=Number("swiglu_limit", 7.0),
     tensors=("router_bias",),
-    constants={"hidden_act": ("silu", "swigluoai")},  # the activation is not what this says
+    constants={"hidden_act": ("silu", "swigluoai")},  # it computes swigluoai, whichever of these is named
     scheme=_scheme,
     change=_change,
 )

@@ -14,7 +14,7 @@ from mxfp4moe.checkpoint.schemes import integer_formats, mx_formats, plain
 from mxfp4moe.checkpoint.schemes._scheme import BlockShape, Scheme, later, mixture
 
 _MIXED = "mixed-precision"
-_CLASS = "Linear"  # of the modules of all matrices of experts
+_CLASS = "Linear"  # the class of every module that holds a matrix of an expert
 _PATTERN = "re:"
 _ORDERED = ("group", "dynamic", True)  # actorder where a tensor says which group each column belongs to
 

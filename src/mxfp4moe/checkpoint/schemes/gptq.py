@@ -49,7 +49,7 @@ def _gptq(quantization: Config) -> Scheme:
     ordered = quantization.boolean("desc_act", default=False)
 
     def scheme(section: Config) -> Scheme:
-        section.boolean("sym", default=False)  # which the zero points say as well
+        section.boolean("sym", default=False)  # read and ignored: the zero points say the same
         return integer_formats.gptq(
             "GPTQ",
             section.choice("bits", (4, 8), default=bits),

@@ -35,8 +35,8 @@ class Contender(Protocol):
 class Peer(Contender, Protocol):
     """Another implementation, built from the checkpoint's arrays."""
 
-    formats: tuple[str, ...]  # that it computes
-    copies: float  # of the weights, that it holds itself
+    formats: tuple[str, ...]  # the weight formats that it can compute
+    copies: float  # how many copies of the weights it holds
 
     def __init__(self, shape: Shape, arrays: ExpertArrays, num_threads: int) -> None: ...
 

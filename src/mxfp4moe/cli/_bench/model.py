@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mxfp4moe import config
 from mxfp4moe.cli._bench.model_gguf import Kind
-from mxfp4moe.cli._roofline import attainable, read_bandwidth
+from mxfp4moe.cli._roofline import attainable, explain_shares, read_bandwidth
 from mxfp4moe.cli._synthetic_model import DECODERS, Decoder
 from mxfp4moe.cli._text import paragraph
 
@@ -27,7 +27,7 @@ DENSE: dict[Dense, Kind] = {"bf16": "BF16", "int8": "Q8_0", "mxfp8": "Q8_0", "fp
 
 FIRST_TOKENS = 16  # that are in the cache where a context of 0 is asked for: both have begun
 _DECODED = 8  # tokens of one timing, each after the other
-_MIN_ROUNDS, _MAX_ROUNDS = 3, 16  # so that decoding makes contexts little longer
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 16  # few, so that decoding makes the contexts only a little longer
 _READ_BYTES = 1 << 29  # of one sample of the bandwidth
 
 
@@ -215,4 +215,5 @@ def format_table(result: dict[str, Any]) -> str:
             f"{cell['kind']:7} {cell['tokens']:6d} {cell['contender']:10} {cell['tokens_per_s']:9.2f} "
             f"{cell['median_tokens_per_s']:7.2f} {nbytes} {share} {times:6.2f} {difference}".rstrip()
         )
-    return "\n".join(lines)
+    explanation = explain_shares(cell["roofline_share"] for cell in result["cells"] if "step_bytes" in cell)
+    return "\n".join([*lines, *([paragraph(explanation)] if explanation else [])])

@@ -78,8 +78,9 @@ def _draw_calls(axes: Any, row: Result, colour: str, marker: str) -> None:
     """The calls of a cell, and its number of tokens above the highest of them."""
     intensities = row["flops"] / np.array(row["call_bytes"])
     speeds = row["flops"] / np.array(row["call_seconds"]) / 1e12
-    axes.scatter(intensities, speeds, 14, c=colour, marker=marker, alpha=0.5, lw=0)
-    highest = float(np.median(intensities)), float(speeds.max())
+    axes.scatter(intensities, speeds, 14, c=colour, marker=marker, alpha=0.5, lw=0, zorder=4)
+    best = speeds.argmax()
+    highest = float(intensities[best]), float(speeds[best])
     _write(axes, str(row["tokens"]), highest, ha="center", color=colour)
 
 

@@ -17,7 +17,7 @@ from mxfp4moe.routing import topk_softmax
 
 ROUTINGS = ("uniform", "zipf", "hot")
 _BLOCK_SHAPE = (128, 128)
-_HOT_LEAD = 1e3  # of the hot expert's score: no noise reaches it
+_HOT_LEAD = 1e3  # what the hot expert's score is ahead, too much for noise to reach
 
 
 @dataclass(frozen=True)

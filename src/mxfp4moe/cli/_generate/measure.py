@@ -85,6 +85,8 @@ def describe(summary: dict[str, Any]) -> str:
     if (rate := summary["tokens_per_second"]) is not None:
         share = summary["roofline_share"]
         of_what = f"{100 * share:.0f} % of the roofline" if share is not None else _describe_cache(summary)
+        if share is not None and round(100 * share) > 100:
+            of_what += ": more than the machine read afterwards"
         parts.append(
             f"then {rate:.1f} tokens/s ({summary['bytes_per_token'] / 1e9:.3f} GB a token, {of_what})"
         )

@@ -19,6 +19,7 @@ from mxfp4moe.cli._arguments import (
 )
 
 if TYPE_CHECKING:
+    from mxfp4moe.experts.activation_format import ActivationFormat
     from mxfp4moe.model.causal_lm import CausalLM
 
 DEFAULT_TOKENS = 256
@@ -40,10 +41,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activation-format",
         type=name,
-        choices=("int8",),
+        choices=("bfloat16", "int8"),
+        default="bfloat16",
         metavar="FORMAT",
-        help="Round activations to int8 where weights are in mxfp4, nvfp4, int4 or int8, as those of experts "
-        "must be: faster without AMX, and less exact. Default: bfloat16.",
+        help="What activations are rounded to, bfloat16 or int8. For int8 the experts must be in mxfp4, "
+        "nvfp4, int4 or int8; other matrices are computed so if they are in one of these. It is faster "
+        "without AMX, and less exact. Default: bfloat16.",
     )
     parser.add_argument(
         "--memory-limit",
@@ -109,14 +112,18 @@ def load_model(args: argparse.Namespace) -> CausalLM:
 
     if args.memory_limit is not None:
         return CausalLM.open(
-            args.checkpoint, memory_limit=args.memory_limit, activation_format=args.activation_format
+            args.checkpoint, memory_limit=args.memory_limit, activation_format=_activation_format(args)
         )
     return CausalLM.from_checkpoint(
         args.checkpoint,
         quantize=args.quantize,
         quantize_dense=args.quantize_dense,
-        activation_format=args.activation_format,
+        activation_format=_activation_format(args),
     )
+
+
+def _activation_format(args: argparse.Namespace) -> ActivationFormat | None:
+    return None if args.activation_format == "bfloat16" else args.activation_format
 
 
 def num_started_ranks() -> int:
@@ -137,7 +144,7 @@ def with_model(args: argparse.Namespace, use: Callable[[CausalLM], int]) -> int:
     from mxfp4moe.mpi.whole_model import RankError, Ranks
 
     try:
-        ranks = Ranks(args.activation_format)
+        ranks = Ranks(_activation_format(args))
         if ranks.rank:
             ranks.serve(args.checkpoint, args.quantize, args.memory_limit)
             return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mxfp4moe._arguments import printable, value_error
-from mxfp4moe._json import MissingFileError, read_object, shorten
+from mxfp4moe._json import MissingFileError, missing_model_error, read_object, shorten
 
 Message = Mapping[str, str]
 
@@ -36,12 +36,14 @@ class Texts:
     """
 
     def __init__(self, folder: Path) -> None:
+        if not folder.exists():
+            raise missing_model_error(folder, "a model folder")
         path = folder / "tokenizer.json"
         if not path.is_file():
-            hint = "--ids takes token ids instead of a text"
+            hint = "generate --ids takes token ids instead of a text"
             raise MissingFileError(f"{folder}: expected a tokenizer.json, got none ({hint})")
         if why := missing("tokenizers"):
-            raise ValueError(f"{why}; --ids takes token ids instead of a text")
+            raise ValueError(f"{why}; generate --ids takes token ids instead of a text")
         tokenizers = importlib.import_module("tokenizers")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))

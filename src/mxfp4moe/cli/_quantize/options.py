@@ -14,7 +14,7 @@ COMPRESSED_TENSORS, GPT_OSS = "compressed-tensors", "gpt-oss"
 
 
 class Options(NamedTuple):
-    """None: as usual."""
+    """The options of the result; None stands for the default of the format."""
 
     format: str = "mxfp4"
     layout: str | None = None

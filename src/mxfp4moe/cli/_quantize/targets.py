@@ -140,7 +140,7 @@ class Nvfp4(_Compressed):
         """All of them get the largest of their scales, because other software has one for gate and up."""
         found = [quantize.quantize_nvfp4(w), *(quantize.quantize_nvfp4(m, nonfinite="nan") for m in others)]
         own_scale = found[0][2]
-        # A matrix of zeros has a scale that says nothing.
+        # The scale of a matrix of zeros is arbitrary, so it does not count.
         largest = max((scale for _, codes, scale in found if codes.view(np.uint8).any()), default=own_scale)
         reciprocal = np.float32(1) / largest
         # One in six float32 numbers is not the reciprocal of its reciprocal, which is all that readers have.
@@ -234,7 +234,7 @@ class Fp8Block:
 
 @dataclass(frozen=True)
 class Floats:
-    """Matrices."""
+    """Matrices that stay floats, with a tensor for each."""
 
     dtype: np.dtype[Any]
 
