@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from inspect import getdoc
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mxfp4moe._arguments import as_integer_array, as_rows, check_bool, check_choice, describe, type_error
+from mxfp4moe._arguments import as_rows, check_bool, check_choice, describe, type_error
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import resolve_num_threads
-from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.activation_format import ActivationFormat
 from mxfp4moe.experts.cache import ExpertCache, cache_of
 from mxfp4moe.experts.fused import as_slots, check_hidden_states, check_slots
@@ -22,10 +21,10 @@ from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize, pack_wei
 from mxfp4moe.experts.residence import check_residence
 from mxfp4moe.experts.selection import ExpertIds
 from mxfp4moe.layer_ahead import NextLayer
-from mxfp4moe.layer_description import LayerDescription, RoutingFunction, float32_copy, frozen_copy, sliced
+from mxfp4moe.layer_description import NONFINITE, LayerDescription, Nonfinite, sliced
 from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.layer_load import LoadCounter, LoadStatistics
-from mxfp4moe.layer_routing import NONFINITE, LayerRouter, Nonfinite
+from mxfp4moe.layer_routing import LayerRouter
 from mxfp4moe.layer_sum import Floats, LayerSum
 from mxfp4moe.packed.weights import Resident
 
@@ -33,8 +32,19 @@ if TYPE_CHECKING:
     from mxfp4moe.checkpoint import AnyExperts
 
 _Layer = TypeVar("_Layer", bound="MoELayer")
+_Class = TypeVar("_Class")
 
 
+def _with_parameters(cls: type[_Class]) -> type[_Class]:
+    """Say in the docstring what the constructor takes, as that of `LayerDescription` does."""
+    source, text = getdoc(LayerDescription), getdoc(cls)
+    if source and text:  # which an interpreter with -OO leaves out
+        parameters = source[source.index("Parameters\n") : source.index("Examples\n")]
+        cls.__doc__ = text.replace("Attributes\n", f"{parameters}Attributes\n", 1)
+    return cls
+
+
+@_with_parameters
 class MoELayer(LayerDescription[PackedExperts]):
     """A mixture-of-experts layer: routes each token to its experts and computes them.
 
@@ -42,88 +52,17 @@ class MoELayer(LayerDescription[PackedExperts]):
     ``routed_scaling_factor * (weighted sum of its experts) + shared expert + output_bias``, in float32,
     rounded once.
 
-    Parameters
-    ----------
-    experts : PackedExperts
-    router_weight : ndarray of shape (num_experts + num_zero_experts, hidden_size)
-        float32, bfloat16 or float16, as all arrays here.
-    router_bias : ndarray of shape (num_experts + num_zero_experts,), optional
-    top_k : int
-        How many experts each token goes to.
-    routing : str or callable, optional
-        The name of a routing function of this package ("topk_softmax" by default), or a function of your own:
-        ``routing(router_logits, top_k)`` returns (topk_weights, topk_ids).
-    routing_arguments : mapping, optional
-        Keyword arguments of the routing function, such as ``{"renormalize": False}``.
-    activation, alpha, limit
-        As for `fused_experts`.
-    routed_scaling_factor : float
-        Multiplies the sum over the routed experts.
-    shared_experts : PackedExperts, optional
-        One expert that every token goes to, of any intermediate size, with the same activation and `alpha`.
-        Several shared experts are one with all their rows.
-    shared_limit : float, optional
-        The `limit` of the shared expert.
-    layer_number : int, optional
-        The number of the layer in its model.
-    apply_router_weight_on_input : bool
-        As for `fused_experts`, of the routed experts (Llama-4).
-    shared_gate : ndarray of shape (hidden_size,), optional
-        The shared expert is multiplied by ``sigmoid(x . shared_gate)`` (Qwen2-MoE, Qwen3-Next).
-    shared_scaling_factor : float
-        Multiplies the shared expert.
-    num_zero_experts : int
-        The last so many rows of the router, with ids from `num_experts` on, are of experts that give the
-        token itself: one that is chosen adds its weight times the token (LongCat).
-    router_norm_eps : float, optional
-        The router reads ``x / sqrt(mean(x**2) + router_norm_eps)`` instead of x (Gemma-4).
-    router_scale : ndarray of shape (hidden_size,), optional
-        Multiplies what the router reads, after the norm.
-    separate_router_input : bool
-        The router reads an array of its own, which each call then takes as `router_hidden_states`.
-    latent_down, latent_up : ndarray, optional
-        Of shape (latent_size, hidden_size) and (hidden_size, latent_size), both or none. The routed experts,
-        whose own hidden size is `latent_size`, work on ``x @ latent_down.T``, and `latent_up` projects their
-        sum back (Nemotron-3). Router and shared expert see x itself.
-    latent_norm, latent_norm_eps : ndarray of shape (latent_size,) and float, optional
-        Both or none. The routed sum ``s`` becomes ``s / sqrt(mean(s**2) + latent_norm_eps) * latent_norm``
-        before it is projected back (Kimi-K3).
-    output_bias : ndarray of shape (hidden_size,), optional
-        Added to the result of each token, last of all (JetMoE).
-    expert_map : integer ndarray of shape (num_experts,), optional
-        Makes the layer a slice, of which `experts` are a part of all: for each expert of the layer its place
-        among them, in ascending order, or -1. Calling a slice gives the sum of the experts that it has, times
-        `routed_scaling_factor`, without the shared expert, zero experts and the bias.
-    activation_format : {None, "int8"}
-        As for `fused_experts`: `experts` must be in one of its formats, `shared_experts` are computed with it
-        if they are. Nothing else of the layer is.
-    nonfinite : {"raise", "propagate"}
-        What a token does whose hidden states, or router logits, are NaN or infinite: "raise" is a ValueError
-        for the whole call; with "propagate" that token's result is NaN, and the others are what they are
-        without it. Rows that are mere padding may then hold anything.
-
     Attributes
     ----------
-    experts, shared_experts : PackedExperts
-        `shared_experts` may be None. All attributes are read-only.
-    router_weight, router_bias, router_scale, shared_gate, latent_norm, output_bias : ndarray or None
-        float32 and read-only.
-    latent_down, latent_up : ndarray or None
-        Read-only, of the dtype that was given.
-    expert_map : ndarray or None
-        int32 and read-only; None if the layer has all of its experts.
-    top_k, num_experts, hidden_size, intermediate_size : int
+    num_experts, hidden_size, intermediate_size : int
         `num_experts` counts those of the whole layer, also in a slice.
     num_choices : int
         `num_experts` + `num_zero_experts`: how many logits the router gives.
-    routing : str or callable
-    routing_arguments : mapping
-        Its arrays are read-only copies.
-    activation, alpha, limit, routed_scaling_factor, shared_limit, shared_scaling_factor, activation_format, \
-    apply_router_weight_on_input, num_zero_experts, router_norm_eps, separate_router_input, latent_norm_eps
-        As given.
-    layer_number : int or None
-        In the model that it was read from.
+
+    Notes
+    -----
+    Each parameter is an attribute too, as it was given. All attributes are read-only. Arrays are copies: in
+    float32, but those of the latent projections in the dtype that was given and `expert_map` in int32.
 
     Examples
     --------
@@ -138,83 +77,19 @@ class MoELayer(LayerDescription[PackedExperts]):
     (3, 64)
     """
 
-    def __init__(
-        self,
-        experts: PackedExperts,
-        router_weight: ArrayLike,
-        router_bias: ArrayLike | None = None,
-        *,
-        top_k: int,
-        routing: str | RoutingFunction = "topk_softmax",
-        routing_arguments: Mapping[str, Any] | None = None,
-        activation: Activation = "silu",
-        alpha: float | None = None,
-        limit: float | None = None,
-        routed_scaling_factor: float = 1.0,
-        shared_experts: PackedExperts | None = None,
-        shared_limit: float | None = None,
-        layer_number: int | None = None,
-        apply_router_weight_on_input: bool = False,
-        shared_gate: ArrayLike | None = None,
-        shared_scaling_factor: float = 1.0,
-        num_zero_experts: int = 0,
-        router_norm_eps: float | None = None,
-        router_scale: ArrayLike | None = None,
-        separate_router_input: bool = False,
-        latent_down: ArrayLike | None = None,
-        latent_norm: ArrayLike | None = None,
-        latent_norm_eps: float | None = None,
-        latent_up: ArrayLike | None = None,
-        output_bias: ArrayLike | None = None,
-        expert_map: ArrayLike | None = None,
-        activation_format: ActivationFormat | None = None,
-        nonfinite: Nonfinite = "raise",
-    ) -> None:
-        check_choice("nonfinite", nonfinite, NONFINITE)
-        for name, value in (("experts", experts), ("shared_experts", shared_experts)):
+    def __post_init__(self) -> None:
+        for name in ("experts", "shared_experts"):
+            value = getattr(self, name)
             if not isinstance(value, PackedExperts) and (name == "experts" or value is not None):
                 raise type_error(name, "PackedExperts", describe(value))
-        super().__init__(
-            experts,
-            float32_copy("router_weight", router_weight),
-            float32_copy("router_bias", router_bias),
-            top_k=top_k,
-            routing=routing,
-            routing_arguments=routing_arguments or {},
-            activation=activation,
-            alpha=alpha,
-            limit=limit,
-            routed_scaling_factor=routed_scaling_factor,
-            shared_experts=shared_experts,
-            shared_limit=shared_limit,
-            layer_number=layer_number,
-            apply_router_weight_on_input=apply_router_weight_on_input,
-            shared_gate=float32_copy("shared_gate", shared_gate),
-            shared_scaling_factor=shared_scaling_factor,
-            num_zero_experts=num_zero_experts,
-            router_norm_eps=router_norm_eps,
-            router_scale=float32_copy("router_scale", router_scale),
-            separate_router_input=separate_router_input,
-            latent_down=frozen_copy("latent_down", latent_down),
-            latent_norm=float32_copy("latent_norm", latent_norm),
-            latent_norm_eps=latent_norm_eps,
-            latent_up=frozen_copy("latent_up", latent_up),
-            output_bias=float32_copy("output_bias", output_bias),
-            expert_map=None if expert_map is None else as_integer_array("expert_map", expert_map),
-            activation_format=activation_format,
-        )
-        self._router = LayerRouter(self, nonfinite)
+        self._copy_arrays()
+        super().__post_init__()
+        self._router = LayerRouter(self)
         self._sum = LayerSum(self)
         self._load = LoadCounter(self.num_experts)
-        self._nonfinite: Nonfinite = nonfinite
         self._hidden_size = self.hidden_size
         self._path: str | None = None
         self._next: NextLayer | None = None
-
-    @property
-    def nonfinite(self) -> Nonfinite:
-        """What a token with NaN or infinite hidden states does: "raise" or "propagate"."""
-        return self._nonfinite
 
     @classmethod
     def from_checkpoint(

@@ -6,24 +6,22 @@ packed file holds the fields, and a checkpoint is read into them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field, fields
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar, get_args
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mxfp4moe._arguments import (
     as_array,
-    cast,
     check_bool,
     check_choice,
     check_int,
     check_layer_number,
     check_positive_int,
-    check_real,
     check_shape,
     describe,
     format_ranges,
@@ -42,47 +40,104 @@ from mxfp4moe.experts.selection import (
     make_expert_map,
 )
 from mxfp4moe.experts.weights import ExpertWeights
+from mxfp4moe.layer_chooser import Chooser, RoutingFunction
+from mxfp4moe.layer_values import (
+    ROUTER_DTYPES,
+    check_epsilon,
+    check_experts,
+    check_factor,
+    frozen_copy,
+    same_value,
+    text_of,
+)
 from mxfp4moe.routing import ROUTING_FUNCTIONS
-
-RoutingFunction = Callable[..., tuple[NDArray[np.float32], NDArray[np.int32]]]
 
 _Experts = TypeVar("_Experts", bound=ExpertWeights | PackedExperts, covariant=True)
 
-ROUTER_DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
+Nonfinite = Literal["raise", "propagate"]
+NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
 
 
-# These say how a packed file stores a field that is no option in its table of contents.
-_EXPERTS = {"kind": "experts"}  # as a spec and the parts of the packed bytes
-_ARRAY = {"kind": "array"}  # as a part
+# How a packed file stores a field: experts as a spec and the parts of the packed bytes; an array as a part;
+# an option in the table of contents; and what only calls use, not at all.
+_EXPERTS = {"kind": "experts"}
+_ARRAY = {"kind": "array"}
+_OPTION = {"kind": "option"}
+_CALL = {"kind": "call"}
 # The table of contents names these only where a layer has them: the files of other layers stay as they were,
 # and readers that do not know them refuse a file instead of leaving them out.
-_LATER_OPTION = {"kind": "option", "later": True}
-_LATER_ARRAY = {"kind": "array", "later": True}
+_LATER_OPTION = _OPTION | {"is_later": True}
+_LATER_ARRAY = _ARRAY | {"is_later": True}
+# Other arrays are float32 in a layer that can be called, whatever floats were given.
+_LATER_ARRAY_OF_ANY_FLOATS = _LATER_ARRAY | {"keeps_dtype": True}
 
 
-class Chooser(NamedTuple):
-    """How a layer makes experts and weights of logits."""
-
-    routing: str | RoutingFunction
-    top_k: int
-    arguments: dict[str, Any]
-
-    def __call__(
-        self, router_logits: NDArray[np.float32], input_ids: ArrayLike | None, num_threads: int | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        rule = self.routing
-        if not isinstance(rule, str):
-            return rule(router_logits, self.top_k, **self.arguments)
-        second = input_ids if rule == "hash_topk" else self.top_k
-        function: RoutingFunction = ROUTING_FUNCTIONS[rule]
-        return function(router_logits, second, num_threads=num_threads, **self.arguments)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, init=False)
 class LayerDescription(Generic[_Experts]):
-    """One mixture-of-experts layer, its experts packed or not; the fields are the arguments of `MoELayer`.
+    """One mixture-of-experts layer, its experts packed or not.
 
     Every field is checked, so that a description which exists describes a layer that can be computed.
+
+    Parameters
+    ----------
+    experts : PackedExperts or ExpertWeights
+        A `MoELayer` takes packed ones alone, here and as `shared_experts`.
+    router_weight : ndarray of shape (num_experts + num_zero_experts, hidden_size)
+        float32, bfloat16 or float16, as all arrays here.
+    router_bias : ndarray of shape (num_experts + num_zero_experts,), optional
+    top_k : int
+        How many experts each token goes to.
+    routing : str or callable, optional
+        The name of a routing function of this package ("topk_softmax" by default), or a function of your own:
+        ``routing(router_logits, top_k)`` returns (topk_weights, topk_ids).
+    routing_arguments : mapping, optional
+        Keyword arguments of the routing function, such as ``{"renormalize": False}``.
+    activation, alpha, limit
+        As for `fused_experts`.
+    routed_scaling_factor : float
+        Multiplies the sum over the routed experts.
+    shared_experts : PackedExperts or ExpertWeights, optional
+        One expert that every token goes to, of any intermediate size, with the same activation and `alpha`.
+        Several shared experts are one with all their rows.
+    shared_limit : float, optional
+        The `limit` of the shared expert.
+    layer_number : int, optional
+        The number of the layer in its model.
+    apply_router_weight_on_input : bool
+        As for `fused_experts`, of the routed experts (Llama-4).
+    shared_gate : ndarray of shape (hidden_size,), optional
+        The shared expert is multiplied by ``sigmoid(x . shared_gate)`` (Qwen2-MoE, Qwen3-Next).
+    shared_scaling_factor : float
+        Multiplies the shared expert.
+    num_zero_experts : int
+        The last so many rows of the router, with ids from `num_experts` on, are of experts that give the
+        token itself: one that is chosen adds its weight times the token (LongCat).
+    router_norm_eps : float, optional
+        The router reads ``x / sqrt(mean(x**2) + router_norm_eps)`` instead of x (Gemma-4).
+    router_scale : ndarray of shape (hidden_size,), optional
+        Multiplies what the router reads, after the norm.
+    separate_router_input : bool
+        The router reads an array of its own, which each call then takes as `router_hidden_states`.
+    latent_down, latent_up : ndarray, optional
+        Of shape (latent_size, hidden_size) and (hidden_size, latent_size), both or none. The routed experts,
+        whose own hidden size is `latent_size`, work on ``x @ latent_down.T``, and `latent_up` projects their
+        sum back (Nemotron-3). Router and shared expert see x itself.
+    latent_norm, latent_norm_eps : ndarray of shape (latent_size,) and float, optional
+        Both or none. The routed sum ``s`` becomes ``s / sqrt(mean(s**2) + latent_norm_eps) * latent_norm``
+        before it is projected back (Kimi-K3).
+    output_bias : ndarray of shape (hidden_size,), optional
+        Added to the result of each token, last of all (JetMoE).
+    expert_map : integer ndarray of shape (num_experts,), optional
+        Makes the layer a slice, of which `experts` are a part of all: for each expert of the layer its place
+        among them, in ascending order, or -1. Calling a slice gives the sum of the experts that it has, times
+        `routed_scaling_factor`, without the shared expert, zero experts and the bias.
+    activation_format : {None, "int8"}
+        As for `fused_experts`: `experts` must be in one of its formats, `shared_experts` are computed with it
+        if they are. Nothing else of the layer is.
+    nonfinite : {"raise", "propagate"}
+        What a token does whose hidden states, or router logits, are NaN or infinite: "raise" is a ValueError
+        for the whole call; with "propagate" that token's result is NaN, and the others are what they are
+        without it. Rows that are mere padding may then hold anything.
 
     Examples
     --------
@@ -100,58 +155,76 @@ class LayerDescription(Generic[_Experts]):
     [0, 1, 2]
     """
 
+    # What each field is once it is checked. The constructor says what is taken, and the defaults.
     experts: _Experts = field(metadata=_EXPERTS)
     router_weight: NDArray[Any] = field(metadata=_ARRAY)
-    """An array of shape (num_experts + num_zero_experts, hidden_size): float32, bfloat16 or float16."""
-    router_bias: NDArray[Any] | None = field(default=None, metadata=_ARRAY)
-    _: KW_ONLY
-    top_k: int
-    routing: str | RoutingFunction = "topk_softmax"
-    """The name of a routing function of this package, or a function of the caller's own."""
-    routing_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """The keyword arguments of the routing function: numbers, bools, strings and arrays."""
-    activation: Activation = "silu"
-    alpha: float | None = None
-    limit: float | None = None
-    routed_scaling_factor: float = 1.0
-    """Multiplies the routed sum, before the shared expert is added; not part of the routing weights."""
-    shared_experts: _Experts | None = field(default=None, metadata=_EXPERTS)
-    """One expert, to which every token goes."""
-    shared_limit: float | None = None
-    layer_number: int | None = None
-    """The number of the layer in the model that it was read from."""
-    apply_router_weight_on_input: bool = field(default=False, metadata=_LATER_OPTION)
-    """The weight of a slot multiplies what the expert reads, and not what it gives."""
-    shared_gate: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
-    """An array of shape (hidden_size,): the shared expert is multiplied by sigmoid(x . shared_gate)."""
-    shared_scaling_factor: float = field(default=1.0, metadata=_LATER_OPTION)
-    """Multiplies the shared expert."""
-    num_zero_experts: int = field(default=0, metadata=_LATER_OPTION)
-    """The last so many rows of the router are of experts that give the token itself."""
-    router_norm_eps: float | None = field(default=None, metadata=_LATER_OPTION)
-    """The router reads ``x / sqrt(mean(x**2) + eps)`` instead of x."""
-    router_scale: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
-    """An array of shape (hidden_size,) that multiplies what the router reads, after the norm."""
-    separate_router_input: bool = field(default=False, metadata=_LATER_OPTION)
-    """The router does not read what the experts do, but an array of its own."""
-    latent_down: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
-    """An array of shape (latent_size, hidden_size): the routed experts work on ``x @ latent_down.T``."""
-    latent_norm: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
-    """An array of shape (latent_size,): the weight of an RMS norm of the routed sum."""
-    latent_norm_eps: float | None = field(default=None, metadata=_LATER_OPTION)
-    """What is added to the mean of the squares in that norm."""
-    latent_up: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
-    """An array of shape (hidden_size, latent_size), which projects the routed sum back."""
-    output_bias: NDArray[Any] | None = field(default=None, metadata=_LATER_ARRAY)
-    """An array of shape (hidden_size,) that is added to the result of each token."""
-    expert_map: NDArray[np.int32] | None = field(default=None, metadata=_LATER_ARRAY)
-    """In a slice, the place in `experts` of each expert of the layer, or -1; None if all are there."""
-    activation_format: ActivationFormat | None = field(default=None, metadata=_LATER_OPTION)
-    """What experts round hidden states and intermediates to, the shared one if its format allows it; None is
-    bfloat16."""
+    router_bias: NDArray[Any] | None = field(metadata=_ARRAY)
+    top_k: int = field(metadata=_OPTION)
+    routing: str | RoutingFunction = field(metadata=_OPTION)
+    routing_arguments: Mapping[str, Any] = field(metadata=_OPTION)
+    activation: Activation = field(metadata=_OPTION)
+    alpha: float | None = field(metadata=_OPTION)
+    limit: float | None = field(metadata=_OPTION)
+    routed_scaling_factor: float = field(metadata=_OPTION)
+    shared_experts: _Experts | None = field(metadata=_EXPERTS)
+    shared_limit: float | None = field(metadata=_OPTION)
+    layer_number: int | None = field(metadata=_OPTION)
+    apply_router_weight_on_input: bool = field(metadata=_LATER_OPTION)
+    shared_gate: NDArray[Any] | None = field(metadata=_LATER_ARRAY)
+    shared_scaling_factor: float = field(metadata=_LATER_OPTION)
+    num_zero_experts: int = field(metadata=_LATER_OPTION)
+    router_norm_eps: float | None = field(metadata=_LATER_OPTION)
+    router_scale: NDArray[Any] | None = field(metadata=_LATER_ARRAY)
+    separate_router_input: bool = field(metadata=_LATER_OPTION)
+    latent_down: NDArray[Any] | None = field(metadata=_LATER_ARRAY_OF_ANY_FLOATS)
+    latent_norm: NDArray[Any] | None = field(metadata=_LATER_ARRAY)
+    latent_norm_eps: float | None = field(metadata=_LATER_OPTION)
+    latent_up: NDArray[Any] | None = field(metadata=_LATER_ARRAY_OF_ANY_FLOATS)
+    output_bias: NDArray[Any] | None = field(metadata=_LATER_ARRAY)
+    expert_map: NDArray[np.int32] | None = field(metadata=_LATER_ARRAY)
+    activation_format: ActivationFormat | None = field(metadata=_LATER_OPTION)
+    nonfinite: Nonfinite = field(metadata=_CALL)
+
+    def __init__(
+        self,
+        experts: _Experts,
+        router_weight: ArrayLike,
+        router_bias: ArrayLike | None = None,
+        *,
+        top_k: int,
+        routing: str | RoutingFunction = "topk_softmax",
+        routing_arguments: Mapping[str, Any] | None = None,
+        activation: Activation = "silu",
+        alpha: float | None = None,
+        limit: float | None = None,
+        routed_scaling_factor: float = 1.0,
+        shared_experts: _Experts | None = None,
+        shared_limit: float | None = None,
+        layer_number: int | None = None,
+        apply_router_weight_on_input: bool = False,
+        shared_gate: ArrayLike | None = None,
+        shared_scaling_factor: float = 1.0,
+        num_zero_experts: int = 0,
+        router_norm_eps: float | None = None,
+        router_scale: ArrayLike | None = None,
+        separate_router_input: bool = False,
+        latent_down: ArrayLike | None = None,
+        latent_norm: ArrayLike | None = None,
+        latent_norm_eps: float | None = None,
+        latent_up: ArrayLike | None = None,
+        output_bias: ArrayLike | None = None,
+        expert_map: ArrayLike | None = None,
+        activation_format: ActivationFormat | None = None,
+        nonfinite: Nonfinite = "raise",
+    ) -> None:
+        given = locals()
+        for each in fields(LayerDescription):
+            self._set(each.name, given[each.name])
+        self.__post_init__()
 
     def __post_init__(self) -> None:
-        _check_experts("experts", self.experts)
+        check_choice("nonfinite", self.nonfinite, NONFINITE)
+        check_experts("experts", self.experts)
         if self.expert_map is not None:
             held = check_expert_map("expert_map", self.expert_map, self.experts.num_experts)
             self._set("expert_map", held)
@@ -160,14 +233,14 @@ class LayerDescription(Generic[_Experts]):
         self._set("top_k", check_positive_int("top_k", self.top_k, self.num_choices))
         check_activation(self.activation, self.alpha, self.limit, self.experts.gated)
         check_activation_format(self.activation_format, self.experts.format, "experts")
-        self._set("routed_scaling_factor", _check_factor("routed_scaling_factor", self.routed_scaling_factor))
+        self._set("routed_scaling_factor", check_factor("routed_scaling_factor", self.routed_scaling_factor))
         for name in ("apply_router_weight_on_input", "separate_router_input"):
             self._set(name, check_bool(name, getattr(self, name)))
         self._check_shared()
         if self.layer_number is not None:
             self._set("layer_number", check_layer_number("layer_number", self.layer_number))
         if self.router_norm_eps is not None:
-            self._set("router_norm_eps", _check_epsilon("router_norm_eps", self.router_norm_eps))
+            self._set("router_norm_eps", check_epsilon("router_norm_eps", self.router_norm_eps))
         for name, shape in (
             ("router_weight", (self.num_choices, self.hidden_size)),
             ("router_bias", (self.num_choices,)),
@@ -182,11 +255,11 @@ class LayerDescription(Generic[_Experts]):
             raise type_error(
                 "routing", "the name of a routing function, or a function", describe(self.routing)
             )
-        if not isinstance(self.routing_arguments, Mapping):
-            raise type_error("routing_arguments", "a mapping", describe(self.routing_arguments))
+        given: Mapping[str, Any] | None = self.routing_arguments
+        if not isinstance(given, Mapping | None):
+            raise type_error("routing_arguments", "a mapping", describe(given))
         arguments = {
-            name: frozen(f"routing_arguments[{name!r}]", value)
-            for name, value in self.routing_arguments.items()
+            name: frozen(f"routing_arguments[{name!r}]", value) for name, value in (given or {}).items()
         }
         self._set("routing_arguments", MappingProxyType(arguments))
         self._check_routing()
@@ -224,7 +297,7 @@ class LayerDescription(Generic[_Experts]):
         """The routing function and its arguments, for a person to read."""
         rule = self.routing
         name = rule if isinstance(rule, str) else getattr(rule, "__name__", "function")
-        arguments = (f"{key}={_text(value)}" for key, value in self.routing_arguments.items())
+        arguments = (f"{key}={text_of(value)}" for key, value in self.routing_arguments.items())
         return f"{name}({', '.join(arguments)})"
 
     def slice(self, experts: ExpertIds) -> Self:
@@ -304,20 +377,21 @@ class LayerDescription(Generic[_Experts]):
         """Whether both compute the same: equal experts, router and options, whatever file they come from."""
         if not isinstance(other, LayerDescription):
             return NotImplemented
-        names = [each.name for each in fields(LayerDescription) if each.name != "layer_number"]
-        return all(_same(getattr(self, name), getattr(other, name)) for name in names)
+        own, others = self.arguments(), other.arguments()
+        return all(same_value(own[name], others[name]) for name in own if name != "layer_number")
 
     def __hash__(self) -> int:
         return hash((self.num_experts, self.hidden_size, self.intermediate_size, self.top_k, self.activation))
 
     def arguments(self) -> dict[str, Any]:
-        """Return the fields by name: the arguments of an equal description.
+        """Return the fields by name, but for `nonfinite`: the arguments of an equal description.
 
         Returns
         -------
         dict
         """
-        return {each.name: getattr(self, each.name) for each in fields(LayerDescription)}
+        kept = [each.name for each in fields(LayerDescription) if each.metadata["kind"] != "call"]
+        return {name: getattr(self, name) for name in kept}
 
     def _field_texts(self) -> list[str]:
         """Sizes and options as ``name=value``, as far as they are given, for a person to read."""
@@ -343,6 +417,13 @@ class LayerDescription(Generic[_Experts]):
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _copy_arrays(self) -> None:
+        """Make the arrays read-only copies, as a layer that can be called has them; `expert_map` is one."""
+        for each in fields(LayerDescription):
+            value = getattr(self, each.name)
+            if each.metadata["kind"] == "array" and value is not None and each.name != "expert_map":
+                self._set(each.name, frozen_copy(each.name, value, each.metadata.get("keeps_dtype", False)))
 
     def _check_array(self, name: str, shape: tuple[int | str, ...]) -> None:
         value = getattr(self, name)
@@ -371,12 +452,12 @@ class LayerDescription(Generic[_Experts]):
         self._check_array("latent_up", (self.hidden_size, latent))
         self._check_array("latent_norm", (latent,))
         if self.latent_norm is not None:
-            self._set("latent_norm_eps", _check_epsilon("latent_norm_eps", self.latent_norm_eps))
+            self._set("latent_norm_eps", check_epsilon("latent_norm_eps", self.latent_norm_eps))
         if self.num_zero_experts:
             raise value_error("num_zero_experts", "0 with latent_down", describe(self.num_zero_experts))
 
     def _check_shared(self) -> None:
-        factor = _check_factor("shared_scaling_factor", self.shared_scaling_factor)
+        factor = check_factor("shared_scaling_factor", self.shared_scaling_factor)
         self._set("shared_scaling_factor", factor)
         shared = self.shared_experts
         if shared is None:
@@ -385,7 +466,7 @@ class LayerDescription(Generic[_Experts]):
                 if value is not None and (absent is None or value != absent):
                     raise value_error(name, f"{absent} without shared_experts", describe(value))
             return
-        _check_experts("shared_experts", shared)
+        check_experts("shared_experts", shared)
         if shared.num_experts != 1:
             raise value_error("shared_experts", "one expert", str(shared.num_experts))
         if shared.hidden_size != self.hidden_size:
@@ -408,6 +489,14 @@ class LayerDescription(Generic[_Experts]):
             raise value_error("top_k", f"{ids.shape[-1]}, as in tid2eid", str(self.top_k))
 
 
+# The default of each field that has one.
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(LayerDescription.__init__).parameters.items()
+    if parameter.default is not inspect.Parameter.empty
+}
+
+
 def sliced(layer: LayerDescription[_Experts], experts: ExpertIds | None) -> LayerDescription[_Experts]:
     """The layer, or, if experts are asked for, the slice that has them."""
     return layer if experts is None else layer.slice(experts)
@@ -415,62 +504,11 @@ def sliced(layer: LayerDescription[_Experts], experts: ExpertIds | None) -> Laye
 
 def later_fields(layer: LayerDescription[Any]) -> dict[str, Any]:
     """The fields that this layer has and most layers do not have, by name."""
-    later = [each for each in fields(LayerDescription) if each.metadata.get("later")]
-    values = {each.name: (getattr(layer, each.name), each.default) for each in later}
-    return {name: value for name, (value, default) in values.items() if not _same(value, default)}
+    later = [each.name for each in fields(LayerDescription) if each.metadata.get("is_later")]
+    values = {name: getattr(layer, name) for name in later}
+    return {name: value for name, value in values.items() if not same_value(value, DEFAULTS[name])}
 
 
 def later_texts(layer: LayerDescription[Any]) -> list[str]:
     """The fields that most layers do not have as ``name=value``, for a person to read."""
-    return [f"{name}={_text(value)}" for name, value in later_fields(layer).items()]
-
-
-def _check_experts(name: str, value: object) -> None:
-    if not isinstance(value, PackedExperts | ExpertWeights):
-        raise type_error(name, "PackedExperts", describe(value))
-
-
-def _check_factor(name: str, value: Any) -> float:
-    factor = check_real(name, value)
-    if not 0 < factor <= float(np.finfo(np.float32).max):
-        raise value_error(name, "a finite float32 number above 0", repr(factor))
-    return factor
-
-
-def _check_epsilon(name: str, value: Any) -> float:
-    """What is added to the mean of squares; above 0, so that the norm of a token of zeros is not NaN."""
-    epsilon = check_real(name, value)
-    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-    if not least <= epsilon <= most:
-        raise value_error(name, f"a number in [{least:.4g}, {most:.4g}]", repr(epsilon))
-    return epsilon
-
-
-def _text(value: Any) -> str:
-    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
-
-
-def float32_copy(name: str, value: ArrayLike | None) -> Any:
-    """A read-only float32 copy of array `name` of a layer, or None."""
-    return (
-        None if value is None else frozen_copy(name, cast(as_array(name, value, ROUTER_DTYPES), np.float32))
-    )
-
-
-def frozen_copy(name: str, value: ArrayLike | None) -> Any:
-    """A read-only copy of array `name` of a layer in its own dtype, or None."""
-    if value is None:
-        return None
-    result = np.array(as_array(name, value, ROUTER_DTYPES), order="C")
-    result.flags.writeable = False
-    return result
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two values of a field are equal; arrays by dtype, shape and bytes, so NaN equals itself."""
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        arrays = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-        return arrays and (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    return bool(a == b)
+    return [f"{name}={text_of(value)}" for name, value in later_fields(layer).items()]

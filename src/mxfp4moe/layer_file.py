@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.residence import MAPPED, Residence
 from mxfp4moe.experts.selection import ExpertIds, held_ids
-from mxfp4moe.layer_description import LayerDescription, later_fields, sliced
+from mxfp4moe.layer_description import DEFAULTS, LayerDescription, later_fields, sliced
 from mxfp4moe.packed.container import PackedFile, Part, packed_bytes, write_packed_file
 from mxfp4moe.packed.kinds import LAYER, file_meta, open_packed_file
 
@@ -103,17 +103,18 @@ def open_layer(
 
 _LAST_FIELDS = ("top_k", "routing", "routing_arguments")  # which packed files have after the experts
 # The table of contents has these only if the layer has them, and says of an array that there is one.
-_LATER_FIELDS = {each.name for each in fields(LayerDescription) if each.metadata.get("later")}
+_LATER_FIELDS = {each.name for each in fields(LayerDescription) if each.metadata.get("is_later")}
 
 
 def _kinds() -> dict[str, str]:
     """How a packed file stores each field: experts, an array, or an option in the table of contents."""
-    return {each.name: each.metadata.get("kind", "option") for each in fields(LayerDescription)}
+    kinds = {each.name: each.metadata["kind"] for each in fields(LayerDescription)}
+    return {name: kind for name, kind in kinds.items() if kind != "call"}
 
 
 def _optional_fields() -> set[str]:
     """Fields that a file may lack, if its version did not know them: their defaults hold then."""
-    return {each.name for each in fields(LayerDescription) if each.default is not MISSING} - {*_LAST_FIELDS}
+    return {*DEFAULTS} - {*_LAST_FIELDS}
 
 
 def _read_fields(file: PackedFile) -> dict[str, Any]:

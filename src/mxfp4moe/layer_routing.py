@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -26,9 +26,6 @@ from mxfp4moe.layer_description import LayerDescription
 from mxfp4moe.linear.packed_linear import linear_sums
 from mxfp4moe.linear.packing import pack_linear
 from mxfp4moe.linear.rms_norm import rms_factors
-
-Nonfinite = Literal["raise", "propagate"]
-NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
 
 Chosen = tuple[NDArray[np.float32], NDArray[np.int32]]
 
@@ -55,12 +52,11 @@ class LayerRouter:
     ----------
     layer : LayerDescription
         Its router arrays are float32.
-    nonfinite : {"raise", "propagate"}
     """
 
     __slots__ = ("_bias", "_chooser", "_epsilon", "_hidden_size", "_is_separate", "_linear", "_nonfinite")
 
-    def __init__(self, layer: LayerDescription[PackedExperts], nonfinite: Nonfinite) -> None:
+    def __init__(self, layer: LayerDescription[PackedExperts]) -> None:
         weight = layer.router_weight
         if layer.router_scale is not None:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -72,7 +68,7 @@ class LayerRouter:
         self._chooser = layer.chooser
         self._hidden_size = layer.hidden_size
         self._is_separate = layer.separate_router_input
-        self._nonfinite = nonfinite
+        self._nonfinite = layer.nonfinite
 
     def input(self, hidden_states: NDArray[Any], given: ArrayLike | None) -> NDArray[Any]:
         """What the router reads: `hidden_states`, or `given` where it has an input of its own."""

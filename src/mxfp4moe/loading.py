@@ -13,8 +13,7 @@ from mxfp4moe.experts.quantizing import QuantizeFormat, check_quantize
 from mxfp4moe.experts.residence import MAPPED, check_residence
 from mxfp4moe.experts.selection import ExpertIds, check_expert_ids
 from mxfp4moe.layer import MoELayer
-from mxfp4moe.layer_description import sliced
-from mxfp4moe.layer_routing import NONFINITE, Nonfinite
+from mxfp4moe.layer_description import NONFINITE, Nonfinite, sliced
 from mxfp4moe.packed.weights import Resident
 
 __all__ = ["load_layers"]

@@ -35,6 +35,8 @@ ROOMS = (
     ("experts", "linear", "self_attention"),
     (
         "_nonfinite",
+        "layer_chooser",
+        "layer_values",
         "layer_description",
         "layer_file",
         "layer_ahead",

@@ -18,7 +18,7 @@ from mxfp4moe.experts.activation import ACTIVATIONS
 from mxfp4moe.layer_description import LayerDescription
 from mxfp4moe.routing import ROUTING_FUNCTIONS
 
-_OPTIONS = {each.name for each in fields(LayerDescription)} - {"experts", "shared_experts", *FIELD_SHAPES}
+_OPTIONS = {each.name for each in fields(LayerDescription) if each.metadata["kind"] == "option"}
 
 
 def check_row(row: ModelType) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+import re
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from mxfp4moe import _core
 from mxfp4moe._arguments import check_choice, check_float32, check_real, value_error
 
 Activation = Literal["silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ", "relu2"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+_FORMULAS: dict[Activation, str] = {
+    "silu": "silu(g) * u",
+    "swigluoai": "g * sigmoid(alpha * g) * (u + 1)",
+    "gelu": "gelu(g) * u, with erf",
+    "gelu_tanh": "gelu(g) * u, with tanh",
+    "silu_clamp": "min(silu(gate), limit) * u",
+    "situ": "alpha * tanh(gate / alpha) * sigmoid(gate) * limit * tanh(up / limit)",
+    "relu2": "max(u, 0)**2, for experts without a gate, which take no other",
+}
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _LEAST = 2.0**-149  # the least float32 number above 0
 
@@ -23,6 +36,26 @@ class _Rule(NamedTuple):
 
 
 _RULES = {name: _Rule(*rule) for name, rule in _core.ACTIVATION_RULES.items()}
+
+
+def with_activations(function: _Function) -> _Function:
+    """Put a table of the activations in the place of ``{activations}`` in a docstring."""
+    rows = [("activation", "alpha", "limit", "intermediate")]
+    for name, formula in _FORMULAS.items():
+        rule = _RULES[name]
+        rows.append(
+            (f'"{name}"', "" if rule.alpha is None else f"{rule.alpha:g}", f"{rule.limit:g}", formula)
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    border = ("=" * widths[0], "=" * widths[1], "=" * widths[2], "=" * widths[3])
+    rows = [border, rows[0], border, *rows[1:], border]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    if function.__doc__:  # which an interpreter with -OO leaves out
+        place = re.compile(r"^( *)\{activations\}$", re.MULTILINE)
+        function.__doc__ = place.sub(
+            lambda found: "\n".join(found[1] + line for line in lines), function.__doc__
+        )
+    return function
 
 
 class ActivationArgs(NamedTuple):

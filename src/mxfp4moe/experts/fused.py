@@ -21,7 +21,7 @@ from mxfp4moe._arguments import (
 )
 from mxfp4moe._dlpack import SupportsDLPack
 from mxfp4moe.config import active_kernels, resolve_num_threads
-from mxfp4moe.experts.activation import Activation, ActivationArgs, check_activation
+from mxfp4moe.experts.activation import Activation, ActivationArgs, check_activation, with_activations
 from mxfp4moe.experts.activation_format import ActivationFormat, check_activation_format
 from mxfp4moe.experts.cached_run import run_cached
 from mxfp4moe.experts.out import check_out, given_array, returned, rows_view
@@ -36,6 +36,7 @@ _WEIGHT_DTYPES = (*reversed(_FLOAT_DTYPES), np.dtype(np.float64))
 _MAX_TOKENS = 2**31 - 1
 
 
+@with_activations
 def fused_experts(
     hidden_states: ArrayLike,
     experts: PackedExperts,
@@ -73,19 +74,11 @@ def fused_experts(
     activation : str
         The name of a formula of g, which is min(gate, limit), and u, which is clip(up, -limit, limit):
 
-        ============  =========================================================================
-        "silu"        silu(g) * u
-        "swigluoai"   g * sigmoid(alpha * g) * (u + 1)
-        "gelu"        gelu(g) * u, with erf
-        "gelu_tanh"   gelu(g) * u, with tanh
-        "silu_clamp"  min(silu(gate), limit) * u
-        "situ"        alpha * tanh(gate / alpha) * sigmoid(gate) * limit * tanh(up / limit)
-        "relu2"       max(u, 0)**2, for experts without a gate, which take no other
-        ============  =========================================================================
+        {activations}
     alpha : float, optional
-        Of "swigluoai", 1.702 if not given, and of "situ", 4.0 if not given, where it is above 0.
+        Of the activations that have one in the table, which is what it is if not given. Above 0 for "situ".
     limit : float, optional
-        Not given: 7.0 for "swigluoai", 25.0 for "situ", no clamp otherwise; ``inf`` switches it off.
+        Above 0. If not given, that of the table; ``inf`` clamps nothing.
     apply_router_weight_on_input : bool
         The slot's weight multiplies the float32 sums of gate and up, before the biases, and not the output:
         as if it multiplied the input, without another rounding.

@@ -21,8 +21,8 @@ from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.residence import MAPPED, Residence
 from mxfp4moe.layer import MoELayer
-from mxfp4moe.layer_description import ROUTER_DTYPES
 from mxfp4moe.layer_file import open_layer
+from mxfp4moe.layer_values import ROUTER_DTYPES
 from mxfp4moe.linear import PackedLinear
 from mxfp4moe.model.decoder import Attention, Decoder, DecoderLayer, Ends
 from mxfp4moe.model.description import DecoderDescription

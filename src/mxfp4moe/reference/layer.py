@@ -48,16 +48,28 @@ def moe_layer(
 ) -> np.ndarray:
     """Compute `layer` for every token, with exactly the roundings of the numerics contract.
 
-    The router logits of a token choose its experts (or its token id does). The result is the float32 number
+    Each step that a layer does not have is left out; each product, quotient and sum that is named is one
+    float32 operation unless it says otherwise.
 
-    - s, what `fused_experts` gives for the chosen experts, on ``x @ latent_down.T`` if the layer has that;
-      then the norm and the projection back follow, each in float32,
-    - plus the sum of the weights for experts that give the token itself, times the token in bfloat16,
-    - times `routed_scaling_factor`,
-    - plus the shared expert, whose weight is ``shared_scaling_factor * sigmoid(x . shared_gate)``,
-    - plus `output_bias`,
-
-    rounded once.
+    1. The router reads `router_hidden_states` if the layer has `separate_router_input`, or else the hidden
+       states, which are rounded once to bfloat16. Its weights are ``router_weight * router_scale``, each
+       product rounded once to float32. With `router_norm_eps`, the sums are multiplied by the factor of the
+       norm before `router_bias` is added; so what the norm gives is not rounded to bfloat16. These logits
+       choose the experts of a token, or its token id does.
+    2. With latent projections, the sums of ``x @ latent_down.T`` are computed like router logits, and each is
+       rounded once to bfloat16: these are the hidden states of the routed experts.
+    3. The routed sum is what `fused_experts` gives for the chosen experts, in float32.
+    4. With `latent_norm`, the routed sum is multiplied by the factor of its norm, then by `latent_norm`. With
+       latent projections, it is rounded once to bfloat16, and its products with `latent_up` are summed like
+       router logits.
+    5. The weights of those of a token's slots that hold zero experts are added from slot to slot, their sum
+       is multiplied by x, which is rounded once to bfloat16, and the product is added to the routed sum.
+    6. The sum is multiplied by `routed_scaling_factor`.
+    7. The shared expert is added. Its router weight is `shared_scaling_factor`, times the sigmoid of
+       ``x . shared_gate``: the sum is computed like a router logit, and its sigmoid in float64 and rounded
+       once.
+    8. `output_bias` is added.
+    9. The sum is rounded once to the type of the result.
 
     Parameters
     ----------
