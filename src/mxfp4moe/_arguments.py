@@ -40,17 +40,17 @@ def message(name: str, expected: str, got: str) -> str:
     return f"{printable(name, 5000)}: expected {printable(expected)}, got {printable(got)}"
 
 
-def printable(text: str, most: int = 1000) -> str:
+def printable(text: str, limit: int = 1000) -> str:
     """`text` as one line for a terminal: at most `most` characters, those that do more than show escaped."""
-    text = _shorten_middle(text, most)
+    text = _shorten_middle(text, limit)
     if text.isprintable():
         return text
-    return _shorten_middle("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), most)
+    return _shorten_middle("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), limit)
 
 
-def _shorten_middle(text: str, most: int) -> str:
-    half = (most - 3) // 2
-    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+def _shorten_middle(text: str, limit: int) -> str:
+    half = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[:half]}...{text[-half:]}"
 
 
 def join_choices(choices: Iterable[object]) -> str:

@@ -31,9 +31,9 @@ def check_factor(name: str, value: Any) -> float:
 def check_epsilon(name: str, value: Any) -> float:
     """What is added to the mean of squares; above 0, so that the norm of a token of zeros is not NaN."""
     epsilon = check_real(name, value)
-    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-    if not least <= epsilon <= most:
-        raise value_error(name, f"a number in [{least:.4g}, {most:.4g}]", repr(epsilon))
+    least, greatest = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if not least <= epsilon <= greatest:
+        raise value_error(name, f"a number in [{least:.4g}, {greatest:.4g}]", repr(epsilon))
     return epsilon
 
 

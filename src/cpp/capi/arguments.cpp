@@ -34,9 +34,9 @@ int64_t product(std::initializer_list<int64_t> sizes) {
   return overflow ? std::numeric_limits<int64_t>::max() : result;
 }
 
-void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
-  if (value < least || value > most) {
-    invalid(name, "an integer in [" + text_of(least) + ", " + text_of(most) + "]", text_of(value));
+void check_range(const char* name, int64_t value, int64_t least, int64_t limit) {
+  if (value < least || value > limit) {
+    invalid(name, "an integer in [" + text_of(least) + ", " + text_of(limit) + "]", text_of(value));
   }
 }
 
@@ -91,8 +91,8 @@ const char* dtype_name(int32_t dtype) {
 }
 
 DType float_dtype(const char* name, int32_t dtype, bool with_float64) {
-  const int32_t most = with_float64 ? MXFP4MOE_DTYPE_FLOAT64 : MXFP4MOE_DTYPE_BFLOAT16;
-  if (dtype < 0 || dtype > most) {
+  const int32_t limit = with_float64 ? MXFP4MOE_DTYPE_FLOAT64 : MXFP4MOE_DTYPE_BFLOAT16;
+  if (dtype < 0 || dtype > limit) {
     const char* const expected =
         with_float64 ? "float32, float16, bfloat16 or float64" : "float32, float16 or bfloat16";
     invalid(name, expected, dtype_name(dtype));

@@ -18,7 +18,7 @@ namespace mxfp4moe::capi {
 // The product of sizes, none of them negative; the largest int64 if it is larger.
 int64_t product(std::initializer_list<int64_t> sizes);
 
-void check_range(const char* name, int64_t value, int64_t least, int64_t most);
+void check_range(const char* name, int64_t value, int64_t least, int64_t limit);
 void check_flag(const char* name, int32_t value);
 // A finite number that float32 can hold.
 void check_float32(const char* name, double value, double least = -std::numeric_limits<float>::max());

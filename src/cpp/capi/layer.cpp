@@ -201,16 +201,16 @@ void Layer::add_up_some(const Call& call, const Rows& rows, const Slots& slots, 
   add_routed(call, rows, weights, num_zero_experts_ > 0 || is_part() ? places(ids, count).data() : ids, sums);
   if (num_zero_experts_ > 0 && !is_part()) {
     // Experts that give the token itself: their weights are added from slot to slot.
-    std::vector<float> own(static_cast<size_t>(sums->num_tokens));
+    std::vector<float> zero_weights(static_cast<size_t>(sums->num_tokens));
     for (size_t i = 0; i < count; ++i) {
       const size_t per_token = static_cast<size_t>(slots.per_token);
       const float weight = ids[i] >= num_experts() ? weights[i] : 0.0f;
-      own[i / per_token] = i % per_token == 0 ? weight : own[i / per_token] + weight;
+      zero_weights[i / per_token] = i % per_token == 0 ? weight : zero_weights[i / per_token] + weight;
     }
     for (size_t i = 0; i < sums->total.size(); ++i) {
       const int64_t at = static_cast<int64_t>(i);
       const size_t token = i / static_cast<size_t>(hidden_size_);
-      sums->total[i] += own[token] * rounded_at(rows, at / hidden_size_, at % hidden_size_);
+      sums->total[i] += zero_weights[token] * rounded_at(rows, at / hidden_size_, at % hidden_size_);
     }
   }
   if (factor_ != 1) {

@@ -70,11 +70,11 @@ bool boolean(const PackedFile& file, const char* name) {
   return value->boolean;
 }
 
-int64_t integer(const PackedFile& file, const char* name, int64_t least, int64_t most, int64_t otherwise) {
+int64_t integer(const PackedFile& file, const char* name, int64_t least, int64_t limit, int64_t otherwise) {
   const Json* const value = file.meta().find(name);
   if (value == nullptr) return otherwise;
-  if (!value->is(Json::Kind::kInteger) || value->integer < least || value->integer > most) {
-    wrong(file, name, "an integer in [" + text_of(least) + ", " + text_of(most) + "]");
+  if (!value->is(Json::Kind::kInteger) || value->integer < least || value->integer > limit) {
+    wrong(file, name, "an integer in [" + text_of(least) + ", " + text_of(limit) + "]");
   }
   return value->integer;
 }

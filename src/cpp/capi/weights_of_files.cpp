@@ -48,9 +48,10 @@ class Fields {
     return {format(names.items[0], largest), format(names.items[1], largest)};
   }
 
-  int64_t size(const char* field, const Json& value, int64_t multiple, int64_t most) const {
-    if (!value.is(Json::Kind::kInteger) || value.integer < 1 || value.integer > most || value.integer % multiple != 0) {
-      fail(field, "a multiple of " + text_of(multiple) + " in [1, " + text_of(most) + "]");
+  int64_t size(const char* field, const Json& value, int64_t multiple, int64_t limit) const {
+    if (!value.is(Json::Kind::kInteger) || value.integer < 1 || value.integer > limit ||
+        value.integer % multiple != 0) {
+      fail(field, "a multiple of " + text_of(multiple) + " in [1, " + text_of(limit) + "]");
     }
     return value.integer;
   }
@@ -272,8 +273,8 @@ Linear Linear::of_file(const PackedFile& file, const std::string& prefix) {
   ScaleBlocks blocks = fields.block_shape(format.has_block_shape());
   shape.tensor_scale = fields.tensor_scale("tensor_scale", format.may_have_tensor_scale(), format.has_tensor_scale);
   const Json& terms = fields.at("num_terms");
-  const int64_t most = format.number == MXFP4MOE_FORMAT_FLOAT32 ? kMaxTerms[dtypes.weights] : 1;
-  shape.num_terms = fields.size("num_terms", terms, 1, most);
+  const int64_t limit = format.number == MXFP4MOE_FORMAT_FLOAT32 ? kMaxTerms[dtypes.weights] : 1;
+  shape.num_terms = fields.size("num_terms", terms, 1, limit);
   const Json* const group = fields.find("group_size");
   if ((group != nullptr) != format.has_groups) fields.fail("group_size", "a size with formats of integers alone");
   if (format.has_groups) blocks = {1, fields.group_size("group_size", *group, shape.k)};

@@ -125,14 +125,15 @@ void Node::check_absent(const char* name, const char* expected) const {
   }
 }
 
-int64_t Node::integer(const char* name, int64_t fallback, int64_t least, int64_t most) const {
+int64_t Node::integer(const char* name, int64_t fallback, int64_t least, int64_t limit) const {
   int64_t value = fallback;
   if (!succeeds(api_.KernelInfoGetAttribute_int64(info_, name, &value))) {
     check_absent(name, "an integer");
     return fallback;
   }
-  if (value < least || value > most) {
-    invalid(name, "an integer in [" + std::to_string(least) + ", " + std::to_string(most) + "]", std::to_string(value));
+  if (value < least || value > limit) {
+    invalid(name, "an integer in [" + std::to_string(least) + ", " + std::to_string(limit) + "]",
+            std::to_string(value));
   }
   return value;
 }

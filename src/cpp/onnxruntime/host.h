@@ -80,7 +80,7 @@ class Node {
   Node(const OrtApi& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
 
   const OrtApi& api() const { return api_; }
-  int64_t integer(const char* name, int64_t fallback, int64_t least, int64_t most) const;
+  int64_t integer(const char* name, int64_t fallback, int64_t least, int64_t limit) const;
   bool flag(const char* name, bool fallback = false) const { return integer(name, fallback, 0, 1) != 0; }
   double number(const char* name, double fallback) const;
   std::string text(const char* name, const std::string& fallback) const;

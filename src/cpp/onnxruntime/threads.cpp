@@ -24,11 +24,11 @@ struct Tasks {
 
 int32_t Width::next() {
   const uint32_t position = num_calls_.fetch_add(1, std::memory_order_relaxed) % kPeriod;
-  return position < kTrials ? most_ : seen_.load();
+  return position < kTrials ? num_available_ : seen_.load();
 }
 
 void Width::record(int32_t num_tasks, int32_t num_together) {
-  const int32_t width = num_together == num_tasks ? most_ : num_together;
+  const int32_t width = num_together == num_tasks ? num_available_ : num_together;
   int32_t seen = seen_;
   while (num_tasks > 1 && seen < width && !seen_.compare_exchange_weak(seen, width)) {
   }

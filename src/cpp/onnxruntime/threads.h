@@ -19,7 +19,7 @@ class Width {
  private:
   static constexpr uint32_t kPeriod = 64, kTrials = 8;
 
-  const int32_t most_ = mxfp4moe_available_threads();
+  const int32_t num_available_ = mxfp4moe_available_threads();
   std::atomic<uint32_t> num_calls_{0};
   std::atomic<int32_t> seen_{1};
 };

@@ -322,7 +322,7 @@ void unpack_matrix(const SourceMatrix& shape, const PackedBytes& packed, uint8_t
 int64_t count_terms(const SourceMatrix& source, int num_threads) {
   if (source.dtype == DType::kBFloat16) return 1;
   const int64_t row_bytes = source.k * (source.dtype == DType::kFloat32 ? 4 : 2);
-  std::atomic<int64_t> most{1};
+  std::atomic<int64_t> maximum{1};
   split_units(source.num_rows, source.k, num_threads, [&](int64_t begin, int64_t end) {
     int64_t count = 1;
     for (int64_t row = begin; row < end && count < kMaxBf16Terms; ++row) {
@@ -331,10 +331,10 @@ int64_t count_terms(const SourceMatrix& source, int num_threads) {
         if (rest != 0) count = without_bf16(rest) != 0 ? kMaxBf16Terms : std::max<int64_t>(count, 2);
       }
     }
-    for (int64_t seen = most.load(); seen < count && !most.compare_exchange_weak(seen, count);) {
+    for (int64_t seen = maximum.load(); seen < count && !maximum.compare_exchange_weak(seen, count);) {
     }
   });
-  return most.load();
+  return maximum.load();
 }
 
 void pack_sum_scales(const SumScaleBlocks& blocks, const uint8_t* scales, const PackedSumScales& packed) {

@@ -13,9 +13,9 @@ _MOST_CHARACTERS = 200  # of a name that are compared
 
 def none_among(name: str, names: Collection[str]) -> str:
     """``none among 12; near: 'a', 'b'``, where names share at least half of `name` at their ends."""
-    wanted = name[:_MOST_CHARACTERS]
-    scored = ((_common_ends(wanted, other[:_MOST_CHARACTERS]), other) for other in names)
-    best = heapq.nlargest(_NUM_SHOWN, (pair for pair in scored if 2 * pair[0] >= len(wanted)))
+    target = name[:_MOST_CHARACTERS]
+    scored = ((_common_ends(target, other[:_MOST_CHARACTERS]), other) for other in names)
+    best = heapq.nlargest(_NUM_SHOWN, (pair for pair in scored if 2 * pair[0] >= len(target)))
     near = f"; near: {', '.join(shorten(other) for _, other in best)}" if best else ""
     return f"none among {len(names)}{near}"
 

@@ -68,7 +68,7 @@ class ModelFolder(Recording):
         file = self._file_with(name)
         info = file.infos[name]
         fits = len(info.shape) == len(shape) and all(
-            wanted in (None, size) for wanted, size in zip(shape, info.shape, strict=True)
+            target in (None, size) for target, size in zip(shape, info.shape, strict=True)
         )
         if info.dtype not in dtypes or not fits:
             sizes = ", ".join("any" if size is None else str(size) for size in shape)

@@ -32,7 +32,7 @@ def sized(args: argparse.Namespace) -> GptOss:
     names |= {"num_experts": "num_experts", "top_k": "num_experts_per_tok", "vocab_size": "vocab_size"}
     given = {field: getattr(args, option) for option, field in names.items()}
     model = GptOss(**{field: value for field, value in given.items() if value is not None})
-    most = model.num_hidden_layers if args.layers is None else args.layers
+    limit = model.num_hidden_layers if args.layers is None else args.layers
     free = shutil.disk_usage(tempfile.gettempdir()).free
     memory = available_memory() - _CALL_BYTES
     room = min(free, memory / 2 if _is_in_memory(Path(tempfile.gettempdir())) else memory)
@@ -41,7 +41,7 @@ def sized(args: argparse.Namespace) -> GptOss:
         needed = (model.end_bytes + model.layer_bytes) / USED_SHARE
         expected = f"{needed / 1e9:.1f} GB for a model of one layer"
         raise ValueError(f"memory and disk: expected {expected}, got {room / 1e9:.1f} GB")
-    return replace(model, num_hidden_layers=min(most, fitting))
+    return replace(model, num_hidden_layers=min(limit, fitting))
 
 
 def run(args: argparse.Namespace) -> int:

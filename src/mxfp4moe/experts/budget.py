@@ -236,9 +236,9 @@ class MemoryBudget:
                     self._drop(key)
 
     def _check_pins(self, keys: Sequence[_Key]) -> None:
-        most, pinned = self.limit - self._least, _num_bytes(self._pinned.union(keys))
-        if pinned > most:
-            expected = f"at most {most} pinned bytes, which leaves {self._least} for the experts of a token"
+        limit, pinned = self.limit - self._least, _num_bytes(self._pinned.union(keys))
+        if pinned > limit:
+            expected = f"at most {limit} pinned bytes, which leaves {self._least} for the experts of a token"
             raise value_error("ids", expected, str(pinned))
 
     def _is_kept(self, key: _Key) -> bool:

@@ -58,9 +58,9 @@ def returned(out: Any, result: np.ndarray) -> np.ndarray:
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays share memory, or it would take too long to tell: exponential in their axes."""
-    most: Any = _MAX_OVERLAP_WORK  # the stubs know of special values only
+    limit: Any = _MAX_OVERLAP_WORK  # the stubs know of special values only
     try:
-        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=most)
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=limit)
     except np.exceptions.TooHardError:
         return True
 

@@ -186,14 +186,14 @@ class PackedLinear(PackedWeights[LinearSpec, _core.LinearStorage]):
         rounding = check_activation_format(activation_format, self.format, "a matrix")
         threads = resolve_num_threads(num_threads)
         shape = (*hidden.shape[:-1], rows)
-        wanted = None if dtype is None else check_dtype("dtype", dtype, _FLOAT_DTYPES)
+        result_dtype = None if dtype is None else check_dtype("dtype", dtype, _FLOAT_DTYPES)
         tokens = as_rows(hidden)
         if out is None:
-            result = np.empty(shape, wanted or _FLOAT32)
+            result = np.empty(shape, result_dtype or _FLOAT32)
         else:
             result = check_out(out, given_array(hidden_states, hidden), {}, shape)
-            if wanted is not None and result.dtype != wanted:
-                raise value_error("dtype", f"None or {result.dtype}, that of out", str(wanted))
+            if result_dtype is not None and result.dtype != result_dtype:
+                raise value_error("dtype", f"None or {result.dtype}, that of out", str(result_dtype))
             if np.may_share_memory(result, tokens):  # the threads read tokens while others write
                 tokens = tokens.copy()
         target = rows_view(result)

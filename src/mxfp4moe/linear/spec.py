@@ -116,9 +116,9 @@ class LinearSpec:
         possible = (format.has_tensor_scale, may_have_tensor_scale(format))
         if type(tensor_scale) is not bool or not possible[0] <= tensor_scale <= possible[1]:
             raise value_error("tensor_scale", "true or false, as the format has it", shorten(tensor_scale))
-        terms, most = fields["num_terms"], _MAX_TERMS[dtypes.weights] if format.name == "float32" else 1
-        if type(terms) is not int or not 1 <= terms <= most:
-            raise value_error("num_terms", f"an integer in [1, {most}]", shorten(terms))
+        terms, limit = fields["num_terms"], _MAX_TERMS[dtypes.weights] if format.name == "float32" else 1
+        if type(terms) is not int or not 1 <= terms <= limit:
+            raise value_error("num_terms", f"an integer in [1, {limit}]", shorten(terms))
         rows, columns = shape
         groups = [fields["group_size"]] if "group_size" in fields else None
         sizes = read_group_sizes("group_size", groups, [format], (columns,))

@@ -107,10 +107,10 @@ def _check_cache(name: str, cache: Any, decoder: DecoderDescription) -> None:
         raise value_error(name, f"{expected} of {decoder.head_dim}", got)
 
 
-def cut_steps(lengths: Sequence[int], most: int) -> list[list[tuple[int, int, int]]]:
+def cut_steps(lengths: Sequence[int], limit: int) -> list[list[tuple[int, int, int]]]:
     """Cut sequences into steps of at most `most` tokens: of each the parts (sequence, begin, end)."""
     steps: list[list[tuple[int, int, int]]] = [[]]
-    room = most
+    room = limit
     for number, length in enumerate(lengths):
         begin = 0
         while begin < length:
@@ -120,5 +120,5 @@ def cut_steps(lengths: Sequence[int], most: int) -> list[list[tuple[int, int, in
             begin = end
             if not room:
                 steps.append([])
-                room = most
+                room = limit
     return [step for step in steps if step]

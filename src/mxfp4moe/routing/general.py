@@ -148,8 +148,8 @@ def select_experts(
     num_experts = logits.shape[-1] - num_shared
     groups, kept = check_groups(num_groups, topk_group, num_experts)
     zero_masked = check_choice("masked_groups", masked_groups, ("exclude", "zero")) == "zero"
-    most = num_experts if zero_masked else kept * (num_experts // groups)
-    k = check_positive_int("top_k", top_k, maximum=most)
+    limit = num_experts if zero_masked else kept * (num_experts // groups)
+    k = check_positive_int("top_k", top_k, maximum=limit)
     rule = Rule(
         scoring=SCORINGS[check_choice("scoring", scoring, _SCORINGS)],
         logit_softcap=_check_softcap(logit_softcap),

@@ -302,10 +302,10 @@ def _topk(
     rule: Rule,
     correction_bias: ArrayLike | None,
     num_threads: int | None,
-    most: int | None = None,
+    maximum: int | None = None,
 ) -> Routed:
     """Weights and ids of `top_k` experts of the `most` that may be chosen; None means all."""
     num_experts = logits.shape[-1]
-    k = check_positive_int("top_k", top_k, num_experts if most is None else most)
+    k = check_positive_int("top_k", top_k, num_experts if maximum is None else maximum)
     bias = as_expert_numbers("correction_bias", correction_bias, num_experts)
     return route(logits, rule, k, correction_bias=bias, num_threads=num_threads)

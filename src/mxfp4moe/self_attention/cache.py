@@ -237,8 +237,8 @@ class KVCache(Immutable):
             if not spare:
                 sizes = self.num_kv_heads, self.head_dim, _core.DTYPES[self.dtype]
                 # The memory of a cache grows with it, so that small ones take little.
-                most = max(1, _MEMORY_BYTES // _core.page_bytes(*sizes))
-                spare += _core.new_pages(*sizes, max(-(-end // _PAGE) - index, min(index, most)))
+                limit = max(1, _MEMORY_BYTES // _core.page_bytes(*sizes))
+                spare += _core.new_pages(*sizes, max(-(-end // _PAGE) - index, min(index, limit)))
             page = spare.pop(0)
             if page.claim(0, filled):
                 return page

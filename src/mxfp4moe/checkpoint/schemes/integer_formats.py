@@ -165,6 +165,6 @@ def _read_order(tensors: Tensors, name: str, columns: int, group_size: int | Non
     wrong = groups[order] != expected
     if wrong.any():
         place, first = f"{tensors.path}: tensor {name}", int(order[np.argmax(wrong)])
-        wanted = f"each of 0 to {columns // size - 1} {size} times"
-        raise value_error(place, wanted, f"group {groups[first]} at {first}")
+        grouping = f"each of 0 to {columns // size - 1} {size} times"
+        raise value_error(place, grouping, f"group {groups[first]} at {first}")
     return order

@@ -23,9 +23,9 @@ def available_memory() -> int:
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
-        most, used = _text(limit).strip(), _text(usage).strip()
-        if most.isdecimal() and used.isdecimal():
-            limits.append(int(most) - int(used))
+        maximum, used = _text(limit).strip(), _text(usage).strip()
+        if maximum.isdecimal() and used.isdecimal():
+            limits.append(int(maximum) - int(used))
     return max(0, min(limits))
 
 
