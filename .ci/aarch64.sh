@@ -19,22 +19,9 @@ pip=.venv-ci/bin/pip
 
 unpack_sysroot() {
   local apt=$tree/apt
-  rm -rf "$apt" "$sysroot.new"
-  mkdir -p "$apt/lists/partial" "$apt/archives/partial"
-  touch "$apt/status"
-  cat >"$apt/apt.conf" <<CONF
-APT::Architecture "arm64";
-APT::Architectures { "arm64"; };
-APT::Install-Recommends "false";
-APT::Sandbox::User "root";
-Acquire::Retries "3";
-Debug::NoLocking "true";
-Dir::Cache "$apt";
-Dir::State "$apt";
-Dir::State::status "$apt/status";
-CONF
-  APT_CONFIG=$apt/apt.conf apt-get -qq update
+  separate_apt "$apt" 'APT::Architecture "arm64";' 'APT::Architectures { "arm64"; };' 'APT::Install-Recommends "false";'
   APT_CONFIG=$apt/apt.conf apt-get -qq -y --download-only install python3.11-minimal libpython3.11-dev libstdc++6 >/dev/null
+  rm -rf "$sysroot.new"
   for package in "$apt"/archives/*.deb; do dpkg-deb -x "$package" "$sysroot.new"; done
   rm -rf "$apt"
   mv "$sysroot.new" "$sysroot"
