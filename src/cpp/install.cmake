@@ -5,7 +5,7 @@ set(capi_dir ${CMAKE_CURRENT_SOURCE_DIR}/src/cpp/capi)
 if(DEFINED SKBUILD)
   set(library_dir mxfp4moe/lib)
   set(include_dir mxfp4moe/include)
-  # For Cython: the constants of the header, which then stand there alone.
+  # For Cython: the constants of the header, which then stand there alone, each with its value.
   file(READ ${capi_dir}/include/mxfp4moe.h header)
   string(REGEX MATCHALL "MXFP4MOE_[A-Z0-9_]+ = " constants "${header}")
   list(TRANSFORM constants REPLACE " = " "")

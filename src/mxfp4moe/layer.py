@@ -38,7 +38,7 @@ _Class = TypeVar("_Class")
 def _with_parameters(cls: type[_Class]) -> type[_Class]:
     """Say in the docstring what the constructor takes, as that of `LayerDescription` does."""
     source, text = getdoc(LayerDescription), getdoc(cls)
-    if source and text:  # which an interpreter with -OO leaves out
+    if source and text and "Parameters\n" in source:  # an interpreter with -OO leaves docstrings out
         parameters = source[source.index("Parameters\n") : source.index("Examples\n")]
         cls.__doc__ = text.replace("Attributes\n", f"{parameters}Attributes\n", 1)
     return cls

@@ -103,8 +103,10 @@ class Experts : public Work {
     weights_ = floats(random, num_tokens_ * top_k_);
     for (int64_t i = 0; i < num_tokens_ * top_k_; ++i)
       ids_.push_back(static_cast<int32_t>(between(random, -1, shape_.num_experts - 1)));
-    const int gated_kinds = static_cast<int>(ActivationKind::kRelu2);  // those before it
-    const int kind = shape_.gated ? static_cast<int>(random() % gated_kinds) : gated_kinds;
+    int kind = 0;
+    do {
+      kind = static_cast<int>(random() % kNumActivations);
+    } while (kActivations[kind].gated != shape_.gated);
     activation_ = {static_cast<ActivationKind>(kind), 1.702f, 7.0f};
   }
 

@@ -16,7 +16,7 @@ from c_library import ISAS
 from layer_fields import random_call
 from onnx_models import BF16, Model, library, node, run
 from packed_examples import FORMATS, ROUTINGS, activation_of, make_experts, make_layer
-from problems import assert_same_bits
+from problems import ACTIVATIONS, assert_same_bits
 from programs import EXAMPLES, needs_sources
 
 import mxfp4moe as mx
@@ -111,7 +111,7 @@ def test_experts(rng: np.random.Generator, tmp_path: Path, attribute: str, name:
             same(run(session, inputs)[0], expected)
 
 
-@pytest.mark.parametrize("activation", ["swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(rng: np.random.Generator, activation: str) -> None:
     experts = make_experts(rng, "mxfp4 of gpt-oss")
     arrays, weights, attributes = weights_of(experts)

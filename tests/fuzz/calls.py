@@ -13,7 +13,7 @@ import mxfp4moe as mx
 from fuzz import float64
 from fuzz.bounded import Array, misses
 from fuzz.cases import Campaign, Case
-from mxfp4moe import config
+from mxfp4moe import _core, config
 
 BFLOAT16, E4M3 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 E5M2, E8M0 = np.dtype(ml_dtypes.float8_e5m2), np.dtype(ml_dtypes.float8_e8m0fnu)
@@ -21,7 +21,7 @@ FLOATS = (BFLOAT16, np.dtype(np.float16), np.dtype(np.float32))
 # What K and I are multiples of.
 FORMATS = {"mxfp4": 32, "mxfp8": 32, "nvfp4": 16, "fp8_block": 1, "bf16": 1, "int4": 2, "int8": 1}
 INTEGERS = ("int4", "int8")
-ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ")  # of experts with a gate
+ACTIVATIONS = tuple(name for name, (gated, *_) in _core.ACTIVATION_RULES.items() if gated)
 ALPHAS = {"swigluoai": (None, 1.0, 0.3, -2.0), "situ": (None, 1.0, 0.3, 1e-3, 1e9)}
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-42, 3e38, -(2.0**-120))
 TABLES = [table.name for table in config._TABLES if table.supported]

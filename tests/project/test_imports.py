@@ -149,6 +149,10 @@ def test_the_package_imports_readers_and_models_when_they_are_asked_for() -> Non
     assert not late
 
 
+def test_the_package_imports_without_docstrings() -> None:
+    subprocess.run([sys.executable, "-OO", "-c", "import mxfp4moe"], check=True)
+
+
 def test_names_of_types_are_those_of_the_enumerations() -> None:
     """Type checkers need the names in Literal; the C++ library's enumerations have the numbers."""
     literals = {Activation: _core.ACTIVATIONS, Format: FORMATS, ScaleRule: _core.SCALE_RULES}

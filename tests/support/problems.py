@@ -8,13 +8,13 @@ import ml_dtypes
 import numpy as np
 
 import mxfp4moe as mx
-from mxfp4moe import reference
+from mxfp4moe import _core, reference
 from mxfp4moe.reference import ExpertArrays
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float8_e8m0fnu = np.dtype(ml_dtypes.float8_e8m0fnu)
 
-ACTIVATIONS = ("silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "situ")
+ACTIVATIONS = tuple(name for name, (gated, *_) in _core.ACTIVATION_RULES.items() if gated)
 # The parameters with which the factor of a gate of 17 or more is 1 in float32, and up has no limit.
 EXACT_PARAMETERS = {"swigluoai": {"limit": np.inf}, "situ": {"alpha": 1.0, "limit": np.inf}}
 LAYOUTS = ("concatenated", "interleaved")

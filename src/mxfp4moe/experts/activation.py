@@ -13,11 +13,11 @@ Activation = Literal["silu", "swigluoai", "gelu", "gelu_tanh", "silu_clamp", "si
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 _FORMULAS: dict[Activation, str] = {
-    "silu": "silu(g) * u",
+    "silu": "g * sigmoid(g) * u",
     "swigluoai": "g * sigmoid(alpha * g) * (u + 1)",
-    "gelu": "gelu(g) * u, with erf",
-    "gelu_tanh": "gelu(g) * u, with tanh",
-    "silu_clamp": "min(silu(gate), limit) * u",
+    "gelu": "g * (1 + erf(g / sqrt(2))) / 2 * u",
+    "gelu_tanh": "g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g**3))) / 2 * u",
+    "silu_clamp": "min(gate * sigmoid(gate), limit) * u",
     "situ": "alpha * tanh(gate / alpha) * sigmoid(gate) * limit * tanh(up / limit)",
     "relu2": "max(u, 0)**2, for experts without a gate, which take no other",
 }
@@ -41,11 +41,10 @@ _RULES = {name: _Rule(*rule) for name, rule in _core.ACTIVATION_RULES.items()}
 def with_activations(function: _Function) -> _Function:
     """Put a table of the activations in the place of ``{activations}`` in a docstring."""
     rows = [("activation", "alpha", "limit", "intermediate")]
-    for name, formula in _FORMULAS.items():
+    for name in ACTIVATIONS:
         rule = _RULES[name]
-        rows.append(
-            (f'"{name}"', "" if rule.alpha is None else f"{rule.alpha:g}", f"{rule.limit:g}", formula)
-        )
+        alpha = "" if rule.alpha is None else f"{rule.alpha:g}"
+        rows.append((f'"{name}"', alpha, f"{rule.limit:g}", _FORMULAS[name]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     border = ("=" * widths[0], "=" * widths[1], "=" * widths[2], "=" * widths[3])
     rows = [border, rows[0], border, *rows[1:], border]
