@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from inspect import getdoc
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from mxfp4moe.layer_file import open_layer, save_layer
 from mxfp4moe.layer_load import LoadCounter, LoadStatistics
 from mxfp4moe.layer_routing import LayerRouter
 from mxfp4moe.layer_sum import Floats, LayerSum
+from mxfp4moe.layer_texts import field_texts
 from mxfp4moe.packed.weights import Resident
 
 if TYPE_CHECKING:
@@ -35,22 +37,33 @@ _Layer = TypeVar("_Layer", bound="MoELayer")
 _Class = TypeVar("_Class")
 
 
-def _with_parameters(cls: type[_Class]) -> type[_Class]:
-    """Say in the docstring what the constructor takes, as that of `LayerDescription` does."""
+def _with_constructor(cls: type[_Class]) -> type[_Class]:
+    """Give the class the constructor of `LayerDescription` and its description as what is its own.
+
+    Then errors about a call and ``help`` speak of the class that was called, and of packed experts alone.
+    """
+    shared = LayerDescription.__init__
+    own = FunctionType(shared.__code__, shared.__globals__, "__init__", shared.__defaults__)
+    own.__kwdefaults__, own.__qualname__ = shared.__kwdefaults__, f"{cls.__qualname__}.__init__"
+    own.__annotations__ = {
+        name: text.replace("_Experts", "PackedExperts") for name, text in shared.__annotations__.items()
+    }
+    setattr(cls, "__init__", own)  # noqa: B010, for type checkers it is that of the base
     source, text = getdoc(LayerDescription), getdoc(cls)
     if source and text and "Parameters\n" in source:  # an interpreter with -OO leaves docstrings out
         parameters = source[source.index("Parameters\n") : source.index("Examples\n")]
+        parameters = parameters.replace("PackedExperts or ExpertWeights", "PackedExperts")
         cls.__doc__ = text.replace("Attributes\n", f"{parameters}Attributes\n", 1)
     return cls
 
 
-@_with_parameters
+@_with_constructor
 class MoELayer(LayerDescription[PackedExperts]):
     """A mixture-of-experts layer: routes each token to its experts and computes them.
 
     `from_checkpoint` makes one from a model's files; the constructor, from arrays. The result of a token is
-    ``routed_scaling_factor * (weighted sum of its experts) + shared expert + output_bias``, in float32,
-    rounded once.
+    ``routed_scaling_factor * (weighted sum of its experts) + shared expert``, and what else the layer has, in
+    float32 and rounded once: `mxfp4moe.reference.moe_layer` lists all.
 
     Attributes
     ----------
@@ -61,8 +74,9 @@ class MoELayer(LayerDescription[PackedExperts]):
 
     Notes
     -----
-    Each parameter is an attribute too, as it was given. All attributes are read-only. Arrays are copies: in
-    float32, but those of the latent projections in the dtype that was given and `expert_map` in int32.
+    Each parameter is an attribute too. All attributes are read-only. Arrays are read-only copies: in float32,
+    but those of the latent projections in the dtype that was given and `expert_map` in int32. `routing` is a
+    name if it is a function of this package, and `routing_arguments` a mapping, with copies of arrays.
 
     Examples
     --------
@@ -82,7 +96,7 @@ class MoELayer(LayerDescription[PackedExperts]):
             value = getattr(self, name)
             if not isinstance(value, PackedExperts) and (name == "experts" or value is not None):
                 raise type_error(name, "PackedExperts", describe(value))
-        self._copy_arrays()
+        self._copy_floats()
         super().__post_init__()
         self._router = LayerRouter(self)
         self._sum = LayerSum(self)
@@ -252,7 +266,7 @@ class MoELayer(LayerDescription[PackedExperts]):
 
     def __repr__(self) -> str:
         texts = [] if self._path is None else [repr(self._path)]
-        return f"MoELayer({', '.join([*texts, *self._field_texts()])}, {self.nbytes / 1e6:.1f} MB)"
+        return f"MoELayer({', '.join([*texts, *field_texts(self)])}, {self.nbytes / 1e6:.1f} MB)"
 
     def route(
         self,

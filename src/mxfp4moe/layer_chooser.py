@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mxfp4moe.layer_values import text_of
 from mxfp4moe.routing import ROUTING_FUNCTIONS
 
 RoutingFunction = Callable[..., tuple[NDArray[np.float32], NDArray[np.int32]]]
@@ -29,3 +30,11 @@ class Chooser(NamedTuple):
         second = input_ids if rule == "hash_topk" else self.top_k
         function: RoutingFunction = ROUTING_FUNCTIONS[rule]
         return function(router_logits, second, num_threads=num_threads, **self.arguments)
+
+    @property
+    def text(self) -> str:
+        """The function and its arguments, for a person to read."""
+        rule = self.routing
+        name = rule if isinstance(rule, str) else getattr(rule, "__name__", "function")
+        arguments = (f"{key}={text_of(value)}" for key, value in self.arguments.items())
+        return f"{name}({', '.join(arguments)})"

@@ -48,7 +48,6 @@ from mxfp4moe.layer_values import (
     check_factor,
     frozen_copy,
     same_value,
-    text_of,
 )
 from mxfp4moe.routing import ROUTING_FUNCTIONS
 
@@ -61,7 +60,7 @@ NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
 # How a packed file stores a field: experts as a spec and the parts of the packed bytes; an array as a part;
 # an option in the table of contents; and what only calls use, not at all.
 _EXPERTS = {"kind": "experts"}
-_ARRAY = {"kind": "array"}
+_ARRAY = {"kind": "array", "copied": "float32"}
 _OPTION = {"kind": "option"}
 _CALL = {"kind": "call"}
 # The table of contents names these only where a layer has them: the files of other layers stay as they were,
@@ -69,7 +68,8 @@ _CALL = {"kind": "call"}
 _LATER_OPTION = _OPTION | {"is_later": True}
 _LATER_ARRAY = _ARRAY | {"is_later": True}
 # Other arrays are float32 in a layer that can be called, whatever floats were given.
-_LATER_ARRAY_OF_ANY_FLOATS = _LATER_ARRAY | {"keeps_dtype": True}
+_LATER_ARRAY_OF_ANY_FLOATS = _LATER_ARRAY | {"copied": "as given"}
+_LATER_ARRAY_OF_INTEGERS = _LATER_ARRAY | {"copied": "when it is checked"}
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -81,7 +81,6 @@ class LayerDescription(Generic[_Experts]):
     Parameters
     ----------
     experts : PackedExperts or ExpertWeights
-        A `MoELayer` takes packed ones alone, here and as `shared_experts`.
     router_weight : ndarray of shape (num_experts + num_zero_experts, hidden_size)
         float32, bfloat16 or float16, as all arrays here.
     router_bias : ndarray of shape (num_experts + num_zero_experts,), optional
@@ -126,11 +125,11 @@ class LayerDescription(Generic[_Experts]):
         Both or none. The routed sum ``s`` becomes ``s / sqrt(mean(s**2) + latent_norm_eps) * latent_norm``
         before it is projected back (Kimi-K3).
     output_bias : ndarray of shape (hidden_size,), optional
-        Added to the result of each token, last of all (JetMoE).
+        Added to the result of each token (JetMoE).
     expert_map : integer ndarray of shape (num_experts,), optional
         Makes the layer a slice, of which `experts` are a part of all: for each expert of the layer its place
         among them, in ascending order, or -1. Calling a slice gives the sum of the experts that it has, times
-        `routed_scaling_factor`, without the shared expert, zero experts and the bias.
+        `routed_scaling_factor`, without what is added once for each token, such as the shared expert.
     activation_format : {None, "int8"}
         As for `fused_experts`: `experts` must be in one of its formats, `shared_experts` are computed with it
         if they are. Nothing else of the layer is.
@@ -181,7 +180,7 @@ class LayerDescription(Generic[_Experts]):
     latent_norm_eps: float | None = field(metadata=_LATER_OPTION)
     latent_up: NDArray[Any] | None = field(metadata=_LATER_ARRAY_OF_ANY_FLOATS)
     output_bias: NDArray[Any] | None = field(metadata=_LATER_ARRAY)
-    expert_map: NDArray[np.int32] | None = field(metadata=_LATER_ARRAY)
+    expert_map: NDArray[np.int32] | None = field(metadata=_LATER_ARRAY_OF_INTEGERS)
     activation_format: ActivationFormat | None = field(metadata=_LATER_OPTION)
     nonfinite: Nonfinite = field(metadata=_CALL)
 
@@ -295,10 +294,7 @@ class LayerDescription(Generic[_Experts]):
     @property
     def routing_text(self) -> str:
         """The routing function and its arguments, for a person to read."""
-        rule = self.routing
-        name = rule if isinstance(rule, str) else getattr(rule, "__name__", "function")
-        arguments = (f"{key}={text_of(value)}" for key, value in self.routing_arguments.items())
-        return f"{name}({', '.join(arguments)})"
+        return self.chooser.text
 
     def slice(self, experts: ExpertIds) -> Self:
         """Return the layer with some of its experts alone, in the same memory.
@@ -338,7 +334,7 @@ class LayerDescription(Generic[_Experts]):
         return self._of(arguments | {"experts": self.experts._select(places)})
 
     def _of(self, arguments: dict[str, Any]) -> Self:
-        return type(self)(**arguments)
+        return type(self)(**arguments, nonfinite=self.nonfinite)
 
     def choose(
         self,
@@ -374,7 +370,7 @@ class LayerDescription(Generic[_Experts]):
         return Chooser(self.routing, self.top_k, dict(self.routing_arguments))
 
     def __eq__(self, other: object) -> bool:
-        """Whether both compute the same: equal experts, router and options, whatever file they come from."""
+        """Whether both compute the same of finite tokens, whatever file they come from."""
         if not isinstance(other, LayerDescription):
             return NotImplemented
         own, others = self.arguments(), other.arguments()
@@ -393,37 +389,16 @@ class LayerDescription(Generic[_Experts]):
         kept = [each.name for each in fields(LayerDescription) if each.metadata["kind"] != "call"]
         return {name: getattr(self, name) for name in kept}
 
-    def _field_texts(self) -> list[str]:
-        """Sizes and options as ``name=value``, as far as they are given, for a person to read."""
-        texts: dict[str, Any] = {} if self.layer_number is None else {"layer": self.layer_number}
-        texts |= {
-            "num_experts": self.num_experts,
-            "top_k": self.top_k,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "format": repr(self.experts.format),
-            "routing": self.routing_text,
-            "activation": repr(self.activation),
-        }
-        for name in ("alpha", "limit"):
-            if getattr(self, name) is not None:
-                texts[name] = getattr(self, name)
-        if self.routed_scaling_factor != 1:
-            texts["routed_scaling_factor"] = self.routed_scaling_factor
-        if self.shared_experts is not None:
-            shared = self.shared_experts
-            texts["shared_experts"] = f"{shared.intermediate_size} of {shared.format!r}"
-        return [*(f"{name}={value}" for name, value in texts.items()), *later_texts(self)]
-
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _copy_arrays(self) -> None:
-        """Make the arrays read-only copies, as a layer that can be called has them; `expert_map` is one."""
+    def _copy_floats(self) -> None:
+        """Make arrays of floats read-only copies, as a layer that can be called has them."""
         for each in fields(LayerDescription):
-            value = getattr(self, each.name)
-            if each.metadata["kind"] == "array" and value is not None and each.name != "expert_map":
-                self._set(each.name, frozen_copy(each.name, value, each.metadata.get("keeps_dtype", False)))
+            value, copied = getattr(self, each.name), each.metadata.get("copied")
+            if value is not None and copied in ("float32", "as given"):
+                dtype = np.float32 if copied == "float32" else None
+                self._set(each.name, frozen_copy(each.name, value, dtype))
 
     def _check_array(self, name: str, shape: tuple[int | str, ...]) -> None:
         value = getattr(self, name)
@@ -500,15 +475,3 @@ DEFAULTS = {
 def sliced(layer: LayerDescription[_Experts], experts: ExpertIds | None) -> LayerDescription[_Experts]:
     """The layer, or, if experts are asked for, the slice that has them."""
     return layer if experts is None else layer.slice(experts)
-
-
-def later_fields(layer: LayerDescription[Any]) -> dict[str, Any]:
-    """The fields that this layer has and most layers do not have, by name."""
-    later = [each.name for each in fields(LayerDescription) if each.metadata.get("is_later")]
-    values = {name: getattr(layer, name) for name in later}
-    return {name: value for name, value in values.items() if not same_value(value, DEFAULTS[name])}
-
-
-def later_texts(layer: LayerDescription[Any]) -> list[str]:
-    """The fields that most layers do not have as ``name=value``, for a person to read."""
-    return [f"{name}={text_of(value)}" for name, value in later_fields(layer).items()]

@@ -15,7 +15,8 @@ from mxfp4moe.errors import PackedFormatError
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.residence import MAPPED, Residence
 from mxfp4moe.experts.selection import ExpertIds, held_ids
-from mxfp4moe.layer_description import DEFAULTS, LayerDescription, later_fields, sliced
+from mxfp4moe.layer_description import DEFAULTS, LayerDescription, sliced
+from mxfp4moe.layer_texts import later_fields
 from mxfp4moe.packed.container import PackedFile, Part, packed_bytes, write_packed_file
 from mxfp4moe.packed.kinds import LAYER, file_meta, open_packed_file
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from mxfp4moe._arguments import as_array, cast, check_real, describe, type_error, value_error
 from mxfp4moe.experts.packed_experts import PackedExperts
@@ -41,10 +41,10 @@ def text_of(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else repr(value)
 
 
-def frozen_copy(name: str, value: ArrayLike, keeps_dtype: bool) -> Any:
-    """A read-only copy of array `name` of a layer, in its own dtype or in float32."""
+def frozen_copy(name: str, value: ArrayLike, dtype: DTypeLike | None) -> Any:
+    """A read-only copy of array `name` of a layer, in its own dtype if none is given."""
     array = as_array(name, value, ROUTER_DTYPES)
-    result = np.array(array if keeps_dtype else cast(array, np.float32), order="C")
+    result = np.array(array if dtype is None else cast(array, dtype), order="C")
     result.flags.writeable = False
     return result
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from c_calls import NUM_TOKENS, expert_bits, expert_call, linear_bits, packed_by_c, python_bits, run_layer
 from c_library import CONSTANTS, FORMATS, FUNCTIONS, ISAS, LIBRARY, CError, Handle, call, make, rows
-from layer_fields import FIELDS, random_call
+from layer_fields import FIELDS, PYTHON_ONLY, random_call
 from packed_examples import FORMATS as EXAMPLES
 from packed_examples import ROUTINGS, SPECIAL_FORMATS, make_experts, make_layer
 from problems import assert_same_bits
@@ -112,10 +112,11 @@ def test_layers(rng: np.random.Generator, tmp_path: Path, options: Any, routing:
     assert_same_bits(chosen, expected[1])
 
 
-ALL = [[name for name in FIELDS if not name.startswith(without)] for without in ("zero", "latent")]
+KNOWN = [name for name in FIELDS if name not in PYTHON_ONLY]
+ALL = [[name for name in KNOWN if not name.startswith(without)] for without in ("zero", "latent")]
 
 
-@pytest.mark.parametrize("fields", [*([name] for name in FIELDS), *ALL], ids=" + ".join)
+@pytest.mark.parametrize("fields", [*([name] for name in KNOWN), *ALL], ids=" + ".join)
 def test_layer_fields(rng: np.random.Generator, tmp_path: Path, options: Any, fields: Any) -> None:
     """Each later field of a layer alone, and all at once."""
     chosen = random_call(rng, fields, NUM_TOKENS)
@@ -123,6 +124,14 @@ def test_layer_fields(rng: np.random.Generator, tmp_path: Path, options: Any, fi
     handle = Handle.open("layer", tmp_path / "layer")
     router = {} if chosen.router is None else rows("router_hidden_states", chosen.router)
     assert_same_bits(run_layer(handle, chosen.hidden_states, options, **router), chosen.run())
+
+
+@pytest.mark.skipif(not PYTHON_ONLY, reason="the C library computes all fields")
+def test_unknown_fields_are_refused_by_name(rng: np.random.Generator, tmp_path: Path) -> None:
+    for field in PYTHON_ONLY:
+        random_call(rng, [field], 1).layer.save(tmp_path / "layer")
+        with pytest.raises(CError, match="expected fields of a layer that this version knows"):
+            Handle.open("layer", tmp_path / "layer")
 
 
 def test_tokens_that_are_not_finite(rng: np.random.Generator, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import pickle
 import weakref
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from problems import assert_same_bits, rel_l2
 import mxfp4moe as mx
 from mxfp4moe import reference
 from mxfp4moe.cli import main
-from mxfp4moe.layer_description import later_fields
+from mxfp4moe.layer_description import LayerDescription
+from mxfp4moe.layer_texts import later_fields
 from mxfp4moe.packed.container import PackedFile
 
 ALL = COMBINATIONS[-2:]  # with zero experts, or with latent ones
@@ -115,9 +118,22 @@ def test_files_and_pickles(tmp_path: Path, rng: np.random.Generator, names: Any)
         assert f"{name}=" in repr(call.layer)
 
 
+def test_the_constructor_takes_the_fields() -> None:
+    for layer_class in (LayerDescription, mx.MoELayer):
+        names = list(inspect.signature(layer_class).parameters)
+        assert names == [each.name for each in fields(LayerDescription)]
+    annotations = inspect.signature(mx.MoELayer).parameters
+    assert annotations["experts"].annotation == "PackedExperts"
+    with pytest.raises(TypeError, match=r"^MoELayer.__init__\(\) got an unexpected keyword argument 'topk'"):
+        mx.MoELayer(topk=2)  # type: ignore[call-arg]
+
+
 def test_files_name_only_what_a_layer_has(tmp_path: Path, rng: np.random.Generator) -> None:
     later = {name for names in ALL for name in later_fields(random_call(rng, names, 1).layer)}
-    assert len(later) == 12
+    slices_and_int8 = {"expert_map", "activation_format"}
+    assert later | slices_and_int8 == {
+        each.name for each in fields(LayerDescription) if each.metadata.get("is_later")
+    }
     for names, expected in (
         (["factor", "shared", "router bias"], set()),
         (["shared gate", "zero experts"], {"shared_gate", "num_zero_experts"}),

@@ -37,6 +37,7 @@ ROOMS = (
         "_nonfinite",
         "layer_chooser",
         "layer_values",
+        "layer_texts",
         "layer_description",
         "layer_file",
         "layer_ahead",

@@ -28,6 +28,8 @@ FIELDS = (
     "latent norm",
     "output bias",
 )
+# Those that the C library refuses by name, and so does not compute for JAX and ONNX Runtime.
+PYTHON_ONLY: tuple[str, ...] = ()
 NEEDED = {"shared gate": "shared", "shared factor": "shared", "latent norm": "latent"}
 COMBINATIONS: tuple[tuple[str, ...], ...] = (
     *((name,) for name in FIELDS),

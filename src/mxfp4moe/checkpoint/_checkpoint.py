@@ -11,7 +11,8 @@ from mxfp4moe.experts.activation import Activation
 from mxfp4moe.experts.packed_experts import PackedExperts
 from mxfp4moe.experts.weights import ExpertWeights
 from mxfp4moe.formats import format_text
-from mxfp4moe.layer_description import LayerDescription, later_texts
+from mxfp4moe.layer_description import LayerDescription
+from mxfp4moe.layer_texts import later_texts
 
 AnyExperts = ExpertWeights | PackedExperts
 

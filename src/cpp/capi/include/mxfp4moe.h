@@ -170,8 +170,8 @@ MXFP4MOE_API void mxfp4moe_close_linear(mxfp4moe_linear* linear);
 MXFP4MOE_API mxfp4moe_status mxfp4moe_open_layer(const char* path, int32_t verify, const mxfp4moe_options* options,
                                                  mxfp4moe_layer** layer);
 /* A slice: the layer with these experts alone, each given once. The others are not read, but by `verify`. A slice, from
- * here or from a file of one, gives the sum of its experts, without what is added once: the shared expert, zero experts
- * and the bias. It routes as the whole layer does. */
+ * here or from a file of one, gives the sum of its experts, without what is added once, such as the shared expert. It
+ * routes as the whole layer does. */
 MXFP4MOE_API mxfp4moe_status mxfp4moe_open_layer_slice(const char* path, int32_t verify, const int64_t* expert_ids,
                                                        int64_t num_ids, const mxfp4moe_options* options,
                                                        mxfp4moe_layer** layer);
