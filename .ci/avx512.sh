@@ -19,7 +19,7 @@ python=$tree/venv/bin/python
 echo "+ pytest -m every_table -k avx512"
 # No instruction set is named, for amx_model_avx512 is a table of another one.
 "$python" -m pytest -q -n auto -r fE --junitxml="$tree/every_table.xml" -m "every_table and not nightly" -k avx512
-"$python" .ci/isa_matrix.py "$tree/every_table.xml"
+"$python" .ci/isa_matrix.py -k avx512 "$tree/every_table.xml"
 
 echo "+ activations of eight bits: 2,000 random calls have the bits that they have on the CPU's own instructions"
 export PYTHONPATH=tests:tests/support

@@ -7,6 +7,7 @@ without it, not all of which compute: they run on the instruction set that the p
 
 from __future__ import annotations
 
+import argparse
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
@@ -40,11 +41,17 @@ def line(name: str, isa: str, outcomes: list[Counter[str]], reason: str = "") ->
 
 def main() -> int:
     """One line for each kernel table of this build, one column for each report."""
-    paths = [Path(argument) for argument in sys.argv[1:]]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="REPORT")
+    parser.add_argument("-k", dest="text", default="", help="show the tables alone whose names contain this")
+    args = parser.parse_args()
+    paths: list[Path] = args.paths
     counts = [count(path) for path in paths]
     missing = False
     print(f"\n{'kernels':18}{'isa':10}" + "".join(f"{path.stem:>14}" for path in paths))
     for table in config._TABLES:
+        if args.text not in table.name:
+            continue
         outcomes = [report[table.name] for report in counts]
         ran = sum(o["passed"] + o["failed"] for o in outcomes)
         missing |= table.supported and not ran

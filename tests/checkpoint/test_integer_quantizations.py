@@ -207,9 +207,22 @@ def test_groups_of_columns(tmp_path: Path, name: str) -> None:
     refuses(tmp_path / "wrong", model, f"{tensor}: expected each of 0 to 5 32 times, got group 0 at")
 
 
+SIGNALING_NAN = np.array([0x7F81], np.uint16).view(bfloat16)[0]
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(
-    ("scale", "bias"), [(1.0, -2.5), (1.0, 1.0), (1.0, -256.0), (0.0, 1.0), (np.nan, 0.0), (1.0, np.inf)]
+    ("scale", "bias"),
+    [
+        (1.0, -2.5),
+        (1.0, 1.0),
+        (1.0, -256.0),
+        (0.0, 1.0),
+        (np.nan, 0.0),
+        (1.0, np.inf),
+        (SIGNALING_NAN, 0.0),
+        (1.0, SIGNALING_NAN),
+    ],
 )
 def test_biases_that_are_no_zero_points(tmp_path: Path, bits: int, scale: float, bias: float) -> None:
     """One of them is enough: all matrices of down then have offsets, those of gate and up zero points."""

@@ -97,10 +97,9 @@ def _values(
             assert zeros is None
             assert offsets.dtype == scales.dtype
             count = codes.astype(np.int32) + (0 if kind == "int4" else 128)
-            exact = count * factors.astype(np.float64) + np.repeat(
-                offsets.astype(np.float64), columns, axis=1
-            )
-            return np.asarray(exact.astype(np.float32))
+            with np.errstate(invalid="ignore"):  # signaling NaN
+                every = np.repeat(offsets.astype(np.float64), columns, axis=1)
+                return np.asarray((count * factors.astype(np.float64) + every).astype(np.float32))
         middle = 8 if kind == "int4" else 0
         zero = middle if zeros is None else np.repeat(zeros.astype(np.int32), columns, axis=1)
         return np.asarray((codes.astype(np.int32) - zero).astype(np.float32) * factors)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mxfp4moe._arguments import cast
+
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Which nibble of a word, from the lowest on, holds each of its eight columns in AWQ."""
 
@@ -73,11 +75,11 @@ def zeros_of_biases(
     scales: NDArray[Any], biases: NDArray[Any], bits: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """The zero points of groups with a bias (MLX), and where the bias is exactly what they stand for."""
-    s, b = scales.astype(np.float64), biases.astype(np.float64)
+    s, b = cast(scales, np.float64), cast(biases, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         zeros = np.rint(-b / s)
-    zeros = np.where((zeros >= 0) & (zeros <= 2**bits - 1), zeros, 0)
-    return zeros.astype(np.uint8), zeros * s == -b
+        zeros = np.where((zeros >= 0) & (zeros <= 2**bits - 1), zeros, 0)
+        return zeros.astype(np.uint8), zeros * s == -b
 
 
 def dequantize(
@@ -95,10 +97,11 @@ def dequantize(
         values -= 0 if is_int4 else -128
     else:
         values -= 8 if is_int4 else 0
-    values *= scales.astype(np.float64)[..., None]
-    if zeros is None and offsets is not None:
-        values += offsets.astype(np.float64)[..., None]
-    return values.reshape(len(codes), -1).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # infinities and NaN, which whoever takes the weights refuses
+        values *= cast(scales, np.float64)[..., None]
+        if zeros is None and offsets is not None:
+            values += cast(offsets, np.float64)[..., None]
+    return cast(values.reshape(len(codes), -1), np.float32)
 
 
 def _in_awq_order(words: NDArray[Any]) -> NDArray[np.uint8]:
