@@ -60,16 +60,16 @@ NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
 # How a packed file stores a field: experts as a spec and the parts of the packed bytes; an array as a part;
 # an option in the table of contents; and what only calls use, not at all.
 _EXPERTS = {"kind": "experts"}
-_ARRAY = {"kind": "array", "copied": "float32"}
+_ARRAY = {"kind": "array", "dtype": np.float32}
 _OPTION = {"kind": "option"}
 _CALL = {"kind": "call"}
 # The table of contents names these only where a layer has them: the files of other layers stay as they were,
 # and readers that do not know them refuse a file instead of leaving them out.
 _LATER_OPTION = _OPTION | {"is_later": True}
 _LATER_ARRAY = _ARRAY | {"is_later": True}
-# Other arrays are float32 in a layer that can be called, whatever floats were given.
-_LATER_ARRAY_OF_ANY_FLOATS = _LATER_ARRAY | {"copied": "as given"}
-_LATER_ARRAY_OF_INTEGERS = _LATER_ARRAY | {"copied": "when it is checked"}
+# The dtype is that of floats in a layer that can be called, whatever floats were given; None keeps theirs.
+_LATER_ARRAY_OF_ANY_FLOATS = _LATER_ARRAY | {"dtype": None}
+_LATER_ARRAY_OF_INTEGERS = {"kind": "array", "is_later": True}
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -395,10 +395,9 @@ class LayerDescription(Generic[_Experts]):
     def _copy_floats(self) -> None:
         """Make arrays of floats read-only copies, as a layer that can be called has them."""
         for each in fields(LayerDescription):
-            value, copied = getattr(self, each.name), each.metadata.get("copied")
-            if value is not None and copied in ("float32", "as given"):
-                dtype = np.float32 if copied == "float32" else None
-                self._set(each.name, frozen_copy(each.name, value, dtype))
+            value = getattr(self, each.name)
+            if value is not None and "dtype" in each.metadata:
+                self._set(each.name, frozen_copy(each.name, value, each.metadata["dtype"]))
 
     def _check_array(self, name: str, shape: tuple[int | str, ...]) -> None:
         value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -48,15 +49,15 @@ def _check_columns(k: int, multiple_of: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Compressed:
+class _Compressed(ABC):
     """A format of the compressed-tensors library."""
 
     name: ClassVar[str]
 
     @property
+    @abstractmethod
     def weights(self) -> dict[str, Any]:
         """What is said about the weights, beside that they are symmetric and rounded once and for all."""
-        raise NotImplementedError
 
     def config(self, unquantized: Sequence[str]) -> dict[str, Any]:
         weights = {**self.weights, "symmetric": True, "dynamic": False}
