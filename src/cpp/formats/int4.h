@@ -11,6 +11,10 @@ namespace mxfp4moe {
 struct Int4TableBf16 {
   alignas(64) uint16_t row[16][32];  // every code stands there twice, as in Mxfp4TableBf16
 };
+// The differences themselves, of which five bits in two's complement are the index.
+struct Int4Differences {
+  alignas(64) uint16_t values[32];
+};
 struct Int4TableF32 {
   alignas(64) float row[16][16];
 };
@@ -19,6 +23,11 @@ constexpr Int4TableBf16 make_int4_table_bf16() {
   Int4TableBf16 t{};
   for (int zero = 0; zero < 16; ++zero)
     for (int i = 0; i < 32; ++i) t.row[zero][i] = exact_bf16(static_cast<float>((i & 15) - zero));
+  return t;
+}
+constexpr Int4Differences make_int4_differences() {
+  Int4Differences t{};
+  for (int i = 0; i < 32; ++i) t.values[i] = exact_bf16(static_cast<float>(i < 16 ? i : i - 32));
   return t;
 }
 constexpr Int4TableF32 make_int4_table_f32() {

@@ -1,7 +1,7 @@
 // Everything above the headers of an instruction set with tiles: the stack that kernel_table.h draws.
 // Included inside a kernel table's own namespace.
 
-constexpr bool kMultipliesFloat32 = false;
+constexpr bool kScalesHalves = false;
 
 #include "kernels/generic/math.h"
 #include "kernels/generic/activation.h"

@@ -217,6 +217,7 @@ MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
   });
 }
 
+#include "kernels/generic/scaled_int4_by_int4.h"
 #include "kernels/generic/mxfp8_by_values.h"
 
 // The value of e8m0 byte s times 2^120, as float32.

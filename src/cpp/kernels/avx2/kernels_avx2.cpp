@@ -16,6 +16,7 @@ namespace {
 #include "kernels/avx2/dot.h"
 #include "kernels/avx2/elements.h"
 #include "kernels/generic/dot_table.h"
+#include "kernels/generic/integer_sums.h"
 }  // namespace
 
 extern const KernelTable kKernels_avx2 = make_table("avx2", "avx2", kCpuAvx2, true);

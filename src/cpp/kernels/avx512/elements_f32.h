@@ -98,6 +98,18 @@ MXFP4MOE_INLINE void each_int4(const uint8_t* quad, ZeroOf&& zero_of, F&& f) {
   });
 }
 
+// The table of a row is scaled, which takes one operation for all of its weights in a K-block.
+template <class ScaleOf, class AddendOf, class F>
+MXFP4MOE_INLINE void each_scaled_int4(const uint8_t* quad, ScaleOf&& scale_of, AddendOf&& addend_of, F&& f) {
+  const __m512i words = load_words(quad);
+  const __m512 codes = in_register(_mm512_load_ps(kInt4F32.row[kCheapestInt4Zero]));
+  unroll<4>([&](auto i) MXFP4MOE_INLINE_LAMBDA {
+    const __m512 table = in_register(scale_and_add(codes, scale_of(i), addend_of(i)));
+    f(i, Index<0>{}, _mm512_permutexvar_ps(_mm512_srli_epi32(words, 4 * i.value), table));
+    f(i, Index<1>{}, _mm512_permutexvar_ps(_mm512_srli_epi32(words, 16 + 4 * i.value), table));
+  });
+}
+
 // Codes plus 128 become floats by standing in the mantissa of 2^23, which a subtraction takes away together with the
 // zero point.
 template <class ZeroOf, class F>

@@ -17,6 +17,7 @@ namespace {
 #include "kernels/avx512/lanes.h"
 #include "kernels/avx512/elements_f32.h"
 #include "kernels/generic/dot_table.h"
+#include "kernels/generic/integer_sums.h"
 }  // namespace
 
 extern const KernelTable kKernels_avx512 = make_table("avx512", "avx512", kCpuAvx2 | kCpuAvx512, true);

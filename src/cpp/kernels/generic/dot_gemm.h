@@ -439,19 +439,10 @@ inline void plain_panel_sums(const PanelView& panel, const TokenRows& tokens, El
   if (panel.sum_scales != nullptr) scale_sums<Decoder>(panel, tokens.count, sums);
 }
 
-// Computes the sums of a panel of integers. Scales multiply weights if that is exact, or if they belong to halves of
-// K-blocks, else sums.
+// Computes the sums of a panel of integers: integer_sums.h has it for tables whose Element is float32.
 template <class Decoder>
 inline void integer_panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes,
-                               float* sums) {
-  if constexpr (kMultipliesFloat32) {
-    if (panel.range_blocks == 0) return panel_sums_by<HalfBlockIntegers<Decoder>>(panel, tokens, slab, lanes, sums);
-    if (has_exact_products(panel.sum_scales, panel.num_ranges * panel.scale_rows, inexact_bits(panel.format))) {
-      return panel_sums_by<ScaledIntegers<Decoder::kFormat>>(panel, tokens, slab, lanes, sums);
-    }
-  }
-  panel_sums_by<Segmented<Decoder>>(panel, tokens, slab, lanes, sums);
-}
+                               float* sums);
 
 // Computes sums[token][16 rows] of one panel.
 template <class Decoder>

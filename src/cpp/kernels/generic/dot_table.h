@@ -1,8 +1,7 @@
 // Everything above the headers of an instruction set that computes dot products: the stack that kernel_table.h draws.
 // Included inside a kernel table's own namespace.
 
-// Whether decoded weights are float32. Such kernels also multiply weights that no bfloat16 holds.
-constexpr bool kMultipliesFloat32 = sizeof(Element) == sizeof(float);
+constexpr bool kScalesHalves = true;
 
 #include "kernels/generic/math.h"
 #include "kernels/generic/activation.h"

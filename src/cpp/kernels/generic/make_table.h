@@ -21,7 +21,7 @@ constexpr KernelTable make_table(const char* name, const char* isa, uint32_t req
   table.isa = isa;
   table.required = required;
   table.automatic = automatic;
-  table.scales_halves = kMultipliesFloat32;
+  table.scales_halves = kScalesHalves;
   table.group_tokens = group_tokens;
   table.padded_tokens = padded_tokens;
   table.operand_bytes = operand_bytes;

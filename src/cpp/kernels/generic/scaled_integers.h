@@ -100,14 +100,15 @@ struct ScaledIntegers {
   template <class F>
   static MXFP4MOE_INLINE void each_vec(const uint8_t* quad, const uint8_t* scales, F&& f) {
     const float* of_rows = reinterpret_cast<const float*>(scales);
-    const auto zero_of = [](auto) MXFP4MOE_INLINE_LAMBDA { return kZero; };
-    const auto scaled = [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
-      f(row, part, scale_and_add(vec, of_rows[row.value], of_rows[kPanelRows + row.value]));
-    };
+    const auto scale_of = [&](auto row) MXFP4MOE_INLINE_LAMBDA { return of_rows[row.value]; };
+    const auto addend_of = [&](auto row) MXFP4MOE_INLINE_LAMBDA { return of_rows[kPanelRows + row.value]; };
     if constexpr (block_layout(kFormat).weight_bits() == 4) {
-      each_int4(quad, zero_of, scaled);
+      each_scaled_int4(quad, scale_of, addend_of, f);
     } else {
-      each_int8(quad, zero_of, scaled);
+      const auto zero_of = [](auto) MXFP4MOE_INLINE_LAMBDA { return kZero; };
+      each_int8(quad, zero_of, [&](auto row, auto part, const Vec& vec) MXFP4MOE_INLINE_LAMBDA {
+        f(row, part, scale_and_add(vec, scale_of(row), addend_of(row)));
+      });
     }
   }
 };

@@ -7,6 +7,7 @@
 //   e4m3_scale(byte)                     as an E2m1Scale
 //   scale_and_add(vec, scale, addend)    where Element is float32, with kCheapestInt4Zero
 //                                        and kCheapestInt8Zero: see scaled_integers.h
+//   each_scaled_int4(quad, scale_of, addend_of, f)   the same of codes minus kCheapestInt4Zero
 //   scale_vec(vec, float)                exact unless a product is too large or too small
 //   scale_halves(part, vec, a, b)        by a where k < 16, by b elsewhere
 //   kE8m0F32                             the values of e8m0 bytes

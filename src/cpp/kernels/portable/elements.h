@@ -142,6 +142,7 @@ MXFP4MOE_INLINE void each_bf16(const uint8_t* quad, F&& f) {
   });
 }
 
+#include "kernels/generic/scaled_int4_by_int4.h"
 #include "kernels/generic/mxfp8_by_values.h"
 
 template <WeightFormat kFormat>

@@ -14,6 +14,7 @@ namespace {
 #include "kernels/portable/dot.h"
 #include "kernels/portable/elements.h"
 #include "kernels/generic/dot_table.h"
+#include "kernels/generic/integer_sums.h"
 }  // namespace
 
 extern const KernelTable kKernels_portable = make_table("portable", "portable", 0, true);
