@@ -16,7 +16,7 @@ namespace {
 #include "kernels/avx512/simd.h"
 #undef mul_add
 #include "kernels/avx512/int8_dot.h"
-#include "kernels/avx2/int8_decode.h"
+#include "kernels/avx512/int8_decode.h"
 #include "kernels/generic/int8_table.h"
 }  // namespace
 

@@ -1,4 +1,4 @@
-// A panel as one zmm vector, even rows first, and products of bytes by vpdpbusd of AVX-512 VNNI, which adds four
+// A panel as one zmm vector, and products of bytes by vpdpbusd of AVX-512 VNNI, which adds four
 // products exactly. Included inside a kernel table's own namespace.
 
 constexpr int kHalves = 1;
@@ -9,13 +9,6 @@ constexpr bool kWideProducts = false;
 using Bytes = __m512i;
 using Ints = __m512i;
 using Floats = __m512;
-
-MXFP4MOE_INLINE void halves(__m256i even, __m256i odd, __m512i (&out)[1]) {
-  out[0] = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
-}
-MXFP4MOE_INLINE void halves(__m256 even, __m256 odd, __m512 (&out)[1]) {
-  out[0] = _mm512_insertf32x8(_mm512_castps256_ps512(even), odd, 1);
-}
 
 MXFP4MOE_INLINE Bytes load_weights(const uint8_t* p) { return _mm512_load_si512(p); }
 MXFP4MOE_INLINE void store_weights(uint8_t* p, Bytes v) { _mm512_store_si512(p, v); }

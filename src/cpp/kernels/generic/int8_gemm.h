@@ -142,9 +142,9 @@ class DirectBlocks {
 
   template <class Unit>
   MXFP4MOE_INLINE void bytes(Unit unit, Bytes (&w)[2][kHalves]) const {
-    if constexpr (unit.value == 0) {  // memory is read in one stream, which is a page ahead at most
+    if constexpr (unit.value == 0) {  // memory is read in one stream
       unroll<kWeightBytes<Format> / 64>(
-          [&](auto line) MXFP4MOE_INLINE_LAMBDA { __builtin_prefetch(weights_ + kAhead + 64 * line.value, 0, 3); });
+          [&](auto line) MXFP4MOE_INLINE_LAMBDA { __builtin_prefetch(weights_ + kAhead + 64 * line.value, 0, 2); });
     }
     if constexpr (!Format::kIntegers) {
       decode_e2m1(weights_, unit, w);
@@ -193,7 +193,7 @@ class DirectBlocks {
   }
 
  private:
-  static constexpr int kAhead = 4096;
+  static constexpr int kAhead = 8192;
 
   const uint8_t* weights_;
   const uint8_t* scales_;
