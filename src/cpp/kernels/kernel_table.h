@@ -103,8 +103,7 @@ struct GemmKernels {
   // The scratch memory that one thread needs.
   int64_t (*scratch_bytes)(int64_t num_tokens, int64_t k);
 
-  // Whether scales may belong to halves of K-blocks. Kernels that multiply bfloat16 weights cannot do that, because
-  // their sums run over whole K-blocks.
+  // Whether scales may belong to halves of K-blocks. Tiles cannot do that, because their sums run over whole K-blocks.
   bool scales_halves;
 
   // Whether gate_up must be given all pairs of a K-block of the intermediate together; see block_pairs().

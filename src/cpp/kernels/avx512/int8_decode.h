@@ -1,7 +1,7 @@
-// K-blocks of a panel as one zmm vector of sixteen rows by four consecutive k: for kernels on activations of eight bits,
-// which sum along k in their lanes. Of each four rows, the second and the third change places, because the first and the
-// third are the low nibbles of the same bytes, and the others the high ones.
-// Included inside a kernel table's own namespace, after int8_dot.h.
+// K-blocks of a panel as one zmm vector of sixteen rows by four consecutive k: for kernels on activations of eight
+// bits, which sum along k in their lanes. Of each four rows, the second and the third change places, because the first
+// and the third are the low nibbles of the same bytes, and the others the high ones. Included inside a kernel table's
+// own namespace, after int8_dot.h.
 
 // Puts lanes in the order of rows, or back.
 MXFP4MOE_INLINE __m512i order_lanes(__m512i v) { return _mm512_shuffle_epi32(v, static_cast<_MM_PERM_ENUM>(0xd8)); }
@@ -19,8 +19,7 @@ MXFP4MOE_INLINE __m512i pieces(const uint8_t* p, Unit) {
 // Eight k of a K-block with two codes to a byte, four k each.
 template <class Unit, class F>
 MXFP4MOE_INLINE void decode_nibbles(const uint8_t* block, Unit unit, Bytes (&w)[2][kHalves], F&& value_of) {
-  const __m512i order =
-      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
   const __m512i nibble = _mm512_set1_epi8(15);
   const __m512i pairs = _mm512_shuffle_epi8(pieces(block, unit), order);
   const __m512i low = value_of(_mm512_and_si512(pairs, nibble));

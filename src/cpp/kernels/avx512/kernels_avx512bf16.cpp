@@ -17,6 +17,7 @@ namespace {
 #include "kernels/avx512/lanes.h"
 #include "kernels/avx512/elements_bf16.h"
 #include "kernels/generic/dot_table.h"
+#include "kernels/avx512/integer_pairs.h"
 #include "kernels/avx512/integer_lanes.h"
 }  // namespace
 

@@ -439,7 +439,8 @@ inline void plain_panel_sums(const PanelView& panel, const TokenRows& tokens, El
   if (panel.sum_scales != nullptr) scale_sums<Decoder>(panel, tokens.count, sums);
 }
 
-// Computes the sums of a panel of integers: integer_sums.h has it for tables whose Element is float32.
+// Computes the sums of a panel of integers: integer_sums.h has it where Element is float32, avx512/integer_lanes.h
+// where it is bfloat16.
 template <class Decoder>
 inline void integer_panel_sums(const PanelView& panel, const TokenRows& tokens, Element* slab, float* lanes,
                                float* sums);
