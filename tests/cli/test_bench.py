@@ -15,17 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench_examples import TINY
 from paths import ROOT
 
 import mxfp4moe as mx
-from mxfp4moe import _core, config, reference
+from mxfp4moe import config
 from mxfp4moe.cli import main
-from mxfp4moe.cli._bench import contenders, measure, memory, plot, problem, report
-from mxfp4moe.cli._roofline import Call
-
-TINY_SIZES = ["--hidden-size", "96", "--intermediate-size", "64", "--num-experts", "6", "--top-k", "2"]
-TINY = ["bench", *TINY_SIZES, "--seconds", "0.02", "--threads", "1"]
-TINY_SHAPE = problem.Shape("tiny", 96, 64, 6, 2, "swigluoai", limit=7.0, has_bias=True)
+from mxfp4moe.cli._bench import contenders, measure, plot, problem, report
 
 
 def bench(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -143,6 +139,21 @@ def test_json_alone_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert len(json.loads(out)["results"]) == 1
     assert "roofline" in err
+
+
+def test_formats_of_activations_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    (result,) = bench("--tokens", "2", "--activation-format", "bfloat16,int8", capsys=capsys)["results"]
+    isa = mx.active_isa()
+    assert [cell["contender"] for cell in result["cells"]] == [isa, f"{isa} i8"]
+    assert set(result["peak_flop_per_s"]) == {isa, f"{isa} i8"}
+    assert 0 < result["cells"][1]["difference"] <= report.DIFFERENT
+    for arguments, message in (
+        (["int4"], "argument --activation-format: expected bfloat16 or int8, got 'int4'"),
+        (["int8", "--format", "mxfp8"], "argument --activation-format: expected bfloat16 for experts of"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*TINY, "--activation-format", *arguments])
+        assert message in capsys.readouterr().err
 
 
 def test_several_shapes_are_measured_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,283 +376,3 @@ def test_inner_loop_builds_and_runs() -> None:
         failed = subprocess.run([program, wrong], capture_output=True, text=True, check=False)
         assert failed.returncode == 1
         assert f"expected tokens from 1 to 128 or a format, got {wrong}\n" in failed.stdout
-
-
-# ---- problems ----
-
-
-def test_shapes_are_those_of_the_models() -> None:
-    sizes = {
-        name: (shape.hidden_size, shape.intermediate_size, shape.num_experts, shape.top_k, shape.activation)
-        for name, shape in problem.SHAPES.items()
-    }
-    assert sizes["gpt-oss-20b"] == (2880, 2880, 32, 4, "swigluoai")
-    assert sizes["gpt-oss-120b"] == (2880, 2880, 128, 4, "swigluoai")
-    assert sizes["qwen3-30b-a3b"] == sizes["qwen3-30b-a3b-fp8"] == (2048, 768, 128, 8, "silu")
-    assert sizes["deepseek-v4-flash"] == (4096, 2048, 256, 6, "silu")
-    assert sizes["mixtral-8x7b"] == (4096, 14336, 8, 2, "silu")
-    assert problem.SHAPES["deepseek-v4-flash"].limit == 10
-    assert problem.SHAPES["gpt-oss-20b"].has_bias
-    assert not problem.SHAPES["qwen3-30b-a3b"].has_bias
-
-
-@pytest.mark.parametrize("routing", problem.ROUTINGS)
-def test_routing_draws_distinct_experts_and_weights_that_sum_to_one(
-    routing: str, rng: np.random.Generator
-) -> None:
-    shape = problem.Shape("many", 32, 32, 40, 5)
-    router = problem.Router(shape, routing, rng)
-    hidden = router.hidden_states(2000)
-    first, second = router.draw(hidden), router.draw(hidden)
-    assert not np.array_equal(first.topk_ids, second.topk_ids)
-    for batch in (first, second):
-        assert batch.hidden_states is hidden
-        assert all(len(set(row)) == 5 for row in batch.topk_ids.tolist())
-        np.testing.assert_allclose(batch.topk_weights.sum(axis=1), 1, rtol=1e-6)  # 5 roundings of 2**-24
-    counts = np.sort(np.bincount(first.topk_ids.ravel(), minlength=40))[::-1]
-    # 10000 slots over 40 experts: 250 each, and no count is as far as 10 standard deviations (160) from it.
-    if routing == "uniform":
-        assert 90 < counts[-1] <= counts[0] < 410
-    elif routing == "hot":
-        assert counts[0] == 2000
-        assert counts[1] < 410
-    else:
-        # The chance of rank 1 to be among 5 of 40 draws with chances 1 / rank is above 0.7, that of rank 40
-        # below 0.07.
-        assert counts[0] > 1300
-        assert counts[-1] < 160
-
-
-def test_arrays_depend_on_the_seed_alone() -> None:
-    first, again, other = (
-        problem.random_arrays(TINY_SHAPE, np.random.default_rng(seed)) for seed in (1, 1, 2)
-    )
-    assert np.array_equal(first.w13, again.w13)
-    assert not np.array_equal(first.w13, other.w13)
-    assert first.w13.shape == (6, 128, 48)
-    assert first.w2_scales is not None
-    assert first.w2_scales.shape == (6, 96, 2)
-    assert problem.pack(TINY_SHAPE, first).nbytes >= 6 * TINY_SHAPE.expert_bytes
-
-
-def test_fewer_experts_where_memory_is_short(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shape = problem.SHAPES["gpt-oss-20b"]
-    assert memory.fit(shape, 2, 10**12, 1) == shape
-    cut = memory.fit(shape, 2, 1_500_000_000, 1)
-    assert 4 <= cut.num_experts < 32
-    assert 2 * cut.num_experts * shape.expert_bytes < 1_500_000_000
-    assert memory.fit(shape, 4, 1_500_000_000, 1).num_experts < cut.num_experts
-    with pytest.raises(
-        ValueError, match=r"memory: expected room for 4 experts of gpt-oss-20b, mxfp4, got 0\.7 GB"
-    ):
-        memory.fit(shape, 2, 7 * 10**8, 1)
-    assert memory.available_memory() > 0
-    assert memory.last_cache_bytes() > 0
-
-    monkeypatch.setattr(memory, "fit", lambda *args: TINY_SHAPE)
-    assert main([*TINY, "--num-experts", "9", "--tokens", "1"]) == 0
-    assert "custom, mxfp4: 6 experts instead of 9" in capsys.readouterr().err
-
-
-# ---- contenders ----
-
-
-def problems() -> list[problem.Shape]:
-    """Every activation that peers know, with and without bias and limit."""
-    shapes = [
-        TINY_SHAPE,
-        problem.Shape("silu", 64, 96, 5, 3),
-        problem.Shape("limit", 64, 96, 5, 3, limit=0.5),
-    ]
-    return [*shapes, problem.Shape("bias", 64, 32, 4, 1, has_bias=True)]
-
-
-@pytest.mark.parametrize("name", contenders.PEERS)
-@pytest.mark.parametrize("shape", problems(), ids=lambda shape: shape.name)
-def test_peers_compute_the_reference(name: str, shape: problem.Shape, rng: np.random.Generator) -> None:
-    if contenders.PEERS[name].missing():
-        pytest.skip(contenders.PEERS[name].missing())
-    arrays = problem.random_arrays(shape, rng)
-    router = problem.Router(shape, "uniform", rng)
-    batch = router.draw(router.hidden_states(7))
-    expected = reference.fused_experts_float64(
-        *batch[:1], arrays, *batch[1:], activation=shape.activation, limit=shape.limit
-    )
-    result = contenders.PEERS[name](shape, arrays, 1).prepare(batch)()
-    # float32 throughout: sums of at most 96 + 96 terms, errors of 2**-24 each, relative to sums of magnitudes
-    # that are at most about sqrt(96) times the result.
-    bound = 192 * 10 * 2.0**-24
-    if name == "llama.cpp":
-        bound = report.DIFFERENT  # its activations have 8 bits
-    assert np.linalg.norm(result - expected) / np.linalg.norm(expected) < bound
-    ours = contenders.Ours(mx.active_isa(), shape, problem.pack(shape, arrays), 1).prepare(batch)()
-    assert ours.dtype == batch.hidden_states.dtype
-    assert (
-        np.linalg.norm(ours - expected) / np.linalg.norm(expected) < 2 * 2.0**-8
-    )  # two roundings to bfloat16
-
-
-@pytest.mark.parametrize("name", contenders.PEERS)
-def test_peers_refuse_other_activations(name: str, rng: np.random.Generator) -> None:
-    if contenders.PEERS[name].missing():
-        pytest.skip(contenders.PEERS[name].missing())
-    shape = problem.Shape("gelu", 32, 32, 2, 1, "gelu")
-    with pytest.raises(ValueError, match=f"{name}: expected the activation silu or swigluoai, got gelu"):
-        contenders.PEERS[name](shape, problem.random_arrays(shape, rng), 1)
-
-
-def test_contenders_take_turns_until_their_time_is_up(rng: np.random.Generator) -> None:
-    order: list[str] = []
-
-    class Recorder:
-        isa = None
-
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def prepare(self, batch: problem.Batch) -> Any:
-            def call() -> np.ndarray:
-                order.append(f"{self.name} {batch.topk_ids.tolist()}")
-                return np.ones(1)
-
-            return call
-
-    arrays = problem.random_arrays(TINY_SHAPE, rng)
-    experts = problem.pack(TINY_SHAPE, arrays)
-    machine = measure.Machine([contenders.Ours("portable", TINY_SHAPE, experts, 1)], experts, 1)
-    stopwatch = measure.Stopwatch(TINY_SHAPE, machine)
-    advanced: list[float] = []
-    cell = measure.Cell(3, [Recorder("A"), Recorder("B")], 1e-9)
-    router = problem.Router(TINY_SHAPE, "uniform", rng)
-    series = stopwatch.measure(cell, router, advanced.append)
-    names = [line[0] for line in order]
-    assert names == ["A", "B"] * (1 + measure.MIN_CALLS)
-    assert all(a[1:] == b[1:] for a, b in zip(order[::2], order[1::2], strict=True))
-    assert len(set(order[::2])) > 1
-    assert [len(one.calls) for one in series] == [measure.MIN_CALLS] * 2
-    assert len(machine.bandwidths) == len(machine.peaks["portable"]) == 2 * measure.MIN_CALLS
-    assert sum(advanced) == pytest.approx(1)
-    distinct = len(set(re.findall(r"\d+", order[2])))
-    assert series[0].calls[0].nbytes == TINY_SHAPE.expert_bytes * distinct
-
-
-def test_integers_have_a_roofline_of_their_own(rng: np.random.Generator) -> None:
-    experts = problem.pack(TINY_SHAPE, problem.random_arrays(TINY_SHAPE, rng))
-    ours = [contenders.Ours("portable", TINY_SHAPE, experts, 1, each) for each in (None, "int8")]
-    machine = measure.Machine(ours, experts, 1)
-    machine.sample("portable")
-    machine.sample("portable i8")
-    machine.sample("llama.cpp")
-    assert {name: len(samples) for name, samples in machine.peaks.items()} == {
-        "portable": 2,
-        "portable i8": 1,
-    }
-    described = report.describe_contender(ours[1])
-    assert described == {
-        "name": "portable i8",
-        "isa": "portable",
-        "kernels": "portable",
-        "activation_format": "int8",
-    }
-    router = problem.Router(TINY_SHAPE, "uniform", rng)
-    hidden, weights, ids = batch = router.draw(router.hidden_states(3))
-    expected = mx.fused_experts(
-        hidden, experts, weights, ids, activation=TINY_SHAPE.activation, activation_format="int8"
-    )
-    assert ours[1].prepare(batch)().tobytes() == expected.tobytes()
-
-
-def test_formats_of_activations_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
-    (result,) = bench("--tokens", "2", "--activation-format", "bfloat16,int8", capsys=capsys)["results"]
-    isa = mx.active_isa()
-    assert [cell["contender"] for cell in result["cells"]] == [isa, f"{isa} i8"]
-    assert set(result["peak_flop_per_s"]) == {isa, f"{isa} i8"}
-    assert 0 < result["cells"][1]["difference"] <= report.DIFFERENT
-    for arguments, message in (
-        (["int4"], "argument --activation-format: expected bfloat16 or int8, got 'int4'"),
-        (["int8", "--format", "mxfp8"], "argument --activation-format: expected bfloat16 for experts of"),
-    ):
-        with pytest.raises(SystemExit):
-            main([*TINY, "--activation-format", *arguments])
-        assert message in capsys.readouterr().err
-
-
-def row_of(**figures: Any) -> dict[str, Any]:
-    """A row of the table with the widest figures."""
-    names = ("best_ms", "median_ms", "gb_per_s", "tflop_per_s", "time_ratio")
-    shares = ("share_of_roofline", "median_share_of_roofline", "share_of_fma_roofline")
-    row = {"tokens": 131072, "contender": "onnxruntime", "calls": 10000, "difference": 0.0123}
-    return row | dict.fromkeys(names, 9999.9) | dict.fromkeys(shares, 1.0) | figures
-
-
-@pytest.mark.parametrize("value", [0, 1e-9, 0.9999, 1.23456, 9.9996, 99.996, 999.96, 99999.4])
-def test_table_is_at_most_80_columns_wide(value: float) -> None:
-    assert len(report._figure(value)) <= 5
-    result = {
-        "shape": {**vars(problem.SHAPES["qwen3-30b-a3b-fp8"])},
-        "read_bytes_per_s": 1e11,
-        "peak_flop_per_s": dict.fromkeys(("amx", "avx512", "avx2", "portable"), 1e13),
-        "fma_peak_flop_per_s": {"avx512": 1e12, "avx2": 1e13},
-        "cells": [row_of(best_ms=value, gb_per_s=value, time_ratio=value)],
-    }
-    assert max(map(len, report.format_table(result).splitlines())) <= 80
-
-
-def test_share_above_100_percent_is_explained() -> None:
-    def legend(share: float) -> str:
-        return " ".join(report.format_legend([{"cells": [row_of(share_of_roofline=share)]}]).split())
-
-    assert "above 100 %" not in legend(1.0)
-    assert "A share above 100 % is no error" in legend(1.01)
-    assert max(map(len, report.format_legend([{"cells": [row_of()]}]).splitlines())) <= 80
-
-
-def test_ratio_is_over_the_rounds_that_both_did(rng: np.random.Generator) -> None:
-    experts = problem.pack(TINY_SHAPE, problem.random_arrays(TINY_SHAPE, rng))
-    ours = contenders.Ours("portable", TINY_SHAPE, experts, 1)
-    peer = contenders.NumpyPeer(TINY_SHAPE, problem.random_arrays(TINY_SHAPE, rng), 1)
-    machine = measure.Machine([ours], experts, 1)
-    machine.bandwidths, machine.peaks = [5.0, 10.0], {"portable": [50.0, 100.0]}
-    fast = measure.Series(ours, 1, calls=[Call(4.0, 20.0, 1.0), Call(5.0, 40.0, 1.0), Call(1.0, 5.0, 1.0)])
-    slow = measure.Series(peer, 1, calls=[Call(9.0, 20.0, 1.0), Call(8.0, 40.0, 1.0)])
-    first, second = report.summarize(TINY_SHAPE, machine, [fast, slow])["cells"]
-    assert (first["time_ratio"], second["time_ratio"], second["time_ratio_calls"]) == (1, 8 / 4, 2)
-    assert (first["best_ms"], first["median_ms"]) == (1000, 4000)
-    # The best share is that of the second call, 4 s of reading in 5 s, not of the fastest.
-    assert first["share_of_roofline"] == pytest.approx(0.8)
-    assert first["gb_per_s"] == pytest.approx(8e-9)
-    assert first["bound"] == "memory"
-    assert second["share_of_roofline"] == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("cache", [1000, 10**8])
-def test_other_memory_is_read_unless_the_layer_fits_into_the_cache(
-    cache: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[int] = []
-    read_memory = _core.read_memory
-
-    def recorded(memory: np.ndarray, kernels: int, num_threads: int) -> int:
-        read.append(memory.size)
-        return read_memory(memory, kernels, num_threads)
-
-    monkeypatch.setattr(_core, "read_memory", recorded)
-    monkeypatch.setattr(measure, "last_cache_bytes", lambda: cache)
-    experts = problem.pack(TINY_SHAPE, problem.random_arrays(TINY_SHAPE, rng))
-    measure.Machine([contenders.Ours("portable", TINY_SHAPE, experts, 1)], experts, 1).sample(None)
-    assert read == [experts.nbytes, cache if cache < experts.nbytes else 0]
-
-
-def test_fma_peak_is_that_of_the_float32_kernels(rng: np.random.Generator) -> None:
-    experts = problem.pack(TINY_SHAPE, problem.random_arrays(TINY_SHAPE, rng))
-    ours = [contenders.Ours(isa, TINY_SHAPE, experts, 1) for isa in mx.supported_isas()]
-    machine = measure.Machine(ours, experts, 1)
-    for isa in mx.supported_isas():
-        machine.sample(isa)
-    machine.sample(None)
-    assert set(machine.fma_peaks) == {"avx2", "avx512"} & set(mx.supported_isas())
-    assert [len(samples) for samples in machine.peaks.values()] == [2] + [1] * (len(ours) - 1)
-    if "avx2" in machine.peaks:  # its kernels are float32 FMAs: one measurement serves both
-        assert machine.fma_peaks["avx2"] == machine.peaks["avx2"]

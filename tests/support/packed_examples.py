@@ -202,3 +202,14 @@ def make_layer(rng: np.random.Generator, routing: str, format: str = "mxfp4") ->
         options["shared_experts"] = make_experts(rng, "bf16" + kind, num_experts=1)
     weight = rng.standard_normal((E, K), np.float32)
     return mx.MoELayer(make_experts(rng, format.removesuffix(UNGATED) + kind), weight, top_k=2, **options)
+
+
+def assert_same_experts(got: mx.PackedExperts, expected: mx.PackedExperts) -> None:
+    assert got == expected
+    assert hash(got) == hash(expected)
+    assert (repr(got), got.nbytes, bytes(got.data)) == (repr(expected), expected.nbytes, bytes(expected.data))
+    assert memoryview(got.data).readonly
+    for a, b in zip(got.unpack(), expected.unpack(), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
