@@ -292,6 +292,28 @@ def test_a_matrix_alone(isa, rng, tmp_path, format, has_zeros, shape, groups):
 
 @pytest.mark.parametrize("format", ["int4", "int8"])
 @pytest.mark.parametrize("has_zeros", [False, True])
+def test_every_number_of_tokens(isa, rng, format, has_zeros):
+    """A token has the same bits in every tile and slab; 33 K-blocks lie on either side of the ends of slabs."""
+    rows, k = 19, 33 * 32
+    (codes,), (factors,), zero_points = random_integers(
+        rng, format, (1, rows, k), k // 96, bfloat16, has_zeros
+    )
+    zeros = None if zero_points is None else zero_points[0]
+    linear = mx.pack_linear(codes, factors, format=format, zero_points=zeros)
+    hidden = rng.standard_normal((35, k), np.float32).astype(bfloat16)
+    whole = linear(hidden)
+    inverse = mx.dequantize_int4 if format == "int4" else mx.dequantize_int8
+    expected = hidden.astype(np.float64) @ inverse(codes, factors, zeros, dtype=np.float64).T
+    magnitudes = abs(hidden.astype(np.float64)) @ abs(inverse(codes, factors, zeros, dtype=np.float64)).T
+    # Each sum has at most k additions, and a multiplication by the scale, of which each rounds once.
+    assert (abs(whole - expected) <= (k + 1) * 2.0**-24 * magnitudes).all()
+    for count in range(1, 36):
+        assert_same_bits(linear(hidden[:count]), whole[:count])
+        assert_same_bits(linear(hidden[count - 1 : count], num_threads=1), whole[count - 1 : count])
+
+
+@pytest.mark.parametrize("format", ["int4", "int8"])
+@pytest.mark.parametrize("has_zeros", [False, True])
 @pytest.mark.parametrize("bits", [8, 9, 15, 16, 17, 19, 20, 21, 24])
 def test_weights_are_exact_by_scales_of_so_many_bits(isa, rng, format, has_zeros, bits):
     """A token that is 1 in one place reads off the weights, which float32 holds."""
