@@ -9,7 +9,9 @@
 //            +-------------------------------+----------------------------+
 //     dot_kernels.h, dot_peak.h       amx/tile_kernels.h           quantize.h, read_memory.h
 //            |                               |                            |
-//        dot_gemm.h                   amx/tile_gemm.h                     |    the GEMM of one panel
+//   dot_gemm.h, and of integers       amx/tile_gemm.h                     |    the GEMM of one panel
+//   integer_sums.h, or avx512/                                            |
+//   integer_pairs.h, integer_lanes.h                                      |
 //            +-------------------------------+                            |
 //         segments.h, weight_formats.h                                    |    K in segments, the decoders
 //         rows.h, activation.h, math.h                                    |    rows in and out, activations
@@ -21,7 +23,8 @@
 //       <isa>/simd.h                                                           sixteen float32 lanes
 //       generic/unroll.h                                                       loops at compile time
 //
-// dot_table.h and amx/tile_table.h include everything above the headers of an instruction set. Kernels on activations
+// dot_table.h and amx/tile_table.h include everything above the headers of an instruction set but the sums of integers,
+// which a table of dot products includes after it. Kernels on activations
 // of eight bits are compiled apart, from int8_<name>.cpp: int8_table.h includes math.h, activation.h, segments.h,
 // rows.h, int8_blocks.h, int8_gemm.h, int8_peak.h and int8_kernels.h, in this order, on <isa>/simd.h and
 // <isa>/int8_*.h. CONTRIBUTING.md says how a table is added.

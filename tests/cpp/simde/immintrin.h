@@ -48,11 +48,21 @@ inline Result convert(const Vector& a) {
 inline __m256i cvtepi32_epi16(__m512i a) { return convert<__m256i, int16_t, 16, int32_t, 16>(a); }
 inline __m128i cvtepi32_epi8(__m512i a) { return convert<__m128i, int8_t, 16, int32_t, 16>(a); }
 inline __m128i cvtepi64_epi8(__m512i a) { return convert<__m128i, int8_t, 16, int64_t, 8>(a); }
+inline __m512i cvtepi8_epi32(__m128i a) { return convert<__m512i, int32_t, 16, int8_t, 16>(a); }
+inline __m512i cvtepu8_epi32(__m128i a) { return convert<__m512i, int32_t, 16, uint8_t, 16>(a); }
 inline __m512i cvtepu8_epi64(__m128i a) {
   const auto from = cast<Lanes<uint8_t, 16>>(a);
   Lanes<uint64_t, 8> to;
   for (int i = 0; i < 8; ++i) to.v[i] = from.v[i];
   return cast<__m512i>(to);
+}
+
+template <int kOrder>
+inline __m512 permute_ps(__m512 a) {
+  const auto from = cast<Lanes<float, 16>>(a);
+  Lanes<float, 16> to;
+  for (int i = 0; i < 16; ++i) to.v[i] = from.v[i / 4 * 4 + (kOrder >> i % 4 * 2 & 3)];
+  return cast<__m512>(to);
 }
 
 inline __m512i mulhi_epu16(__m512i a, __m512i b) {
@@ -118,7 +128,10 @@ inline __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
 #undef _mm512_cvtepi32_epi16
 #undef _mm512_cvtepi32_epi8
 #undef _mm512_cvtepi64_epi8
+#undef _mm512_cvtepi8_epi32
+#undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtepu8_epi64
+#undef _mm512_permute_ps
 #undef _mm512_mulhi_epu16
 #undef _mm512_cmpeq_epi16_mask
 #undef _mm512_cvtps_ph
@@ -129,7 +142,10 @@ inline __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
 #define _mm512_cvtepi32_epi16 by_simde::cvtepi32_epi16
 #define _mm512_cvtepi32_epi8 by_simde::cvtepi32_epi8
 #define _mm512_cvtepi64_epi8 by_simde::cvtepi64_epi8
+#define _mm512_cvtepi8_epi32 by_simde::cvtepi8_epi32
+#define _mm512_cvtepu8_epi32 by_simde::cvtepu8_epi32
 #define _mm512_cvtepu8_epi64 by_simde::cvtepu8_epi64
+#define _mm512_permute_ps(a, order) by_simde::permute_ps<order>(a)
 #define _mm512_mulhi_epu16 by_simde::mulhi_epu16
 #define _mm512_cmpeq_epi16_mask by_simde::cmpeq_epi16_mask
 #define _mm512_cvtps_ph(a, mode) by_simde::cvtps_ph(a)

@@ -1,5 +1,5 @@
-// A panel as one zmm vector, and products of bytes by vpdpbusd of AVX-512 VNNI, which adds four
-// products exactly. Included inside a kernel table's own namespace.
+// A panel as one zmm vector, and products of bytes by vpdpbusd of AVX-512 VNNI, which adds four products exactly.
+// Included inside a kernel table's own namespace.
 
 constexpr int kHalves = 1;
 constexpr int kDirectTokens = 2, kTileSizes = 4;

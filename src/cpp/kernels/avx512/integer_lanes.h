@@ -134,10 +134,11 @@ MXFP4MOE_NOINLINE void lane_tile(const PanelView& panel, LaneBlocks blocks, cons
 }
 
 template <class Weights>
-inline void lane_tiles(const PanelView& panel, const LaneBlocks& blocks, const TokenRows& tokens, float* sums) {
+inline void lane_tiles(const PanelView& panel, LaneBlocks blocks, const TokenRows& tokens, float* sums) {
   for_token_tiles<kLaneTokens>(tokens.count, [&](auto size, int64_t t) {
     const TokenRows tile{tokens.x + t * tokens.stride, tokens.stride, size.value};
     lane_tile<Weights, size.value>(panel, blocks, tile, sums + t * kPanelRows);
+    blocks.next = nullptr;  // once is enough
   });
 }
 

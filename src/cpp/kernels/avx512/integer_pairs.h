@@ -4,7 +4,7 @@
 // done, four bits take 49 cycles on Zen 4, of which 8 put the rows of all quads together. Included inside the namespace
 // of the kernel table whose Vec is a zmm register of bfloat16, after dot_gemm.h.
 
-// Of the 16 bytes of each 64 that start at 32 * kHalf, and of those after them, makes a vector.
+// Makes a vector of the 16 bytes of each 64 that start at 32 * kHalf, and one of the 16 bytes after them.
 template <int kHalf>
 MXFP4MOE_INLINE void load_columns(const uint8_t* p, Vec (&out)[2]) {
   constexpr int kLanes = kHalf == 0 ? 0x44 : 0xee;

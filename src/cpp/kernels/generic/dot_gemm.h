@@ -5,6 +5,8 @@
 //              the lanes of each accumulator are summed in a fixed tree.
 // ORDER        is the same for every m and on both paths below, so that a token's result never depends on its batch.
 //
+// Integers are computed so where Element is float32; avx512/integer_lanes.h has another way for bfloat16.
+//
 // There are two paths. direct: weights are decoded in registers and used at once, for few tokens; the panel is walked
 // once for each group of rows that fits the registers, whole quads or half of one. slab: the weights of several
 // K-blocks are decoded into L1 and used for all tokens; accumulators wait in L2 between slabs.

@@ -1,4 +1,5 @@
-// Everything above the headers of an instruction set that computes dot products: the stack that kernel_table.h draws.
+// Everything above the headers of an instruction set that computes dot products, but the sums of integers: the stack
+// that kernel_table.h draws.
 // Included inside a kernel table's own namespace.
 
 constexpr bool kScalesHalves = true;
