@@ -47,7 +47,8 @@ left_out=$(unused_tables .venv/bin/python "${isas[@]}")
 build_asan $left_out
 tests=(
   tests/checkpoint/test_checkpoint.py tests/checkpoint/test_safetensors.py tests/kernels/test_call_forms.py
-  tests/kernels/test_formats.py tests/kernels/test_fused_experts.py tests/kernels/test_special_values.py
+  tests/kernels/test_formats.py tests/kernels/test_fused_experts.py tests/kernels/test_integers.py
+  tests/kernels/test_offsets.py tests/kernels/test_special_values.py
   tests/kernels/test_work_split.py tests/kernels/test_wrong_calls.py tests/layer/test_layer.py
   tests/packed/test_packing.py tests/packed/test_wrong_packing.py tests/quantize/test_quantize_calls.py
 )

@@ -247,9 +247,9 @@ class LayerDescription(Generic[_Experts]):
             ("output_bias", (self.hidden_size,)),
         ):
             self._check_array(name, shape)
-        names = {function: name for name, function in ROUTING_FUNCTIONS.items()}
-        if callable(self.routing):
-            self._set("routing", names.get(self.routing, self.routing))
+        if callable(self.routing):  # which need not be hashable
+            names = (name for name, function in ROUTING_FUNCTIONS.items() if function is self.routing)
+            self._set("routing", next(names, self.routing))
         elif not isinstance(self.routing, str):
             raise type_error(
                 "routing", "the name of a routing function, or a function", describe(self.routing)

@@ -121,6 +121,20 @@ def test_own_routing_function(arrays: dict[str, Any]) -> None:
     assert "first(scale=0.5)" in repr(layer)
 
 
+def test_own_routing_function_that_has_no_hash(arrays: dict[str, Any]) -> None:
+    class First:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, logits: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+            ids = np.broadcast_to(np.arange(top_k, dtype=np.int32), (*logits.shape[:-1], top_k))
+            return np.ones(ids.shape, np.float32), ids
+
+    layer = mx.MoELayer(**arrays, routing=First())
+    assert layer.route(np.ones((2, H), np.float32))[1].tolist() == [[0, 1]] * 2
+    assert layer(np.ones((2, H), np.float32)).shape == (2, H)
+    assert mx.MoELayer(**arrays, routing=mx.topk_softmax).routing == "topk_softmax"
+
+
 @pytest.fixture
 def hash_layer(arrays: dict[str, Any], rng: np.random.Generator) -> mx.MoELayer:
     table = np.stack([rng.permutation(E)[:2] for _ in range(10)])
