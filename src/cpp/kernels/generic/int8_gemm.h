@@ -145,6 +145,8 @@ class DirectBlocks {
     if constexpr (unit.value == 0) {  // memory is read in one stream
       unroll<kWeightBytes<Format> / 64>(
           [&](auto line) MXFP4MOE_INLINE_LAMBDA { __builtin_prefetch(weights_ + kAhead + 64 * line.value, 0, 2); });
+      constexpr int kScalesAhead = kAhead / kWeightBytes<Format> * kScaleBytes<Format>;
+      if (kScalesAhead != 0) __builtin_prefetch(scales_ + kScalesAhead, 0, 2);
     }
     if constexpr (!Format::kIntegers) {
       decode_e2m1(weights_, unit, w);
