@@ -293,7 +293,7 @@ def test_a_matrix_alone(isa, rng, tmp_path, format, has_zeros, shape, groups):
 @pytest.mark.parametrize("format", ["int4", "int8"])
 @pytest.mark.parametrize("has_zeros", [False, True])
 def test_every_number_of_tokens(isa, rng, format, has_zeros):
-    """A token has the same bits in every tile and slab; 33 K-blocks lie on either side of the ends of slabs."""
+    """A token has the same bits in every tile and slab; 33 K-blocks are more than two slabs hold."""
     rows, k = 19, 33 * 32
     (codes,), (factors,), zero_points = random_integers(
         rng, format, (1, rows, k), k // 96, bfloat16, has_zeros
