@@ -24,10 +24,10 @@
 //       generic/unroll.h                                                       loops at compile time
 //
 // dot_table.h and amx/tile_table.h include everything above the headers of an instruction set but the sums of integers,
-// which a table of dot products includes after it. Kernels on activations
-// of eight bits are compiled apart, from int8_<name>.cpp: int8_table.h includes math.h, activation.h, segments.h,
-// rows.h, int8_blocks.h, int8_gemm.h, int8_peak.h and int8_kernels.h, in this order, on <isa>/simd.h and
-// <isa>/int8_*.h. CONTRIBUTING.md says how a table is added.
+// which a table of dot products includes after it. Kernels on activations of eight bits are compiled apart, from
+// int8_<name>.cpp: int8_table.h includes math.h, activation.h, segments.h, rows.h, int8_blocks.h, int8_gemm.h,
+// int8_peak.h and int8_kernels.h, in this order, on <isa>/simd.h and <isa>/int8_*.h. CONTRIBUTING.md says how a table
+// is added.
 #pragma once
 
 #include "common/types.h"

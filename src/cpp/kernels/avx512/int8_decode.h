@@ -7,15 +7,6 @@
 MXFP4MOE_INLINE __m512i order_lanes(__m512i v) { return _mm512_shuffle_epi32(v, static_cast<_MM_PERM_ENUM>(0xd8)); }
 MXFP4MOE_INLINE __m512 order_lanes(__m512 v) { return _mm512_permute_ps(v, 0xd8); }
 
-// The piece of that number of 16 bytes of each of four times 64 bytes.
-template <class Unit>
-MXFP4MOE_INLINE __m512i pieces(const uint8_t* p, Unit) {
-  constexpr int kPair = Unit::value < 2 ? 0x44 : 0xee;
-  const __m512i first = _mm512_shuffle_i32x4(_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64), kPair);
-  const __m512i second = _mm512_shuffle_i32x4(_mm512_loadu_si512(p + 128), _mm512_loadu_si512(p + 192), kPair);
-  return _mm512_shuffle_i32x4(first, second, Unit::value % 2 == 0 ? 0x88 : 0xdd);
-}
-
 // Eight k of a K-block with two codes to a byte, four k each.
 template <class Unit, class F>
 MXFP4MOE_INLINE void decode_nibbles(const uint8_t* block, Unit unit, Bytes (&w)[2][kHalves], F&& value_of) {

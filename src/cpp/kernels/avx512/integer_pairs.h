@@ -7,13 +7,10 @@
 // Makes a vector of the 16 bytes of each 64 that start at 32 * kHalf, and one of the 16 bytes after them.
 template <int kHalf>
 MXFP4MOE_INLINE void load_columns(const uint8_t* p, Vec (&out)[2]) {
-  constexpr int kLanes = kHalf == 0 ? 0x44 : 0xee;
   // Otherwise the compiler would load once for both halves and keep what it loads on the stack.
   asm("" : "+r"(p));
-  const auto row = [&](int i) MXFP4MOE_INLINE_LAMBDA { return _mm512_loadu_si512(p + 64 * i); };
-  const Vec first = _mm512_shuffle_i32x4(row(0), row(1), kLanes), second = _mm512_shuffle_i32x4(row(2), row(3), kLanes);
-  out[0] = _mm512_shuffle_i32x4(first, second, 0x88);
-  out[1] = _mm512_shuffle_i32x4(first, second, 0xdd);
+  out[0] = pieces(p, Index<2 * kHalf>{});
+  out[1] = pieces(p, Index<2 * kHalf + 1>{});
 }
 
 // Calls f(Index<pair>, words) for the sixteen pairs, of which the lowest bits of each word are the code.
@@ -82,19 +79,8 @@ MXFP4MOE_INLINE void each_int8_columns(const uint8_t* block, F&& f) {
 }
 
 // The bytes of the bfloat16 of magnitudes up to 127.
-struct Int8Magnitudes {
-  alignas(64) uint8_t low[128], high[128];
-};
-constexpr Int8Magnitudes make_int8_magnitudes() {
-  Int8Magnitudes t{};
-  for (int i = 0; i < 128; ++i) {
-    const uint16_t value = exact_bf16(static_cast<float>(i));
-    t.low[i] = static_cast<uint8_t>(value);
-    t.high[i] = static_cast<uint8_t>(value >> 8);
-  }
-  return t;
-}
-constexpr Int8Magnitudes kInt8Magnitudes = make_int8_magnitudes();
+constexpr float int8_magnitude(uint8_t code) { return code; }
+constexpr Fp8ByteTables kInt8Magnitudes = make_fp8_byte_tables<int8_magnitude>();
 
 // Of eight k of sixteen rows, the words of the first four k, and of the last four: in each 128 bits, the first two k of
 // four rows, then the next two.

@@ -86,3 +86,12 @@ MXFP4MOE_INLINE V in_register(V v) {
 
 // 64 bytes of weights.
 MXFP4MOE_INLINE U32 load_words(const uint8_t* p) { return in_register(_mm512_loadu_si512(p)); }
+
+// The piece of that number of 16 bytes of each of four times 64 bytes.
+template <class Unit>
+MXFP4MOE_INLINE __m512i pieces(const uint8_t* p, Unit) {
+  constexpr int kPair = Unit::value < 2 ? 0x44 : 0xee;
+  const __m512i first = _mm512_shuffle_i32x4(_mm512_loadu_si512(p), _mm512_loadu_si512(p + 64), kPair);
+  const __m512i second = _mm512_shuffle_i32x4(_mm512_loadu_si512(p + 128), _mm512_loadu_si512(p + 192), kPair);
+  return _mm512_shuffle_i32x4(first, second, Unit::value % 2 == 0 ? 0x88 : 0xdd);
+}
